@@ -1,0 +1,23 @@
+"""Documents to token shards, and token shards to training samples."""
+
+from .config import DataConfig, PrepareConfig, SourceConfig, TokenizerConfig
+from .errors import DataError
+from .manifest import Manifest
+from .prepare import prepare
+from .stream import Batch, SampleOrigin, TokenStream
+from .tokenizer import Tokenizer, load_tokenizer
+
+__all__ = [
+    "Batch",
+    "DataConfig",
+    "DataError",
+    "Manifest",
+    "PrepareConfig",
+    "SampleOrigin",
+    "SourceConfig",
+    "TokenStream",
+    "Tokenizer",
+    "TokenizerConfig",
+    "load_tokenizer",
+    "prepare",
+]

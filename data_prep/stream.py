@@ -1,0 +1,192 @@
+"""The endless stream of training samples: sample g is a pure function of (folder, mix, seed, g)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from .errors import DataError
+from .manifest import Manifest, Split
+from .mixing import Int64, Mix, MixSchedule
+from .permutation import permute
+from .shards import Shard
+
+# Samples are located this many at a time: one vectorised computation serves the batches that follow.
+_BLOCK = 1024
+_BLOCKS_KEPT = 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples of L + 1 tokens: inputs are tokens[:, :-1], targets tokens[:, 1:].
+
+    tokens: int64 [B, L + 1].
+    document_ids: int64 [B, L + 1]; 0, 1, 2, ... by document within the sample.
+    loss_mask: bool [B, L]; False at t where tokens[t + 1] belongs to another document than tokens[t].
+    """
+
+    tokens: Int64
+    document_ids: Int64
+    loss_mask: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class SampleOrigin:
+    """Where a sample comes from: window w of a shard is its tokens [w * L, w * L + L + 1)."""
+
+    source: str
+    epoch: int
+    shard: str
+    window: int
+
+
+class _Source:
+    """A source's windows, numbered over all its shards."""
+
+    def __init__(self, name: str, shards: list[Shard], first_shard: int, sequence_length: int) -> None:
+        self.name = name
+        self.first_shard = first_shard
+        counts = [max(0, shard.entry.tokens - 1) // sequence_length for shard in shards]
+        self.ends = np.cumsum(counts, dtype=np.int64)
+        self.starts = self.ends - np.array(counts, dtype=np.int64)
+        self.windows = int(sum(counts))
+
+
+class TokenStream:
+    """Samples of `sequence_length` + 1 tokens out of a prepared folder, in an order nobody has to store.
+
+    The position in a run is the number of samples seen, so any number of data-parallel ranks continues any
+    other's. Each source passes through all its windows once an epoch, in an order keyed by seed, data,
+    source and epoch.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        split: Split = "train",
+        sequence_length: int,
+        seed: int,
+        mix: Mix = None,
+        shuffle: bool = True,
+    ) -> None:
+        """Reads the manifest and checks file sizes; opens no shard.
+
+        Args:
+            mix: source -> weight from the first sample on, or [(first sample, weights), ...]; None: by size.
+            shuffle: False gives each source's windows in their order in the shards.
+
+        Raises:
+            DataError: the folder is incomplete, the split has no window, or the mix is unusable.
+        """
+        if sequence_length < 1:
+            raise DataError(f"sequence_length is {sequence_length}; it must be at least 1")
+        self.manifest = Manifest.load(Path(folder))
+        self._data = self.manifest.fingerprint
+        self.sequence_length, self.seed, self.split, self.shuffle = sequence_length, seed, split, shuffle
+        entries = [entry for entry in self.manifest.shards if entry.split == split]
+        self.tokens = sum(entry.tokens for entry in entries)
+        self.vocab_size = self.manifest.tokenizer.vocab_size
+        self._shards: list[Shard] = []
+        self._sources: list[_Source] = []
+        for name in dict.fromkeys(entry.source for entry in entries):
+            shards = [
+                Shard(Path(folder), entry, self.manifest.token_type)
+                for entry in entries
+                if entry.source == name
+            ]
+            self._sources.append(_Source(name, shards, len(self._shards), sequence_length))
+            self._shards += shards
+        if not len(self):
+            raise DataError(
+                f"{folder}: split {split!r} has {self.tokens} tokens in {len(entries)} shards, and in none "
+                f"the {sequence_length + 1} that a sample of sequence_length {sequence_length} takes; "
+                "lower sequence_length or prepare more text"
+            )
+        windows = {source.name: source.windows for source in self._sources}
+        self._schedule = MixSchedule(mix, windows, sequence_length)
+        self._blocks: dict[int, tuple[list[int], list[int]]] = {}
+
+    def __len__(self) -> int:
+        """Samples of one epoch: every window of every source once."""
+        return sum(source.windows for source in self._sources)
+
+    @property
+    def fingerprint(self) -> str:
+        """xxh3 (hex) of the data and of all that fixes the order within sources; the mix is no part of it."""
+        parts = (self._data, self.split, self.sequence_length, self.seed, self.shuffle)
+        return xxhash.xxh3_64_hexdigest(repr(parts).encode())
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Samples `indices` of the run, any number in any order, each at least 0; see `Batch`.
+
+        Raises:
+            DataError: a shard, when it is first touched, turns out damaged.
+        """
+        length = self.sequence_length
+        tokens = np.empty((len(indices), length + 1), dtype=np.int64)
+        document_ids = np.zeros((len(indices), length + 1), dtype=np.int64)
+        loss_mask = np.ones((len(indices), length), dtype=np.bool_)
+        begins: list[Int64] = []  # in the flattened batch
+        for row, index in enumerate(indices):
+            shard, start = self._place(index)
+            flat, offsets = self._shards[shard].open()
+            tokens[row] = flat[start : start + length + 1]
+            # Documents that begin inside the sample, after its first token.
+            first, last = offsets.searchsorted((start + 1, start + length + 1)).tolist()
+            if first < last:
+                begins.append(offsets[first:last] + (row * (length + 1) - start))
+        if begins:
+            rows, columns = np.divmod(np.concatenate(begins), length + 1)
+            loss_mask[rows, columns - 1] = False
+            document_ids[rows, columns] = 1
+            np.cumsum(document_ids, axis=1, out=document_ids)
+        return Batch(tokens, document_ids, loss_mask)
+
+    def describe(self, index: int) -> SampleOrigin:
+        """Where sample `index` of the run comes from."""
+        samples = np.array([index], dtype=np.int64)
+        source, number = self._schedule.locate(samples)
+        shard, start = self._place(index)
+        chosen = self._sources[int(source[0])]
+        window = start // self.sequence_length
+        return SampleOrigin(
+            chosen.name, int(number[0]) // chosen.windows, self._shards[shard].entry.file, window
+        )
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """(shard, first token) of a sample."""
+        if index < 0:
+            raise DataError(f"sample index is {index}; samples are numbered from 0")
+        number, within = divmod(int(index), _BLOCK)
+        block = self._blocks.get(number)
+        if block is None:
+            shards, starts = self._locate(np.arange(number * _BLOCK, (number + 1) * _BLOCK, dtype=np.int64))
+            if len(self._blocks) >= _BLOCKS_KEPT:
+                self._blocks.pop(next(iter(self._blocks)), None)
+            block = self._blocks[number] = (shards.tolist(), starts.tolist())
+        return block[0][within], block[1][within]
+
+    def _locate(self, samples: Int64) -> tuple[Int64, Int64]:
+        """(shard, first token), int64 [n] each, of sample numbers int64 [n]."""
+        shards, starts = np.empty_like(samples), np.empty_like(samples)
+        source, number = self._schedule.locate(samples)
+        for current in np.unique(source):
+            here = source == current
+            chosen = self._sources[current]
+            epochs, windows = np.divmod(number[here], chosen.windows)
+            if self.shuffle:
+                for epoch in np.unique(epochs):
+                    now = epochs == epoch
+                    windows[now] = permute(windows[now], chosen.windows, self._key(chosen.name, int(epoch)))
+            shard = np.searchsorted(chosen.ends, windows, side="right")
+            shards[here] = chosen.first_shard + shard
+            starts[here] = (windows - chosen.starts[shard]) * self.sequence_length
+        return shards, starts
+
+    def _key(self, source: str, epoch: int) -> int:
+        parts = (self._data, self.split, self.seed, source, epoch)
+        return xxhash.xxh3_64_intdigest(repr(parts).encode())

@@ -1,0 +1,203 @@
+"""Tokenizers: SentencePiece (load, train) and Hugging Face tokenizer.json (load), behind one interface."""
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import sentencepiece
+import tokenizers
+import xxhash
+
+from .errors import DataError
+from .files import replacing
+
+# SentencePiece writes the thread count into the model file. A fixed one keeps the fingerprint the same on
+# every machine; merging pairs is serial anyway, and the threads above the core count cost nothing.
+_TRAIN_THREADS = 16
+_TRAIN_CHARACTERS = 2000
+# SentencePiece stands this character for a space, and would decode a real one to a space.
+_SPACE_MARK = "\u2581"
+_HF_SPECIALS = [
+    ("<|begin_of_text|>", "<|end_of_text|>"),
+    ("<s>", "</s>"),
+    ("<bos>", "<eos>"),
+    ("<|endoftext|>", "<|endoftext|>"),
+]
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back.
+
+    `vocab_size` is one more than the largest id, `fingerprint` the xxh3 (hex) of the model file's bytes.
+    """
+
+    kind: str
+    path: Path
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+    fingerprint: str
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, no bos or eos added; text that looks like a special token is ordinary text."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`."""
+        ...
+
+    def piece(self, id: int) -> str:
+        """The vocabulary's own spelling of one id."""
+        ...
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece `.model`. Raises DataError when the file is none or has no bos and eos."""
+
+    kind = "sentencepiece"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        model = _read(path)
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except (RuntimeError, TypeError) as error:
+            raise DataError(
+                f"{path}: is no SentencePiece model; give a .model file that SentencePiece wrote"
+            ) from error
+        self.vocab_size = int(self._processor.vocab_size())
+        self.bos_id = int(self._processor.bos_id())
+        self.eos_id = int(self._processor.eos_id())
+        self.fingerprint = xxhash.xxh3_64_hexdigest(model)
+        if self.bos_id < 0 or self.eos_id < 0:
+            raise DataError(
+                f"{path}: bos id is {self.bos_id}, eos id is {self.eos_id}; documents are delimited by both: "
+                "use a model trained with them"
+            )
+        mark_bytes = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
+        has_bytes = all(self._processor.is_byte(id) for id in mark_bytes)
+        self._space_mark_ids: list[int] | None = mark_bytes if has_bytes else None
+
+    def encode(self, text: str) -> list[int]:
+        if self._space_mark_ids is None or _SPACE_MARK not in text:
+            return list(self._processor.encode(text))
+        ids: list[int] = []
+        for number, part in enumerate(text.split(_SPACE_MARK)):
+            ids += (self._space_mark_ids if number else []) + list(self._processor.encode(part))
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._processor.decode(list(map(int, ids))))
+
+    def piece(self, id: int) -> str:
+        return str(self._processor.id_to_piece(int(id)))
+
+
+class HFTokenizer:
+    """A Hugging Face `tokenizer.json`. Raises DataError when the file is none or has no known bos and eos."""
+
+    kind = "hf"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        model = _read(path)
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(model)
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(
+                f"{path}: is no Hugging Face tokenizer.json ({error}); give a file they wrote"
+            ) from error
+        # A document that spells "<|end_of_text|>" must not end the document.
+        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.fingerprint = xxhash.xxh3_64_hexdigest(model)
+        for bos, eos in _HF_SPECIALS:
+            if bos in vocabulary and eos in vocabulary:
+                self.bos_id, self.eos_id = int(vocabulary[bos]), int(vocabulary[eos])
+                return
+        known = ", ".join(f"{bos} {eos}" for bos, eos in _HF_SPECIALS)
+        raise DataError(
+            f"{path}: has no bos and eos token that is known ({known}); add one of these pairs to it"
+        )
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=False))
+
+    def piece(self, id: int) -> str:
+        return str(self._tokenizer.id_to_token(int(id)))
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Loads `*.model` as SentencePiece and `*.json` as Hugging Face. Raises DataError."""
+    path = Path(path).expanduser()
+    if path.suffix == ".model":
+        return SentencePieceTokenizer(path)
+    if path.suffix == ".json":
+        return HFTokenizer(path)
+    raise DataError(
+        f"{path}: is no tokenizer by its name; give a SentencePiece *.model or a Hugging Face *.json"
+    )
+
+
+def train_sentencepiece(texts: Iterable[str], vocab_size: int, out_path: Path) -> None:
+    """Trains BPE with byte fallback on `texts` and writes `out_path`, the same bytes for the same texts.
+
+    decode(encode(x)) == x for every text: nothing is normalised, unknown characters become bytes, newlines
+    and tabs are pieces of their own, runs of spaces are learned. Ids: unk 0, bos 1, eos 2.
+
+    Raises:
+        DataError: no text, or a corpus too small (or too varied) for `vocab_size`.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_sentences(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            split_digits=True,
+            allow_whitespace_only_pieces=True,
+            user_defined_symbols=["\n", "\t"],
+            max_sentence_length=8 * _TRAIN_CHARACTERS,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            num_threads=_TRAIN_THREADS,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).rpartition("] ")[2].strip() or "the corpus has no text"
+        raise DataError(
+            f"tokenizer.vocab_size is {vocab_size}, which this corpus cannot fill ({reason}); "
+            "change vocab_size, or add text (sources, max_bytes, tokenizer.train_bytes)"
+        ) from error
+    with replacing(out_path) as temporary:
+        temporary.write_bytes(model.getvalue())
+
+
+def _sentences(texts: Iterable[str]) -> Iterator[str]:
+    # The trainer drops sentences above max_sentence_length bytes (at most 4 a character) without a word.
+    for text in texts:
+        for start in range(0, len(text), _TRAIN_CHARACTERS):
+            yield text[start : start + _TRAIN_CHARACTERS]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot read the tokenizer ({error.strerror}); check tokenizer.path"
+        ) from error

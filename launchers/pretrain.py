@@ -1,0 +1,78 @@
+"""Pretrain a language model with a memory: the main job.
+
+    python launchers/pretrain.py --config configs/quickstart.yaml
+    deepspeed --num_gpus 2 launchers/pretrain.py --config configs/quickstart.yaml parallel.tensor=2
+
+The same command continues a run that was stopped or killed.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+EPILOG = """\
+overrides are section.key=value, values are YAML; some that are used often:
+  run.name=NAME                 folder of the run below run.output_dir (default runs/)
+  parallel.tensor=2             share every layer between 2 ranks
+  parallel.pipeline=2           cut the layers into 2 stages
+  training.precision=bf16       fp32 master weights stay
+  training.stop_after_steps=10  save and stop early (exit code 75)
+  tracking.enabled=false        no MLflow
+  phases.0.tokens=1000000       a list element is named by its number
+
+exit codes: 0 finished; 2 bad input, nothing was written; 75 saved, run the same command again; else a failure.
+The number of ranks that the launcher starts must be a multiple of parallel.tensor x parallel.pipeline; what is left
+over is data parallel.
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file that describes the run")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the file")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, build the model's shape, and stop")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # from the deepspeed launcher
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    # Imports after the arguments: --help answers at once.
+    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
+
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    try:
+        return launch(arguments)
+    except BAD_INPUT as error:
+        if rank == 0:
+            print(error, file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except TrainingError as error:
+        if rank == 0:
+            print(f"failed: {error}", file=sys.stderr)
+        return 1
+
+
+def launch(arguments: argparse.Namespace) -> int:
+    from training.config import dump_yaml, load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        print(dump_yaml(config), end="")
+        return 0
+    if arguments.dry_run:
+        from training.dry_run import describe
+
+        print(describe(config))
+        return 0
+    from training.session import run
+
+    return run(config, arguments.local_rank)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Grouped-query attention, local to the segment (and to the span - 1 segments before it)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.parallel import ColumnParallel, RowParallel, TensorParallel
+from model.rope import rotate
+from model.segments import Piece, windows
+from model.state import LayerState
+
+
+class Attention(nn.Module):
+    """Llama's attention; heads are split over the tensor-parallel ranks."""
+
+    def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
+        super().__init__()
+        self.config = config
+        self.group = config.num_heads // config.num_kv_heads  # query heads per key/value head
+        # rows [Hkv, group + 2, d]: a split of dim 0 is a split by key/value heads
+        self.qkv = ColumnParallel(
+            config.hidden_size, (config.num_heads + 2 * config.num_kv_heads) * config.head_width, tp
+        )
+        self.out = RowParallel(config.num_heads * config.head_width, config.hidden_size, tp)
+
+    def forward(self, h: Tensor, piece: Piece, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
+        """h [B, n, D] normalised, copied into the tensor-parallel region.
+
+        Returns this rank's partial output [B, n, D], and the keys and values [B, kept, Hkv/tp, d] to carry.
+        """
+        qkv = self.qkv(h).unflatten(-1, (-1, self.group + 2, self.config.head_width))  # [B, n, Hkv, group+2, d]
+        q, k, v = qkv.split((self.group, 1, 1), dim=3)
+        q = rotate(q.flatten(2, 3), piece.start, self.config)
+        k = torch.cat((state.keys, rotate(k.squeeze(3), piece.start, self.config)), dim=1)  # [B, c+n, Hkv, d]
+        v = torch.cat((state.values, v.squeeze(3)), dim=1)
+        context = self._attend(q, k, v, piece)
+        first = k.size(1) - piece.kept
+        return self.out(context), k[:, first:], v[:, first:]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, piece: Piece) -> Tensor:
+        """q [B, n, H, d], k and v [B, c+n, Hkv, d] -> [B, n, H*d]."""
+        batch, segments = q.size(0), piece.segments
+        if piece.padding:
+            k, v = (F.pad(x, (0, 0, 0, 0, piece.padding, 0)) for x in (k, v))
+        # fold the segments into the batch: [B*S, H, n/S or W, d]
+        q = q.unflatten(1, (segments, -1)).flatten(0, 1).transpose(1, 2)
+        k, v = (windows(x, piece).flatten(0, 1).transpose(1, 2) for x in (k, v))
+        mask = piece.attention_mask(q.device)
+        if mask is not None and (mask.size(0) > 1 or mask.size(1) > 1):
+            mask = mask.expand(batch, segments, -1, -1).flatten(0, 1).unsqueeze(1)
+        context = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.group > 1
+        )
+        return context.transpose(1, 2).flatten(2).unflatten(0, (batch, segments)).flatten(1, 2)

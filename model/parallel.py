@@ -1,0 +1,163 @@
+"""Tensor parallelism: megatron-core's sharded layers behind one small object.  The only importer of megatron-core.
+
+megatron-core allocates and marks the shards (`tensor_model_parallel`, `partition_dim`) and gives the copy/reduce
+mappings.  The matrix products are plain `F.linear` on the local shard, so that every column-parallel projection of a
+block shares ONE copy-to-region and every row-parallel one joins ONE all-reduce, and so that a single process needs no
+process group at all.
+"""
+
+import logging
+import warnings
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+with warnings.catch_warnings():  # megatron-core announces that TransformerEngine and Apex are absent; neither is used
+    warnings.simplefilter("ignore")
+    logging.getLogger("megatron.core").setLevel(logging.ERROR)
+    from megatron.core import ModelParallelConfig
+    from megatron.core.tensor_parallel import (
+        ColumnParallelLinear,
+        RowParallelLinear,
+        VocabParallelEmbedding,
+        copy_to_tensor_model_parallel_region,
+        reduce_from_tensor_model_parallel_region,
+    )
+
+
+@dataclass(frozen=True)
+class TensorParallel:
+    """The tensor-parallel group a model is built for; `group=None` is one rank with nothing initialised."""
+
+    group: dist.ProcessGroup | None = None
+
+    @property
+    def size(self) -> int:
+        return 1 if self.group is None else self.group.size()
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.group is None else self.group.rank()
+
+    def copy(self, x: Tensor) -> Tensor:
+        """Identity forward, all-reduce backward: enter a region of column-parallel products."""
+        return x if self.size == 1 else copy_to_tensor_model_parallel_region(x, self.group)
+
+    def reduce(self, partial: Tensor) -> Tensor:
+        """All-reduce forward, identity backward: leave a region of row-parallel products."""
+        if self.size == 1:
+            return partial
+        # contiguous: megatron-core would otherwise reduce a copy and return the unreduced tensor
+        return reduce_from_tensor_model_parallel_region(partial.contiguous(), self.group)
+
+    def gather_last_dim(self, x: Tensor) -> Tensor:
+        """[..., V/tp] of every rank -> [..., V]; no gradient (inference only)."""
+        if self.size == 1:
+            return x
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        dist.all_gather(parts, x.detach().contiguous(), group=self.group)
+        return torch.cat(parts, dim=-1)
+
+    def shard(self, full: Tensor, parameter: nn.Parameter) -> Tensor:
+        """This rank's slice of a full weight, split as `parameter` is."""
+        if self.size == 1 or not is_sharded(parameter):
+            return full
+        return full.chunk(self.size, dim=parameter.partition_dim)[self.rank]
+
+
+def is_sharded(parameter: nn.Parameter) -> bool:
+    """Whether the parameter is split over the tensor-parallel group (else it is replicated)."""
+    return bool(getattr(parameter, "tensor_model_parallel", False))
+
+
+def sharded_parameter(shape: tuple[int, ...], tp: TensorParallel) -> nn.Parameter:
+    """An uninitialised parameter split over its first dimension; `shape` is the full one."""
+    assert shape[0] % tp.size == 0, f"{shape[0]} rows over {tp.size} ranks"
+    parameter = nn.Parameter(torch.empty(shape[0] // tp.size, *shape[1:]))
+    parameter.tensor_model_parallel, parameter.partition_dim, parameter.partition_stride = True, 0, 1  # type: ignore[attr-defined]
+    return parameter
+
+
+# use_cpu_initialization: on CUDA too, the engine moves the layers afterwards; initialization.py fills the weights
+_CONFIG = ModelParallelConfig(use_cpu_initialization=True, perform_initialization=False)
+
+
+class ColumnParallel(ColumnParallelLinear):
+    """Weight [out, in] split by rows: `x` [..., in], already copied into the region -> [..., out/tp]."""
+
+    def __init__(self, in_size: int, out_size: int, tp: TensorParallel) -> None:
+        super().__init__(
+            in_size, out_size, config=_CONFIG, init_method=nn.init.zeros_, bias=False, tp_group=tp.group
+        )
+        _mark(self.weight, 0)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return F.linear(x, self.weight)
+
+
+class RowParallel(RowParallelLinear):
+    """Weight [out, in] split by columns: [..., in/tp] -> this rank's PARTIAL [..., out]; the caller reduces once."""
+
+    def __init__(self, in_size: int, out_size: int, tp: TensorParallel) -> None:
+        super().__init__(
+            in_size,
+            out_size,
+            config=_CONFIG,
+            init_method=nn.init.zeros_,
+            bias=False,
+            input_is_parallel=True,
+            skip_bias_add=True,
+            tp_group=tp.group,
+        )
+        _mark(self.weight, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return F.linear(x, self.weight)
+
+
+class VocabParallel(VocabParallelEmbedding):
+    """Weight [V, D] split by rows over the vocabulary, used as embedding, as output head, or as both (tied)."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, tp: TensorParallel) -> None:
+        super().__init__(vocab_size, hidden_size, init_method=nn.init.zeros_, config=_CONFIG, tp_group=tp.group)
+        self.tp = tp
+        _mark(self.weight, 0)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """int64 [B, L] -> [B, L, D], whole on every rank."""
+        if self.tp.size == 1:
+            return F.embedding(ids, self.weight)
+        outside = (ids < self.vocab_start_index) | (ids >= self.vocab_end_index)
+        local = F.embedding((ids - self.vocab_start_index).masked_fill(outside, 0), self.weight)
+        return self.tp.reduce(local.masked_fill(outside.unsqueeze(-1), 0.0))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[B, L, D] -> this rank's [B, L, V/tp]."""
+        return F.linear(self.tp.copy(hidden), self.weight)
+
+
+def _mark(weight: nn.Parameter, dim: int) -> None:
+    # megatron-core marks shards only while it initialises them, which is switched off here
+    weight.tensor_model_parallel, weight.partition_dim, weight.partition_stride = True, dim, 1  # type: ignore[attr-defined]
+
+
+def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, tp: TensorParallel) -> Tensor:
+    """Cross entropy of each position over a vocabulary split by ranks.
+
+    Args: logits [B, L, V/tp]; labels int64 [B, L].  Returns nats, fp32 [B, L], equal on all ranks.
+    megatron-core's own function reads its global groups; here the group is passed.
+    """
+    logits = logits.float()
+    if tp.size == 1:
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+    peak = logits.detach().amax(dim=-1)  # [B, L]
+    dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=tp.group)
+    logits = logits - peak.unsqueeze(-1)
+    local = labels - tp.rank * logits.size(-1)
+    outside = (local < 0) | (local >= logits.size(-1))
+    chosen = logits.gather(-1, local.masked_fill(outside, 0).unsqueeze(-1)).squeeze(-1).masked_fill(outside, 0.0)
+    total, chosen = tp.reduce(torch.stack((logits.exp().sum(dim=-1), chosen)))
+    return total.log() - chosen

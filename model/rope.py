@@ -1,0 +1,40 @@
+"""Rotary position embedding (Su et al. 2021) with Llama-3's frequency scaling."""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig, RopeScaling
+
+
+def inverse_frequencies(width: int, theta: float, scaling: RopeScaling | None) -> Tensor:
+    """fp64 [width/2] angles per position, in the order Hugging Face's Llama uses (halves, not pairs)."""
+    frequencies = theta ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
+    if scaling is None:
+        return frequencies
+    wavelength = 2 * math.pi / frequencies
+    # 0 = long wavelengths, stretched by `factor`; 1 = short ones, kept; linear in original/wavelength between
+    kept = (scaling.original_max_position / wavelength - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    kept = kept.clamp(0, 1)
+    return (1 - kept) * frequencies / scaling.factor + kept * frequencies
+
+
+@lru_cache(maxsize=8)  # a pure function of its arguments: the decoder layers of one call share the table
+def _table(start: int, length: int, width: int, theta: float, scaling: RopeScaling | None, device: str) -> Tensor:
+    # Angles in fp64: at position one million an fp32 angle is off by 0.06 rad, and streaming would drift.
+    with torch.inference_mode(False):  # a table first made under inference_mode must still serve training
+        positions = torch.arange(start, start + length, dtype=torch.float64)
+        angles = positions.unsqueeze(1) * inverse_frequencies(width, theta, scaling)
+        return torch.stack((angles.cos(), angles.sin())).float().to(device)  # [2, length, width/2]
+
+
+def rotate(x: Tensor, start: int, config: ModelConfig) -> Tensor:
+    """Rotate queries or keys [B, L, H, d] whose first token stands at position `start` of the stream."""
+    table = _table(start, x.size(1), x.size(3), config.rope_theta, config.rope_scaling, str(x.device))
+    cos, sin = table.to(x.dtype).unsqueeze(2)  # each [L, 1, d/2]
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -1,0 +1,165 @@
+"""How a stream of tokens falls into segments, and which token may see what.
+
+A call on L tokens is cut at segment boundaries into at most three pieces: the rest of an open segment, a run of S
+whole segments that are computed at once, and the beginning of a new one.  In training there is one piece.
+
+B batch, S segments, T tokens of a segment, n tokens of a piece, c cached tokens before it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of the stream that lies inside one segment, or that is a run of whole segments."""
+
+    begin: int  # first token, counted from the call's first token
+    start: int  # the same token's position in the stream
+    length: int  # n
+    segment_length: int  # T
+    attention_span: int  # segments a token attends to, its own included
+    documents: Tensor | None  # int64 [B, c+n]: documents of the cached and the own tokens; None: one document
+    bank_document: Tensor | None  # int64 [B]: document of the last token before the open segment (-1: none)
+
+    @property
+    def end(self) -> int:
+        return self.begin + self.length
+
+    @property
+    def offset(self) -> int:
+        """Tokens of the open segment that came before this piece."""
+        return self.start % self.segment_length
+
+    @property
+    def segments(self) -> int:
+        """S: whole segments in this piece, or 1 for a part of one."""
+        return max(1, self.length // self.segment_length) if self.offset == 0 else 1
+
+    @property
+    def closes(self) -> bool:
+        """Whether the piece ends on a segment boundary, so that the memory is written."""
+        return (self.start + self.length) % self.segment_length == 0
+
+    @property
+    def cached(self) -> int:
+        """c: tokens before the piece that attention still sees."""
+        return min(self.start, self.offset + (self.attention_span - 1) * self.segment_length)
+
+    @property
+    def kept(self) -> int:
+        """Tokens whose keys and values the next piece needs."""
+        after = self.start + self.length
+        return min(after, after % self.segment_length + (self.attention_span - 1) * self.segment_length)
+
+    @property
+    def padding(self) -> int:
+        """Empty keys before the first window, so that every window of a run of segments has the same width."""
+        return (self.attention_span - 1) * self.segment_length - self.cached if self.segments > 1 else 0
+
+    @property
+    def window(self) -> int:
+        """W: keys a segment of this piece looks at."""
+        if self.segments > 1:
+            return self.attention_span * self.segment_length
+        return self.cached + self.length
+
+    def attention_mask(self, device: torch.device) -> Tensor | None:
+        """bool [B or 1, S or 1, n/S, W], True = may attend; None: plain causal attention over n = W tokens."""
+        queries = self.length // self.segments
+        if self.documents is None and self.window == queries:
+            return None
+        ahead = self.window - queries  # keys of a window that stand before its first query
+        mask = torch.ones(queries, self.window, dtype=torch.bool, device=device).tril(ahead)[None, None]
+        if self.padding:
+            key = torch.arange(self.window, device=device)
+            first = torch.arange(self.segments, device=device).unsqueeze(1) * self.segment_length
+            mask = mask & (first + key >= self.padding)[None, :, None]
+        if self.documents is not None:
+            keys = torch.nn.functional.pad(self.documents, (self.padding, 0), value=-1)
+            keys = windows(keys, self)  # [B, S, W]
+            mask = mask & (keys[:, :, ahead:, None] == keys[:, :, None, :])
+        return mask
+
+    @cached_property
+    def _segment_documents(self) -> Tensor | None:
+        """int64 [B, S, T or the open segment's length so far], the pending tokens of an open segment included."""
+        if self.documents is None:
+            return None
+        pending = self.offset + self.length
+        return self.documents[:, self.documents.size(1) - pending :].unflatten(1, (self.segments, -1))
+
+    @cached_property
+    def _entering(self) -> Tensor:
+        """int64 [B, S]: document the bank that enters each segment belongs to."""
+        assert self._segment_documents is not None and self.bank_document is not None
+        return torch.cat((self.bank_document.unsqueeze(1), self._segment_documents[:, :-1, -1]), dim=1)
+
+    @cached_property
+    def readable(self) -> Tensor | None:
+        """bool [B, S, n/S]: the token's document is the bank's; None: always."""
+        if self._segment_documents is None:
+            return None
+        own = self._segment_documents[:, :, self.offset :]
+        return own == self._entering.unsqueeze(2)
+
+    @cached_property
+    def continues(self) -> Tensor | None:
+        """bool [B, S]: the segment's last token goes on with the bank's document; None: always."""
+        if self._segment_documents is None:
+            return None
+        return self._segment_documents[:, :, -1] == self._entering
+
+    @cached_property
+    def writable(self) -> Tensor | None:
+        """bool [B, S, T]: the token belongs to the document of its segment's last token; None: all do."""
+        if self._segment_documents is None:
+            return None
+        return self._segment_documents == self._segment_documents[:, :, -1:]
+
+    @property
+    def next_bank_document(self) -> Tensor | None:
+        """int64 [B]: document of the bank after this piece."""
+        if self._segment_documents is None or not self.closes:
+            return self.bank_document
+        return self._segment_documents[:, -1, -1]
+
+
+def windows(x: Tensor, piece: Piece) -> Tensor:
+    """[B, padding+c+n, …] -> [B, S, W, …]: the keys each segment looks at."""
+    if piece.segments == 1:
+        return x.unsqueeze(1)
+    if piece.attention_span == 1:
+        return x.unflatten(1, (piece.segments, piece.segment_length))
+    return x.unfold(1, piece.window, piece.segment_length).movedim(-1, 2)
+
+
+def pieces(
+    start: int,
+    length: int,
+    segment_length: int,
+    attention_span: int,
+    documents: Tensor | None = None,
+    bank_document: Tensor | None = None,
+) -> Iterator[Piece]:
+    """Cut `length` tokens that begin at stream position `start`; `documents` int64 [B, c+length] with the cached ones."""
+    begin = 0
+    while begin < length:
+        at, left = start + begin, length - begin
+        offset = at % segment_length
+        if offset:
+            take = min(left, segment_length - offset)
+        else:
+            take = left - left % segment_length or left
+        cut = None
+        if documents is not None:
+            cached = min(at, offset + (attention_span - 1) * segment_length)
+            stop = documents.size(1) - left + take
+            cut = documents[:, stop - take - cached : stop]
+        piece = Piece(begin, at, take, segment_length, attention_span, cut, bank_document)
+        yield piece
+        bank_document, begin = piece.next_bank_document, begin + take

@@ -1,0 +1,98 @@
+"""The model as one flat list of layers for the pipeline to cut: what travels is (hidden [B, L, D], documents [B, L])."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.decoder import DecoderLayer, hosts_memory, new_embedding, new_norm
+from model.initialization import initialize
+from model.parallel import TensorParallel
+from model.segments import pieces
+
+
+class EmbeddingStage(nn.Module):
+    """(ids, documents) -> (hidden, documents)."""
+
+    def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
+        super().__init__()
+        self.embedding = new_embedding(config, tp)
+
+    def forward(self, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        ids, documents = inputs
+        hidden = self.embedding(ids)
+        if torch.is_grad_enabled() and not hidden.requires_grad:
+            hidden.requires_grad_()  # a frozen embedding: the pipeline can only send what has a gradient
+        return hidden, documents
+
+
+class DecoderStage(nn.Module):
+    """One decoder layer; the pipeline balances its stages by counting these."""
+
+    def __init__(self, config: ModelConfig, tp: TensorParallel, index: int, memory_on: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.layer = DecoderLayer(config, tp, hosts_memory(config, index, memory_on))
+
+    def forward(self, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        hidden, documents = inputs
+        no_bank = documents.new_full((documents.size(0),), -1)
+        config = self.config
+        cut = list(pieces(0, hidden.size(1), config.segment_length, config.attention_span, documents, no_bank))
+        return self.layer(hidden, cut)[0], documents
+
+
+class NormStage(nn.Module):
+    """(hidden, documents) -> hidden."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm = new_norm(config)
+
+    def forward(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
+        return self.norm(inputs[0])
+
+
+class HeadStage(nn.Module):
+    """hidden -> this rank's logits [B, L, V/tp]."""
+
+    def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
+        super().__init__()
+        self.head = new_embedding(config, tp)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.head.logits(hidden)
+
+
+def tied_logits(stage: EmbeddingStage, hidden: Tensor) -> Tensor:
+    """The tied head: the embedding stage's copy on the last stage, used the other way round."""
+    return stage.embedding.logits(hidden)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One entry of the flat list.  Canonical name of a parameter = `prefix` + its name below the child `attribute`."""
+
+    prefix: str
+    attribute: str
+    type: type[nn.Module]
+    arguments: tuple[Any, ...]
+    tied: bool = False  # embedding and head are the same weight
+
+    def build(self, config: ModelConfig, seed: int, tp: TensorParallel) -> nn.Module:
+        """The module with its initial weights."""
+        module = self.type(*self.arguments)
+        initialize(module.get_submodule(self.attribute), self.prefix, config, seed, tp)
+        return module
+
+
+def flat_layers(config: ModelConfig, tp: TensorParallel, memory_on: bool) -> list[Layer]:
+    """Embedding, decoder layer x n, norm, head (a second entry of the embedding when tied)."""
+    embedding = Layer("embedding", "embedding", EmbeddingStage, (config, tp), tied=config.tie_embeddings)
+    decoders = [
+        Layer(f"layers.{i}", "layer", DecoderStage, (config, tp, i, memory_on)) for i in range(config.num_layers)
+    ]
+    head = embedding if config.tie_embeddings else Layer("head", "head", HeadStage, (config, tp))
+    return [embedding, *decoders, Layer("final_norm", "norm", NormStage, (config,)), head]

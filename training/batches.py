@@ -1,0 +1,103 @@
+"""From the token stream to the micro-batches of one step on one rank."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_prep import TokenStream
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """ids, documents, labels: int64 [B, L]; weights: fp32 [B, L], what each label's loss counts."""
+
+    ids: Tensor
+    documents: Tensor
+    labels: Tensor
+    weights: Tensor
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        return MicroBatch(*(x.to(device, non_blocking=True) for x in (self.ids, self.documents, self.labels, self.weights)))
+
+    @property
+    def pipeline_item(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """(inputs of the first stage, labels of the last)."""
+        return (self.ids, self.documents), (self.labels, self.weights)
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One rank's share of a step.  Weights are 1 for labels that count; the engine divides by the global count."""
+
+    micro_batches: list[MicroBatch]
+
+    @property
+    def valid(self) -> float:
+        return float(sum(m.weights.sum() for m in self.micro_batches))
+
+
+def read(stream: TokenStream, indices: Sequence[int], micro_batch_size: int) -> StepBatch:
+    """The samples `indices`, in micro-batches; an index of -1 stands for an empty sample that counts nothing."""
+    real = [i for i in indices if i >= 0]
+    batch = stream.batch(real or [0])
+    rows = np.cumsum([i >= 0 for i in indices]) - 1
+    tokens, documents = (torch.from_numpy(x[np.maximum(rows, 0)]) for x in (batch.tokens, batch.document_ids))
+    weights = torch.from_numpy(batch.loss_mask[np.maximum(rows, 0)]).float()
+    weights[torch.tensor([i < 0 for i in indices])] = 0.0
+    parts = zip(
+        *(
+            x.split(micro_batch_size)
+            for x in (tokens[:, :-1], documents[:, :-1], tokens[:, 1:], weights)
+        ),
+        strict=True,
+    )
+    return StepBatch([MicroBatch(*(x.contiguous() for x in part)) for part in parts])
+
+
+def rank_share(first: int, samples: int, data_rank: int, data_size: int) -> range:
+    """The indices of one data-parallel rank among `samples` that begin at `first`: a contiguous block.
+
+    Every data-parallel size reads the same samples in the same step.
+    """
+    share = samples // data_size
+    return range(first + data_rank * share, first + (data_rank + 1) * share)
+
+
+class Prefetcher:
+    """Reads the next step's batch while this one is computed."""
+
+    def __init__(self, stream: TokenStream, micro_batch_size: int) -> None:
+        self.stream, self.micro_batch_size = stream, micro_batch_size
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="data")
+        self._next: tuple[range, Future[StepBatch]] | None = None
+
+    def get(self, indices: range, following: range | None) -> StepBatch:
+        """The batch of `indices`; starts reading `following`."""
+        if self._next is not None and self._next[0] == indices:
+            batch = self._next[1].result()
+        else:
+            batch = read(self.stream, indices, self.micro_batch_size)
+        self._next = None
+        if following is not None:
+            self._next = (following, self._pool.submit(read, self.stream, following, self.micro_batch_size))
+        return batch
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def evaluation_shares(samples: int, data_rank: int, data_size: int, micro_batch_size: int) -> list[int]:
+    """Sample numbers 0..samples-1 for one rank, filled with -1 so that all ranks have equally many micro-batches."""
+    step = data_size * micro_batch_size
+    padded = [i if i < samples else -1 for i in range(-(-samples // step) * step)]
+    share = len(padded) // data_size
+    return padded[data_rank * share : (data_rank + 1) * share]
+
+
+def iterate(batch: StepBatch) -> Iterator[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
+    """The micro-batches in the form the pipeline pulls."""
+    return iter([m.pipeline_item for m in batch.micro_batches])

@@ -1,0 +1,210 @@
+"""Checkpoints: torch.distributed.checkpoint under canonical names, so any topology reads any other's.
+
+A checkpoint is written to a temporary folder, synced, renamed, and only then named by the pointer `latest`, which is
+replaced atomically.  A process killed at any moment leaves the previous checkpoint as the latest one.
+"""
+
+import json
+import logging
+import os
+import shutil
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+from model.parallel import is_sharded
+from training.engine import Engine
+from training.errors import ConfigError, TrainingError
+from training.topology import Topology
+
+log = logging.getLogger("memtrain")
+
+STATE_FILE = "state.json"
+POINTER = "latest"
+RNG_KEY = "rng"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a checkpoint says beside its tensors."""
+
+    step: int
+    tokens: int
+    samples: int
+    phase: str
+    phase_step: int
+    optimizer_steps: dict[str, float]  # by family of parameters
+    stream: str  # fingerprint of the training stream
+    mlflow_run_id: str
+    config: dict[str, Any]  # resolved
+    versions: dict[str, str]
+
+
+class CheckpointFolder:
+    """`checkpoints/` of one run."""
+
+    def __init__(self, folder: Path, topology: Topology) -> None:
+        self.folder, self.topology = folder, topology
+
+    def save(self, engine: Engine, state: RunState) -> Path:
+        """Write `step-XXXXXXXX` and point `latest` at it.  Collective; returns when it is on disk."""
+        final = self.folder / f"step-{state.step:08d}"
+        aside = self.folder / f".{final.name}.partial"
+        if self.topology.is_main:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        dist.barrier()
+        values: dict[str, Any] = dict(_global_tensors(engine, dict(engine.read_state()), self.topology))
+        values[RNG_KEY] = torch.get_rng_state()
+        with _quiet():
+            dcp.save(values, checkpoint_id=aside)
+        if self.topology.is_main:
+            (aside / STATE_FILE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+            _sync_tree(aside)
+            if final.exists():  # an earlier life wrote it but died before moving the pointer
+                shutil.rmtree(final)
+            os.rename(aside, final)
+            _replace_text(self.folder / POINTER, final.name)
+        dist.barrier()
+        return final
+
+    def latest(self) -> Path | None:
+        """The checkpoint to continue from, or None."""
+        return latest_checkpoint(self.folder)
+
+    def prune(self, keep_last: int, keep_every: int | None) -> None:
+        """Delete all but the newest `keep_last` checkpoints and those at multiples of `keep_every` steps."""
+        if not self.topology.is_main:
+            return
+        found = sorted(self.folder.glob("step-????????"))
+        for old in found[:-keep_last]:
+            if keep_every is None or int(old.name.removeprefix("step-")) % keep_every:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that `folder/latest` names, or None when nothing was saved.
+
+    Raises `TrainingError` when the pointer names a checkpoint that is not whole.
+    """
+    pointer = folder / POINTER
+    if not pointer.exists():
+        return None
+    name = pointer.read_text(encoding="utf-8").strip()
+    target = folder / name
+    if Path(name).name != name or not (target / STATE_FILE).is_file() or not (target / ".metadata").is_file():
+        raise TrainingError(f"{pointer} names '{name}', which is no whole checkpoint in {folder}")
+    return target
+
+
+def read_run_state(checkpoint: Path) -> RunState:
+    """The JSON side of a checkpoint; raises `ConfigError` when it is none."""
+    path = checkpoint / STATE_FILE
+    try:
+        return RunState(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"checkpoint: {checkpoint} has no readable {STATE_FILE} ({error}); pass a folder like RUN/checkpoints/step-XXXXXXXX"
+        ) from None
+
+
+def restore(engine: Engine, checkpoint: Path, topology: Topology, moments: bool, rng: bool) -> None:
+    """Load what `checkpoint` holds of `engine`'s parameters; others keep their initial values.  Collective.
+
+    moments: also AdamW's state and its step counts; rng: also the random generator's state (a resume).
+    """
+    stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    own = dict(engine.read_state())
+    wanted = {k: torch.empty_like(v) for k, v in own.items() if k in stored and (moments or "/" not in k)}
+    _check_shapes(engine, wanted, stored, checkpoint, topology)
+    values: dict[str, Any] = dict(_global_tensors(engine, wanted, topology))
+    if rng:
+        values[RNG_KEY] = torch.get_rng_state()
+    with _quiet():
+        dcp.load(values, checkpoint_id=checkpoint)
+    engine.write_state(
+        {k: v.to_local() if isinstance(v, DTensor) else v for k, v in values.items() if k != RNG_KEY}
+    )
+    if moments:
+        engine.set_optimizer_steps(read_run_state(checkpoint).optimizer_steps)
+    if rng:
+        torch.set_rng_state(values[RNG_KEY])
+
+
+def load_weights(checkpoint: Path, parameters: dict[str, torch.nn.Parameter]) -> None:
+    """Load whole (unsharded) weights into `parameters` of one process, by canonical name, in place.
+
+    Raises `ConfigError` naming weights the checkpoint lacks.
+    """
+    stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    if missing := sorted(parameters.keys() - stored.keys()):
+        raise ConfigError(f"checkpoint: {checkpoint} lacks {', '.join(missing[:4])}; it was made by another model")
+    values: dict[str, Any] = {name: p.detach() for name, p in parameters.items()}
+    with _quiet():
+        dcp.load(values, checkpoint_id=checkpoint, no_dist=True)
+
+
+def stored_names(checkpoint: Path) -> set[str]:
+    """Names of everything a checkpoint holds."""
+    return set(dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata)
+
+
+def _global_tensors(engine: Engine, local: dict[str, Tensor], topology: Topology) -> dict[str, Tensor]:
+    """Local values as DTensors over the tensor-parallel ranks where their parameter is sharded."""
+    mesh = topology.mesh["tensor"]
+    out: dict[str, Tensor] = {}
+    for key, value in local.items():
+        parameter = engine.parameters[key.partition("/")[0]]
+        if is_sharded(parameter):
+            dim = parameter.partition_dim  # type: ignore[attr-defined]
+            value = DTensor.from_local(value.contiguous(), mesh, [Shard(dim)], run_check=False)
+        out[key] = value
+    return out
+
+
+def _check_shapes(
+    engine: Engine, wanted: dict[str, Tensor], stored: dict[str, Any], checkpoint: Path, topology: Topology
+) -> None:
+    for key, value in wanted.items():
+        parameter, shape = engine.parameters[key.partition("/")[0]], list(value.shape)
+        if is_sharded(parameter):
+            shape[parameter.partition_dim] *= topology.tensor.size  # type: ignore[attr-defined]
+        if list(stored[key].size) != shape:
+            raise ConfigError(
+                f"checkpoint: {checkpoint} has {key} of shape {list(stored[key].size)}, model.* gives {shape}; "
+                "use the configuration that made it"
+            )
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in [*folder.iterdir(), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _replace_text(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text + "\n", encoding="utf-8")
+    for target in (aside, path.parent):
+        descriptor = os.open(target, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    os.replace(aside, path)
+
+
+class _quiet(warnings.catch_warnings):  # noqa: N801
+    """DCP warns about single-process use and typed storage, neither of which concerns the user."""
+
+    def __enter__(self) -> None:  # type: ignore[override]
+        super().__enter__()
+        warnings.simplefilter("ignore")

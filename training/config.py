@@ -1,0 +1,303 @@
+"""The one file that describes a run: sections, rules between them, and reading it with overrides.
+
+All problems are reported at once, each as `field: value, rule, way out`, before anything starts.
+"""
+
+import difflib
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from data_prep import DataConfig
+from model import ModelConfig
+from training.errors import ConfigError
+from training.tracking import TrackingConfig
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunSection(Section):
+    name: str = Field(min_length=1, description="name of the run and of its folder below output_dir")
+    output_dir: Path = Field(Path("runs"), description="folder of all runs")
+    seed: int = Field(0, ge=0, description="seed of the initial weights and of the data order")
+
+    @field_validator("name")
+    @classmethod
+    def _one_folder(cls, name: str) -> str:
+        if "/" in name or "\0" in name or name in (".", ".."):
+            raise ValueError("must be the name of one folder: no '/', not '.' or '..'")
+        return name
+
+    @property
+    def folder(self) -> Path:
+        return self.output_dir / self.name
+
+
+class ParallelSection(Section):
+    tensor: Positive = Field(1, description="ranks that share the heads and neurons of every layer")
+    pipeline: Positive = Field(1, description="stages the layers are cut into")
+    segment: Positive = Field(1, description="ranks that share the segments of one sample (1: not shared)")
+
+
+class LearningRate(Section):
+    """Warmup, then constant and decay (wsd) or cosine; a pure function of the phase's tokens."""
+
+    schedule: Literal["wsd", "cosine"] = Field("wsd", description="wsd: warmup-stable-decay; cosine: warmup-cosine")
+    peak: float = Field(gt=0, description="highest learning rate")
+    warmup_tokens: int = Field(0, ge=0, description="tokens of linear warmup from 0")
+    decay_tokens: int = Field(0, ge=0, description="wsd: tokens of linear decay at the phase's end")
+    final_fraction: Fraction = Field(0.1, description="last learning rate as a fraction of the peak")
+
+
+class Phase(Section):
+    name: str = Field(min_length=1, description="what logs and plots call it")
+    memory: bool = Field(description="on: the memories are computed and trained; off: plain Llama")
+    tokens: Positive = Field(description="length of the phase, tokens (rounded up to whole steps)")
+    tokens_per_step: Positive = Field(description="global batch, tokens; a multiple of data.sequence_length")
+    lr: LearningRate
+    trains: Literal["all", "memory"] = Field("all", description="parameters that are updated")
+    mix: dict[str, float] | None = Field(None, description="source weights in this phase; default data.mix")
+    init_from: str = Field("previous", description="previous | scratch | hf:FOLDER | checkpoint:FOLDER")
+
+    @field_validator("init_from")
+    @classmethod
+    def _known_origin(cls, value: str) -> str:
+        kind, _, path = value.partition(":")
+        if not (value in ("previous", "scratch") or (kind in ("hf", "checkpoint") and path)):
+            raise ValueError("must be previous, scratch, hf:FOLDER or checkpoint:FOLDER")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Phase":
+        if self.trains == "memory" and not self.memory:
+            raise ValueError("trains 'memory' needs memory: on")
+        if self.lr.warmup_tokens + self.lr.decay_tokens > self.tokens:
+            raise ValueError(
+                f"lr.warmup_tokens {self.lr.warmup_tokens:,} + lr.decay_tokens {self.lr.decay_tokens:,} exceed the "
+                f"phase's tokens {self.tokens:,}: shorten them"
+            )
+        return self
+
+    @property
+    def steps(self) -> int:
+        return -(-self.tokens // self.tokens_per_step)
+
+
+class TrainingSection(Section):
+    micro_batch_size: Positive = Field(description="samples a rank computes at once")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 keeps fp32 master weights and accumulation")
+    zero_stage: Literal[1, 2, 3] = Field(1, description="1: shards optimizer state; 2: gradients too; 3: weights too")
+    activation_checkpointing: Literal["none", "full"] = Field(
+        "none", description="full: decoder layers are recomputed in the backward pass"
+    )
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="AdamW beta1, beta2")
+    eps: float = Field(1e-8, gt=0, description="AdamW epsilon")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW decay of matrices; norms, biases and gates have none")
+    gradient_clipping: float = Field(1.0, gt=0, description="largest global gradient norm")
+    eval_every_steps: Positive | None = Field(None, description="validation every so many steps; always at phase ends")
+    eval_samples: Positive = Field(64, description="validation samples, from the start of the validation split")
+    stop_after_steps: Positive | None = Field(None, description="stop, saved, once the run has so many steps (exit 75)")
+
+
+class CheckpointSection(Section):
+    every_steps: Positive = Field(100, description="a checkpoint every so many steps, and at every phase's end")
+    keep_last: Positive = Field(2, description="newest checkpoints that are kept")
+    keep_every_steps: Positive | None = Field(None, description="checkpoints at multiples of this are kept for ever")
+
+
+class RunConfig(Section):
+    """Everything a run is."""
+
+    run: RunSection
+    data: DataConfig
+    model: ModelConfig
+    phases: tuple[Phase, ...] = Field(min_length=1, description="what is trained, one after the other")
+    training: TrainingSection
+    parallel: ParallelSection = Field(default_factory=ParallelSection)
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> "RunConfig":
+        if problems := _problems(self):
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    @property
+    def total_tokens(self) -> int:
+        return sum(phase.steps * phase.tokens_per_step for phase in self.phases)
+
+    def identity(self) -> dict[str, Any]:
+        """What the trained weights depend on; a run's folder can be continued while this stays the same."""
+        full = self.model_dump(mode="json")
+        training = ("precision", "betas", "eps", "weight_decay", "gradient_clipping")
+        return {
+            "run": {"seed": self.run.seed},
+            "data": {key: full["data"][key] for key in ("sequence_length", "mix")},  # the tokens: by fingerprint
+            "model": full["model"],
+            "phases": full["phases"],
+            "training": {key: full["training"][key] for key in training},
+        }
+
+
+def _problems(config: RunConfig) -> list[str]:
+    """Rules between sections, each with its way out."""
+    model, parallel, problems = config.model, config.parallel, []
+    tensor = parallel.tensor
+    shards = {"num_heads": model.num_heads, "num_kv_heads": model.num_kv_heads, "ffn_size": model.ffn_size}
+    shards["vocab_size"] = model.vocab_size
+    if model.memory.kind != "none":
+        shards["memory.heads"] = model.memory.heads
+    for name, value in shards.items():
+        if value % tensor:
+            divisors = [d for d in range(1, value + 1) if value % d == 0][:8]
+            problems.append(
+                f"model.{name}: {value} is not divisible by parallel.tensor {tensor}; set parallel.tensor to one of "
+                f"{divisors} or change model.{name}"
+            )
+    if parallel.pipeline > model.num_layers:
+        problems.append(
+            f"parallel.pipeline: {parallel.pipeline} stages need at least one layer each, but model.num_layers is "
+            f"{model.num_layers}; set parallel.pipeline to {model.num_layers} or less"
+        )
+    if parallel.segment > 1:
+        problems.append(f"parallel.segment: {parallel.segment}, but segments are not shared between ranks yet; set 1")
+    if parallel.pipeline > 1 and config.training.zero_stage > 1:
+        problems.append(
+            f"training.zero_stage: {config.training.zero_stage} with parallel.pipeline {parallel.pipeline}; DeepSpeed's "
+            "pipeline needs whole gradients, so set training.zero_stage=1 or parallel.pipeline=1"
+        )
+    for index, phase in enumerate(config.phases):
+        if phase.tokens_per_step % config.data.sequence_length:
+            problems.append(
+                f"phases.{index}.tokens_per_step: {phase.tokens_per_step} is no multiple of data.sequence_length "
+                f"{config.data.sequence_length}; use a multiple"
+            )
+        if phase.memory and model.memory.kind == "none":
+            problems.append(f"phases.{index}.memory: on, but model.memory.kind is none; set the kind or memory: off")
+        if index == 0 and phase.trains == "memory" and phase.init_from in ("previous", "scratch"):
+            problems.append(f"phases.{index}.trains: memory alone cannot train on a fresh backbone; set init_from")
+        if index and config.phases[index - 1].memory and not phase.memory and phase.init_from == "previous":
+            problems.append(f"phases.{index}.memory: off after an on phase would drop the trained memory; set memory: on")
+    names = [phase.name for phase in config.phases]
+    if len(set(names)) < len(names):
+        problems.append(f"phases: the names {names} must differ; rename one")
+    return problems
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a YAML file, apply `section.key=value` overrides, check everything.
+
+    Raises `ConfigError` that lists every problem.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"--config: {path} does not exist; pass a YAML file such as configs/quickstart.yaml") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"--config: {path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"--config: {path} holds {type(raw).__name__}, but must hold sections (run:, data:, model:, …)")
+    for override in overrides or []:
+        _apply(raw, override)
+    return parse_config(raw)
+
+
+def parse_config(raw: dict[str, Any]) -> RunConfig:
+    """Check a configuration given as nested dictionaries; raises `ConfigError` that lists every problem."""
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"override: '{override}' must have the form section.key=value, such as parallel.tensor=2")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        value = text
+    node: Any = raw
+    for part in parts[:-1]:
+        node = _child(node, part, override)
+    if isinstance(node, list):
+        node[_index(node, parts[-1], override)] = value
+    else:
+        node[parts[-1]] = value
+
+
+def _child(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, part, override)]
+    if node.get(part) is None:
+        node[part] = {}
+    if not isinstance(node[part], dict | list):
+        raise ConfigError(f"override: '{override}': '{part}' holds {node[part]!r}, not a section; drop what follows it")
+    return node[part]
+
+
+def _index(node: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise ConfigError(f"override: '{override}': '{part}' must be a number from 0 to {len(node) - 1} (a list)")
+    return int(part)
+
+
+def _explain(problem: Any) -> str:
+    """One pydantic error as `field: value, rule, way out`."""
+    where = ".".join(str(part) for part in problem["loc"])
+    match problem["type"]:
+        case "extra_forbidden":
+            known = _known_keys(problem["loc"][:-1])
+            close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(sorted(known))}"
+            return f"{where}: unknown key; {hint}"
+        case "missing":
+            return f"{where}: missing; set it in the file or with {where}=VALUE"
+        case "value_error":
+            text = str(problem["ctx"]["error"])
+            return text if not where else f"{where}: {_shown(problem['input'])}{text}"
+    return f"{where}: {problem['input']!r} is refused: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r} " if isinstance(value, str | int | float) else ""
+
+
+def _known_keys(path: tuple[str | int, ...]) -> list[str]:
+    """Keys of the section at `path`, found by walking the field types."""
+    model: type[BaseModel] | None = RunConfig
+    for part in path:
+        if model is None or isinstance(part, int) or part not in model.model_fields:
+            continue  # list positions and union tags stand for no field
+        model = _section_of(model.model_fields[part].annotation)
+    return list(model.model_fields) if model else []
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (tuple, list, dict, Union, types.UnionType, Annotated):
+        return next((found for a in get_args(annotation) if (found := _section_of(a))), None)
+    return None
+
+
+def dump_yaml(config: RunConfig) -> str:
+    """The resolved configuration, loadable again."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,372 @@
+"""DeepSpeed behind two methods, `train_step` and `evaluate`.  The only importer of deepspeed.
+
+One pipeline stage runs the plain engine on the whole model; more stages run the pipeline engine on the same flat list
+of layers.  Both hold parameters under the same canonical names, which is all that checkpoints and tests know of them.
+"""
+
+import contextlib
+import io
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from model.memory import memories, wiped
+from model.network import LanguageModel, is_memory_name
+from model.parallel import vocab_parallel_cross_entropy
+from model.stages import EmbeddingStage, Layer, flat_layers, tied_logits
+from training.batches import MicroBatch, StepBatch, iterate
+from training.config import Phase, RunConfig
+from training.topology import Topology
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its banner while it is imported
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+    from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
+    from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+    from deepspeed.utils import (
+        safe_get_full_fp32_param,
+        safe_get_full_optimizer_state,
+        safe_set_full_fp32_param,
+        safe_set_full_optimizer_state,
+    )
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """loss: nats per token over the global batch; grad_norm: before clipping; gates: means over layers."""
+
+    loss: float
+    grad_norm: float
+    gates: dict[str, float]
+
+
+class Engine(ABC):
+    """One phase's model, optimizer and DeepSpeed engine on this rank."""
+
+    def __init__(self, config: RunConfig, phase: Phase, topology: Topology) -> None:
+        self.config, self.phase, self.topology = config, phase, topology
+        # a kernel for inference that DeepSpeed would otherwise compile for a minute on the first CPU start
+        __compatible_ops__["deepspeed_shm_comm"] = False
+        samples = phase.tokens_per_step // config.data.sequence_length
+        self.micro_batches = samples // (config.training.micro_batch_size * topology.data_size)
+        deepspeed.init_distributed(auto_mpi_discovery=False)  # adopts the groups that topology.py started
+        self.module = self._build_module()
+        self.parameters: dict[str, nn.Parameter] = dict(self._canonical_parameters())
+        if phase.trains == "memory":
+            for name, parameter in self.parameters.items():
+                parameter.requires_grad_(is_memory_name(name))
+        self.optimizer = torch.optim.AdamW(
+            self._groups(), lr=0.0, betas=config.training.betas, eps=config.training.eps
+        )
+        self.ds, *_ = deepspeed.initialize(
+            model=self.module, optimizer=self.optimizer, config=self._deepspeed_config(), mpu=self._mpu()
+        )
+        self._create_moments()
+
+    @abstractmethod
+    def _build_module(self) -> nn.Module: ...
+
+    @abstractmethod
+    def _canonical_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    @abstractmethod
+    def _forward_backward(self, batch: StepBatch) -> Tensor:
+        """Gradients of all micro-batches and the optimizer step; the mean loss over micro-batches and ranks."""
+
+    @abstractmethod
+    def _forward(self, batch: StepBatch) -> Tensor:
+        """The mean loss over micro-batches and data-parallel ranks, without gradients."""
+
+    def _mpu(self) -> Any:
+        return None
+
+    def train_step(self, batch: StepBatch, learning_rate: float) -> StepResult:
+        """One optimizer step on the global batch.  Collective."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        loss = self._forward_backward(self._normalised(batch))
+        return StepResult(float(loss), float(self.ds.get_global_grad_norm() or 0.0), self._gates())
+
+    def evaluate(self, batch: StepBatch, wipe_memory: bool = False) -> float:
+        """Loss in nats per token over all ranks' batches.  Collective."""
+        context = wiped(self.module) if wipe_memory else contextlib.nullcontext()
+        with context, torch.no_grad():
+            loss = float(self._forward(self._normalised(batch)))
+        self.module.train()
+        return loss
+
+    def _normalised(self, batch: StepBatch) -> StepBatch:
+        """Weights such that the mean over micro-batches and data-parallel ranks is the sum over all valid labels,
+        divided once by their global number: a token counts the same in whatever micro-batch it is."""
+        valid = torch.tensor(batch.valid, dtype=torch.float64, device=self.topology.device)
+        dist.all_reduce(valid, group=self.topology.mesh.get_group("data"))
+        scale = len(batch.micro_batches) * self.topology.data_size / max(1.0, float(valid))
+        return StepBatch([replace(micro, weights=micro.weights * scale) for micro in batch.micro_batches])
+
+    def _gates(self) -> dict[str, float]:
+        """Gate means over all layers of all stages."""
+        if not self.phase.memory:
+            return {}
+        local = [m.gate_means for m in memories(self.module)]
+        names = ("in", "forget", "out")
+        sums = torch.tensor(
+            [[sum(float(g[n]) for g in local if n in g), sum(n in g for g in local)] for n in names],
+            dtype=torch.float64,
+        )
+        dist.all_reduce(sums)
+        return {n: float(total / count) for n, (total, count) in zip(names, sums, strict=True) if count}
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Parameter groups: the memory has its own, so that its optimizer state begins where it does."""
+        groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+        seen: set[int] = set()
+        for name, parameter in self.parameters.items():
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                groups.setdefault((family(name), decays(name, parameter)), []).append(parameter)
+        weight_decay = self.config.training.weight_decay
+        return [
+            {"params": params, "weight_decay": weight_decay if decay else 0.0, "family": name}
+            for (name, decay), params in sorted(groups.items())
+        ]
+
+    def _deepspeed_config(self) -> dict[str, Any]:
+        training = self.config.training
+        return {
+            "train_micro_batch_size_per_gpu": training.micro_batch_size,
+            "gradient_accumulation_steps": self.micro_batches,
+            "train_batch_size": training.micro_batch_size * self.micro_batches * self.topology.data_size,
+            "gradient_clipping": training.gradient_clipping,
+            "zero_optimization": {"stage": training.zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "bf16": {"enabled": training.precision == "bf16"},
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "steps_per_print": 10**9,
+            "pipeline": {"use_reentrant": False, "pipe_partitioned": False, "grad_partitioned": False},
+        }
+
+    # -- state: what a checkpoint holds ---------------------------------------------------------------------------
+
+    def _create_moments(self) -> None:
+        """Give AdamW its state now, zero, as its first step would: so it can be loaded into, and counted."""
+        zero = self.ds.optimizer
+        for group in zero.optimizer.param_groups:
+            for partition in group["params"]:
+                state = zero.optimizer.state[partition]
+                state.setdefault("step", torch.tensor(0.0))
+                for moment in MOMENTS:
+                    state.setdefault(moment, torch.zeros_like(partition))
+        zero._lazy_init_hp_params_optimizer_state()  # private; links parameters to their slice of the flat state
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Parameters this phase updates, by canonical name."""
+        return {name: p for name, p in self.parameters.items() if p.requires_grad}
+
+    def read_state(self) -> Iterator[tuple[str, Tensor]]:
+        """`name` and `name/moment` with this tensor-parallel rank's fp32 values.  Collective over data parallel."""
+        for name, parameter in self.parameters.items():
+            if not parameter.requires_grad:
+                yield name, parameter.detach().float()
+                continue
+            yield name, safe_get_full_fp32_param(parameter)
+            for moment in MOMENTS:
+                yield f"{name}/{moment}", safe_get_full_optimizer_state(parameter, moment)
+
+    @torch.no_grad()
+    def write_state(self, values: dict[str, Tensor]) -> None:
+        """Set weights and moments from `values`, keyed as `read_state` yields them; missing keys stay as they are."""
+        for name, parameter in self.parameters.items():
+            if name in values:
+                parameter.copy_(values[name])
+                if parameter.requires_grad:
+                    safe_set_full_fp32_param(parameter, values[name])
+            for moment in MOMENTS if parameter.requires_grad else ():
+                if (key := f"{name}/{moment}") in values:
+                    safe_set_full_optimizer_state(parameter, values[key], moment)
+
+    def optimizer_steps(self) -> dict[str, float]:
+        """AdamW steps taken by each family of parameters (`backbone`, `memory`)."""
+        optimizer = self.ds.optimizer.optimizer
+        return {
+            group["family"]: float(optimizer.state[partition]["step"])
+            for group in optimizer.param_groups
+            for partition in group["params"]
+        }
+
+    def set_optimizer_steps(self, steps: dict[str, float]) -> None:
+        """Continue AdamW's bias correction; families not named begin at 0."""
+        optimizer = self.ds.optimizer.optimizer
+        for group in optimizer.param_groups:
+            for partition in group["params"]:
+                optimizer.state[partition]["step"].fill_(steps.get(group["family"], 0.0))
+
+    def counts(self) -> dict[str, int]:
+        """Numbers held by this rank: parameters and optimizer state, of the backbone and of the memory."""
+        out = {"parameters": 0, "memory_parameters": 0, "optimizer_state": 0, "memory_optimizer_state": 0}
+        for name, parameter in self.parameters.items():
+            out["memory_parameters" if is_memory_name(name) else "parameters"] += parameter.numel()
+        optimizer = self.ds.optimizer.optimizer
+        for group in optimizer.param_groups:
+            key = "memory_optimizer_state" if group["family"] == "memory" else "optimizer_state"
+            for partition in group["params"]:
+                out[key] += sum(optimizer.state[partition][moment].numel() for moment in MOMENTS)
+        return out
+
+    def close(self) -> None:
+        """Free what DeepSpeed holds, so that the next phase can be built."""
+        self.ds.destroy()
+
+
+class PlainEngine(Engine):
+    """All layers on every rank: DeepSpeed's ZeRO engine around the whole model and its loss."""
+
+    module: "LossModel"
+
+    def _build_module(self) -> nn.Module:
+        checkpointing = self.config.training.activation_checkpointing == "full"
+        net = LanguageModel(self.config.model, self.topology.tensor, self.phase.memory, checkpointing)
+        net.initialize(self.config.run.seed)
+        return LossModel(net)
+
+    def _canonical_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.module.net.named_parameters()
+
+    def _mpu(self) -> Any:
+        return _Groups(self.topology)
+
+    def _forward_backward(self, batch: StepBatch) -> Tensor:
+        total = torch.zeros((), device=self.topology.device)
+        for micro in batch.micro_batches:
+            loss = self.ds(micro.to(self.topology.device))
+            total += loss.detach()
+            self.ds.backward(loss)
+            self.ds.step()
+        return self._mean(total, batch)
+
+    def _forward(self, batch: StepBatch) -> Tensor:
+        self.module.eval()
+        losses = [self.module(micro.to(self.topology.device)) for micro in batch.micro_batches]
+        return self._mean(torch.stack(losses).sum(), batch)
+
+    def _mean(self, total: Tensor, batch: StepBatch) -> Tensor:
+        dist.all_reduce(total, group=self.topology.mesh.get_group("data"))
+        return total / (len(batch.micro_batches) * self.topology.data_size)
+
+
+class LossModel(nn.Module):
+    """A micro-batch -> its weighted loss."""
+
+    def __init__(self, net: LanguageModel) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, micro: MicroBatch) -> Tensor:
+        hidden, _ = self.net.hidden(micro.ids, micro.documents)
+        losses = vocab_parallel_cross_entropy(self.net.head.logits(hidden), micro.labels, self.net.tp)
+        return (losses * micro.weights).sum()
+
+
+class PipelineEngine(Engine):
+    """The flat list of layers cut into stages."""
+
+    def _build_module(self) -> nn.Module:
+        config, topology, tp = self.config, self.topology, self.topology.tensor
+        layers = flat_layers(config.model, tp, self.phase.memory)
+        self._layers = layers
+
+        def loss(logits: Tensor, labels: tuple[Tensor, Tensor]) -> Tensor:
+            return (vocab_parallel_cross_entropy(logits, labels[0], tp) * labels[1]).sum()
+
+        return PipelineModule(
+            [_spec(layer, config, topology, last=i == len(layers) - 1) for i, layer in enumerate(layers)],
+            topology=PipeModelDataParallelTopology(topology.pipeline_size, tp.size, topology.data_size),
+            loss_fn=loss,
+            partition_method="type:DecoderStage",
+            activation_checkpoint_interval=1 if config.training.activation_checkpointing == "full" else 0,
+        )
+
+    def _canonical_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for child_name, child in self.module.named_children():
+            if child_name == "tied_modules":
+                found = [(layer, child[layer.prefix]) for layer in self._layers[:1] if layer.prefix in child]
+            else:
+                found = [(self._layers[int(child_name)], child)]
+            for layer, module in found:
+                for name, parameter in module.get_submodule(layer.attribute).named_parameters():
+                    yield f"{layer.prefix}.{name}", parameter
+
+    def _forward_backward(self, batch: StepBatch) -> Tensor:
+        return self.ds.train_batch(iterate(batch))
+
+    def _forward(self, batch: StepBatch) -> Tensor:
+        return self.ds.eval_batch(iterate(batch), num_micro_batches=len(batch.micro_batches))
+
+
+class _Spec(LayerSpec):
+    """A layer of the flat list, built with its initial weights only on the stage that owns it."""
+
+    def __init__(self, layer: Layer, config: RunConfig, topology: Topology) -> None:
+        super().__init__(layer.type)
+        self.layer, self.config, self.topology = layer, config, topology
+
+    def build(self, log: bool = False) -> nn.Module:
+        return self.layer.build(self.config.model, self.config.run.seed, self.topology.tensor)
+
+
+class _TiedSpec(TiedLayerSpec):
+    """The embedding, or with `last` the same weight as output head."""
+
+    def __init__(self, layer: Layer, config: RunConfig, topology: Topology, last: bool) -> None:
+        super().__init__(
+            layer.prefix,
+            EmbeddingStage,
+            forward_fn=tied_logits if last else None,
+            tied_weight_attr=["embedding.weight"],
+        )
+        self.build = _Spec(layer, config, topology).build
+
+
+def _spec(layer: Layer, config: RunConfig, topology: Topology, last: bool) -> LayerSpec:
+    return _TiedSpec(layer, config, topology, last) if layer.tied else _Spec(layer, config, topology)
+
+
+class _Groups:
+    """Our groups under the names DeepSpeed's plain engine asks for."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._tensor, self._data = topology.mesh.get_group("tensor"), topology.mesh.get_group("data")
+        for kind in ("model", "tensor_model"):
+            setattr(self, f"get_{kind}_parallel_rank", self._tensor.rank)
+            setattr(self, f"get_{kind}_parallel_world_size", self._tensor.size)
+            setattr(self, f"get_{kind}_parallel_group", lambda: self._tensor)
+        self.get_data_parallel_rank = self._data.rank
+        self.get_data_parallel_world_size = self._data.size
+        self.get_data_parallel_group = lambda: self._data
+
+
+def family(name: str) -> str:
+    """The optimizer-state family of a canonical parameter name."""
+    return "memory" if is_memory_name(name) else "backbone"
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Matrices decay; norms, biases, gates' biases and the slots' addresses do not."""
+    return parameter.dim() == 2 and name.endswith("weight")
+
+
+def build_engine(config: RunConfig, phase: Phase, topology: Topology) -> Engine:
+    """The engine for one phase.  Collective."""
+    kind = PipelineEngine if topology.pipeline_size > 1 else PlainEngine
+    return kind(config, phase, topology)

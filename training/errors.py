@@ -1,0 +1,19 @@
+"""What a run refuses, and the exit codes other programs rely on."""
+
+from data_prep.errors import DataError
+from model.errors import ModelError
+
+
+class ConfigError(ValueError):
+    """A run configuration that cannot be used; one line a problem: field, value, rule, way out."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on (a loss that is not finite, a damaged checkpoint); nothing was saved after the last good step."""
+
+
+BAD_INPUT = (ConfigError, ModelError, DataError)  # exit code 2: nothing was written
+
+EXIT_FINISHED = 0
+EXIT_BAD_INPUT = 2
+EXIT_RUN_AGAIN = 75  # saved before the end: the same command continues

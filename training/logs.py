@@ -1,0 +1,130 @@
+"""Where log lines go: all of a rank's into its own file, the warnings of rank 0 also to the person watching.
+
+A warning of each of hundreds of ranks on one screen hides the cause, so the others speak only in their files.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+# Said by megatron-core at import on every rank; both kernels are optional here and their absence is normal.
+OPTIONAL_KERNELS = (r".*Transformer Engine and Apex are not installed", r".*Apex is not installed")
+# Libraries that report every retry or migration at INFO.
+QUIET = ("mlflow", "alembic", "urllib3", "matplotlib", "PIL", "fsspec")
+
+
+# scheme://user:password@host. The second form is for passwords whose / ? # was not escaped: all up to the
+# last @ goes, which may take too much of an odd address, never too little.
+USER_INFO = re.compile(r"://[^\s/?#'\"]*@")
+RAW_USER_INFO = re.compile(r"://[^\s/@:'\"]+:[^\s'\"]*@")
+QUERY_SECRET = re.compile(
+    r"([?&](?:password|passwd|pwd|token|secret|api_key|access_key)=)[^&\s'\"]+", re.IGNORECASE
+)
+
+
+def without_secret(text: str) -> str:
+    """`text` without the user names and passwords of the addresses in it, fit to be shown or logged."""
+    for pattern in (USER_INFO, RAW_USER_INFO):
+        text = pattern.sub("://", text)
+    return QUERY_SECRET.sub(r"\1***", text)
+
+
+def without_secrets(value: Any) -> Any:
+    """A nested configuration with `without_secret` applied to every text in it; tuples become lists."""
+    if isinstance(value, Mapping):
+        return {str(key): without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(item) for item in value]
+    return without_secret(value) if isinstance(value, str) else value
+
+
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at that moment: a live progress bar replaces it to print above it."""
+
+    def __init__(self) -> None:
+        """A handler of warnings and above."""
+        logging.Handler.__init__(self, logging.WARNING)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        """The present standard error."""
+        return sys.stderr
+
+
+class Divert(logging.Filter):
+    """Sends a logger's records to our handlers and to no other.
+
+    A filter and not a handler, because DeepSpeed installs its own handler to standard output whenever it is
+    imported, before or after us, and a filter is asked before any handler.
+    """
+
+    def __init__(self, handlers: list[logging.Handler]) -> None:
+        """`handlers` get what the logger is sent, each from its own level on."""
+        super().__init__()
+        self._handlers = handlers
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Handle `record` here; False stops it."""
+        for handler in self._handlers:
+            if record.levelno >= handler.level:
+                handler.handle(record)
+        return False
+
+
+def setup_logging(run_dir: Path, rank: int) -> logging.Logger:
+    """Make the `memtrain` logger write `run_dir/log/rank-N.log`, and warnings of rank 0 to standard error.
+
+    The file is appended to, so a resumed run keeps the log of its earlier lives. Python's warnings and
+    DeepSpeed's log go the same way. Calling it again (a new run in one process) replaces the handlers.
+    """
+    handlers = _handlers(run_dir, rank)
+    logger = logging.getLogger("memtrain")
+    logger.setLevel(logging.INFO)
+    _replace_handlers(logger, handlers)
+
+    warnings_logger = logging.getLogger("py.warnings")
+    _replace_handlers(warnings_logger, handlers)
+    logging.captureWarnings(True)
+    for message in OPTIONAL_KERNELS:
+        warnings.filterwarnings("ignore", message=message)
+
+    deepspeed = logging.getLogger("DeepSpeed")
+    deepspeed.setLevel(logging.INFO)
+    for old in [item for item in deepspeed.filters if isinstance(item, Divert)]:
+        deepspeed.removeFilter(old)
+    deepspeed.addFilter(Divert(handlers))
+
+    # MLflow sets its own level when it is imported, which is later than this.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return logger
+
+
+def _handlers(run_dir: Path, rank: int) -> list[logging.Handler]:
+    folder = run_dir / "log"
+    folder.mkdir(parents=True, exist_ok=True)
+    file_handler = logging.FileHandler(folder / f"rank-{rank}.log", encoding="utf-8")
+    file_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s  %(message)s"))
+    file_handler.setLevel(logging.INFO)
+    if rank != 0:
+        return [file_handler]
+    stderr_handler = StderrHandler()
+    stderr_handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    return [file_handler, stderr_handler]
+
+
+def _replace_handlers(logger: logging.Logger, handlers: list[logging.Handler]) -> None:
+    for old in list(logger.handlers):
+        logger.removeHandler(old)
+        old.close()
+    for handler in handlers:
+        logger.addHandler(handler)
+    logger.propagate = False

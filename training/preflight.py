@@ -1,0 +1,83 @@
+"""What can be refused before anything is written or any process group is started."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_prep import Manifest, TokenStream
+from training.checkpoint import latest_checkpoint, read_run_state
+from training.config import RunConfig, parse_config
+from training.errors import ConfigError
+from training.schedule import position
+from training.topology import RankInfo, check_world
+
+
+def check(config: RunConfig, info: RankInfo) -> None:
+    """Raise `ConfigError`, `DataError` or `ModelError` when the run cannot start.  Writes nothing."""
+    check_world(config, info)
+    manifest = Manifest.load(config.data.path)
+    if manifest.tokenizer.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size: {config.model.vocab_size} is smaller than the {manifest.tokenizer.vocab_size} pieces of "
+            f"the tokenizer in {config.data.path}; set model.vocab_size to {manifest.tokenizer.vocab_size} or more"
+        )
+    for split in ("train", "valid"):
+        open_stream(config, split)
+    for index, phase in enumerate(config.phases):
+        kind, _, path = phase.init_from.partition(":")
+        if kind == "hf" and not list(Path(path).glob("*.safetensors")):
+            raise ConfigError(f"phases.{index}.init_from: {path} holds no *.safetensors; give a Hugging Face folder")
+        if kind == "checkpoint":
+            read_run_state(Path(path))
+    check_folder(config)
+
+
+def open_stream(config: RunConfig, split: str) -> TokenStream:
+    """The training stream (mixed by phase, shuffled) or the validation stream (in order)."""
+    length, seed, path = config.data.sequence_length, config.run.seed, config.data.path
+    if split == "valid":
+        return TokenStream(path, split="valid", sequence_length=length, seed=seed, shuffle=False)
+    mix, step = [], 0
+    for phase in config.phases:
+        first = position(config.phases, length, step).samples
+        mix.append((first, phase.mix if phase.mix is not None else config.data.mix))
+        step += phase.steps
+    return TokenStream(path, split="train", sequence_length=length, seed=seed, mix=mix)
+
+
+def check_folder(config: RunConfig) -> None:
+    """Refuse a run folder that another configuration filled, or whose data has changed."""
+    folder = config.run.folder
+    saved = folder / "config.yaml"
+    if not saved.exists():
+        if folder.exists() and any(path.name != "log" for path in folder.iterdir()):
+            raise ConfigError(
+                f"run.name: {folder} is not empty and holds no config.yaml, so it is no run; choose another run.name"
+            )
+        return
+    earlier = parse_config(yaml.safe_load(saved.read_text(encoding="utf-8")))
+    differences = list(_differences(earlier.identity(), config.identity()))
+    if differences:
+        shown = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
+        raise ConfigError(
+            f"run.name: {folder} belongs to another configuration ({shown}); choose another run.name, or delete the folder"
+        )
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    if checkpoint is not None:
+        stream = read_run_state(checkpoint).stream
+        if stream != (now := open_stream(config, "train").fingerprint):
+            raise ConfigError(
+                f"data.path: the tokens in {config.data.path} (fingerprint {now}) are not those the run in {folder} was "
+                f"trained on ({stream}); restore that data, or choose another run.name"
+            )
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [d for i, (a, b) in pairs for d in _differences(a, b, f"{path}.{i}")]
+    return [] if old == new else [f"{path} was {old!r}, is now {new!r}"]

@@ -1,0 +1,191 @@
+"""What training reports: one record a step, one record an evaluation, and the file that keeps them.
+
+`metrics.jsonl` is strict JSON, one object a line, so that pandas, jq and a shell loop can read it while the
+run goes on. A step line has `loss`, an evaluation line has `valid_loss`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step.
+
+    Attributes:
+        step: optimizer steps done, from 1.
+        tokens: tokens trained on since the start of the run, all ranks together.
+        phase: name of the phase the step belongs to.
+        loss: mean over the step's valid tokens, in nats.
+        grad_norm: global norm of the gradient before clipping.
+        lr: learning rate the step was taken with.
+        tokens_per_second: all ranks together.
+        mfu: model FLOPs used over the device's peak, 0..1; None when the peak is unknown.
+        gates: mean opening of each memory gate, 0..1; empty while memory is off.
+        data_wait: part of the step spent waiting for data, 0..1.
+        eta_seconds: time left until the end of the run.
+    """
+
+    step: int
+    tokens: int
+    phase: str
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens_per_second: float
+    mfu: float | None = None
+    gates: dict[str, float] = field(default_factory=dict)
+    data_wait: float = 0.0
+    eta_seconds: float = math.nan
+
+    def to_json(self) -> dict[str, Any]:
+        """The line in `metrics.jsonl`; the time left is for people only and is not part of it."""
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "phase": self.phase,
+            "loss": self.loss,
+            "grad_norm": self.grad_norm,
+            "lr": self.lr,
+            "tokens_per_second": self.tokens_per_second,
+            "mfu": self.mfu,
+            "gates": self.gates,
+            "data_wait": self.data_wait,
+        }
+
+
+@dataclass(frozen=True)
+class EvalRecord:
+    """One evaluation on held-out data, in nats per token; `wiped_valid_loss` is with the memory wiped."""
+
+    step: int
+    tokens: int
+    phase: str
+    valid_loss: float
+    wiped_valid_loss: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The line in `metrics.jsonl`; without `wiped_valid_loss` where it was not measured."""
+        line: dict[str, Any] = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "phase": self.phase,
+            "valid_loss": self.valid_loss,
+        }
+        if self.wiped_valid_loss is not None:
+            line["wiped_valid_loss"] = self.wiped_valid_loss
+        return line
+
+
+class MetricsFile:
+    """The open `metrics.jsonl` of a run: every record is on its way to the disk when `write` returns."""
+
+    def __init__(self, stream: TextIO, kept: frozenset[tuple[bool, int]]) -> None:
+        """Use `MetricsFile.open`."""
+        self._stream = stream
+        self._kept = kept
+
+    @classmethod
+    def open(cls, path: Path, resume_step: int) -> MetricsFile:
+        """Open `path` to append, after taking out what a resume at `resume_step` will write again.
+
+        Lines of later steps, a line torn by a kill, and anything that is no record are dropped; the rest is
+        written aside and put in place at once, so that a second kill in the middle of this loses nothing.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(path.name + ".tmp")
+        kept: set[tuple[bool, int]] = set()
+        with aside.open("w", encoding="utf-8") as stream:
+            for line in _complete_lines(path):
+                key = _key(line)
+                if line["step"] <= resume_step and key not in kept:
+                    kept.add(key)
+                    stream.write(_dump(line))
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, path)
+        _fsync_folder(path.parent)
+        return cls(path.open("a", encoding="utf-8"), frozenset(kept))
+
+    def write(self, record: StepRecord | EvalRecord) -> None:
+        """Append one line. A record the file kept from before the resume is not written a second time."""
+        line = record.to_json()
+        if _key(line) not in self._kept:
+            self._stream.write(_dump(line))
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Close the file; calling it again does nothing."""
+        self._stream.close()
+
+    def __enter__(self) -> MetricsFile:
+        """The file itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The step lines and the evaluation lines of `path`, in file order; not-a-number comes back as None.
+
+    A file still being written may end in half a line, which is left out; a missing file is an empty one.
+    """
+    steps: list[dict[str, Any]] = []
+    evaluations: list[dict[str, Any]] = []
+    for line in _complete_lines(path):
+        (evaluations if "valid_loss" in line else steps).append(line)
+    return steps, evaluations
+
+
+def _key(line: dict[str, Any]) -> tuple[bool, int]:
+    return "valid_loss" in line, line["step"]
+
+
+def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    with path.open("rb") as stream:
+        for raw in stream:
+            # The newline is written last: a line without one was torn, and half a number can look whole.
+            if not raw.endswith(b"\n"):
+                continue
+            try:
+                line = json.loads(raw)
+            except ValueError:
+                continue
+            if (
+                isinstance(line, dict)
+                and type(line.get("step")) is int
+                and ("loss" in line or "valid_loss" in line)
+            ):
+                yield line
+
+
+def _dump(line: dict[str, Any]) -> str:
+    return json.dumps(_finite(line), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """`value` with not-a-number and infinities as None: JSON has neither, and many readers stop at them."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,105 @@
+"""Ranks and their groups: pipeline x data x tensor, tensor fastest, as DeepSpeed's pipeline topology orders them."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from model.parallel import TensorParallel
+from training.config import RunConfig
+from training.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RankInfo:
+    """Who this process is, before anything is initialised."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+    @classmethod
+    def discover(cls, local_rank: int | None = None) -> "RankInfo":
+        """From RANK/WORLD_SIZE/LOCAL_RANK (deepspeed, torchrun), else SLURM_*, else one process alone."""
+        env = os.environ
+        if "WORLD_SIZE" in env and "RANK" in env:
+            return cls(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", local_rank or 0)))
+        if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env:
+            return cls(int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env["SLURM_LOCALID"]))
+        return cls(0, 1, 0)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The process groups of one rank."""
+
+    info: RankInfo
+    mesh: DeviceMesh  # dimensions pipeline, data, tensor
+    device: torch.device
+
+    @property
+    def tensor(self) -> TensorParallel:
+        return TensorParallel(self.mesh.get_group("tensor"))
+
+    @property
+    def data_size(self) -> int:
+        return self.mesh.size(1)
+
+    @property
+    def data_rank(self) -> int:
+        return self.mesh.get_local_rank("data")
+
+    @property
+    def pipeline_size(self) -> int:
+        return self.mesh.size(0)
+
+    @property
+    def is_main(self) -> bool:
+        return self.info.rank == 0
+
+
+def check_world(config: RunConfig, info: RankInfo) -> None:
+    """Raise `ConfigError` when the ranks do not fit the topology and the batch; needs nothing initialised."""
+    parallel, world = config.parallel, info.world_size
+    model_ranks = parallel.tensor * parallel.pipeline
+    if world % model_ranks:
+        raise ConfigError(
+            f"parallel: {world} ranks were started, but tensor {parallel.tensor} x pipeline {parallel.pipeline} needs a "
+            f"multiple of {model_ranks}; start with --num_gpus {-(-world // model_ranks) * model_ranks} or change parallel.*"
+        )
+    data = world // model_ranks
+    for index, phase in enumerate(config.phases):
+        samples = phase.tokens_per_step // config.data.sequence_length
+        step = config.training.micro_batch_size * data
+        if samples % step:
+            raise ConfigError(
+                f"phases.{index}.tokens_per_step: {phase.tokens_per_step} are {samples} samples of "
+                f"{config.data.sequence_length}, no multiple of training.micro_batch_size "
+                f"{config.training.micro_batch_size} x {data} data-parallel ranks; use a multiple of "
+                f"{step * config.data.sequence_length}, or change training.micro_batch_size"
+            )
+
+
+def initialize(config: RunConfig, info: RankInfo) -> Topology:
+    """Start torch.distributed and build the mesh.  Collective over all ranks."""
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(info.local_rank)
+    device = torch.device("cuda", info.local_rank) if cuda else torch.device("cpu")
+    if not dist.is_initialized():
+        # DeepSpeed looks for all five and tries MPI when one is missing
+        defaults = {"RANK": info.rank, "WORLD_SIZE": info.world_size, "LOCAL_RANK": info.local_rank}
+        for name, value in {**defaults, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+            os.environ.setdefault(name, str(value))
+        # one process alone needs no port
+        store = dist.HashStore() if info.world_size == 1 else None
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=info.rank, world_size=info.world_size)
+    parallel = config.parallel
+    data = info.world_size // (parallel.tensor * parallel.pipeline)
+    mesh = init_device_mesh(
+        device.type, (parallel.pipeline, data, parallel.tensor), mesh_dim_names=("pipeline", "data", "tensor")
+    )
+    return Topology(info, mesh, device)
