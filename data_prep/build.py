@@ -11,9 +11,10 @@ from pathlib import Path
 from rich.console import Console
 
 from .config import PrepareConfig, TokenType
-from .documents import Document, DocumentReader, Problems
+from .documents import Document, DocumentReader
 from .errors import DataError
 from .manifest import Manifest, ShardEntry, SkippedCounts, Split, TokenizerEntry
+from .problems import Problems
 from .progress import ByteProgress
 from .selection import identity_hash, sample_hash, sample_texts, sample_threshold, split_of
 from .shards import ShardWriter

@@ -21,11 +21,10 @@ Int64 = NDArray[np.int64]
 
 def quotas_of(weights: Sequence[float], period: int) -> Int64:
     """int64 [sources]: slots among `period` by largest remainder, at least 1 for a weight above 0."""
-    shares = np.array(weights, dtype=np.float64)
-    # Scaling by the largest first keeps a huge weight from overflowing the sum.
-    shares = shares / shares.max()
+    given = np.array(weights, dtype=np.float64)
+    shares = given / given.max()  # first, so that huge weights do not overflow the sum
     exact = shares / shares.sum() * period
-    quotas = np.where(shares > 0, np.maximum(np.floor(exact), 1), 0).astype(np.int64)
+    quotas = np.where(given > 0, np.maximum(np.floor(exact), 1), 0).astype(np.int64)
     while (missing := period - int(quotas.sum())) > 0:
         order = np.argsort(quotas - exact, kind="stable")[:missing]
         quotas[order] += 1

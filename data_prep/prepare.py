@@ -1,6 +1,5 @@
 """`prepare`: a folder of token shards out of a configuration, whole or not at all."""
 
-import os
 import secrets
 import shutil
 from contextlib import ExitStack
@@ -83,7 +82,7 @@ def _finished(config: PrepareConfig, folder: Path) -> Manifest | None:
 
 def _move(building: Path, folder: Path) -> None:
     try:
-        os.rename(building, folder)
+        building.rename(folder)
     except OSError as error:
         raise DataError(
             f"{folder}: cannot move the finished data there ({error.strerror}); did another process "

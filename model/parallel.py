@@ -1,7 +1,7 @@
 """Tensor parallelism: megatron-core's sharded layers behind one small object.  The only importer of megatron-core.
 
 megatron-core allocates and marks the shards (`tensor_model_parallel`, `partition_dim`) and gives the copy/reduce
-mappings.  The matrix products are plain `F.linear` on the local shard, so that every column-parallel projection of a
+mappings.  The matrix products are plain ones on the local shard, so that every column-parallel projection of a
 block shares ONE copy-to-region and every row-parallel one joins ONE all-reduce, and so that a single process needs no
 process group at all.
 """
@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model.linear import linear
 
 with warnings.catch_warnings():  # megatron-core announces that TransformerEngine and Apex are absent; neither is used
     warnings.simplefilter("ignore")
@@ -95,7 +97,7 @@ class ColumnParallel(ColumnParallelLinear):
         _mark(self.weight, 0)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        return F.linear(x, self.weight)
+        return linear(x, self.weight)
 
 
 class RowParallel(RowParallelLinear):
@@ -115,7 +117,7 @@ class RowParallel(RowParallelLinear):
         _mark(self.weight, 1)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        return F.linear(x, self.weight)
+        return linear(x, self.weight)
 
 
 class VocabParallel(VocabParallelEmbedding):
@@ -136,7 +138,7 @@ class VocabParallel(VocabParallelEmbedding):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[B, L, D] -> this rank's [B, L, V/tp]."""
-        return F.linear(self.tp.copy(hidden), self.weight)
+        return linear(self.tp.copy(hidden), self.weight)
 
 
 def _mark(weight: nn.Parameter, dim: int) -> None:

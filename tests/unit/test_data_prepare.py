@@ -1,4 +1,4 @@
-"""`prepare` end to end: reproducible, idempotent, whole or not at all; a folder that changed is recognised."""
+"""`prepare` end to end: reproducible, idempotent, whole or not at all; a changed folder is recognised."""
 
 import io
 import json

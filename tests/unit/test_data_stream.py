@@ -1,5 +1,6 @@
-"""The stream: a pure function of the sample number; every window once an epoch; mixes kept to and changed in place."""
+"""The stream: pure in the sample number, every window once an epoch, mixes kept to and changed in place."""
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from data_prep.mixing import MixSchedule, Pattern, quotas_of
 from data_prep.shards import ShardWriter
 
 LENGTH = 16
-# Two shards of "web" (the writer starts a new one at 2,048 tokens), one of "books", a "notes" too short for a window.
+# Two shards of "web" (a shard takes 2,048 tokens), one of "books", and "notes", too short for a window.
 SIZES = {"web": [5, 400, 1, 1, 30, 16, 17, 1500, 33, 700, 2, 90], "books": [40] * 20, "notes": [9]}
 
 
@@ -51,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def shard_tokens() -> dict[str, list[list[int]]]:
     """The obvious reference: per source the shards, per shard (token, ...) as SIZES lays them out."""
-    return {"web": [list(range(3, 1973)), list(range(1973, 2798))], "books": [list(range(2798, 3598))]}
+    return {"web": [list(range(3, 2006)), list(range(2006, 2798))], "books": [list(range(2798, 3598))]}
 
 
 def document_of() -> dict[int, int]:
@@ -78,7 +79,7 @@ def rows(batch: Batch) -> list[tuple[int, ...]]:
 
 def test_the_reference_is_the_folder(folder: Path) -> None:
     stream = TokenStream(folder, sequence_length=LENGTH, seed=0)
-    assert [entry.tokens for entry in stream.manifest.shards] == [1970, 825, 800, 9]
+    assert [entry.tokens for entry in stream.manifest.shards] == [2003, 792, 800, 9]
     assert stream.tokens == sum(sum(lengths) for lengths in SIZES.values())
     assert stream.vocab_size == stream.tokens + 3
     assert len(stream) == sum(map(len, all_windows().values()))
@@ -101,7 +102,7 @@ def test_document_ids_and_loss_mask_equal_the_slow_reference(folder: Path, lengt
         documents = [document[token] for token in tokens.tolist()]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(documents))}
         assert ids.tolist() == [numbers[name] for name in documents]
-        assert mask.tolist() == [a == b for a, b in zip(documents, documents[1:], strict=False)]
+        assert mask.tolist() == [a == b for a, b in itertools.pairwise(documents)]
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -202,8 +203,8 @@ def test_bad_mix_is_refused(folder: Path, name: str) -> None:
 
 
 def test_splits_without_a_window_are_refused(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"'train' has 3604 tokens .*2001 that .*sequence_length 2000"):
-        TokenStream(folder, sequence_length=2000, seed=0)
+    with pytest.raises(DataError, match=r"'train' has 3604 tokens .*2004 that .*sequence_length 2003"):
+        TokenStream(folder, sequence_length=2003, seed=0)
     with pytest.raises(DataError, match="'valid' has 0 tokens"):
         TokenStream(folder, split="valid", sequence_length=LENGTH, seed=0)
     with pytest.raises(DataError, match="sequence_length is 0"):

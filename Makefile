@@ -1,0 +1,44 @@
+# Everything runs from a virtual environment that the first target makes; the second time it costs nothing.
+PYTHON ?= python3
+RANKS ?= 2
+CONFIG ?= configs/quickstart.yaml
+OVERRIDES ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: quickstart test slow-test lint bench clean
+
+$(READY): setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	@# torch first and by its pin: what follows must find it, not choose another build
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+# a corpus from this machine, a tokenizer, shards, two phases of training on RANKS ranks, a sample
+quickstart: $(READY)
+	$(BIN)/python launchers/prepare_data.py --config $(CONFIG) $(OVERRIDES)
+	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --num_gpus $(RANKS) \
+	    launchers/pretrain.py --config $(CONFIG) $(OVERRIDES)
+	$(BIN)/python launchers/generate.py --config $(CONFIG) $(OVERRIDES) --prompt "def " --max-tokens 120
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+slow-test: $(READY)
+	$(BIN)/python -m pytest -m slow --timeout 1800
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/engine.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,119 @@
+"""Text from a checkpoint, streamed; the memory is carried through any length of prompt and output.
+
+    python launchers/generate.py --checkpoint runs/quickstart --prompt "def main():"
+    python launchers/generate.py --checkpoint runs/quickstart --prompt-file book.txt --max-tokens 500
+    cat notes.txt | python launchers/generate.py --checkpoint runs/quickstart --prompt-file -
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from data_prep import Tokenizer
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", type=Path, metavar="PATH", help="run folder or checkpoint folder")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="instead: the run that this configuration trains")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="with --config: as for pretrain.py")
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", default="", metavar="TEXT", help="text to continue (default: none)")
+    prompt.add_argument("--prompt-file", metavar="FILE", help="file to continue; - reads standard input")
+    parser.add_argument("--max-tokens", type=int, default=200, metavar="N", help="tokens to generate (default 200)")
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="X", help="0 is greedy (default 0.8)")
+    parser.add_argument("--top-k", type=int, default=None, metavar="K", help="draw from the K likeliest tokens")
+    parser.add_argument("--top-p", type=float, default=None, metavar="P", help="draw from the likeliest mass P")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same text (default 0)")
+    parser.add_argument("--data", type=Path, default=None, metavar="FOLDER", help="tokenizer's folder, if it moved")
+    arguments = parser.parse_args()
+    if (arguments.checkpoint is None) == (arguments.config is None):
+        parser.error("give either --checkpoint PATH or --config FILE")
+    return arguments
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    # Imports after the arguments: --help answers at once.
+    from training.errors import BAD_INPUT, EXIT_BAD_INPUT
+
+    try:
+        stream(arguments)
+    except BAD_INPUT as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return 0
+
+
+def stream(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from model.generation import Sampling, generate
+    from training.inference import load_trained
+
+    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
+    prompt = read_prompt(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trained = load_trained(run_folder(arguments), device)
+    tokenizer = trained.tokenizer(arguments.data)
+    ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+    started = time.perf_counter()
+    produced: list[int] = []
+    print(prompt, end="", flush=True)
+    tokens = generate(
+        trained.net,
+        torch.tensor([ids], device=device),
+        arguments.max_tokens,
+        sampling,
+        arguments.seed,
+        stop_id=tokenizer.eos_id,
+    )
+    shown = ""
+    for token in tokens:
+        produced.append(int(token))
+        shown = show(tokenizer, produced, shown)
+    print()
+    seconds = time.perf_counter() - started
+    note = f"{len(ids):,} tokens read, {len(produced):,} written in {seconds:.1f} s, from {trained.path}"
+    print(note, file=sys.stderr)
+
+
+def run_folder(arguments: argparse.Namespace) -> Path:
+    """Where the checkpoint is looked for."""
+    from training.config import load_config
+
+    if arguments.checkpoint is not None:
+        return Path(arguments.checkpoint)
+    return load_config(arguments.config, arguments.overrides).run.folder
+
+
+def show(tokenizer: "Tokenizer", ids: list[int], shown: str) -> str:
+    """Print what the newest token adds, holding back half a character."""
+    text = tokenizer.decode([i for i in ids if i not in (tokenizer.bos_id, tokenizer.eos_id)])
+    if text.endswith("\ufffd"):
+        return shown
+    print(text[len(shown) :], end="", flush=True)
+    return text
+
+
+def read_prompt(arguments: argparse.Namespace) -> str:
+    """The prompt's text; raises `ConfigError` when its file cannot be read as UTF-8."""
+    from training.errors import ConfigError
+
+    if arguments.prompt_file is None:
+        return str(arguments.prompt)
+    try:
+        if arguments.prompt_file == "-":
+            return sys.stdin.read()
+        return Path(arguments.prompt_file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompt-file: {arguments.prompt_file} cannot be read as UTF-8 text: {error}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

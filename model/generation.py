@@ -1,0 +1,83 @@
+"""Token by token from a prompt of any length, in constant memory: what is carried is the state."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.errors import ModelError
+from model.network import LanguageModel
+from model.state import StreamState
+
+PREFILL_TOKENS = 4096  # prompt tokens per call, rounded to whole segments: bounds the memory of a long prompt
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn; temperature 0 takes the most likely one."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ModelError(f"temperature: {self.temperature} must not be negative; 0 is greedy")
+        if self.top_k is not None and self.top_k < 1:
+            raise ModelError(f"top_k: {self.top_k} must be at least 1; leave it out to keep all tokens")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ModelError(f"top_p: {self.top_p} must be above 0 and at most 1; leave it out to keep all tokens")
+
+    def draw(self, logits: Tensor, generator: torch.Generator) -> Tensor:
+        """logits [B, V] -> int64 [B]."""
+        if self.temperature == 0:
+            return logits.argmax(dim=-1)
+        logits = logits.float() / self.temperature
+        if self.top_k is not None and self.top_k < logits.size(-1):
+            least = logits.topk(self.top_k, dim=-1).values[:, -1:]
+            logits = logits.masked_fill(logits < least, float("-inf"))
+        if self.top_p is not None:
+            ordered, order = logits.sort(dim=-1, descending=True)
+            before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)  # mass of likelier tokens
+            ordered = ordered.masked_fill(before >= self.top_p, float("-inf"))
+            logits = torch.full_like(logits, float("-inf")).scatter(-1, order, ordered)
+        return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).squeeze(-1)
+
+
+@torch.no_grad()
+def prefill(net: LanguageModel, ids: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
+    """Read a prompt int64 [B, L]; the last position's logits [B, V] and the state.  Memory does not grow with L."""
+    segment = net.config.segment_length
+    chunk = max(1, PREFILL_TOKENS // segment) * segment
+    for part in ids.split(chunk, dim=1):
+        hidden, state = net.hidden(part, state=state)
+    assert state is not None
+    return net.tp.gather_last_dim(net.head.logits(hidden[:, -1])), state
+
+
+@torch.no_grad()
+def generate(
+    net: LanguageModel,
+    ids: Tensor,
+    max_tokens: int,
+    sampling: Sampling,
+    seed: int = 0,
+    stop_id: int | None = None,
+) -> Iterator[Tensor]:
+    """Yield up to `max_tokens` tokens int64 [B] after the prompt `ids` [B, L], one at a time.
+
+    Stops when every stream has produced `stop_id`.  The same seed gives the same text.
+    """
+    if ids.size(1) == 0:
+        raise ModelError("prompt: it has no token; begin with the tokenizer's BOS")
+    generator = torch.Generator(device=ids.device).manual_seed(seed)
+    logits, state = prefill(net, ids)
+    stopped = torch.zeros(ids.size(0), dtype=torch.bool, device=ids.device)
+    for produced in range(max_tokens):
+        token = sampling.draw(logits, generator)
+        yield token
+        stopped |= token == (-1 if stop_id is None else stop_id)
+        if bool(stopped.all()) or produced + 1 == max_tokens:
+            return
+        logits, state = prefill(net, token.unsqueeze(1), state)

@@ -1,0 +1,49 @@
+"""The matrix product of every layer: `F.linear`, except in fp32 on a CPU, where oneDNN beats the default BLAS.
+
+torch sends fp32 products on x86 to MKL, which is slow on processors that are not Intel's (2 to 3 times slower than
+oneDNN, benchmarks/linear.py); other dtypes and devices already take the best library.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_MIN_ROWS = 32  # below this the call costs more than it saves
+
+
+def _onednn_available() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+_ONEDNN = _onednn_available()
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., in], weight [out, in] -> [..., out]."""
+    if _ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32:
+        rows = x.reshape(-1, x.size(-1))
+        if rows.size(0) >= _MIN_ROWS:
+            return _OneDnnLinear.apply(rows, weight).view(*x.shape[:-1], weight.size(0))
+    return F.linear(x, weight)
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+class _OneDnnLinear(torch.autograd.Function):
+    """y = x W^T; dx = dy W; dW = dy^T x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        dx = _product(dy, weight.t()) if ctx.needs_input_grad[0] else None
+        dw = _product(dy.t(), x.t()) if ctx.needs_input_grad[1] else None
+        return dx, dw

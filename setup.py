@@ -1,0 +1,40 @@
+"""Install memtrain: the top-level folders are the packages."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="memtrain",
+    version="0.1.0",
+    description="Distributed pretraining of language models that have a memory",
+    python_requires=">=3.11",
+    packages=find_packages(include=["data_prep*", "model*", "training*"]),
+    install_requires=[
+        "torch>=2.13",
+        "deepspeed>=0.19.8",
+        "megatron-core>=0.16.1",
+        "mlflow>=3.17",
+        "sentencepiece>=0.2.1",
+        "tokenizers>=0.22",
+        "pyarrow>=20",
+        "zstandard>=0.23",
+        "xxhash>=3.5",
+        "pydantic>=2.11",
+        "pyyaml>=6",
+        "numpy>=2",
+        "rich>=14",
+        "matplotlib>=3.10",
+        "safetensors>=0.5",
+        "psutil>=6",
+    ],
+    extras_require={
+        "dev": [
+            "hypothesis>=6.130",
+            "mypy>=1.15",
+            "pytest>=8.3",
+            "pytest-timeout>=2.3",
+            "ruff>=0.11",
+            "transformers>=5",
+            "types-PyYAML",
+        ],
+    },
+)

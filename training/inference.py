@@ -1,0 +1,51 @@
+"""A trained model out of a checkpoint, on one process."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_prep import Manifest, Tokenizer, load_tokenizer
+from model.network import LanguageModel, is_memory_name
+from training.checkpoint import RunState, latest_checkpoint, load_weights, read_run_state, stored_names
+from training.config import RunConfig, parse_config
+from training.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model in evaluation mode, with what it was trained as."""
+
+    net: LanguageModel
+    config: RunConfig
+    state: RunState
+    path: Path
+
+    def tokenizer(self, folder: Path | None = None) -> Tokenizer:
+        """The tokenizer of the run's data folder, or of `folder` when the data has moved."""
+        where = folder or self.config.data.path
+        return load_tokenizer(where / Manifest.load(where).tokenizer.file)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """`path` itself, or the latest checkpoint of the run folder or `checkpoints/` folder it is.
+
+    Raises `ConfigError` when there is none.
+    """
+    if (path / "state.json").is_file():
+        return path
+    for folder in (path, path / "checkpoints"):
+        if folder.is_dir() and (latest := latest_checkpoint(folder)):
+            return latest
+    raise ConfigError(f"--checkpoint: {path} is no checkpoint and no run that has one; pass runs/NAME or a step-XXXXXXXX folder")
+
+
+def load_trained(path: Path, device: torch.device | None = None) -> Trained:
+    """Load a run's latest checkpoint, or the one named."""
+    checkpoint = find_checkpoint(path)
+    state = read_run_state(checkpoint)
+    config = parse_config(state.config)
+    memory_on = any(is_memory_name(name) for name in stored_names(checkpoint))
+    net = LanguageModel(config.model, memory_on=memory_on)
+    load_weights(checkpoint, dict(net.named_parameters()))
+    return Trained(net.to(device or torch.device("cpu")).eval(), config, state, checkpoint)
