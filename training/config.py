@@ -181,6 +181,8 @@ def _problems(config: RunConfig) -> list[str]:
             f"training.zero_stage: {config.training.zero_stage} with parallel.pipeline {parallel.pipeline}; DeepSpeed's "
             "pipeline needs whole gradients, so set training.zero_stage=1 or parallel.pipeline=1"
         )
+    elif config.training.zero_stage == 3:
+        problems.append("training.zero_stage: 3, but weights are not sharded yet; set training.zero_stage to 1 or 2")
     for index, phase in enumerate(config.phases):
         if phase.tokens_per_step % config.data.sequence_length:
             problems.append(

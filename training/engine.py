@@ -39,6 +39,8 @@ with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its banner w
     )
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
+log = logging.getLogger("memtrain")
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -95,6 +97,8 @@ class Engine(ABC):
         """One optimizer step on the global batch.  Collective."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        for memory in memories(self.module):
+            memory.take_gates()  # forget what evaluations left
         loss = self._forward_backward(self._normalised(batch))
         return StepResult(float(loss), float(self.ds.get_global_grad_norm() or 0.0), self._gates())
 
@@ -115,10 +119,10 @@ class Engine(ABC):
         return StepBatch([replace(micro, weights=micro.weights * scale) for micro in batch.micro_batches])
 
     def _gates(self) -> dict[str, float]:
-        """Gate means over all layers of all stages."""
+        """Gate means over all layers, micro-batches and ranks."""
         if not self.phase.memory:
             return {}
-        local = [m.gate_means for m in memories(self.module)]
+        local = [m.take_gates() for m in memories(self.module)]
         names = ("in", "forget", "out")
         sums = torch.tensor(
             [[sum(float(g[n]) for g in local if n in g), sum(n in g for g in local)] for n in names],
@@ -289,13 +293,16 @@ class PipelineEngine(Engine):
         def loss(logits: Tensor, labels: tuple[Tensor, Tensor]) -> Tensor:
             return (vocab_parallel_cross_entropy(logits, labels[0], tp) * labels[1]).sum()
 
-        return PipelineModule(
-            [_spec(layer, config, topology, last=i == len(layers) - 1) for i, layer in enumerate(layers)],
-            topology=PipeModelDataParallelTopology(topology.pipeline_size, tp.size, topology.data_size),
-            loss_fn=loss,
-            partition_method="type:DecoderStage",
-            activation_checkpoint_interval=1 if config.training.activation_checkpointing == "full" else 0,
-        )
+        with contextlib.redirect_stdout(io.StringIO()) as said:  # the cut into stages, for the log
+            module = PipelineModule(
+                [_spec(layer, config, topology, last=i == len(layers) - 1) for i, layer in enumerate(layers)],
+                topology=PipeModelDataParallelTopology(topology.pipeline_size, tp.size, topology.data_size),
+                loss_fn=loss,
+                partition_method="type:DecoderStage",
+                activation_checkpoint_interval=1 if config.training.activation_checkpointing == "full" else 0,
+            )
+        log.info("%s", said.getvalue())
+        return module
 
     def _canonical_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for child_name, child in self.module.named_children():

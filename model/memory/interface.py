@@ -14,14 +14,24 @@ from model.segments import Piece
 class RecurrentMemory(nn.Module, ABC):
     """Reads before it writes: tokens of a segment see what earlier segments of their own document left.
 
-    `gate_means` holds the means of the gates in the last forward, for the log.  `wiped` makes every read find the
-    initial memory, which is how its use is measured.
+    `wiped` makes every read find the initial memory, which is how its use is measured.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.gate_means: dict[str, Tensor] = {}
         self.wiped = False
+        self._gates: dict[str, tuple[Tensor, int]] = {}
+
+    def record_gate(self, name: str, gate: Tensor) -> None:
+        """Add a gate's mean opening in this forward to what the log will show."""
+        total, count = self._gates.get(name, (0.0, 0))
+        self._gates[name] = (total + gate.detach().mean(), count + 1)
+
+    def take_gates(self) -> dict[str, Tensor]:
+        """Mean opening of each gate over the forwards since the last call."""
+        means = {name: total / count for name, (total, count) in self._gates.items()}
+        self._gates = {}
+        return means
 
     @abstractmethod
     def initial_state(self, hidden: Tensor) -> Any:

@@ -115,7 +115,8 @@ class LM2TimeMemory(RecurrentMemory):
         content = torch.tanh(self._by_head(self.content(tokens)))
         added = ((erased - total).exp() * phi).transpose(3, 4) @ (gate * content)
         keep = (-total).exp().transpose(3, 4)
-        self.gate_means |= {"in": gate.detach().mean(), "forget": keep.detach().mean()}
+        self.record_gate("in", gate)
+        self.record_gate("forget", keep)
         return keep, added
 
     def _scan(self, bank: Tensor, keep: Tensor, added: Tensor, piece: Piece) -> tuple[Tensor, Tensor]:
@@ -137,5 +138,5 @@ class LM2TimeMemory(RecurrentMemory):
         if self.wiped:
             recalled = recalled * 0.0
         gate = torch.sigmoid(self.gate_out(tokens).float() + self.gate_out_bias)
-        self.gate_means |= {"out": gate.detach().mean()}
+        self.record_gate("out", gate)
         return gate * recalled.transpose(2, 3).flatten(3)

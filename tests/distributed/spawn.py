@@ -2,6 +2,7 @@
 
 import multiprocessing as mp
 import os
+import pickle
 import queue
 import socket
 import tempfile
@@ -40,7 +41,8 @@ def _rank_main(
         "MASTER_PORT": str(port),
     }
     try:
-        results.put((rank, True, function(*arguments)))
+        # as bytes: tensors in a queue would be files that vanish with this process
+        results.put((rank, True, pickle.dumps(function(*arguments))))
     except BaseException:
         results.put((rank, False, traceback.format_exc()))
     finally:
@@ -75,7 +77,7 @@ def run_ranks(function: Callable[..., Any], world: int, *arguments: Any, timeout
                 raise TimeoutError(f"ranks {missing} gave no answer within {timeout} s") from None
             if not succeeded:
                 raise AssertionError(f"rank {rank} of {world} raised:\n{value}")
-            outcomes[rank] = value
+            outcomes[rank] = pickle.loads(value)
         for process in processes:
             process.join(timeout=10)
     finally:

@@ -1,0 +1,56 @@
+"""Checkpoints: bit-equal at the same topology, equal at any other, partial at the switch."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.spawn import run_ranks
+from tests.distributed.training_case import switch, tiny_config
+from training.checkpoint import latest_checkpoint
+from training.errors import TrainingError
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict]]:
+    """A warmup checkpoint written by tensor 2 x pipeline 2, and what its ranks held."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    config = tiny_config(model__tie_embeddings=True, parallel={"tensor": 2, "pipeline": 2})
+    yield folder, run_ranks(switch, 4, config, config, str(folder), STEPS)[0]
+
+
+@pytest.mark.parametrize("tensor, pipeline, data", [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1)])
+def test_memory_phase_starts_from_any_topologys_warmup(
+    saved: tuple[Path, dict], tensor: int, pipeline: int, data: int
+) -> None:
+    folder, before = saved
+    config = tiny_config(model__tie_embeddings=True, parallel={"tensor": tensor, "pipeline": pipeline})
+    after = run_ranks(switch, tensor * pipeline * data, config, config, str(folder), 0)[0]
+    backbone = {n: v for n, v in after["weights"].items() if ".memory." not in n}
+    assert backbone.keys() == before["weights"].keys()
+    for name, value in before["weights"].items():
+        assert torch.equal(backbone[name], value), f"{name} changed on its way"
+    # nothing jumps at the switch, and the memory's own optimizer state begins where it does
+    assert after["valid"] == pytest.approx(before["valid"], rel=1e-6)
+    assert after["optimizer_steps"] == {"backbone": STEPS, "memory": 0}
+    memory_moments = [v for n, v in after["weights"].items() if ".memory." in n and "/" in n]
+    assert memory_moments and not any(v.any() for v in memory_moments)
+    assert after["next"][0] == pytest.approx(before["next"][0], rel=1e-6)  # memory closed: the same loss
+
+
+def test_a_pointer_to_nothing_whole_is_refused(saved: tuple[Path, dict], tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(saved[0], folder)
+    assert latest_checkpoint(folder) is not None
+    (folder / "latest").write_text("../elsewhere\n")
+    with pytest.raises(TrainingError, match="latest"):
+        latest_checkpoint(folder)
+    (folder / "latest").write_text(f"step-{STEPS:08d}\n")
+    (folder / f"step-{STEPS:08d}" / ".metadata").unlink()
+    with pytest.raises(TrainingError, match="no whole checkpoint"):
+        latest_checkpoint(folder)
+    assert latest_checkpoint(tmp_path) is None

@@ -1,0 +1,137 @@
+"""What the ranks of the distributed tests run: a few steps of a tiny model on fixed random tokens."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.batches import MicroBatch, StepBatch, rank_share
+from training.config import RunConfig, parse_config
+from training.engine import Engine, build_engine
+from training.topology import RankInfo, Topology, initialize
+
+LENGTH, SAMPLES, VOCABULARY = 32, 8, 64
+
+
+def tiny_config(**changes: Any) -> RunConfig:
+    """Two phases of a 4-layer model; `changes` are dotted keys with __ for the dots."""
+    raw: dict[str, Any] = {
+        "run": {"name": "tiny"},
+        "data": {"path": "unused", "sequence_length": LENGTH},
+        "model": {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "num_layers": 4,
+            "num_heads": 4,
+            "num_kv_heads": 2,
+            "ffn_size": 48,
+            "segment_length": 8,
+            "tie_embeddings": False,
+            "memory": {"kind": "lm2", "slots": 4, "heads": 2},
+        },
+        "phases": [
+            {"name": name, "memory": on, "tokens": 4096, "tokens_per_step": SAMPLES * LENGTH, "lr": {"peak": 3e-3}}
+            for name, on in (("warmup", False), ("memory", True))
+        ],
+        "training": {"micro_batch_size": 2},
+        "parallel": {},
+    }
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        node = raw
+        for part in path:
+            node = node[part]
+        node[last] = value
+    return parse_config(raw)
+
+
+def step_batch(step: int, topology: Topology, micro_batch_size: int) -> StepBatch:
+    """This rank's share of fixed random samples with random document boundaries and unequal valid counts."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    ids = torch.randint(0, VOCABULARY, (SAMPLES, LENGTH + 1), generator=generator)
+    documents = (torch.rand(SAMPLES, LENGTH + 1, generator=generator) < 0.05).cumsum(1)
+    share = rank_share(0, SAMPLES, topology.data_rank, topology.data_size)
+    micro_batches = []
+    for first in range(share.start, share.stop, micro_batch_size):
+        rows = slice(first, first + micro_batch_size)
+        t, d = ids[rows], documents[rows]
+        micro_batches.append(
+            MicroBatch(
+                t[:, :-1].contiguous(), d[:, :-1].contiguous(), t[:, 1:].contiguous(), (d[:, 1:] == d[:, :-1]).float()
+            )
+        )
+    return StepBatch(micro_batches)
+
+
+def start(config: RunConfig, phase_index: int) -> tuple[Engine, Topology]:
+    """The engine of one phase on this rank."""
+    topology = initialize(config, RankInfo.discover())
+    return build_engine(config, config.phases[phase_index], topology), topology
+
+
+def whole_weights(engine: Engine, topology: Topology) -> dict[str, torch.Tensor]:
+    """Every weight of every stage, unsharded, on every rank."""
+    import torch.distributed as dist
+
+    local = {name: value.clone() for name, value in engine.read_state()}
+    everything: list[Any] = [None] * topology.info.world_size
+    dist.all_gather_object(everything, (topology.mesh.get_coordinate(), local))
+    merged: dict[str, dict[int, torch.Tensor]] = {}
+    for coordinate, values in everything:
+        for name, value in values.items():
+            merged.setdefault(name, {})[coordinate[2]] = value
+    dims = {name: getattr(p, "partition_dim", 0) for name, p in engine.parameters.items()}
+    box: list[Any] = [None] * topology.info.world_size
+    dist.all_gather_object(
+        box, {n: (d, bool(getattr(engine.parameters[n], "tensor_model_parallel", False))) for n, d in dims.items()}
+    )
+    layout = {name: how for part in box for name, how in part.items()}
+    out = {}
+    for name, shards in merged.items():
+        dim, sharded = layout[name.partition("/")[0]]
+        ordered = [shards[i] for i in sorted(shards)]
+        out[name] = torch.cat(ordered, dim=dim) if sharded else ordered[0]
+    return out
+
+
+def train(config: RunConfig, phase_index: int, steps: int) -> dict[str, Any]:
+    """Losses, norms and final weights of `steps` steps."""
+    engine, topology = start(config, phase_index)
+    results = [
+        engine.train_step(step_batch(s, topology, config.training.micro_batch_size), 3e-3 * min(1.0, (s + 1) / 4))
+        for s in range(steps)
+    ]
+    batch = step_batch(99, topology, config.training.micro_batch_size)
+    return {
+        "loss": [r.loss for r in results],
+        "grad_norm": [r.grad_norm for r in results],
+        "gates": results[-1].gates,
+        "valid": engine.evaluate(batch),
+        "wiped": engine.evaluate(batch, wipe_memory=True),
+        "weights": whole_weights(engine, topology),
+        "counts": engine.counts(),
+    }
+
+
+def switch(first: RunConfig, second: RunConfig, folder: str, steps: int) -> dict[str, Any]:
+    """Warmup on `first`'s topology, saved; or, with steps=0, the memory phase restored on `second`'s."""
+    from training.checkpoint import CheckpointFolder, RunState, restore
+
+    config, phase = (first, 0) if steps else (second, 1)
+    engine, topology = start(config, phase)
+    checkpoints = CheckpointFolder(Path(folder), topology)
+    if steps:
+        for s in range(steps):
+            engine.train_step(step_batch(s, topology, config.training.micro_batch_size), 3e-3)
+        state = RunState(steps, 0, 0, "warmup", steps, engine.optimizer_steps(), "", "", {}, {})
+        checkpoints.save(engine, state)
+    else:
+        latest = checkpoints.latest()
+        assert latest is not None
+        restore(engine, latest, topology, moments=True, rng=True)
+    batch = step_batch(99, topology, config.training.micro_batch_size)
+    out: dict[str, Any] = {"valid": engine.evaluate(batch), "optimizer_steps": engine.optimizer_steps()}
+    out["weights"] = whole_weights(engine, topology)
+    result = engine.train_step(step_batch(50, topology, config.training.micro_batch_size), 3e-3)
+    out["next"] = (result.loss, result.grad_norm)
+    return out

@@ -1,0 +1,98 @@
+"""The equations of LM2 flowing through time, one document rule, segment, token, head and slot after another.
+
+Per head, with h the tokens of segment s, a_n the address and M_n the contents of slot n:
+
+    read     A = softmax_n(tau <q_t, a_n>),  out = W_o (sigmoid(W_out h) * rms(A M_s))
+    write    phi_t = softmax_n(tau <k_t, a_n>),  w_t = exp(-sum_{u>t} phi_u delta_u),  g_forget = exp(-sum_t phi_t delta_t)
+             M_{s+1} = g_forget * M_s + sum_t w_t phi_t (sigmoid(W_in h) * tanh(W_c h))_t
+
+q and k are unit vectors, delta = softplus(W_forget h).  A bank belongs to the document of the last token before it; a
+token reads only a bank of its own document; a segment is written, when it is complete, by the tokens of its last
+token's document, into that document's bank or, where it began in this segment, into the initial one, which is zero.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model import LanguageModel, ModelConfig
+from tests.reference import llama
+from tests.reference.llama import Weights
+
+Bank = list[list[Tensor]]  # [H][N], each [d]
+
+
+def forward(net: LanguageModel, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    """Logits fp64 [B, L, V] of `net`'s weights."""
+    return llama.forward(net, input_ids, document_ids, recall)
+
+
+def recall(
+    config: ModelConfig, weights: Weights, prefix: str, tokens: list[Tensor], documents: list[int]
+) -> list[Tensor]:
+    """What each token of one stream recalls."""
+    memory = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+    bank, owner, recalled = initial_bank(config), None, []
+    for begin in range(0, len(tokens), config.segment_length):
+        segment = list(zip(tokens, documents, strict=True))[begin : begin + config.segment_length]
+        for h, document in segment:
+            recalled.append(read(config, memory, h, bank if document == owner else initial_bank(config)))
+        if len(segment) == config.segment_length:
+            last = segment[-1][1]
+            writers = [h for h, document in segment if document == last]
+            bank = written(config, memory, writers, bank if last == owner else initial_bank(config))
+            owner = last
+    return recalled
+
+
+def initial_bank(config: ModelConfig) -> Bank:
+    width = config.hidden_size // config.memory.heads
+    return [[torch.zeros(width).double() for _ in range(config.memory.slots)] for _ in range(config.memory.heads)]
+
+
+def read(config: ModelConfig, memory: Weights, h: Tensor, bank: Bank) -> Tensor:
+    parts = []
+    for head in range(config.memory.heads):
+        shares = addressing(config, memory, memory["query.weight"] @ h, head)
+        found = sum(share * slot for share, slot in zip(shares, bank[head], strict=True))
+        found = found / torch.sqrt((found * found).mean() + 0.1)
+        parts.append(of_head(config, gate(memory, "gate_out", h), head) * found)
+    return memory["out.weight"] @ torch.cat(parts)
+
+
+def written(config: ModelConfig, memory: Weights, tokens: list[Tensor], bank: Bank) -> Bank:
+    following: Bank = []
+    for head in range(config.memory.heads):
+        phi = [addressing(config, memory, memory["key.weight"] @ h, head) for h in tokens]
+        delta = [
+            F.softplus(memory["gate_forget.weight"][head] @ h + memory["gate_forget_bias"][head]) for h in tokens
+        ]
+        slots = []
+        for n in range(config.memory.slots):
+            slot = torch.exp(-sum(phi[t][n] * delta[t] for t in range(len(tokens)))) * bank[head][n]
+            for t, h in enumerate(tokens):
+                later = [phi[u][n] * delta[u] for u in range(t + 1, len(tokens))]
+                kept = torch.exp(-sum(later)) if later else 1.0
+                new = gate(memory, "gate_in", h) * torch.tanh(memory["content.weight"] @ h)
+                slot = slot + kept * phi[t][n] * of_head(config, new, head)
+            slots.append(slot)
+        following.append(slots)
+    return following
+
+
+def addressing(config: ModelConfig, memory: Weights, x: Tensor, head: int) -> Tensor:
+    """Shares of the slots, [N]."""
+    direction = of_head(config, x, head)
+    direction = direction / torch.sqrt(direction @ direction)
+    sharpness = torch.exp(memory["log_sharpness"][head])
+    scores = [sharpness * (direction @ memory["address"][head][n]) for n in range(config.memory.slots)]
+    return torch.stack(scores).softmax(dim=0)
+
+
+def gate(memory: Weights, name: str, h: Tensor) -> Tensor:
+    return torch.sigmoid(memory[f"{name}.weight"] @ h + memory[f"{name}_bias"])
+
+
+def of_head(config: ModelConfig, x: Tensor, head: int) -> Tensor:
+    width = config.hidden_size // config.memory.heads
+    return x[head * width : (head + 1) * width]

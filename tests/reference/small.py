@@ -1,0 +1,39 @@
+"""Shapes small enough for Python loops, and memories that matter from the first token."""
+
+import torch
+from torch import Tensor, nn
+
+from model import LanguageModel, MemoryConfig, ModelConfig
+
+SEGMENT, VOCAB = 4, 23
+NONE = MemoryConfig(kind="none")
+LM2 = MemoryConfig(kind="lm2", flow="time", slots=3, heads=2)
+
+
+def tiny(memory: MemoryConfig = NONE, **changes) -> ModelConfig:
+    """Two layers with weights large enough that attention is far from uniform and logits are of order one."""
+    shape = {
+        "vocab_size": VOCAB,
+        "hidden_size": 16,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "ffn_size": 24,
+        "segment_length": SEGMENT,
+        "init_std": 0.3,
+    }
+    return ModelConfig(**shape | {"memory": memory} | changes)
+
+
+def awake(net: LanguageModel, seed: int = 0) -> LanguageModel:
+    """`net` with every memory parameter drawn anew, none zero: as after training, the memory is read and written."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in net.memory_parameters():
+        mean, std = {"log_sharpness": (1.0, 0.3), "address": (0.0, 1.0)}.get(name.rsplit(".", 1)[1], (0.0, 0.3))
+        nn.init.normal_(parameter, mean, std, generator=generator)
+    return net
+
+
+def random_ids(seed: int, batch: int, length: int) -> Tensor:
+    """int64 [batch, length]"""
+    return torch.randint(VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
