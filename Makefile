@@ -21,7 +21,7 @@ $(READY): setup.py constraints.txt
 # a corpus from this machine, a tokenizer, shards, two phases of training on RANKS ranks, a sample
 quickstart: $(READY)
 	$(BIN)/python launchers/prepare_data.py --config $(CONFIG) $(OVERRIDES)
-	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --num_gpus $(RANKS) \
+	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed -q --num_gpus $(RANKS) \
 	    launchers/pretrain.py --config $(CONFIG) $(OVERRIDES)
 	$(BIN)/python launchers/generate.py --config $(CONFIG) $(OVERRIDES) --prompt "def " --max-tokens 120
 

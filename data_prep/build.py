@@ -97,9 +97,7 @@ class Build:
         total = sum(reader.file_bytes for reader in readers)
         with ByteProgress(self.console, "reading text for the tokenizer", total) as advance:
             texts = sample_texts(self._training_documents(readers, thresholds, advance), settings.train_bytes)
-        with self.console.status(
-            f"training a tokenizer of {settings.vocab_size:,} pieces on {len(texts):,} documents"
-        ):
+        with self.console.status(f"training a tokenizer of {settings.vocab_size:,} pieces on {len(texts):,} documents"):
             if self.pool is None:
                 train_sentencepiece(texts, settings.vocab_size, path)
             else:  # in a process of its own, so that the spinner turns and Ctrl-C works meanwhile
@@ -126,9 +124,7 @@ class Build:
                 )
                 for split in _SPLITS
             }
-            advance = stack.enter_context(
-                ByteProgress(self.console, f"tokenizing {reader.name}", reader.file_bytes)
-            )
+            advance = stack.enter_context(ByteProgress(self.console, f"tokenizing {reader.name}", reader.file_bytes))
             documents = self._documents(reader, threshold, counts, advance)
             for done in tokenize(documents, tokenizer, token_type, self.pool):
                 writers[split_of(done.document.text, self.config.valid_fraction)].add(done.tokens)
@@ -180,6 +176,4 @@ def _describe(tokenizer: Tokenizer) -> TokenizerEntry:
 
 def _versions() -> dict[str, str]:
     packages = ["pyarrow", "sentencepiece", "tokenizers", "xxhash"]
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in packages
-    }
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}

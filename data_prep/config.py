@@ -30,28 +30,20 @@ class SourceConfig(_Settings):
     path: Path | None = Field(
         default=None, description="file, folder (read recursively) or glob; not for python-stdlib"
     )
-    name: str | None = Field(
-        default=None, description="source name recorded in the shards; default: from kind or path"
-    )
-    text_field: str = Field(
-        default="text", min_length=1, description="JSONL key or Parquet column that holds the text"
-    )
+    name: str | None = Field(default=None, description="source name recorded in the shards; default: from kind or path")
+    text_field: str = Field(default="text", min_length=1, description="JSONL key or Parquet column that holds the text")
 
     @field_validator("name")
     @classmethod
     def _name_fits_a_file_name(cls, name: str | None) -> str | None:
         if name is not None and not _NAME.fullmatch(name):
-            raise ValueError(
-                f"is {name!r}; it becomes part of file names: use letters, digits, '.', '_' and '-'"
-            )
+            raise ValueError(f"is {name!r}; it becomes part of file names: use letters, digits, '.', '_' and '-'")
         return name
 
     @model_validator(mode="after")
     def _path_where_needed(self) -> "SourceConfig":
         if self.kind == "python-stdlib" and self.path is not None:
-            raise ValueError(
-                f"path is {str(self.path)!r}, but kind python-stdlib finds its own files: remove path"
-            )
+            raise ValueError(f"path is {str(self.path)!r}, but kind python-stdlib finds its own files: remove path")
         if self.kind != "python-stdlib" and self.path is None:
             raise ValueError(f"path is missing: kind {self.kind} needs a file, a folder or a glob")
         return self
@@ -76,9 +68,7 @@ class TokenizerConfig(_Settings):
         default=None,
         description="existing SentencePiece .model or Hugging Face tokenizer.json; null trains a new one",
     )
-    vocab_size: int = Field(
-        default=32_000, ge=260, description="pieces to train (259 are taken by bytes and specials)"
-    )
+    vocab_size: int = Field(default=32_000, ge=260, description="pieces to train (259 are taken by bytes and specials)")
     train_bytes: int = Field(
         default=20_000_000, gt=0, description="bytes of text to train on, sampled from all sources"
     )
@@ -89,9 +79,7 @@ class PrepareConfig(_Settings):
 
     sources: list[SourceConfig] = Field(min_length=1, description="where documents come from")
     tokenizer: TokenizerConfig = Field(default=TokenizerConfig(), description="tokenizer to load or to train")
-    valid_fraction: float = Field(
-        default=0.01, ge=0, lt=1, description="share of documents held out, by document hash"
-    )
+    valid_fraction: float = Field(default=0.01, ge=0, lt=1, description="share of documents held out, by document hash")
     shard_bytes: int = Field(default=268_435_456, ge=4096, description="token bytes a shard")
     max_bytes: int | None = Field(
         default=None,
@@ -126,9 +114,7 @@ class DataConfig(_Settings):
     path: Path = Field(description="prepared folder: manifest.json, shards and tokenizer")
     sequence_length: int = Field(ge=1, description="tokens a training sample")
     mix: dict[str, float] | None = Field(default=None, description="source name -> weight; null: by size")
-    prepare: PrepareConfig | None = Field(
-        default=None, description="how to make the folder when it is not there"
-    )
+    prepare: PrepareConfig | None = Field(default=None, description="how to make the folder when it is not there")
 
     @field_validator("mix")
     @classmethod

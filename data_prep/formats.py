@@ -49,9 +49,7 @@ def _text_of_line(line: bytes, origin: str, text_field: str, problems: Problems)
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        problems.bad(
-            f"{origin}: byte {error.start} of the line is {line[error.start]:#04x}, which is not UTF-8"
-        )
+        problems.bad(f"{origin}: byte {error.start} of the line is {line[error.start]:#04x}, which is not UTF-8")
     except (json.JSONDecodeError, RecursionError) as error:
         problems.bad(f"{origin}: line is no JSON ({error})")
     else:
@@ -59,9 +57,7 @@ def _text_of_line(line: bytes, origin: str, text_field: str, problems: Problems)
             problems.bad(f"{origin}: line is a JSON {type(record).__name__}; it must be an object")
         elif text_field not in record:
             hint = did_you_mean(text_field, record)
-            problems.bad(
-                f"{origin}: object has no key {text_field!r}{hint}", "set text_field, or on_error: skip"
-            )
+            problems.bad(f"{origin}: object has no key {text_field!r}{hint}", "set text_field, or on_error: skip")
         elif record[text_field] is None:
             return ""
         elif not isinstance(record[text_field], str):

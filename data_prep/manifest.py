@@ -85,9 +85,7 @@ class Manifest(_Record):
         for shard in manifest.shards:
             path = Path(folder) / shard.file
             if shard.file not in sizes:
-                raise DataError(
-                    f"{path}: shard is missing; copy it back, or delete the folder and prepare it again"
-                )
+                raise DataError(f"{path}: shard is missing; copy it back, or delete the folder and prepare it again")
             if sizes[shard.file] != shard.bytes:
                 raise DataError(
                     f"{path}: shard has {sizes[shard.file]} bytes, the manifest says {shard.bytes}: it was "
@@ -103,8 +101,7 @@ class Manifest(_Record):
             text = path.read_bytes()
         except OSError as error:
             raise DataError(
-                f"{path}: cannot read it ({error.strerror}); "
-                "prepare the folder with launchers/prepare_data.py"
+                f"{path}: cannot read it ({error.strerror}); prepare the folder with launchers/prepare_data.py"
             ) from error
         try:
             manifest = cls.model_validate_json(text)

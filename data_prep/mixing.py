@@ -75,9 +75,7 @@ class MixSchedule:
         changes = [(0, mix)] if mix is None or isinstance(mix, Mapping) else list(mix)
         firsts = [first for first, _ in changes]
         if not changes or firsts[0] != 0 or any(b <= a for a, b in itertools.pairwise(firsts)):
-            raise DataError(
-                f"mix: changes start at samples {firsts}; the first must be 0 and the rest increase"
-            )
+            raise DataError(f"mix: changes start at samples {firsts}; the first must be 0 and the rest increase")
         self._firsts = np.array(firsts, dtype=np.int64)
         self._patterns = [_pattern(weights, windows, sequence_length) for _, weights in changes]
         self._before = [np.zeros(len(windows), dtype=np.int64)]
@@ -94,9 +92,7 @@ class MixSchedule:
             period, slot = np.divmod(samples[here] - self._firsts[current], pattern.period)
             chosen = pattern.source[slot]
             source[here] = chosen
-            number[here] = (
-                self._before[current][chosen] + period * pattern.quotas[chosen] + pattern.rank[slot]
-            )
+            number[here] = self._before[current][chosen] + period * pattern.quotas[chosen] + pattern.rank[slot]
         return source, number
 
 
@@ -115,9 +111,7 @@ def _pattern(weights: Weights | None, windows: Mapping[str, int], sequence_lengt
 def _check_weights(weights: Weights, windows: Mapping[str, int], sequence_length: int) -> None:
     for name, weight in weights.items():
         if name not in windows:
-            raise DataError(
-                f"mix: there is no source {name!r}{did_you_mean(name, windows)}; name one of the folder's"
-            )
+            raise DataError(f"mix: there is no source {name!r}{did_you_mean(name, windows)}; name one of the folder's")
         if not 0 <= weight < math.inf:
             raise DataError(f"mix: weight of {name!r} is {weight}; it must be a number of at least 0")
         if weight > 0 and not windows[name]:
@@ -126,6 +120,4 @@ def _check_weights(weights: Weights, windows: Mapping[str, int], sequence_length
                 f"(sequence_length {sequence_length}); lower sequence_length, add text or leave it out"
             )
     if not any(weights.values()):
-        raise DataError(
-            f"mix: all weights are 0 ({', '.join(weights) or 'none given'}); make one larger than 0"
-        )
+        raise DataError(f"mix: all weights are 0 ({', '.join(weights) or 'none given'}); make one larger than 0")

@@ -68,9 +68,7 @@ def _finished(config: PrepareConfig, folder: Path) -> Manifest | None:
     if not folder.exists() or not any(folder.iterdir()):
         return None
     if not (folder / MANIFEST_FILE).is_file():
-        raise DataError(
-            f"{folder}: exists and is no prepared folder (no {MANIFEST_FILE}); choose another folder"
-        )
+        raise DataError(f"{folder}: exists and is no prepared folder (no {MANIFEST_FILE}); choose another folder")
     manifest = Manifest.load(folder)
     if manifest.config_hash != config.hash:
         raise DataError(

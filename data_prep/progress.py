@@ -22,9 +22,7 @@ from .manifest import Manifest
 class ByteProgress:
     """A bar over `total` bytes as a context manager, which gives the function that moves it on by n bytes."""
 
-    _STEP = (
-        1 << 20
-    )  # of the total per update at most 1/1024, so that many small documents do not wait for the bar
+    _STEP = 1 << 20  # of the total per update at most 1/1024, so that many small documents do not wait for the bar
 
     def __init__(self, console: Console, title: str, total: int) -> None:
         self._progress = Progress(
@@ -67,12 +65,8 @@ def print_summary(console: Console, manifest: Manifest, folder: Path) -> None:
         table.add_row(split, source, f"{documents:,}", f"{tokens:,}", f"{len(shards):,}")
     console.print(table)
     for source, skipped in manifest.skipped.items():
-        parts = [
-            f"{count:,} {reason.replace('_', ' ')}" for reason, count in skipped.model_dump().items() if count
-        ]
+        parts = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in skipped.model_dump().items() if count]
         if parts:
             console.print(f"{source}: left out {', '.join(parts)}")
     tokenizer = manifest.tokenizer
-    console.print(
-        f"tokenizer {tokenizer.file}: {tokenizer.vocab_size:,} pieces, tokens are {manifest.token_type}"
-    )
+    console.print(f"tokenizer {tokenizer.file}: {tokenizer.vocab_size:,} pieces, tokens are {manifest.token_type}")

@@ -38,9 +38,7 @@ class _Sample(Generic[Kept]):
         self._max_bytes = max_bytes
         self._total = 0
         self._limit = _RANGE  # the smallest hash that did not fit: nothing from there on may come in
-        self._heap: list[
-            tuple[int, int, Kept]
-        ] = []  # (-hash, bytes, kept): the first one is the next to leave
+        self._heap: list[tuple[int, int, Kept]] = []  # (-hash, bytes, kept): the first one is the next to leave
         self._hashes: set[int] = set()
 
     def offer(self, number: int, size: int, kept: Kept) -> None:

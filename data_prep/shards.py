@@ -25,9 +25,7 @@ class ShardWriter:
     `entries` lists the finished shards afterwards. Nothing is written when there is no document.
     """
 
-    def __init__(
-        self, folder: Path, split: Split, source: str, token_type: TokenType, shard_bytes: int
-    ) -> None:
+    def __init__(self, folder: Path, split: Split, source: str, token_type: TokenType, shard_bytes: int) -> None:
         self.entries: list[ShardEntry] = []
         self._folder, self._split, self._source = folder, split, source
         # The operating system gives memory to the part that is written, not to all of it.
@@ -131,9 +129,7 @@ class Shard:
         if offsets[0] != 0 or offsets[-1] != len(tokens):
             raise self._foreign(f"its documents cover tokens {offsets[0]} to {offsets[-1]} of {len(tokens)}")
         if len(tokens) != self.entry.tokens or batch.num_rows != self.entry.documents:
-            raise self._foreign(
-                f"it holds {batch.num_rows} documents and {len(tokens)} tokens, the manifest differs"
-            )
+            raise self._foreign(f"it holds {batch.num_rows} documents and {len(tokens)} tokens, the manifest differs")
         return tokens, offsets
 
     def _foreign(self, found: str) -> DataError:

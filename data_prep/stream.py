@@ -93,11 +93,7 @@ class TokenStream:
         self._shards: list[Shard] = []
         self._sources: list[_Source] = []
         for name in dict.fromkeys(entry.source for entry in entries):
-            shards = [
-                Shard(Path(folder), entry, self.manifest.token_type)
-                for entry in entries
-                if entry.source == name
-            ]
+            shards = [Shard(Path(folder), entry, self.manifest.token_type) for entry in entries if entry.source == name]
             self._sources.append(_Source(name, shards, len(self._shards), sequence_length))
             self._shards += shards
         if not len(self):
@@ -153,9 +149,7 @@ class TokenStream:
         shard, start = self._place(index)
         chosen = self._sources[int(source[0])]
         window = start // self.sequence_length
-        return SampleOrigin(
-            chosen.name, int(number[0]) // chosen.windows, self._shards[shard].entry.file, window
-        )
+        return SampleOrigin(chosen.name, int(number[0]) // chosen.windows, self._shards[shard].entry.file, window)
 
     def _place(self, index: int) -> tuple[int, int]:
         """(shard, first token) of a sample."""

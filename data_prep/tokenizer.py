@@ -105,9 +105,7 @@ class HFTokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(model)
         except Exception as error:  # the library raises bare Exception
-            raise DataError(
-                f"{path}: is no Hugging Face tokenizer.json ({error}); give a file they wrote"
-            ) from error
+            raise DataError(f"{path}: is no Hugging Face tokenizer.json ({error}); give a file they wrote") from error
         # A document that spells "<|end_of_text|>" must not end the document.
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
@@ -120,9 +118,7 @@ class HFTokenizer:
                 self.bos_id, self.eos_id = int(vocabulary[bos]), int(vocabulary[eos])
                 return
         known = ", ".join(f"{bos} {eos}" for bos, eos in _HF_SPECIALS)
-        raise DataError(
-            f"{path}: has no bos and eos token that is known ({known}); add one of these pairs to it"
-        )
+        raise DataError(f"{path}: has no bos and eos token that is known ({known}); add one of these pairs to it")
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
@@ -141,9 +137,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         return SentencePieceTokenizer(path)
     if path.suffix == ".json":
         return HFTokenizer(path)
-    raise DataError(
-        f"{path}: is no tokenizer by its name; give a SentencePiece *.model or a Hugging Face *.json"
-    )
+    raise DataError(f"{path}: is no tokenizer by its name; give a SentencePiece *.model or a Hugging Face *.json")
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, out_path: Path) -> None:
@@ -198,6 +192,4 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot read the tokenizer ({error.strerror}); check tokenizer.path"
-        ) from error
+        raise DataError(f"{path}: cannot read the tokenizer ({error.strerror}); check tokenizer.path") from error

@@ -1,8 +1,8 @@
 """Text from a checkpoint, streamed; the memory is carried through any length of prompt and output.
 
-    python launchers/generate.py --checkpoint runs/quickstart --prompt "def main():"
-    python launchers/generate.py --checkpoint runs/quickstart --prompt-file book.txt --max-tokens 500
-    cat notes.txt | python launchers/generate.py --checkpoint runs/quickstart --prompt-file -
+python launchers/generate.py --checkpoint runs/quickstart --prompt "def main():"
+python launchers/generate.py --checkpoint runs/quickstart --prompt-file book.txt --max-tokens 500
+cat notes.txt | python launchers/generate.py --checkpoint runs/quickstart --prompt-file -
 """
 
 import argparse
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, metavar="PATH", help="run folder or checkpoint folder")
     parser.add_argument("--config", type=Path, metavar="FILE", help="instead: the run that this configuration trains")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="with --config: as for pretrain.py")

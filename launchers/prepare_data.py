@@ -45,12 +45,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file of the run")
-    parser.add_argument(
-        "--verify", action="store_true", help="check an existing folder instead of making one"
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="settings that replace FILE's"
-    )
+    parser.add_argument("--verify", action="store_true", help="check an existing folder instead of making one")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace FILE's")
     return parser.parse_intermixed_args(arguments)
 
 
@@ -78,9 +74,7 @@ def run(data: "DataConfig", verify: bool) -> None:
         manifest = Manifest.load(data.path)
         manifest.verify_checksums(data.path)
         print_summary(console, manifest, data.path)
-        console.print(
-            f"{data.path}: {len(manifest.shards)} shards and the tokenizer are as they were written"
-        )
+        console.print(f"{data.path}: {len(manifest.shards)} shards and the tokenizer are as they were written")
         return
     if data.prepare is None:
         raise DataError("data.prepare is missing; say in it what to read (see --help)")

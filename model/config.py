@@ -69,7 +69,9 @@ class ModelConfig(BaseModel):
     vocab_size: Positive = Field(description="V, rows of the embedding; a multiple of parallel.tensor")
     hidden_size: Positive = Field(description="D, width of the residual stream")
     num_layers: Positive = Field(description="decoder layers")
-    num_heads: Positive = Field(description="query heads; hidden_size/num_heads is the head width unless head_dim is set")
+    num_heads: Positive = Field(
+        description="query heads; hidden_size/num_heads is the head width unless head_dim is set"
+    )
     num_kv_heads: Positive = Field(description="key/value heads (GQA); divides num_heads")
     ffn_size: Positive = Field(description="inner width of SwiGLU")
     segment_length: Positive = Field(description="T, tokens of a segment: attention is local to it, memory crosses it")
@@ -104,7 +106,8 @@ class ModelConfig(BaseModel):
         return self
 
     def _memory_problems(self) -> list[str]:
-        memory, problems = self.memory, []
+        problems: list[str] = []
+        memory = self.memory
         if memory.kind == "none":
             return problems
         if self.hidden_size % memory.heads:

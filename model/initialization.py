@@ -41,9 +41,7 @@ def _owner(module: nn.Module, child_name: str, name: str) -> tuple[nn.Module, st
     return module, name
 
 
-def _backbone_value(
-    name: str, shape: tuple[int, ...], config: ModelConfig, generator: torch.Generator
-) -> Tensor:
+def _backbone_value(name: str, shape: tuple[int, ...], config: ModelConfig, generator: torch.Generator) -> Tensor:
     if len(shape) == 1:  # norms
         return torch.ones(shape)
     std = config.init_std

@@ -80,7 +80,7 @@ class LanguageModel(nn.Module):
 
         Args:
             input_ids: int64 [B, L], any L >= 1; L need not be a multiple of the segment length.
-            document_ids: int64 [B, L], >= 0, equal inside a document and different in adjacent ones; None: one document.
+            document_ids: int64 [B, L] >= 0, equal inside a document, different in adjacent ones; None: one document.
             state: the previous call's `out.state`, to go on with the same B streams.
 
         Raises `ModelError` for shapes that do not fit each other or a state of another model or batch.
@@ -122,7 +122,7 @@ def _stream(
     """Check the arguments; return the pieces and the documents [B, c+L] of cached and new tokens."""
     if input_ids.dim() != 2 or input_ids.dtype != torch.int64 or input_ids.numel() == 0:
         raise ModelError(
-            f"input_ids: shape {list(input_ids.shape)} {input_ids.dtype}, but it must be int64 [batch, length], not empty"
+            f"input_ids: {input_ids.dtype} of shape {list(input_ids.shape)}; it must be int64 [batch, length], not empty"
         )
     if document_ids is not None and document_ids.shape != input_ids.shape:
         raise ModelError(

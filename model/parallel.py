@@ -67,7 +67,7 @@ class TensorParallel:
         """This rank's slice of a full weight, split as `parameter` is."""
         if self.size == 1 or not is_sharded(parameter):
             return full
-        return full.chunk(self.size, dim=parameter.partition_dim)[self.rank]
+        return full.chunk(self.size, dim=parameter.partition_dim)[self.rank]  # type: ignore[attr-defined]
 
 
 def is_sharded(parameter: nn.Parameter) -> bool:
@@ -91,9 +91,7 @@ class ColumnParallel(ColumnParallelLinear):
     """Weight [out, in] split by rows: `x` [..., in], already copied into the region -> [..., out/tp]."""
 
     def __init__(self, in_size: int, out_size: int, tp: TensorParallel) -> None:
-        super().__init__(
-            in_size, out_size, config=_CONFIG, init_method=nn.init.zeros_, bias=False, tp_group=tp.group
-        )
+        super().__init__(in_size, out_size, config=_CONFIG, init_method=nn.init.zeros_, bias=False, tp_group=tp.group)
         _mark(self.weight, 0)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]

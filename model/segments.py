@@ -146,15 +146,13 @@ def pieces(
     documents: Tensor | None = None,
     bank_document: Tensor | None = None,
 ) -> Iterator[Piece]:
-    """Cut `length` tokens that begin at stream position `start`; `documents` int64 [B, c+length] with the cached ones."""
+    """Cut `length` tokens that begin at stream position `start`; `documents` int64 [B, c+length], cached ones first."""
     begin = 0
     while begin < length:
         at, left = start + begin, length - begin
         offset = at % segment_length
-        if offset:
-            take = min(left, segment_length - offset)
-        else:
-            take = left - left % segment_length or left
+        whole = left - left % segment_length
+        take = min(left, segment_length - offset) if offset else whole or left
         cut = None
         if documents is not None:
             cached = min(at, offset + (attention_span - 1) * segment_length)

@@ -1,4 +1,4 @@
-"""The model as one flat list of layers for the pipeline to cut: what travels is (hidden [B, L, D], documents [B, L])."""
+"""The model as one flat list of layers for the pipeline to cut; (hidden [B, L, D], documents [B, L]) travels."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -21,7 +21,9 @@ class MicroBatch:
     weights: Tensor
 
     def to(self, device: torch.device) -> "MicroBatch":
-        return MicroBatch(*(x.to(device, non_blocking=True) for x in (self.ids, self.documents, self.labels, self.weights)))
+        return MicroBatch(
+            *(x.to(device, non_blocking=True) for x in (self.ids, self.documents, self.labels, self.weights))
+        )
 
     @property
     def pipeline_item(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -49,10 +51,7 @@ def read(stream: TokenStream, indices: Sequence[int], micro_batch_size: int) -> 
     weights = torch.from_numpy(batch.loss_mask[np.maximum(rows, 0)]).float()
     weights[torch.tensor([i < 0 for i in indices])] = 0.0
     parts = zip(
-        *(
-            x.split(micro_batch_size)
-            for x in (tokens[:, :-1], documents[:, :-1], tokens[:, 1:], weights)
-        ),
+        *(x.split(micro_batch_size) for x in (tokens[:, :-1], documents[:, :-1], tokens[:, 1:], weights)),
         strict=True,
     )
     return StepBatch([MicroBatch(*(x.contiguous() for x in part)) for part in parts])

@@ -6,7 +6,6 @@ replaced atomically.  A process killed at any moment leaves the previous checkpo
 
 import json
 import logging
-import os
 import shutil
 import warnings
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from torch.distributed.tensor import DTensor, Shard
 from model.parallel import is_sharded
 from training.engine import Engine
 from training.errors import ConfigError, TrainingError
+from training.files import fsync, write_text
 from training.topology import Topology
 
 log = logging.getLogger("memtrain")
@@ -67,11 +67,13 @@ class CheckpointFolder:
             dcp.save(values, checkpoint_id=aside)
         if self.topology.is_main:
             (aside / STATE_FILE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-            _sync_tree(aside)
+            for path in [*aside.iterdir(), aside]:
+                fsync(path)
             if final.exists():  # an earlier life wrote it but died before moving the pointer
                 shutil.rmtree(final)
-            os.rename(aside, final)
-            _replace_text(self.folder / POINTER, final.name)
+            aside.rename(final)
+            fsync(self.folder)
+            write_text(self.folder / POINTER, final.name + "\n")
         dist.barrier()
         return final
 
@@ -111,7 +113,8 @@ def read_run_state(checkpoint: Path) -> RunState:
         return RunState(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"checkpoint: {checkpoint} has no readable {STATE_FILE} ({error}); pass a folder like RUN/checkpoints/step-XXXXXXXX"
+            f"checkpoint: {checkpoint} has no readable {STATE_FILE} ({error}); "
+            "pass a folder like RUN/checkpoints/step-XXXXXXXX"
         ) from None
 
 
@@ -129,9 +132,7 @@ def restore(engine: Engine, checkpoint: Path, topology: Topology, moments: bool,
         values[RNG_KEY] = torch.get_rng_state()
     with _quiet():
         dcp.load(values, checkpoint_id=checkpoint)
-    engine.write_state(
-        {k: v.to_local() if isinstance(v, DTensor) else v for k, v in values.items() if k != RNG_KEY}
-    )
+    engine.write_state({k: v.to_local() if isinstance(v, DTensor) else v for k, v in values.items() if k != RNG_KEY})
     if moments:
         engine.set_optimizer_steps(read_run_state(checkpoint).optimizer_steps)
     if rng:
@@ -181,25 +182,6 @@ def _check_shapes(
                 f"checkpoint: {checkpoint} has {key} of shape {list(stored[key].size)}, model.* gives {shape}; "
                 "use the configuration that made it"
             )
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in [*folder.iterdir(), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _replace_text(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text + "\n", encoding="utf-8")
-    for target in (aside, path.parent):
-        descriptor = os.open(target, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    os.replace(aside, path)
 
 
 class _quiet(warnings.catch_warnings):  # noqa: N801

@@ -156,18 +156,23 @@ class RunConfig(Section):
 
 def _problems(config: RunConfig) -> list[str]:
     """Rules between sections, each with its way out."""
-    model, parallel, problems = config.model, config.parallel, []
-    tensor = parallel.tensor
-    shards = {"num_heads": model.num_heads, "num_kv_heads": model.num_kv_heads, "ffn_size": model.ffn_size}
-    shards["vocab_size"] = model.vocab_size
+    names = [phase.name for phase in config.phases]
+    repeated = [f"phases: the names {names} must differ; rename one"] if len(set(names)) < len(names) else []
+    phases = [p for index in range(len(config.phases)) for p in _phase_problems(config, index)]
+    return _parallel_problems(config) + phases + repeated
+
+
+def _parallel_problems(config: RunConfig) -> list[str]:
+    model, parallel, stage, problems = config.model, config.parallel, config.training.zero_stage, []
+    shards = {name: getattr(model, name) for name in ("num_heads", "num_kv_heads", "ffn_size", "vocab_size")}
     if model.memory.kind != "none":
         shards["memory.heads"] = model.memory.heads
     for name, value in shards.items():
-        if value % tensor:
+        if value % parallel.tensor:
             divisors = [d for d in range(1, value + 1) if value % d == 0][:8]
             problems.append(
-                f"model.{name}: {value} is not divisible by parallel.tensor {tensor}; set parallel.tensor to one of "
-                f"{divisors} or change model.{name}"
+                f"model.{name}: {value} is not divisible by parallel.tensor {parallel.tensor}; "
+                f"set parallel.tensor to one of {divisors} or change model.{name}"
             )
     if parallel.pipeline > model.num_layers:
         problems.append(
@@ -176,28 +181,29 @@ def _problems(config: RunConfig) -> list[str]:
         )
     if parallel.segment > 1:
         problems.append(f"parallel.segment: {parallel.segment}, but segments are not shared between ranks yet; set 1")
-    if parallel.pipeline > 1 and config.training.zero_stage > 1:
+    if parallel.pipeline > 1 and stage > 1:
         problems.append(
-            f"training.zero_stage: {config.training.zero_stage} with parallel.pipeline {parallel.pipeline}; DeepSpeed's "
-            "pipeline needs whole gradients, so set training.zero_stage=1 or parallel.pipeline=1"
+            f"training.zero_stage: {stage} with parallel.pipeline {parallel.pipeline}; DeepSpeed's pipeline needs "
+            "whole gradients, so set training.zero_stage=1 or parallel.pipeline=1"
         )
-    elif config.training.zero_stage == 3:
+    elif stage == 3:
         problems.append("training.zero_stage: 3, but weights are not sharded yet; set training.zero_stage to 1 or 2")
-    for index, phase in enumerate(config.phases):
-        if phase.tokens_per_step % config.data.sequence_length:
-            problems.append(
-                f"phases.{index}.tokens_per_step: {phase.tokens_per_step} is no multiple of data.sequence_length "
-                f"{config.data.sequence_length}; use a multiple"
-            )
-        if phase.memory and model.memory.kind == "none":
-            problems.append(f"phases.{index}.memory: on, but model.memory.kind is none; set the kind or memory: off")
-        if index == 0 and phase.trains == "memory" and phase.init_from in ("previous", "scratch"):
-            problems.append(f"phases.{index}.trains: memory alone cannot train on a fresh backbone; set init_from")
-        if index and config.phases[index - 1].memory and not phase.memory and phase.init_from == "previous":
-            problems.append(f"phases.{index}.memory: off after an on phase would drop the trained memory; set memory: on")
-    names = [phase.name for phase in config.phases]
-    if len(set(names)) < len(names):
-        problems.append(f"phases: the names {names} must differ; rename one")
+    return problems
+
+
+def _phase_problems(config: RunConfig, index: int) -> list[str]:
+    phase, where, problems = config.phases[index], f"phases.{index}", []
+    if phase.tokens_per_step % config.data.sequence_length:
+        problems.append(
+            f"{where}.tokens_per_step: {phase.tokens_per_step} is no multiple of data.sequence_length "
+            f"{config.data.sequence_length}; use a multiple"
+        )
+    if phase.memory and config.model.memory.kind == "none":
+        problems.append(f"{where}.memory: on, but model.memory.kind is none; set the kind or memory: off")
+    if index == 0 and phase.trains == "memory" and phase.init_from in ("previous", "scratch"):
+        problems.append(f"{where}.trains: memory alone cannot train on a fresh backbone; set init_from")
+    if index and config.phases[index - 1].memory and not phase.memory and phase.init_from == "previous":
+        problems.append(f"{where}.memory: off after an on phase would drop the trained memory; set memory: on")
     return problems
 
 
@@ -209,11 +215,15 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     try:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"--config: {path} does not exist; pass a YAML file such as configs/quickstart.yaml") from None
+        raise ConfigError(
+            f"--config: {path} does not exist; pass a YAML file such as configs/quickstart.yaml"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"--config: {path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"--config: {path} holds {type(raw).__name__}, but must hold sections (run:, data:, model:, …)")
+        raise ConfigError(
+            f"--config: {path} holds {type(raw).__name__}, but must hold sections (run:, data:, model:, …)"
+        )
     for override in overrides or []:
         _apply(raw, override)
     return parse_config(raw)

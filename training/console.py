@@ -62,9 +62,7 @@ class Console:
         fields.append(("valid loss", _fixed(record.valid_loss, 6, 4), ""))
         if record.wiped_valid_loss is not None:
             difference = record.wiped_valid_loss - record.valid_loss
-            fields.append(
-                ("memory wiped", f"{_fixed(record.wiped_valid_loss, 6, 4)} ({difference:+.4f})", "")
-            )
+            fields.append(("memory wiped", f"{_fixed(record.wiped_valid_loss, 6, 4)} ({difference:+.4f})", ""))
         self._line(fields, "bold green")
 
     def note(self, text: str) -> None:

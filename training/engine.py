@@ -68,9 +68,7 @@ class Engine(ABC):
         if phase.trains == "memory":
             for name, parameter in self.parameters.items():
                 parameter.requires_grad_(is_memory_name(name))
-        self.optimizer = torch.optim.AdamW(
-            self._groups(), lr=0.0, betas=config.training.betas, eps=config.training.eps
-        )
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=0.0, betas=config.training.betas, eps=config.training.eps)
         self.ds, *_ = deepspeed.initialize(
             model=self.module, optimizer=self.optimizer, config=self._deepspeed_config(), mpu=self._mpu()
         )
@@ -307,7 +305,7 @@ class PipelineEngine(Engine):
     def _canonical_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for child_name, child in self.module.named_children():
             if child_name == "tied_modules":
-                found = [(layer, child[layer.prefix]) for layer in self._layers[:1] if layer.prefix in child]
+                found = [(self._layers[0], tied) for tied in child.children()]
             else:
                 found = [(self._layers[int(child_name)], child)]
             for layer, module in found:

@@ -9,7 +9,7 @@ class ConfigError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on (a loss that is not finite, a damaged checkpoint); nothing was saved after the last good step."""
+    """Training cannot go on: a loss that is not finite, a damaged checkpoint.  The last good checkpoint stays."""
 
 
 BAD_INPUT = (ConfigError, ModelError, DataError)  # exit code 2: nothing was written

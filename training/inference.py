@@ -37,7 +37,9 @@ def find_checkpoint(path: Path) -> Path:
     for folder in (path, path / "checkpoints"):
         if folder.is_dir() and (latest := latest_checkpoint(folder)):
             return latest
-    raise ConfigError(f"--checkpoint: {path} is no checkpoint and no run that has one; pass runs/NAME or a step-XXXXXXXX folder")
+    raise ConfigError(
+        f"--checkpoint: {path} is no checkpoint and no run that has one; pass runs/NAME or a step-XXXXXXXX folder"
+    )
 
 
 def load_trained(path: Path, device: torch.device | None = None) -> Trained:

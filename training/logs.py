@@ -24,9 +24,7 @@ QUIET = ("mlflow", "alembic", "urllib3", "matplotlib", "PIL", "fsspec")
 # last @ goes, which may take too much of an odd address, never too little.
 USER_INFO = re.compile(r"://[^\s/?#'\"]*@")
 RAW_USER_INFO = re.compile(r"://[^\s/@:'\"]+:[^\s'\"]*@")
-QUERY_SECRET = re.compile(
-    r"([?&](?:password|passwd|pwd|token|secret|api_key|access_key)=)[^&\s'\"]+", re.IGNORECASE
-)
+QUERY_SECRET = re.compile(r"([?&](?:password|passwd|pwd|token|secret|api_key|access_key)=)[^&\s'\"]+", re.IGNORECASE)
 
 
 def without_secret(text: str) -> str:

@@ -183,7 +183,9 @@ class Trainer:
         if self._done():
             self.reporter.note(f"finished: {self.step} steps, {self._position().tokens:,} tokens")
         else:
-            self.reporter.note(f"stopped after step {self.step} of {self.config.total_steps}, saved; run the same again")
+            self.reporter.note(
+                f"stopped after step {self.step} of {self.config.total_steps}, saved; run the same again"
+            )
         self.reporter.note(f"checkpoint: {self.last}")
         if command := self.reporter.ui_command:
             self.reporter.note(f"MLflow:     {command}")

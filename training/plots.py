@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -50,7 +49,7 @@ def plot_loss(metrics_path: Path, out: Path) -> None:
         top.legend(loc="upper right", frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
     aside = out.with_name(out.name + ".tmp")
     canvas.print_png(aside)
-    os.replace(aside, out)
+    aside.replace(out)
 
 
 def _draw_phases(top: Axes, bottom: Axes, steps: Sequence[dict[str, Any]], phases: list[slice]) -> None:
@@ -106,9 +105,7 @@ def _limit_loss(axes: Axes, steps: Sequence[dict[str, Any]], evaluations: Sequen
     """Show the part that is read, not the fall of the first steps: those leave the frame at the top."""
     loss = _column(steps, "loss")
     after = loss[len(loss) // 50 :]
-    valid = [
-        _column(evaluations, name)[len(evaluations) > 2 :] for name in ("valid_loss", "wiped_valid_loss")
-    ]
+    valid = [_column(evaluations, name)[len(evaluations) > 2 :] for name in ("valid_loss", "wiped_valid_loss")]
     shown = np.concatenate([after, *valid])
     shown = shown[np.isfinite(shown)]
     if not shown.size:
@@ -142,11 +139,7 @@ def _draw_schedule(axes: Axes, steps: Sequence[dict[str, Any]]) -> None:
 
 def _phases(steps: Sequence[dict[str, Any]]) -> list[slice]:
     """Slices of consecutive steps of one phase, in order."""
-    starts = [
-        number
-        for number, step in enumerate(steps)
-        if not number or step["phase"] != steps[number - 1]["phase"]
-    ]
+    starts = [number for number, step in enumerate(steps) if not number or step["phase"] != steps[number - 1]["phase"]]
     return [slice(begin, end) for begin, end in pairwise([*starts, len(steps)])]
 
 

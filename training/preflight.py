@@ -19,8 +19,8 @@ def check(config: RunConfig, info: RankInfo) -> None:
     manifest = Manifest.load(config.data.path)
     if manifest.tokenizer.vocab_size > config.model.vocab_size:
         raise ConfigError(
-            f"model.vocab_size: {config.model.vocab_size} is smaller than the {manifest.tokenizer.vocab_size} pieces of "
-            f"the tokenizer in {config.data.path}; set model.vocab_size to {manifest.tokenizer.vocab_size} or more"
+            f"model.vocab_size: {config.model.vocab_size} is smaller than the {manifest.tokenizer.vocab_size} pieces "
+            f"of the tokenizer in {config.data.path}; set model.vocab_size to {manifest.tokenizer.vocab_size} or more"
         )
     for split in ("train", "valid"):
         open_stream(config, split)
@@ -61,15 +61,16 @@ def check_folder(config: RunConfig) -> None:
     if differences:
         shown = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
         raise ConfigError(
-            f"run.name: {folder} belongs to another configuration ({shown}); choose another run.name, or delete the folder"
+            f"run.name: {folder} belongs to another configuration ({shown}); "
+            "choose another run.name, or delete the folder"
         )
     checkpoint = latest_checkpoint(folder / "checkpoints")
     if checkpoint is not None:
         stream = read_run_state(checkpoint).stream
         if stream != (now := open_stream(config, "train").fingerprint):
             raise ConfigError(
-                f"data.path: the tokens in {config.data.path} (fingerprint {now}) are not those the run in {folder} was "
-                f"trained on ({stream}); restore that data, or choose another run.name"
+                f"data.path: the tokens in {config.data.path} (fingerprint {now}) are not those the run in {folder} "
+                f"was trained on ({stream}); restore that data, or choose another run.name"
             )
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from training.files import fsync
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -110,8 +112,8 @@ class MetricsFile:
                     stream.write(_dump(line))
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(aside, path)
-        _fsync_folder(path.parent)
+        aside.replace(path)
+        fsync(path.parent)
         return cls(path.open("a", encoding="utf-8"), frozenset(kept))
 
     def write(self, record: StepRecord | EvalRecord) -> None:
@@ -162,11 +164,7 @@ def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
                 line = json.loads(raw)
             except ValueError:
                 continue
-            if (
-                isinstance(line, dict)
-                and type(line.get("step")) is int
-                and ("loss" in line or "valid_loss" in line)
-            ):
+            if isinstance(line, dict) and type(line.get("step")) is int and ("loss" in line or "valid_loss" in line):
                 yield line
 
 
@@ -181,11 +179,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from training.config import RunConfig, dump_yaml
 from training.console import Console
+from training.files import write_text
 from training.plots import plot_loss
 from training.records import EvalRecord, MetricsFile, StepRecord
 from training.tracking import Status, Tracker
@@ -103,16 +104,7 @@ class Reporter:
         return self._tracker.ui_command() if self.active else ""
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write aside, then rename: the file is never seen half-written."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-
-
 def save_config(config: RunConfig, folder: Path) -> None:
     """`config.yaml`: the resolved configuration of the last start."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", dump_yaml(config))
-
-

@@ -12,13 +12,14 @@ from training.topology import RankInfo, initialize
 
 
 def run(config: RunConfig, local_rank: int | None = None) -> int:
-    """Run or continue `config`; the exit code.  Raises what `training.errors.BAD_INPUT` lists before writing anything."""
+    """Run or continue `config`; the exit code.  Raises one of `BAD_INPUT` before anything is written."""
     info = RankInfo.discover(local_rank)
     check(config, info)
     if is_finished(config):
         if info.rank == 0:
             folder = config.run.folder
-            print(f"{folder} is finished: {config.total_steps} steps. To start anew choose another run.name=NAME, or delete {folder}")
+            print(f"{folder} is finished: {config.total_steps} steps, {config.total_tokens:,} tokens.")
+            print(f"To start anew choose another run.name=NAME, or delete {folder}")
         return EXIT_FINISHED
     torch.manual_seed(config.run.seed)
     topology = initialize(config, info)

@@ -66,8 +66,8 @@ def check_world(config: RunConfig, info: RankInfo) -> None:
     model_ranks = parallel.tensor * parallel.pipeline
     if world % model_ranks:
         raise ConfigError(
-            f"parallel: {world} ranks were started, but tensor {parallel.tensor} x pipeline {parallel.pipeline} needs a "
-            f"multiple of {model_ranks}; start with --num_gpus {-(-world // model_ranks) * model_ranks} or change parallel.*"
+            f"parallel: {world} ranks were started, but tensor {parallel.tensor} x pipeline {parallel.pipeline} needs "
+            f"a multiple of {model_ranks}; start {-(-world // model_ranks) * model_ranks} ranks or change parallel.*"
         )
     data = world // model_ranks
     for index, phase in enumerate(config.phases):

@@ -182,9 +182,7 @@ class Tracker:
         if self._thread.is_alive():
             log.warning("MLflow (%s) does not answer; the end of the run is not recorded there", self.uri)
         elif self.lost:
-            log.warning(
-                "MLflow (%s) lost %d calls of this run; metrics.jsonl has them all", self.uri, self.lost
-            )
+            log.warning("MLflow (%s) lost %d calls of this run; metrics.jsonl has them all", self.uri, self.lost)
 
     def _send_all(self) -> None:
         """The thread: until `close`, take what waits, join the metrics, send; only the end must be last."""
@@ -197,9 +195,7 @@ class Tracker:
             ended = waiting[-1] is None
             metrics = [metric for item in waiting if isinstance(item, list) for metric in item]
             for start in range(0, len(metrics), MAX_BATCH):
-                self._attempt(
-                    partial(self._client.log_batch, self.run_id, metrics[start : start + MAX_BATCH])
-                )
+                self._attempt(partial(self._client.log_batch, self.run_id, metrics[start : start + MAX_BATCH]))
             for item in waiting:
                 if callable(item):
                     self._attempt(item)
@@ -268,9 +264,7 @@ def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _open_run(
-    client: MlflowClient, experiment: str, artifacts: str | None, name: str, run_id: str | None
-) -> Run:
+def _open_run(client: MlflowClient, experiment: str, artifacts: str | None, name: str, run_id: str | None) -> Run:
     from mlflow.exceptions import MlflowException
 
     tags = {}
@@ -283,9 +277,7 @@ def _open_run(
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-        log.warning(
-            "the MLflow run %s of this training is gone from the store; a new run continues it", run_id
-        )
+        log.warning("the MLflow run %s of this training is gone from the store; a new run continues it", run_id)
         tags = {"continues_run": run_id}
     found = client.get_experiment_by_name(experiment)
     if found is None:
@@ -338,9 +330,7 @@ def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 def _set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
     from mlflow.entities import RunTag
 
-    client.log_batch(
-        run_id, tags=[RunTag(_key(key), without_secret(value)[:MAX_TAG]) for key, value in tags.items()]
-    )
+    client.log_batch(run_id, tags=[RunTag(_key(key), without_secret(value)[:MAX_TAG]) for key, value in tags.items()])
 
 
 def _key(name: str) -> str:

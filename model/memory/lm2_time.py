@@ -28,7 +28,6 @@ from model.memory.interface import RecurrentMemory
 from model.parallel import ColumnParallel, RowParallel, TensorParallel, sharded_parameter
 from model.segments import Piece
 
-
 READ_EPS = 0.1  # of the read's RMS norm: an almost empty bank must not be amplified (nor its gradient)
 
 

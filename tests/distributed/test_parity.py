@@ -47,9 +47,7 @@ def test_warmup_phase_equals_one_rank(tensor: int, pipeline: int, data: int) -> 
 
 @pytest.mark.parametrize("tensor, pipeline", [(1, 1), (1, 2)])
 def test_activation_checkpointing_changes_nothing(tensor: int, pipeline: int) -> None:
-    config = tiny_config(
-        training__activation_checkpointing="full", parallel={"tensor": tensor, "pipeline": pipeline}
-    )
+    config = tiny_config(training__activation_checkpointing="full", parallel={"tensor": tensor, "pipeline": pipeline})
     assert_same(run_ranks(train, tensor * pipeline, config, 1, STEPS)[0], one_rank(1, False))
 
 

@@ -3,10 +3,11 @@
 Per head, with h the tokens of segment s, a_n the address and M_n the contents of slot n:
 
     read     A = softmax_n(tau <q_t, a_n>),  out = W_o (sigmoid(W_out h) * rms(A M_s))
-    write    phi_t = softmax_n(tau <k_t, a_n>),  w_t = exp(-sum_{u>t} phi_u delta_u),  g_forget = exp(-sum_t phi_t delta_t)
+    write    phi_t = softmax_n(tau <k_t, a_n>),  delta = softplus(W_forget h)
+             w_t = exp(-sum_{u>t} phi_u delta_u),  g_forget = exp(-sum_t phi_t delta_t)
              M_{s+1} = g_forget * M_s + sum_t w_t phi_t (sigmoid(W_in h) * tanh(W_c h))_t
 
-q and k are unit vectors, delta = softplus(W_forget h).  A bank belongs to the document of the last token before it; a
+q and k are unit vectors.  A bank belongs to the document of the last token before it; a
 token reads only a bank of its own document; a segment is written, when it is complete, by the tokens of its last
 token's document, into that document's bank or, where it began in this segment, into the initial one, which is zero.
 """
@@ -64,9 +65,7 @@ def written(config: ModelConfig, memory: Weights, tokens: list[Tensor], bank: Ba
     following: Bank = []
     for head in range(config.memory.heads):
         phi = [addressing(config, memory, memory["key.weight"] @ h, head) for h in tokens]
-        delta = [
-            F.softplus(memory["gate_forget.weight"][head] @ h + memory["gate_forget_bias"][head]) for h in tokens
-        ]
+        delta = [F.softplus(memory["gate_forget.weight"][head] @ h + memory["gate_forget_bias"][head]) for h in tokens]
         slots = []
         for n in range(config.memory.slots):
             slot = torch.exp(-sum(phi[t][n] * delta[t] for t in range(len(tokens)))) * bank[head][n]

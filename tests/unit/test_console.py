@@ -108,9 +108,7 @@ def test_a_narrow_terminal_shows_every_line_whole_and_a_bar_that_fits(
     shown = [part for part in re.split(r"[\r\n]+", plain) if part]
     assert shown.count(LINE.rstrip("\n")) == 2
     assert "phase memory " + "x" * 100 in shown
-    assert (
-        "memory  eval   120/480  tokens   983,040  valid loss 3.9876  memory wiped 4.2012 (+0.2136)" in shown
-    )
+    assert "memory  eval   120/480  tokens   983,040  valid loss 3.9876  memory wiped 4.2012 (+0.2136)" in shown
     bars = [part for part in shown if "━" in part]
     assert any("memory" in bar and "step 120/480" in bar and "3:21 left" in bar for bar in bars)
     assert max(len(bar) for bar in bars) <= 60
@@ -153,9 +151,7 @@ def test_each_rank_logs_to_its_file_and_only_rank_0_speaks(rank: int, tmp_path: 
             assert lines == []
     text = (tmp_path / "log" / f"rank-{rank}.log").read_text()
     for said in ("loaded", "careful", "chatter", "broken", "UserWarning: look here"):
-        assert text.count(said) == 2, (
-            said
-        )  # once a life: the second appended, the repeated call doubled nothing
+        assert text.count(said) == 2, said  # once a life: the second appended, the repeated call doubled nothing
     assert "Transformer Engine" not in text
     assert "upgrade" not in text
     assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ INFO    memtrain  loaded\n", text)

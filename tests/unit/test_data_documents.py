@@ -172,9 +172,7 @@ def test_default_names() -> None:
 
 
 def documents_of(count: int) -> list[Document]:
-    return [
-        Document(f"text number {number} " * (number % 7 + 1), "s", str(number)) for number in range(count)
-    ]
+    return [Document(f"text number {number} " * (number % 7 + 1), "s", str(number)) for number in range(count)]
 
 
 def test_split_has_the_asked_share_and_ignores_order() -> None:

@@ -163,9 +163,7 @@ def test_tokenizer_failure_in_a_worker_is_a_data_error(tmp_path: Path) -> None:
 
 def test_corpus_without_text(prepared: Path, tmp_path: Path) -> None:
     source = write_corpus(tmp_path / "in", ['{"text": ""}'])
-    config = PrepareConfig(
-        sources=[source], tokenizer=TokenizerConfig(path=prepared / "tokenizer.model"), workers=1
-    )
+    config = PrepareConfig(sources=[source], tokenizer=TokenizerConfig(path=prepared / "tokenizer.model"), workers=1)
     with pytest.raises(DataError, match=r"no document is left to train on \(web: 1 empty"):
         prepare(config, tmp_path / "data", QUIET)
 

@@ -11,10 +11,7 @@ from hypothesis import strategies as st
 from data_prep import DataError, Tokenizer, load_tokenizer
 from data_prep.tokenizer import train_sentencepiece
 
-TEXTS = [
-    (Path(sysconfig.get_paths()["stdlib"]) / name).read_text()
-    for name in ("ast.py", "os.py", "json/decoder.py")
-]
+TEXTS = [(Path(sysconfig.get_paths()["stdlib"]) / name).read_text() for name in ("ast.py", "os.py", "json/decoder.py")]
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import LanguageModel, MemoryConfig, build_model
+from model import LanguageModel, MemoryConfig, StreamState, build_model
 from model.memory import memories
 from tests.reference import lm2_time
-from tests.reference.small import LM2, VOCAB, awake, random_ids, tiny
+from tests.reference.small import LM2, awake, random_ids, tiny
 
 SEVERAL = [[0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 2, 3, 3, 3, 3, 3], [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 2]]
 ONE = [[0] * 16] * 2
@@ -20,7 +20,7 @@ def new_net(**changes) -> LanguageModel:
 
 def gradients(net: LanguageModel, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     names, parameters = zip(*net.named_parameters(), strict=True)
-    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
     return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
@@ -30,8 +30,12 @@ def assert_equals_reference(net: LanguageModel, ids: Tensor, documents: Tensor |
     torch.testing.assert_close(fast, slow.float(), atol=1e-5, rtol=0)
     expected = gradients(net, slow, labels)
     for name, gradient in gradients(net, fast, labels).items():
-        assert expected[name].abs().max() > 1e-2, f"{name}: a gradient too small for the tolerance to mean anything"
+        assert expected[name].abs().max() > 5e-4, f"{name}: too small for the tolerance to mean anything"
         torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def tensors_of(state: StreamState) -> list[Tensor]:
+    return [t for x in state.layers for t in (x.keys, x.values, x.memory.bank, x.memory.pending)]
 
 
 @pytest.mark.parametrize("span", [1, 2, 3])
@@ -80,36 +84,37 @@ def test_the_carried_state_does_not_grow():
     net, state, sizes = new_net(attention_span=2), None, []
     for call in range(40):
         state = net(random_ids(call, 2, 3), state=state).state
-        if state.position % 4 == 3:
-            sizes.append(sum(t.numel() for layer in state.layers for t in (layer.keys, layer.values)))
-            sizes.append(sum(layer.memory.bank.numel() + layer.memory.pending.numel() for layer in state.layers))
-    keys_values, memory = set(sizes[2::2]), set(sizes[1::2])  # the first segment has no segment before it
-    assert len(sizes) > 10
-    assert keys_values == {2 * 2 * 2 * (4 + 3) * 2 * 4}  # layers, keys and values, batch, tokens, heads, width
-    assert memory == {2 * 2 * (3 * 16 + 3 * 16)}  # layers, batch, slots and pending tokens
+        if state.position % 4 == 3 and state.position > 4:  # the first segment has no segment before it
+            sizes.append([tuple(t.shape) for t in tensors_of(state)])
+    # keys and values [B, the segment before + 3, Hkv, d]; bank [B, H, N, d]; pending tokens [B, 3, D]
+    assert sizes == [[(2, 7, 2, 4), (2, 7, 2, 4), (2, 2, 3, 8), (2, 3, 16)] * 2] * 9
 
 
 def test_the_carried_state_is_fp32_and_holds_no_graph():
-    net = new_net()
-    tensors = [t for layer in net(random_ids(1, 1, 11)).state.layers for t in (layer.keys, layer.values)]
-    tensors += [t for layer in net(random_ids(1, 1, 11)).state.layers for t in vars(layer.memory).values()]
-    assert len(tensors) == 8
-    assert all(t.dtype == torch.float32 and not t.requires_grad for t in tensors)
+    tensors = tensors_of(new_net()(random_ids(1, 1, 11)).state)
+    assert [t.dtype for t in tensors] == [torch.float32] * 8
+    assert not any(t.requires_grad for t in tensors)
 
 
-def test_gate_means_are_means_of_gates():
+def test_recorded_gates_are_the_means_since_they_were_last_taken():
     net = new_net()
-    net(random_ids(1, 2, 12))
-    for memory in memories(net):
-        assert memory.gate_means.keys() == {"in", "forget", "out"}
-        assert all(0 < float(mean) < 1 and not mean.requires_grad for mean in memory.gate_means.values())
+    memory = memories(net)[0]
+    torch.nn.init.zeros_(memory.gate_out.weight)
+    for bias in (1.0, -3.0):
+        torch.nn.init.constant_(memory.gate_out_bias, bias)
+        net(random_ids(1, 2, 12))
+    gates = memory.take_gates()
+    assert gates.keys() == {"in", "forget", "out"}
+    assert float(gates["out"]) == pytest.approx((torch.tensor([1.0, -3.0]).sigmoid().mean()).item())
+    assert all(0 < float(mean) < 1 and not mean.requires_grad for mean in gates.values())
+    assert memory.take_gates() == {}
 
 
 def test_an_incomplete_segment_is_not_written():
     net = new_net()
-    whole, more = net(random_ids(1, 1, 8)).state, net(random_ids(1, 1, 11)[:, :11]).state
-    again = net(torch.cat((random_ids(1, 1, 8), random_ids(2, 1, 3)), dim=1)).state
-    for layer, other in zip(whole.layers, again.layers, strict=True):
-        torch.testing.assert_close(layer.memory.bank, other.memory.bank)
-    assert more.position == again.position == 11
-    assert int(random_ids(1, 1, 8).max()) < VOCAB
+    closed = net(random_ids(1, 1, 8)).state
+    opened = net(torch.cat((random_ids(1, 1, 8), random_ids(2, 1, 3)), dim=1)).state
+    assert (closed.position, opened.position) == (8, 11)
+    for before, after in zip(closed.layers, opened.layers, strict=True):
+        assert before.memory.bank.abs().max() > 0.1
+        torch.testing.assert_close(before.memory.bank, after.memory.bank)

@@ -124,11 +124,7 @@ def test_a_missing_file_reads_as_empty(tmp_path: Path) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    lives=st.lists(
-        st.tuples(st.integers(1, 8), st.integers(0, 8), st.integers(0, 400)), min_size=1, max_size=5
-    )
-)
+@given(lives=st.lists(st.tuples(st.integers(1, 8), st.integers(0, 8), st.integers(0, 400)), min_size=1, max_size=5))
 def test_every_step_is_there_once_after_any_kills(lives: list[tuple[int, int, int]]) -> None:
     """A life makes some steps, saves a checkpoint somewhere on the way, and loses the end of its file."""
     with tempfile.TemporaryDirectory() as folder:

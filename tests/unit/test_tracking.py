@@ -110,9 +110,7 @@ def test_a_run_has_its_params_tags_metrics_and_status(runs: Path) -> None:
     assert tracker.lost == 0
 
 
-def test_artifacts_lie_beside_the_runs_and_nothing_in_the_current_directory(
-    runs: Path, tmp_path: Path
-) -> None:
+def test_artifacts_lie_beside_the_runs_and_nothing_in_the_current_directory(runs: Path, tmp_path: Path) -> None:
     tracker = start(runs)
     picture = tmp_path / "loss.png"
     picture.write_bytes(b"png")
@@ -157,9 +155,7 @@ def test_changed_params_become_a_tag_and_an_artifact(runs: Path) -> None:
     assert json.loads(changed.read_text())["optim"]["lr"] == 0.2
 
 
-def test_a_run_that_left_the_store_is_continued_by_a_new_one(
-    runs: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_run_that_left_the_store_is_continued_by_a_new_one(runs: Path, caplog: pytest.LogCaptureFixture) -> None:
     tracker = start(runs, run_id="0" * 32)
     tracker.close("FINISHED")
     assert tracker.run_id != "0" * 32
@@ -169,9 +165,7 @@ def test_a_run_that_left_the_store_is_continued_by_a_new_one(
 
 def test_odd_and_long_params_and_more_than_one_call_takes(runs: Path) -> None:
     many = {f"layer{number}": number for number in range(250)}
-    tracker = start(
-        runs, params={"a@b": {"50%": "x" * 9000}, "none": None, "empty": {}, "ids": [1, 2], **many}
-    )
+    tracker = start(runs, params={"a@b": {"50%": "x" * 9000}, "none": None, "empty": {}, "ids": [1, 2], **many})
     tracker.close("FINISHED")
     params = client(runs).get_run(tracker.run_id).data.params
     assert params["a_b.50_"] == "x" * 500

@@ -1,0 +1,144 @@
+"""The engine against a plain PyTorch loop, our Llama against Hugging Face's, and what the memory costs.
+
+    make bench      (or: python benchmarks/engine.py)
+
+Ratios of medians, all contestants in turns in one process, fp32 on the CPU's cores.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from claims import claim, interleaved_seconds  # noqa: E402
+
+from model import LanguageModel, MemoryConfig, ModelConfig, build_model  # noqa: E402
+from model.cost import flops_per_token  # noqa: E402
+from training.batches import MicroBatch, StepBatch  # noqa: E402
+from training.config import parse_config  # noqa: E402
+from training.engine import build_engine, decays  # noqa: E402
+from training.topology import RankInfo, initialize  # noqa: E402
+
+BATCH, LENGTH = 4, 512
+DOCUMENTS = (torch.arange(LENGTH) >= LENGTH // 3).long().repeat(BATCH, 1)  # two packed in each sample
+MODEL = ModelConfig(
+    vocab_size=4096,
+    hidden_size=256,
+    num_layers=4,
+    num_heads=8,
+    num_kv_heads=4,
+    ffn_size=1024,
+    segment_length=LENGTH,
+)
+WITH_MEMORY = MODEL.model_copy(update={"segment_length": 128, "memory": MemoryConfig(kind="lm2", slots=32, heads=4)})
+
+
+def groups(net: LanguageModel) -> list[dict[str, object]]:
+    """AdamW's groups, as the engine makes them."""
+    named = list(net.named_parameters())
+    return [
+        {"params": [p for n, p in named if decays(n, p) == decay], "weight_decay": 0.1 * decay}
+        for decay in (True, False)
+    ]
+
+
+class PlainLoop:
+    """Forward, backward, clip, AdamW: what anybody would write."""
+
+    def __init__(self, net: LanguageModel, packed: bool = False) -> None:
+        self.net, self.optimizer = net, torch.optim.AdamW(groups(net), lr=1e-4)
+        self.ids = torch.randint(0, MODEL.vocab_size, (BATCH, LENGTH + 1))
+        self.documents = DOCUMENTS if packed else None
+
+    def __call__(self) -> None:
+        logits = self.net(self.ids[:, :-1], self.documents).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), self.ids[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class HuggingFaceLoop:
+    """The same step on Hugging Face's Llama."""
+
+    def __init__(self) -> None:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        self.net = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=MODEL.vocab_size,
+                hidden_size=MODEL.hidden_size,
+                num_hidden_layers=MODEL.num_layers,
+                num_attention_heads=MODEL.num_heads,
+                num_key_value_heads=MODEL.num_kv_heads,
+                intermediate_size=MODEL.ffn_size,
+                use_cache=False,
+            )
+        )
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-4)
+        self.ids = torch.randint(0, MODEL.vocab_size, (BATCH, LENGTH + 1))
+
+    def __call__(self) -> None:
+        logits = self.net(self.ids[:, :-1]).logits
+        F.cross_entropy(logits.flatten(0, 1), self.ids[:, 1:].flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class EngineStep:
+    """The same step through our engine (DeepSpeed, ZeRO 1, one rank)."""
+
+    def __init__(self) -> None:
+        config = parse_config(
+            {
+                "run": {"name": "benchmark"},
+                "data": {"path": "unused", "sequence_length": LENGTH},
+                "model": MODEL.model_dump(),
+                "phases": [
+                    {
+                        "name": "only",
+                        "memory": False,
+                        "tokens": 10**6,
+                        "tokens_per_step": BATCH * LENGTH,
+                        "lr": {"peak": 1e-4},
+                    }
+                ],
+                "training": {"micro_batch_size": BATCH},
+            }
+        )
+        self.engine = build_engine(config, config.phases[0], initialize(config, RankInfo(0, 1, 0)))
+        ids = torch.randint(0, MODEL.vocab_size, (BATCH, LENGTH + 1))
+        self.batch = StepBatch([MicroBatch(ids[:, :-1], DOCUMENTS, ids[:, 1:], torch.ones(BATCH, LENGTH))])
+
+    def __call__(self) -> None:
+        self.engine.train_step(self.batch, 1e-4)
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    contestants = {
+        "plain loop, our Llama, packed documents": PlainLoop(build_model(MODEL), packed=True),
+        "engine, our Llama, packed documents": EngineStep(),
+        "plain loop, our Llama": PlainLoop(build_model(MODEL)),
+        "plain loop, Hugging Face's Llama": HuggingFaceLoop(),
+        "plain loop, segments of 128, no memory": PlainLoop(build_model(WITH_MEMORY, memory_on=False)),
+        "plain loop, segments of 128, lm2 in every block": PlainLoop(build_model(WITH_MEMORY)),
+    }
+    seconds = interleaved_seconds(list(contestants.values()))
+    for name, value in zip(contestants, seconds, strict=True):
+        print(f"{name:50s} {value * 1e3:8.1f} ms a step {BATCH * LENGTH / value:10,.0f} tokens/s")
+    packed, engine, plain, hugging_face, off, on = seconds
+    flops = flops_per_token(WITH_MEMORY, True) / flops_per_token(WITH_MEMORY, False)
+    print(f"{torch.get_num_threads()} threads; FLOPs with memory / without: {flops:.2f}")
+    claim("engine over a plain PyTorch loop", engine / packed, "<= 1.05", engine / packed <= 1.05)
+    claim("our Llama step over Hugging Face's, fp32", plain / hugging_face, "<= 0.90", plain / hugging_face <= 0.90)
+    claim("memory tax, lm2 time flow, every block", on / off, "<= 1.35", on / off <= 1.35)
+    claim("memory tax over the ratio of FLOPs", on / off / flops, "<= 1.10", on / off / flops <= 1.10)
+
+
+if __name__ == "__main__":
+    main()
