@@ -11,19 +11,20 @@ READY := $(VENV)/.ready
 .PHONY: quickstart test slow-test lint bench clean
 
 $(READY): setup.py constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	@echo "making $(VENV) and installing what constraints.txt pins: a minute or two"
+	@$(PYTHON) -m venv $(VENV)
 	@# torch first and by its pin: what follows must find it, not choose another build
-	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
-	touch $@
+	@$(BIN)/python -m pip install -qq "$$(grep '^torch==' constraints.txt)"
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e ".[dev]"
+	@touch $@
 
 # a corpus from this machine, a tokenizer, shards, two phases of training on RANKS ranks, a sample
 quickstart: $(READY)
-	$(BIN)/python launchers/prepare_data.py --config $(CONFIG) $(OVERRIDES)
-	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed -q --num_gpus $(RANKS) \
+	@$(BIN)/python launchers/prepare_data.py --config $(CONFIG) $(OVERRIDES)
+	@OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed -q --num_gpus $(RANKS) \
 	    launchers/pretrain.py --config $(CONFIG) $(OVERRIDES)
-	$(BIN)/python launchers/generate.py --config $(CONFIG) $(OVERRIDES) --prompt "def " --max-tokens 120
+	@echo; echo "a sample:"
+	@$(BIN)/python launchers/generate.py --config $(CONFIG) $(OVERRIDES) --prompt "def " --max-tokens 120
 
 test: $(READY)
 	$(BIN)/python -m pytest

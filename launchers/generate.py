@@ -114,4 +114,6 @@ def read_prompt(arguments: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
+    # The repository's packages are importable from a checkout that is not installed.
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     sys.exit(main())

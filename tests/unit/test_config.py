@@ -281,7 +281,7 @@ def test_pipeline_refuses_sharded_gradients(stage: int) -> None:
     assert line.startswith(f"training.zero_stage: {stage} with parallel.pipeline 2")
     assert "training.zero_stage=1" in line
     assert "parallel.pipeline=1" in line
-    assert parse_config(changed(training__zero_stage=stage)).training.zero_stage == stage
+    assert parse_config(changed(training__zero_stage=2)).training.zero_stage == 2
     assert parse_config(changed(parallel__pipeline=2)).parallel.pipeline == 2
 
 
@@ -308,7 +308,7 @@ def test_all_wrong_fields_are_reported_at_once() -> None:
         run__nam="x",
         model__hidden_size=-1,
         model__memory__slost=3,
-        phases__0__lr__paek=1,
+        phases__1__lr__paek=1,
         phases__1__tokens=0,
         training__zero_stage=9,
         tracking__enabled="perhaps",
@@ -321,7 +321,7 @@ def test_all_wrong_fields_are_reported_at_once() -> None:
         "data.path",
         "model.hidden_size",
         "model.memory.slost",
-        "phases.0.lr.paek",
+        "phases.1.lr.paek",
         "phases.1.tokens",
         "training.zero_stage",
         "tracking.enabled",
@@ -352,6 +352,14 @@ def test_all_misfits_between_sections_are_reported_at_once() -> None:
         "phases.0.tokens_per_step",
         "phases",
     } == set(fields)
+
+
+@pytest.mark.xfail(strict=True, reason="pydantic counts the phases it accepted and calls none of them a problem")
+def test_a_wrong_phase_is_not_also_called_missing() -> None:
+    raw = changed(phases__0__tokens=0)
+    del raw["phases"][1]
+    (line,) = problems(raw)
+    assert line.startswith("phases.0.tokens: 0 ")
 
 
 @pytest.mark.xfail(strict=True, reason="rules between sections run only once every field is right by itself")
@@ -469,17 +477,18 @@ def test_key_that_is_there_twice_is_refused(tmp_path: Path, file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tensor", "pipeline", "world", "advice"),
+    ("tensor", "pipeline", "world", "advised"),
     [(2, 1, 1, 2), (2, 1, 3, 4), (2, 2, 2, 4), (1, 2, 5, 6), (2, 2, 6, 8)],
 )
-def test_world_that_does_not_fit(tensor: int, pipeline: int, world: int, advice: int) -> None:
+def test_world_that_does_not_fit(tensor: int, pipeline: int, world: int, advised: int) -> None:
     config = parse_config(changed(parallel__tensor=tensor, parallel__pipeline=pipeline))
     with pytest.raises(ConfigError) as caught:
         check_world(config, RankInfo(0, world, 0))
     (line,) = str(caught.value).split("\n")
     assert line.startswith(f"parallel: {world} ranks were started")
     assert f"tensor {tensor} x pipeline {pipeline}" in line
-    assert f"--num_gpus {advice}" in line
+    assert f"a multiple of {tensor * pipeline};" in line
+    assert f"start {advised} ranks" in line
 
 
 @pytest.mark.parametrize(("tensor", "pipeline", "world"), [(1, 1, 1), (1, 1, 4), (2, 1, 4), (2, 2, 4), (2, 2, 16)])

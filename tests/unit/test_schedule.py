@@ -1,6 +1,8 @@
 """Learning rate and position: pure functions, checked by hand, by invariants and against a loop."""
 
+import itertools
 import math
+import random
 
 import pytest
 from hypothesis import given
@@ -111,7 +113,7 @@ def test_schedule_has_no_jump(case: tuple[LearningRate, int, int]) -> None:
         slopes.append(fall / lr.decay_tokens)
     steepest = step * max(slopes)
     values = [learning_rate(lr, number * step, total) for number in range(steps + 1)]
-    for before, after in zip(values, values[1:], strict=False):
+    for before, after in itertools.pairwise(values):
         assert abs(after - before) <= steepest * (1 + 1e-9) + 1e-12 * lr.peak
 
 
@@ -120,7 +122,7 @@ def test_schedule_depends_on_nothing_that_was_asked_before(case: tuple[LearningR
     lr, step, steps = case
     tokens = [number * step for number in range(1, steps + 1)]
     forward = {t: learning_rate(lr, t, step * steps) for t in tokens}
-    order.shuffle(tokens)  # type: ignore[attr-defined]
+    order.shuffle(tokens)
     assert {t: learning_rate(lr, t, step * steps) for t in tokens} == forward
 
 

@@ -1,0 +1,1 @@
+"""The trainer: configuration, topology, engine, loop, checkpoints, tracking."""
