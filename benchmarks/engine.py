@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from claims import claim, interleaved_seconds  # noqa: E402
+from claims import claim, interleaved_seconds
 
-from model import LanguageModel, MemoryConfig, ModelConfig, build_model  # noqa: E402
-from model.cost import flops_per_token  # noqa: E402
-from training.batches import MicroBatch, StepBatch  # noqa: E402
-from training.config import parse_config  # noqa: E402
-from training.engine import build_engine, decays  # noqa: E402
-from training.topology import RankInfo, initialize  # noqa: E402
+from model import LanguageModel, MemoryConfig, ModelConfig, build_model
+from model.cost import flops_per_token
+from training.batches import MicroBatch, StepBatch
+from training.config import parse_config
+from training.engine import build_engine, decays
+from training.topology import RankInfo, initialize
 
 BATCH, LENGTH = 4, 512
 DOCUMENTS = (torch.arange(LENGTH) >= LENGTH // 3).long().repeat(BATCH, 1)  # two packed in each sample

@@ -31,7 +31,9 @@ class MemoryConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["none", "lm2"] = Field("none", description="none: plain Llama; lm2: gated slot memory")
+    kind: Literal["none", "lm2", "delta"] = Field(
+        "none", description="none: plain Llama; lm2: gated slot memory; delta: associative matrix memory"
+    )
     flow: Literal["time"] | None = Field(
         None, description="lm2: 'time' = a bank per block, read before write, all segments in parallel (default)"
     )
@@ -43,8 +45,10 @@ class MemoryConfig(BaseModel):
 
     @model_validator(mode="after")
     def _flow_fits_kind(self) -> "MemoryConfig":
-        if self.kind == "none" and self.flow is not None:
-            raise ValueError(f"flow '{self.flow}' has no meaning with kind 'none': remove flow or set kind to lm2")
+        if self.kind != "lm2" and self.flow is not None:
+            raise ValueError(
+                f"flow '{self.flow}' means nothing to kind '{self.kind}': remove flow, or set kind: lm2"
+            )
         return self
 
     def hosts(self, num_layers: int) -> frozenset[int]:

@@ -122,7 +122,7 @@ def _stream(
     """Check the arguments; return the pieces and the documents [B, c+L] of cached and new tokens."""
     if input_ids.dim() != 2 or input_ids.dtype != torch.int64 or input_ids.numel() == 0:
         raise ModelError(
-            f"input_ids: {input_ids.dtype} of shape {list(input_ids.shape)}; it must be int64 [batch, length], not empty"
+            f"input_ids: {input_ids.dtype} {list(input_ids.shape)}, but it must be int64 [batch, length], not empty"
         )
     if document_ids is not None and document_ids.shape != input_ids.shape:
         raise ModelError(

@@ -88,7 +88,7 @@ def setup_logging(run_dir: Path, rank: int) -> logging.Logger:
     _replace_handlers(logger, handlers)
 
     warnings_logger = logging.getLogger("py.warnings")
-    _replace_handlers(warnings_logger, handlers)
+    _replace_handlers(warnings_logger, handlers[:1])  # libraries' deprecations belong in the file
     logging.captureWarnings(True)
     for message in OPTIONAL_KERNELS:
         warnings.filterwarnings("ignore", message=message)

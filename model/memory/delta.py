@@ -1,0 +1,102 @@
+"""Associative matrix memory: the delta rule with learned decay (gated DeltaNet, arXiv 2412.06464) and LM2's gates.
+
+Per head, with unit keys k_t and queries q_t, for every token t of a segment in turn:
+
+    M <- alpha_t (I - beta_t k_t k_t^T) M + beta_t k_t v_t^T        M in R^{d x d}, rows are key directions
+
+beta_t = sigmoid(W_in h) is the input gate: how much of what k_t recalls is replaced by v_t = W_c h;
+alpha_t = exp(-softplus(W_forget h)) the forget gate.  Tokens of a segment read only what earlier segments wrote,
+
+    out = W_o (sigmoid(W_out h) * rms(q_t^T M_s))
+
+so only the matrix at each segment's end is needed, and the product of a chunk of C tokens is exact in closed form
+(arXiv 2406.06484; decays as ratios <= 1, so nothing overflows).  With gamma_t = prod_{u<=t} alpha_u, inside a chunk:
+
+    A_ti = beta_t (gamma_t/gamma_i) <k_t, k_i>, i < t;   (I + A) U = beta V;   (I + A) W = beta gamma K
+    M_end = (gamma_C I - K_end^T W) M_0 + K_end^T U,   K_end = (gamma_C/gamma_t) k_t
+
+B batch, S segments, T tokens of a segment, H memory heads (of this rank), d width of a head, C tokens of a chunk.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.memory.segmental import SegmentalMemory
+from model.parallel import ColumnParallel, TensorParallel, sharded_parameter
+
+CHUNK = 64  # longest chunk whose triangular system is solved at once
+
+
+class DeltaMemory(SegmentalMemory):
+    """See the module's text.  The state is a d x d matrix per head, whatever has been read."""
+
+    def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
+        super().__init__(config, tp)
+        size, heads = config.hidden_size, config.memory.heads
+        self.gate_in = ColumnParallel(size, heads, tp)
+        self.gate_in_bias = sharded_parameter((heads,), tp)
+        self.gate_forget = ColumnParallel(size, heads, tp)
+        self.gate_forget_bias = sharded_parameter((heads,), tp)
+
+    @property
+    def bank_rows(self) -> int:
+        return self.width
+
+    def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        if name == "gate_forget_bias":  # half-lives spread from about 100 to 10,000 tokens over the heads
+            rates = torch.logspace(-2, -4, shape[0])
+            return rates.expm1().log()  # the inverse of softplus
+        return super().initial_value(name, shape, generator)
+
+    def _unit(self, x: Tensor) -> Tensor:
+        """[B, S, n, H*d] -> unit vectors, fp32 [B, S, H, n, d]."""
+        return F.rms_norm(self.by_head(x), (self.width,)) * self.width**-0.5
+
+    def writes(self, tokens: Tensor, writable: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Each segment's transition, fp32 [B, S, H, d, d], and addition, fp32 [B, S, H, d, d]."""
+        keys, values = self._unit(self.key(tokens)), self.by_head(self.content(tokens))  # [B, S, H, T, d]
+        beta = torch.sigmoid(self.by_head(self.gate_in(tokens) + self.gate_in_bias))  # [B, S, H, T, 1]
+        log_alpha = -F.softplus(self.by_head(self.gate_forget(tokens) + self.gate_forget_bias))
+        self.record_gate("in", beta)
+        self.record_gate("forget", log_alpha.exp())
+        if writable is not None:  # a token of another document changes nothing
+            mine = writable[:, :, None, :, None]
+            beta, log_alpha = beta * mine, log_alpha * mine
+        transition, added = None, None
+        for begin in range(0, tokens.size(2), CHUNK):
+            part = slice(begin, begin + CHUNK)
+            p, c = chunk_product(*(x[..., part, :] for x in (keys, values, beta, log_alpha)))
+            if transition is None or added is None:
+                transition, added = p, c
+            else:
+                transition, added = p @ transition, p @ added + c
+        assert transition is not None and added is not None
+        return transition, added
+
+    def transform(self, transition: Tensor, bank: Tensor) -> Tensor:
+        return transition @ bank
+
+    def read(self, tokens: Tensor, banks: Tensor) -> Tensor:
+        return self._unit(self.query(tokens)) @ banks
+
+
+def chunk_product(keys: Tensor, values: Tensor, beta: Tensor, log_alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """A chunk's delta-rule writes as M -> P M + Q.
+
+    Args: unit keys [..., C, d], values [..., C, d], beta [..., C, 1] in 0..1, log_alpha [..., C, 1] <= 0, all fp32.
+    Returns P and Q, [..., d, d].
+    """
+    size = keys.size(-2)
+    log_gamma = log_alpha.cumsum(dim=-2)  # [..., C, 1]
+    gamma, last = log_gamma.exp(), log_gamma[..., -1:, :]
+    later = torch.ones(size, size, dtype=torch.bool, device=keys.device).tril(-1)
+    ratio = (log_gamma - log_gamma.transpose(-1, -2)).masked_fill(~later, 0.0).exp()
+    system = (beta * ratio * (keys @ keys.transpose(-1, -2))).masked_fill(~later, 0.0)  # A; the diagonal is implied
+    right = torch.cat((beta * values, beta * gamma * keys), dim=-1)
+    solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
+    u, w = solved.split(values.size(-1), dim=-1)
+    end = ((last - log_gamma).exp() * keys).transpose(-1, -2)  # K_end^T [..., d, C]
+    identity = torch.eye(keys.size(-1), dtype=keys.dtype, device=keys.device)
+    return last.exp() * identity - end @ w, end @ u

@@ -1,0 +1,115 @@
+"""What the memories that flow through time share: read before write, all segments of a piece at once.
+
+A segment's tokens read the bank that earlier segments left; then the segment, as a whole, transforms and adds to it:
+
+    M_{s+1} = transition_s(M_s) + added_s
+
+Transition and addition come from the segment's tokens alone, so they are computed for all segments in one batch; only
+this line runs over the segments one after the other, and it is small.
+
+B batch, S segments, T tokens of a segment, H memory heads (of this rank), d width of a head, D = H*d of all ranks.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.memory.interface import RecurrentMemory
+from model.parallel import ColumnParallel, RowParallel, TensorParallel, sharded_parameter
+from model.segments import Piece
+
+READ_EPS = 0.1  # of the read's RMS norm: an almost empty bank must not be amplified (nor its gradient)
+
+
+@dataclass(frozen=True)
+class SegmentState:
+    """bank: fp32 [B, H, N, d]; pending: [B, o, D] the open segment's tokens, written when it closes (o < T)."""
+
+    bank: Tensor
+    pending: Tensor
+
+
+class SegmentalMemory(RecurrentMemory):
+    """Reads through an output gate; subclasses say what a bank is, how it is written and how it is read.
+
+    All parameters are split by heads and the forward has no collective of its own.  The bank starts at zero, so a
+    document without a past reads exactly nothing; W_o starts at zero, so switching the memory on changes no logit.
+    """
+
+    def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.width, self.heads = size // config.memory.heads, config.memory.heads // tp.size
+        self.init_std = config.init_std
+        self.query = ColumnParallel(size, size, tp)
+        self.key = ColumnParallel(size, size, tp)
+        self.content = ColumnParallel(size, size, tp)
+        self.gate_out = ColumnParallel(size, size, tp)
+        self.gate_out_bias = sharded_parameter((size,), tp)
+        self.out = RowParallel(size, size, tp)
+
+    @property
+    @abstractmethod
+    def bank_rows(self) -> int:
+        """Rows of the bank per head."""
+
+    @abstractmethod
+    def writes(self, tokens: Tensor, writable: Tensor | None) -> tuple[Tensor, Tensor]:
+        """tokens [B, S, T, D], writable bool [B, S, T] or None -> (transition, added), fp32, first axes [B, S, H]."""
+
+    @abstractmethod
+    def transform(self, transition: Tensor, bank: Tensor) -> Tensor:
+        """One segment's transition [B, H, …] applied to the bank [B, H, N, d]."""
+
+    @abstractmethod
+    def read(self, tokens: Tensor, banks: Tensor) -> Tensor:
+        """tokens [B, S, n, D] ask the banks [B, S, H, N, d] -> fp32 [B, S, H, n, d]."""
+
+    def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        if name == "out.weight" or name.endswith("_bias"):
+            return torch.zeros(shape)
+        return torch.randn(shape, generator=generator) * self.init_std
+
+    def initial_state(self, hidden: Tensor) -> SegmentState:
+        shape = (hidden.size(0), self.heads, self.bank_rows, self.width)
+        return SegmentState(torch.zeros(shape, dtype=torch.float32, device=hidden.device), hidden[:, :0].detach())
+
+    def forward(self, h: Tensor, piece: Piece, state: SegmentState) -> tuple[Tensor, SegmentState]:
+        if not piece.closes:  # the open segment is not written yet: remember its tokens
+            banks = state.bank.unsqueeze(1)
+            state = SegmentState(state.bank, torch.cat((state.pending, h), dim=1))
+        else:
+            tokens = torch.cat((state.pending, h), dim=1) if state.pending.size(1) else h
+            transition, added = self.writes(tokens.unflatten(1, (piece.segments, -1)), piece.writable)
+            banks, last = self._scan(state.bank, transition, added, piece.continues)
+            state = SegmentState(last, h[:, :0])
+        return self._output(h.unflatten(1, (piece.segments, -1)), banks, piece).flatten(1, 2), state
+
+    def by_head(self, x: Tensor) -> Tensor:
+        """[B, S, n, H*d] -> fp32 [B, S, H, n, d]."""
+        return x.float().unflatten(-1, (self.heads, -1)).transpose(2, 3)
+
+    def _scan(self, bank: Tensor, transition: Tensor, added: Tensor, continues: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The banks that enter the segments, [B, S, H, N, d], and the one that leaves the last."""
+        if continues is not None:  # a new document begins with the initial bank, which is zero
+            transition = transition * continues[:, :, None, None, None]
+        entering = []
+        for kept, new in zip(transition.unbind(1), added.unbind(1), strict=True):
+            entering.append(bank)
+            bank = self.transform(kept, bank) + new
+        return torch.stack(entering, dim=1), bank
+
+    def _output(self, tokens: Tensor, banks: Tensor, piece: Piece) -> Tensor:
+        """out = W_o (sigmoid(W_out h) * rms(read)), this rank's part; zero where the bank is another document's."""
+        recalled = F.rms_norm(self.read(tokens, banks), (self.width,), eps=READ_EPS)
+        if piece.readable is not None:
+            recalled = recalled * piece.readable[:, :, None, :, None]
+        if self.wiped:
+            recalled = recalled * 0.0
+        gate = torch.sigmoid(self.gate_out(tokens).float() + self.gate_out_bias)
+        self.record_gate("out", gate)
+        return self.out((gate * recalled.transpose(2, 3).flatten(3)).to(tokens.dtype))
