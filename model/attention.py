@@ -29,14 +29,17 @@ class Attention(nn.Module):
 
         Returns this rank's partial output [B, n, D], and the keys and values [B, kept, Hkv/tp, d] to carry.
         """
-        qkv = self.qkv(h).unflatten(-1, (-1, self.group + 2, self.config.head_width))  # [B, n, Hkv, group+2, d]
-        q, k, v = qkv.split((self.group, 1, 1), dim=3)
-        q = rotate(q.flatten(2, 3), piece.start, self.config)
-        k = torch.cat((state.keys, rotate(k.squeeze(3), piece.start, self.config)), dim=1)  # [B, c+n, Hkv, d]
-        v = torch.cat((state.values, v.squeeze(3)), dim=1)
+        q, k, v = self.project(h, piece.start)
+        k, v = torch.cat((state.keys, k), dim=1), torch.cat((state.values, v), dim=1)  # [B, c+n, Hkv, d]
         context = self._attend(q, k, v, piece)
         first = k.size(1) - piece.kept
         return self.out(context), k[:, first:], v[:, first:]
+
+    def project(self, h: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """h [B, n, D], the first at rotary position `start` -> q [B, n, H, d], k and v [B, n, Hkv, d] of this rank."""
+        qkv = self.qkv(h).unflatten(-1, (-1, self.group + 2, self.config.head_width))  # [B, n, Hkv, group+2, d]
+        q, k, v = qkv.split((self.group, 1, 1), dim=3)
+        return rotate(q.flatten(2, 3), start, self.config), rotate(k.squeeze(3), start, self.config), v.squeeze(3)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, piece: Piece) -> Tensor:
         """q [B, n, H, d], k and v [B, c+n, Hkv, d] -> [B, n, H*d]."""

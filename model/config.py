@@ -10,7 +10,7 @@ Positive = Annotated[int, Field(gt=0)]
 class RopeScaling(BaseModel):
     """Llama-3's frequency-dependent stretching of RoPE (`rope_type: llama3` in Hugging Face configs)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     factor: float = Field(gt=1, description="how much longer than the original context")
     low_freq_factor: float = Field(1.0, gt=0, description="wavelengths above original/this are stretched fully")
@@ -29,27 +29,47 @@ class RopeScaling(BaseModel):
 class MemoryConfig(BaseModel):
     """The memory hosted by the decoder layers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    kind: Literal["none", "lm2", "delta"] = Field(
-        "none", description="none: plain Llama; lm2: gated slot memory; delta: associative matrix memory"
+    kind: Literal["none", "lm2", "delta", "rmt"] = Field(
+        "none", description="none: Llama; lm2: gated slots; delta: associative matrices; rmt: memory vectors"
     )
-    flow: Literal["time"] | None = Field(
-        None, description="lm2: 'time' = a bank per block, read before write, all segments in parallel (default)"
+    flow: Literal["time", "depth"] | None = Field(
+        None, description="lm2: time (default) = a bank per block, all segments at once; depth = as published"
     )
-    slots: Positive = Field(64, description="N, memory slots per head and block")
+    slots: Positive | None = Field(
+        None, description="lm2 time: slots per head (default 64); lm2 depth: segment_length; rmt: vectors (default 16)"
+    )
     heads: Positive = Field(4, description="memory heads; hidden_size/heads is the width of a slot")
-    layers: Literal["all"] | Positive | tuple[int, ...] = Field(
+    top_k: Positive | None = Field(None, description="lm2 depth: slots a token keeps of its softmax; default all")
+    bptt_segments: Positive | None = Field(
+        None, description="lm2 depth, rmt: the carried memory is detached every so many segments; default never"
+    )
+    rmt_open: float = Field(0.0, ge=0, description="rmt: initial weight of memory keys; 1 is the published model")
+    layers: Literal["all"] | Annotated[int, Field(gt=0, strict=True)] | tuple[int, ...] = Field(
         "all", description="blocks that host a memory: all, the first k (a number), or a list of block indices"
     )
 
     @model_validator(mode="after")
     def _flow_fits_kind(self) -> "MemoryConfig":
+        only = {"top_k": self.is_depth, "bptt_segments": self.in_turn, "rmt_open": self.kind == "rmt"}
+        for name, fits in only.items():
+            if not fits and getattr(self, name) not in (None, 0.0):
+                kind = f"kind '{self.kind}'" + (f" flow '{self.flow or 'time'}'" if self.kind == "lm2" else "")
+                raise ValueError(f"{name} {getattr(self, name)} means nothing to {kind}: remove it")
         if self.kind != "lm2" and self.flow is not None:
-            raise ValueError(
-                f"flow '{self.flow}' means nothing to kind '{self.kind}': remove flow, or set kind: lm2"
-            )
+            raise ValueError(f"flow '{self.flow}' means nothing to kind '{self.kind}': remove flow, or set kind: lm2")
         return self
+
+    @property
+    def is_depth(self) -> bool:
+        """Whether this is the published LM2, whose bank threads through the blocks."""
+        return self.kind == "lm2" and self.flow == "depth"
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether segments can only be computed one after the other."""
+        return self.is_depth or self.kind == "rmt"
 
     def hosts(self, num_layers: int) -> frozenset[int]:
         """Indices of the decoder layers that host a memory (empty for kind `none`)."""
@@ -68,7 +88,7 @@ class ModelConfig(BaseModel):
     Raises `pydantic.ValidationError` (a `ValueError`) naming the field, the value and the rule.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     vocab_size: Positive = Field(description="V, rows of the embedding; a multiple of parallel.tensor")
     hidden_size: Positive = Field(description="D, width of the residual stream")
@@ -92,6 +112,13 @@ class ModelConfig(BaseModel):
     def head_width(self) -> int:
         """Width of one attention head."""
         return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def slots(self) -> int:
+        """Memory slots (or vectors, for rmt), with each kind's default."""
+        if self.memory.is_depth:
+            return self.segment_length
+        return self.memory.slots or (16 if self.memory.kind == "rmt" else 64)
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> "ModelConfig":
@@ -119,6 +146,18 @@ class ModelConfig(BaseModel):
                 f"memory.heads {memory.heads} must divide hidden_size {self.hidden_size}: a head's slots are "
                 "hidden_size/heads wide"
             )
+        if memory.is_depth and memory.slots not in (None, self.segment_length):
+            problems.append(
+                f"memory.slots {memory.slots} must equal segment_length {self.segment_length} with flow 'depth': "
+                "slot t is token t's; leave memory.slots out, or use flow: time"
+            )
+        if memory.in_turn and self.attention_span > 1:
+            problems.append(
+                f"attention_span {self.attention_span} with memory {memory.kind} {memory.flow or ''}: segments are "
+                "computed one after the other and see only themselves; set attention_span to 1"
+            )
+        if memory.kind == "rmt" and memory.layers != "all":
+            problems.append("memory.layers: rmt's vectors pass through every block; set memory.layers to all")
         outside = sorted(i for i in memory.hosts(self.num_layers) if not 0 <= i < self.num_layers)
         if outside:
             problems.append(

@@ -15,8 +15,23 @@ def flops_per_token(config: ModelConfig, memory_on: bool) -> float:
     window = config.segment_length * (config.attention_span - 0.5)
     products = 2 * config.num_layers * config.num_heads * width * window  # scores and their use
     if memory_on:
-        hosts = len(config.memory.hosts(config.num_layers))
-        weights += hosts * 6 * size * size
-        # addresses of query and key, read, write: four products of T x N with d per head
-        products += hosts * 4 * config.memory.slots * size
-    return 6.0 * (weights + products)
+        hosts, kind = len(config.memory.hosts(config.num_layers)), config.memory.kind
+        weights += hosts * {"none": 0, "lm2": 6, "delta": 5, "rmt": 0}[kind] * size * size
+        products += hosts * _memory_products(config)
+    total = 6.0 * (weights + products)
+    if memory_on and config.memory.kind == "rmt":  # read and write vectors pass through the decoder like tokens
+        total *= 1 + 2 * config.slots / config.segment_length
+    return total
+
+
+def _memory_products(config: ModelConfig) -> float:
+    """Multiply-adds of one token in one block's memory that are no weights."""
+    size, width = config.hidden_size, config.hidden_size // config.memory.heads
+    if config.memory.is_depth:
+        return config.segment_length * size  # scores and their use, half of the segment each
+    if config.memory.kind == "lm2":
+        return 4 * config.slots * size  # addresses of query and key, write, read
+    if config.memory.kind == "delta":
+        chunk = min(config.segment_length, 64)
+        return size * (3 * width + 1.5 * chunk)  # read, P and Q; the chunk's system and its solution
+    return 0.0

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from model.attention import Attention
 from model.config import ModelConfig
-from model.memory import build_memory
+from model.memory import LM2DepthMemory, RecurrentMemory, RMTMemory, build_memory
+from model.memory.rmt import Frame
 from model.parallel import ColumnParallel, RowParallel, TensorParallel, VocabParallel
 from model.segments import Piece
 from model.state import LayerState
@@ -36,17 +37,19 @@ class DecoderLayer(nn.Module):
     """Attention, then feed-forward with the memory beside it.
 
     The memory reads and writes tokens that have been through this block's attention, as in LM2 (section 2, E_attn);
-    its partial output joins the feed-forward's before that one's all-reduce, so a memory adds no collective.
+    its partial output joins the feed-forward's before that one's all-reduce, so a memory adds no collective.  The two
+    kinds that go through the segments in turn (`model.in_turn`) have entries of their own.
     """
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel, hosts_memory: bool) -> None:
+    def __init__(self, config: ModelConfig, tp: TensorParallel, index: int, memory_on: bool) -> None:
         super().__init__()
         self.config, self.tp = config, tp
         self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.attention = Attention(config, tp)
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = SwiGLU(config, tp)
-        self.memory = build_memory(config, tp) if hosts_memory else None
+        hosts = memory_on and index in config.memory.hosts(config.num_layers)
+        self.memory = build_memory(config, tp, index) if hosts else None
 
     def initial_state(self, hidden: Tensor) -> LayerState:
         """The state before the first token, for a batch like `hidden` [B, L, D]."""
@@ -66,19 +69,41 @@ class DecoderLayer(nn.Module):
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), state
 
     def _piece(self, x: Tensor, piece: Piece, state: LayerState) -> tuple[Tensor, LayerState]:
-        partial, keys, values = self.attention(self.tp.copy(self.attention_norm(x)), piece, state)
-        x = x + self.tp.reduce(partial)
+        x, keys, values = self._attend(x, piece, state)
         h = self.tp.copy(self.mlp_norm(x))
         partial, memory_state = self.mlp(h), None
         if self.memory is not None:
+            assert isinstance(self.memory, RecurrentMemory)
             recalled, memory_state = self.memory(h, piece, state.memory)
             partial = partial + recalled
         return x + self.tp.reduce(partial), LayerState(keys, values, memory_state)
 
+    def depth_piece(
+        self, x: Tensor, slots: Tensor, piece: Piece, state: LayerState
+    ) -> tuple[Tensor, Tensor, LayerState]:
+        """With the published LM2's bank: x and these tokens' slots, both [B, n, D], before and after the block."""
+        x, keys, values = self._attend(x, piece, state)
+        memory_state = None
+        if self.memory is not None:
+            assert isinstance(self.memory, LM2DepthMemory)
+            x, slots, memory_state = self.memory(x, slots, piece, state.memory)
+        return self._feed_forward(x), slots, LayerState(keys, values, memory_state)
 
-def hosts_memory(config: ModelConfig, index: int, memory_on: bool) -> bool:
-    """Whether decoder layer `index` is built with its memory (never in a memory-off phase)."""
-    return memory_on and index in config.memory.hosts(config.num_layers)
+    def rmt_piece(self, x: Tensor, frame: Frame, closes: bool, state: LayerState) -> tuple[Tensor, LayerState]:
+        """With memory vectors among the tokens: x [B, Q, D], the frame's queries."""
+        assert isinstance(self.memory, RMTMemory)
+        q, k, v = self.attention.project(self.tp.copy(self.attention_norm(x)), frame.start)
+        k, v = torch.cat((state.keys, k), dim=1), torch.cat((state.values, v), dim=1)
+        x = x + self.tp.reduce(self.attention.out(self.memory.attend(q, k, v, frame)))
+        kept = 0 if closes else k.size(1)
+        return self._feed_forward(x), LayerState(k[:, :kept], v[:, :kept], None)
+
+    def _attend(self, x: Tensor, piece: Piece, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
+        partial, keys, values = self.attention(self.tp.copy(self.attention_norm(x)), piece, state)
+        return x + self.tp.reduce(partial), keys, values
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return x + self.tp.reduce(self.mlp(self.tp.copy(self.mlp_norm(x))))
 
 
 def new_embedding(config: ModelConfig, tp: TensorParallel) -> VocabParallel:

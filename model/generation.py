@@ -53,7 +53,7 @@ def prefill(net: LanguageModel, ids: Tensor, state: StreamState | None = None) -
     for part in ids.split(chunk, dim=1):
         hidden, state = net.hidden(part, state=state)
     assert state is not None
-    return net.tp.gather_last_dim(net.head.logits(hidden[:, -1])), state
+    return net.tp.gather(net.head.logits(hidden[:, -1])), state
 
 
 @torch.no_grad()

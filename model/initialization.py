@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.memory import RecurrentMemory
+from model.memory import Memory
 from model.parallel import TensorParallel, is_sharded
 
 
@@ -23,7 +23,7 @@ def initialize(module: nn.Module, prefix: str, config: ModelConfig, seed: int, t
             if is_sharded(parameter):
                 shape[parameter.partition_dim] *= tp.size  # type: ignore[attr-defined]
             generator = torch.Generator().manual_seed(_seed(seed, full_name))
-            if isinstance(owner, RecurrentMemory):
+            if isinstance(owner, Memory):
                 full = owner.initial_value(local, tuple(shape), generator)
             else:
                 full = _backbone_value(full_name, tuple(shape), config, generator)
@@ -36,7 +36,7 @@ def _owner(module: nn.Module, child_name: str, name: str) -> tuple[nn.Module, st
     parts = child_name.split(".") if child_name else []
     for depth in range(len(parts) + 1):
         candidate = module.get_submodule(".".join(parts[:depth]))
-        if isinstance(candidate, RecurrentMemory):
+        if isinstance(candidate, Memory):
             return candidate, ".".join([*parts[depth:], name])
     return module, name
 

@@ -1,5 +1,6 @@
 """The whole model as one module: what `build_model` returns and what one pipeline stage would be with all layers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,12 +10,13 @@ from torch.utils.checkpoint import checkpoint
 
 from model import hub
 from model.config import ModelConfig
-from model.decoder import DecoderLayer, hosts_memory, new_embedding, new_norm
+from model.decoder import DecoderLayer, new_embedding, new_norm
 from model.errors import ModelError
+from model.in_turn import run_depth, run_rmt
 from model.initialization import initialize
 from model.parallel import TensorParallel
 from model.segments import Piece, pieces
-from model.state import LayerState, StreamState
+from model.state import LastDocument, StreamState, number_documents
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,9 @@ class LanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.tp = config, tp or TensorParallel()
-        self.activation_checkpointing = activation_checkpointing
+        self.activation_checkpointing, self.memory_on = activation_checkpointing, memory_on
         self.embedding = new_embedding(config, self.tp)
-        self.layers = nn.ModuleList(
-            DecoderLayer(config, self.tp, hosts_memory(config, i, memory_on)) for i in range(config.num_layers)
-        )
+        self.layers = nn.ModuleList(DecoderLayer(config, self.tp, i, memory_on) for i in range(config.num_layers))
         self.final_norm = new_norm(config)
         self.head = self.embedding if config.tie_embeddings else new_embedding(config, self.tp)
 
@@ -54,24 +54,37 @@ class LanguageModel(nn.Module):
         self, input_ids: Tensor, document_ids: Tensor | None = None, state: StreamState | None = None
     ) -> tuple[Tensor, StreamState]:
         """int64 [B, L] -> normalised last hidden [B, L, D] and the next state."""
-        cut, documents = _stream(self.config, input_ids, document_ids, state)
-        hidden, layer_states = self.embedding(input_ids), []
-        for index, layer in enumerate(self.layers):
-            past = state.layers[index] if state else None
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                hidden, layer_state = checkpoint(layer, hidden, cut, past, use_reentrant=False)
-            else:
-                hidden, layer_state = layer(hidden, cut, past)
-            layer_states.append(_detached(layer_state))
+        in_turn = self.config.memory.in_turn and self.memory_on
+        cut, documents, last_document = _stream(self.config, input_ids, document_ids, state, in_turn)
+        hidden, carried = self.embedding(input_ids), state.carried if state else None
+        states = list(state.layers) if state else [layer.initial_state(hidden) for layer in self._decoder]
+        if in_turn:
+            run = run_depth if self.config.memory.is_depth else run_rmt
+            hidden, states, carried = run(self.config, self._decoder, hidden, cut, states, carried, self._call)  # type: ignore[operator]
+        else:
+            for index, layer in enumerate(self._decoder):
+                hidden, states[index] = self._call(layer, hidden, cut, states[index])
         last = cut[-1]
         following = StreamState(
             position=last.start + last.length,
             segment_length=self.config.segment_length,
-            layers=tuple(layer_states),
+            layers=tuple(_detach(layer_state) for layer_state in states),
             documents=None if documents is None else documents[:, documents.size(1) - last.kept :],
             bank_document=last.next_bank_document,
+            last=last_document,
+            carried=_detach(carried),
         )
         return self.final_norm(hidden), following
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a layer, keeping its activations or recomputing them in the backward pass."""
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(function, *arguments, use_reentrant=False)
+        return function(*arguments)
+
+    @property
+    def _decoder(self) -> list[DecoderLayer]:
+        return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
 
     def forward(
         self, input_ids: Tensor, document_ids: Tensor | None = None, state: StreamState | None = None
@@ -80,13 +93,13 @@ class LanguageModel(nn.Module):
 
         Args:
             input_ids: int64 [B, L], any L >= 1; L need not be a multiple of the segment length.
-            document_ids: int64 [B, L] >= 0, equal inside a document, different in adjacent ones; None: one document.
+            document_ids: int64 [B, L], a document ends where the id changes; None: the document goes on (or is the first).
             state: the previous call's `out.state`, to go on with the same B streams.
 
         Raises `ModelError` for shapes that do not fit each other or a state of another model or batch.
         """
         hidden, following = self.hidden(input_ids, document_ids, state)
-        return ModelOutput(self.tp.gather_last_dim(self.head.logits(hidden)).float(), following)
+        return ModelOutput(self.tp.gather(self.head.logits(hidden)).float(), following)
 
     def memory_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters of the memories alone."""
@@ -117,9 +130,9 @@ def is_memory_name(name: str) -> bool:
 
 
 def _stream(
-    config: ModelConfig, input_ids: Tensor, document_ids: Tensor | None, state: StreamState | None
-) -> tuple[list[Piece], Tensor | None]:
-    """Check the arguments; return the pieces and the documents [B, c+L] of cached and new tokens."""
+    config: ModelConfig, input_ids: Tensor, document_ids: Tensor | None, state: StreamState | None, in_turn: bool
+) -> tuple[list[Piece], Tensor | None, LastDocument | None]:
+    """Check the arguments; return the pieces, the documents [B, c+L] of cached and new tokens, and the last one."""
     if input_ids.dim() != 2 or input_ids.dtype != torch.int64 or input_ids.numel() == 0:
         raise ModelError(
             f"input_ids: {input_ids.dtype} {list(input_ids.shape)}, but it must be int64 [batch, length], not empty"
@@ -128,28 +141,28 @@ def _stream(
         raise ModelError(
             f"document_ids: shape {list(document_ids.shape)} must equal input_ids' {list(input_ids.shape)}"
         )
-    batch, start, bank_document, documents = input_ids.size(0), 0, None, document_ids
+    if in_turn and config.memory.kind == "rmt" and document_ids is None and (state is None or state.last is None):
+        document_ids = torch.zeros_like(input_ids)  # its frame has one form, with documents
+    batch, start, bank_document, documents = input_ids.size(0), 0, None, None
+    last: LastDocument | None = None
     if state is not None:
         state.check(batch, config.num_layers, config.segment_length)
-        start, bank_document = state.position, state.bank_document
-        if state.documents is not None or document_ids is not None:
-            past = state.documents
-            if past is None:  # the past had no document ids: it was one document, number 0
-                past = input_ids.new_zeros(batch, state.layers[0].keys.size(1))
-                bank_document = input_ids.new_zeros(batch) if start >= config.segment_length else None
-            documents = torch.cat((past, torch.zeros_like(input_ids) if document_ids is None else document_ids), 1)
-    if documents is not None and bank_document is None:
-        bank_document = input_ids.new_full((batch,), -1)
-    cut = pieces(start, input_ids.size(1), config.segment_length, config.attention_span, documents, bank_document)
-    return list(cut), documents
-
-
-def _detached(state: LayerState) -> LayerState:
-    """The carried state holds no graph: what one call computed does not stay alive through the next."""
-    return LayerState(*(_detach(x) for x in (state.keys, state.values, state.memory)))
+        start, bank_document, documents, last = state.position, state.bank_document, state.documents, state.last
+    if document_ids is not None or last is not None:
+        if documents is None:
+            # what came before had no document ids: it was one document, with id and number 0
+            documents = input_ids.new_zeros(batch, state.layers[0].keys.size(1) if state else 0)
+            read = 0 if start >= config.segment_length else -1
+            bank_document = input_ids.new_full((batch,), read)
+        numbers, last = number_documents(document_ids, input_ids, last, fresh=start == 0)
+        documents = torch.cat((documents, numbers), dim=1)
+    span = config.attention_span
+    cut = pieces(start, input_ids.size(1), config.segment_length, span, documents, bank_document, in_turn)
+    return list(cut), documents, last
 
 
 def _detach(value: Any) -> Any:
+    """The carried state holds no graph: what one call computed does not stay alive through the next."""
     if isinstance(value, Tensor):
         return value.detach()
     if value is None:

@@ -9,6 +9,7 @@ process group at all.
 import logging
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -55,19 +56,31 @@ class TensorParallel:
         # contiguous: megatron-core would otherwise reduce a copy and return the unreduced tensor
         return reduce_from_tensor_model_parallel_region(partial.contiguous(), self.group)
 
-    def gather_last_dim(self, x: Tensor) -> Tensor:
-        """[..., V/tp] of every rank -> [..., V]; no gradient (inference only)."""
-        if self.size == 1:
-            return x
-        parts = [torch.empty_like(x) for _ in range(self.size)]
-        dist.all_gather(parts, x.detach().contiguous(), group=self.group)
-        return torch.cat(parts, dim=-1)
+    def gather(self, x: Tensor) -> Tensor:
+        """[..., D/tp] of every rank -> [..., D] on each; backward keeps this rank's slice of the gradient.
+
+        For what all ranks then compute alike.  (megatron-core's gather needs CUDA.)
+        """
+        return x if self.size == 1 else _Gather.apply(x, self)
 
     def shard(self, full: Tensor, parameter: nn.Parameter) -> Tensor:
         """This rank's slice of a full weight, split as `parameter` is."""
         if self.size == 1 or not is_sharded(parameter):
             return full
         return full.chunk(self.size, dim=parameter.partition_dim)[self.rank]  # type: ignore[attr-defined]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.tp = tp
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(tp.size)]
+        dist.all_gather(parts, x.contiguous(), group=tp.group)
+        return torch.cat(parts, dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.chunk(ctx.tp.size, dim=-1)[ctx.tp.rank].contiguous(), None
 
 
 def is_sharded(parameter: nn.Parameter) -> bool:

@@ -145,13 +145,17 @@ def pieces(
     attention_span: int,
     documents: Tensor | None = None,
     bank_document: Tensor | None = None,
+    in_turn: bool = False,
 ) -> Iterator[Piece]:
-    """Cut `length` tokens that begin at stream position `start`; `documents` int64 [B, c+length], cached ones first."""
+    """Cut `length` tokens that begin at stream position `start`; `documents` int64 [B, c+length], cached ones first.
+
+    in_turn: one segment a piece, never a run of them.
+    """
     begin = 0
     while begin < length:
         at, left = start + begin, length - begin
         offset = at % segment_length
-        whole = left - left % segment_length
+        whole = min(left, segment_length) if in_turn else left - left % segment_length
         take = min(left, segment_length - offset) if offset else whole or left
         cut = None
         if documents is not None:

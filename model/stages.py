@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.decoder import DecoderLayer, hosts_memory, new_embedding, new_norm
+from model.decoder import DecoderLayer, new_embedding, new_norm
 from model.initialization import initialize
+from model.memory.lm2_depth import initial_slots
 from model.parallel import TensorParallel
 from model.segments import pieces
 
@@ -16,15 +17,21 @@ from model.segments import pieces
 class EmbeddingStage(nn.Module):
     """(ids, documents) -> (hidden, documents)."""
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
+    def __init__(self, config: ModelConfig, tp: TensorParallel, memory_on: bool) -> None:
         super().__init__()
         self.embedding = new_embedding(config, tp)
+        self.carries_slots = memory_on and config.memory.is_depth
 
     def forward(self, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         ids, documents = inputs
         hidden = self.embedding(ids)
         if torch.is_grad_enabled() and not hidden.requires_grad:
             hidden.requires_grad_()  # a frozen embedding: the pipeline can only send what has a gradient
+        if (
+            self.carries_slots
+        ):  # the pipeline sends one float tensor: the published LM2's bank travels behind the tokens
+            slots = initial_slots(0, hidden.size(1), hidden.size(2), hidden).expand_as(hidden)
+            hidden = torch.cat((hidden, slots), dim=1)
         return hidden, documents
 
 
@@ -34,14 +41,19 @@ class DecoderStage(nn.Module):
     def __init__(self, config: ModelConfig, tp: TensorParallel, index: int, memory_on: bool) -> None:
         super().__init__()
         self.config = config
-        self.layer = DecoderLayer(config, tp, hosts_memory(config, index, memory_on))
+        self.layer = DecoderLayer(config, tp, index, memory_on)
 
     def forward(self, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         hidden, documents = inputs
         no_bank = documents.new_full((documents.size(0),), -1)
         config = self.config
-        cut = list(pieces(0, hidden.size(1), config.segment_length, config.attention_span, documents, no_bank))
-        return self.layer(hidden, cut)[0], documents
+        length, span = documents.size(1), config.attention_span
+        cut = list(pieces(0, length, config.segment_length, span, documents, no_bank))
+        if hidden.size(1) == length:
+            return self.layer(hidden, cut)[0], documents
+        tokens, slots = hidden.split(length, dim=1)
+        tokens, slots, _ = self.layer.depth_piece(tokens, slots, cut[0], self.layer.initial_state(tokens))
+        return torch.cat((tokens, slots), dim=1), documents
 
 
 class NormStage(nn.Module):
@@ -52,7 +64,8 @@ class NormStage(nn.Module):
         self.norm = new_norm(config)
 
     def forward(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
-        return self.norm(inputs[0])
+        hidden, documents = inputs
+        return self.norm(hidden[:, : documents.size(1)])
 
 
 class HeadStage(nn.Module):
@@ -90,7 +103,7 @@ class Layer:
 
 def flat_layers(config: ModelConfig, tp: TensorParallel, memory_on: bool) -> list[Layer]:
     """Embedding, decoder layer x n, norm, head (a second entry of the embedding when tied)."""
-    embedding = Layer("embedding", "embedding", EmbeddingStage, (config, tp), tied=config.tie_embeddings)
+    embedding = Layer("embedding", "embedding", EmbeddingStage, (config, tp, memory_on), tied=config.tie_embeddings)
     decoders = [
         Layer(f"layers.{i}", "layer", DecoderStage, (config, tp, i, memory_on)) for i in range(config.num_layers)
     ]

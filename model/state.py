@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from model.errors import ModelError
@@ -27,8 +28,10 @@ class StreamState:
     position: int  # tokens read so far
     segment_length: int  # T it was made with
     layers: tuple[LayerState, ...]
-    documents: Tensor | None  # int64 [B, c] documents of the cached tokens, None: all one document
+    documents: Tensor | None  # int64 [B, c] numbers of the cached tokens' documents; None: all one document
     bank_document: Tensor | None  # int64 [B] document the banks belong to (-1: none yet)
+    last: "LastDocument | None" = None  # the document the last token belongs to; None: ids were never given
+    carried: Any = None  # what a memory carries beside the layers' states (lm2 depth: SlotBank, rmt: Vectors)
 
     @property
     def batch(self) -> int:
@@ -43,3 +46,30 @@ class StreamState:
         ):
             if own != wanted:
                 raise ModelError(f"state: its {what} is {own}, this call's is {wanted}; {way_out}")
+
+
+@dataclass(frozen=True)
+class LastDocument:
+    """ids: int64 [B] as the caller gave it; numbers: int64 [B], counted from the stream's begin."""
+
+    ids: Tensor
+    numbers: Tensor
+
+
+def number_documents(
+    document_ids: Tensor | None, like: Tensor, last: LastDocument | None, fresh: bool
+) -> tuple[Tensor, LastDocument]:
+    """Number the documents of a call by their boundaries, so that an id that comes again is another document.
+
+    Args: document_ids int64 [B, L], None: the last document goes on; like: int64 [B, L] of the call's shape; last: of
+    the call before, None when none had ids; fresh: the stream begins here, with document 0.
+    Returns numbers int64 [B, L] and the last token's document.
+    """
+    zero = like.new_zeros(like.size(0))
+    if document_ids is None:
+        assert last is not None
+        return last.numbers.unsqueeze(1).expand_as(like), last
+    before = document_ids[:, 0] if fresh else (last.ids if last else zero)
+    changes = document_ids != torch.cat((before.unsqueeze(1), document_ids[:, :-1]), dim=1)
+    numbers = (last.numbers if last else zero).unsqueeze(1) + changes.cumsum(dim=1)
+    return numbers, LastDocument(document_ids[:, -1], numbers[:, -1])

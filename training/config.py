@@ -23,7 +23,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Section(BaseModel):
     """A part of the configuration: immutable, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -179,6 +179,8 @@ def _parallel_problems(config: RunConfig) -> list[str]:
             f"parallel.pipeline: {parallel.pipeline} stages need at least one layer each, but model.num_layers is "
             f"{model.num_layers}; set parallel.pipeline to {model.num_layers} or less"
         )
+    if parallel.pipeline > 1 and model.memory.in_turn:
+        problems += _in_turn_problems(config)
     if parallel.segment > 1:
         problems.append(f"parallel.segment: {parallel.segment}, but segments are not shared between ranks yet; set 1")
     if parallel.pipeline > 1 and stage > 1:
@@ -189,6 +191,21 @@ def _parallel_problems(config: RunConfig) -> list[str]:
     elif stage == 3:
         problems.append("training.zero_stage: 3, but weights are not sharded yet; set training.zero_stage to 1 or 2")
     return problems
+
+
+def _in_turn_problems(config: RunConfig) -> list[str]:
+    """A segment's memory comes from the last stage, which the first would wait for."""
+    model, length = config.model, config.data.sequence_length
+    if model.memory.kind == "lm2" and length <= model.segment_length:
+        return []
+    what = "rmt" if model.memory.kind == "rmt" else "lm2 flow: depth"
+    way_out = "set parallel.pipeline=1"
+    if what != "rmt":
+        way_out += f" or data.sequence_length to at most {model.segment_length}"
+    return [
+        f"parallel.pipeline: {config.parallel.pipeline} with memory {what} and samples of {length} tokens in segments "
+        f"of {model.segment_length}: a segment begins with what the last stage made of the one before; {way_out}"
+    ]
 
 
 def _phase_problems(config: RunConfig, index: int) -> list[str]:

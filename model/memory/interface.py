@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from model.segments import Piece
 
 
-class RecurrentMemory(nn.Module, ABC):
-    """Reads before it writes: tokens of a segment see what earlier segments of their own document left.
+class Memory(nn.Module, ABC):
+    """One decoder layer's memory, of any kind.
 
     `wiped` makes every read find the initial memory, which is how its use is measured.
     """
@@ -38,20 +38,25 @@ class RecurrentMemory(nn.Module, ABC):
         """The state before the first token, on the device of `hidden` [B, L, D]."""
 
     @abstractmethod
+    def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """The whole (unsharded) initial fp32 value of the module's parameter `name`."""
+
+
+class RecurrentMemory(Memory):
+    """Beside the feed-forward.  Reads before it writes: tokens of a segment see what earlier segments of their own
+    document left, so that all segments of a piece are computed at once."""
+
+    @abstractmethod
     def forward(self, h: Tensor, piece: Piece, state: Any) -> tuple[Tensor, Any]:
         """h [B, n, D], normalised and copied into the tensor-parallel region.
 
         Returns this rank's partial output [B, n, D] (exactly zero when freshly initialised) and the next state.
         """
 
-    @abstractmethod
-    def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """The whole (unsharded) initial fp32 value of the module's parameter `name`."""
 
-
-def memories(module: nn.Module) -> list[RecurrentMemory]:
+def memories(module: nn.Module) -> list[Memory]:
     """All memory modules below `module`, in order of depth."""
-    return [m for m in module.modules() if isinstance(m, RecurrentMemory)]
+    return [m for m in module.modules() if isinstance(m, Memory)]
 
 
 @contextmanager

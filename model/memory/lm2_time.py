@@ -30,7 +30,7 @@ class LM2TimeMemory(SegmentalMemory):
     def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
         super().__init__(config, tp)
         size, heads = config.hidden_size, config.memory.heads
-        self.slots = config.memory.slots
+        self.slots = config.slots
         self.gate_in = ColumnParallel(size, size, tp)
         self.gate_in_bias = sharded_parameter((size,), tp)
         self.gate_forget = ColumnParallel(size, heads, tp)

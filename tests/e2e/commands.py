@@ -160,3 +160,9 @@ def losses(run_folder: Path) -> dict[int, float]:
 
 def valid_losses(run_folder: Path) -> dict[int, float]:
     return {line["step"]: line["valid_loss"] for line in metrics(run_folder) if "valid_loss" in line}
+
+
+def reproducible(run_folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what a clock measured."""
+    clock = ("tokens_per_second", "mfu", "data_wait")
+    return [{key: value for key, value in line.items() if key not in clock} for line in metrics(run_folder)]

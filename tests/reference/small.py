@@ -1,5 +1,9 @@
 """Shapes small enough for Python loops, and memories that matter from the first token."""
 
+import zlib
+from collections.abc import Iterator
+
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -8,6 +12,17 @@ from model import LanguageModel, MemoryConfig, ModelConfig
 SEGMENT, VOCAB = 4, 23
 NONE = MemoryConfig(kind="none")
 LM2 = MemoryConfig(kind="lm2", flow="time", slots=3, heads=2)
+DELTA = MemoryConfig(kind="delta", heads=2)
+DEPTH = MemoryConfig(kind="lm2", flow="depth", heads=2)
+RMT = MemoryConfig(kind="rmt", slots=3, heads=2)
+
+MOMENTS = {  # of the parameters for which 0 and 0.3 would be out of the ordinary
+    "log_sharpness": (1.0, 0.3),
+    "address": (0.0, 1.0),
+    "scale": (0.8, 0.2),
+    "open": (0.8, 0.1),
+    "tokens": (0.0, 1.0),
+}
 
 
 def tiny(memory: MemoryConfig = NONE, **changes) -> ModelConfig:
@@ -27,9 +42,9 @@ def tiny(memory: MemoryConfig = NONE, **changes) -> ModelConfig:
 
 def awake(net: LanguageModel, seed: int = 0) -> LanguageModel:
     """`net` with every memory parameter drawn anew, none zero: as after training, the memory is read and written."""
-    generator = torch.Generator().manual_seed(seed)
     for name, parameter in net.memory_parameters():
-        mean, std = {"log_sharpness": (1.0, 0.3), "address": (0.0, 1.0)}.get(name.rsplit(".", 1)[1], (0.0, 0.3))
+        mean, std = MOMENTS.get(name.rsplit(".", 1)[1], (0.0, 0.3))
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
         nn.init.normal_(parameter, mean, std, generator=generator)
     return net
 
@@ -37,3 +52,12 @@ def awake(net: LanguageModel, seed: int = 0) -> LanguageModel:
 def random_ids(seed: int, batch: int, length: int) -> Tensor:
     """int64 [batch, length]"""
     return torch.randint(VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """In a module that imports it.  Threads that wait for each other on a busy machine make tiny products slow."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

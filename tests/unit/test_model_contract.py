@@ -14,10 +14,13 @@ from torch import Tensor
 
 from model import LanguageModel, ModelError, StreamState, build_model
 from model.memory import memories, wiped
-from tests.reference.small import LM2, NONE, SEGMENT, VOCAB, awake, random_ids, tiny
+from tests.reference.small import DELTA, DEPTH, LM2, NONE, RMT, SEGMENT, VOCAB, awake, random_ids, tiny
+from tests.reference.small import one_thread as one_thread
 
-KINDS = {"none": NONE, "lm2": LM2}
+KINDS = {"none": NONE, "lm2": LM2, "delta": DELTA, "lm2-depth": DEPTH, "rmt": RMT}
+MEMORIES = [kind for kind in KINDS if kind != "none"]
 SPANS = (1, 2, 3)
+PAIRS = [(kind, span) for kind in KINDS for span in SPANS if span == 1 or not KINDS[kind].in_turn]
 BATCH, LONGEST = 2, 21
 
 examples = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -52,7 +55,7 @@ def layouts(length: int) -> st.SearchStrategy[Tensor]:
 @st.composite
 def readings(draw: st.DrawFn, packed: bool | None = None) -> Reading:
     """Any kind, span and length, not only whole segments; `packed`: with documents, without, or either."""
-    net = new_net(draw(st.sampled_from(list(KINDS))), draw(st.sampled_from(SPANS)))
+    net = new_net(*draw(st.sampled_from(PAIRS)))
     ids = random_ids(draw(seeds), BATCH, draw(st.integers(2, LONGEST)))
     packed = draw(st.booleans()) if packed is None else packed
     return Reading(net, ids, draw(layouts(ids.size(1))) if packed else None)
@@ -149,16 +152,15 @@ def test_a_document_that_begins_with_a_segment_is_as_if_alone(reading, segments_
     number = int(before.max()) + 1
     documents = torch.cat((before, torch.full_like(alone, number), torch.full((BATCH, length_after), number + 1)), 1)
     beside = logits_of(reading.net, stream, documents)[:, past : past + alone.size(1)]
-    torch.testing.assert_close(beside, logits_of(reading.net, alone), atol=1e-5, rtol=0)
+    torch.testing.assert_close(beside, logits_of(reading.net, alone), atol=5e-5, rtol=0)  # logits of order 1
 
 
-@pytest.mark.xfail(strict=True, reason="documents are told apart by id alone; forward() promises only adjacent ones")
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_id_that_comes_again_is_another_document(kind):
+@pytest.mark.parametrize(("kind", "span"), PAIRS)
+def test_an_id_that_comes_again_is_another_document(kind, span):
     ids = random_ids(1, BATCH, 12)
     documents = torch.tensor([[0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0]] * BATCH)
     other = torch.cat((random_ids(2, BATCH, 4), ids[:, 4:]), dim=1)
-    net = new_net(kind, span=2)
+    net = new_net(kind, span)
     assert torch.equal(logits_of(net, ids, documents)[:, 6:], logits_of(net, other, documents)[:, 6:])
 
 
@@ -216,32 +218,37 @@ def test_the_checks_see_a_leaky_gate(documents):
     assert documents is None or is_isolated(reading, 1, other)
 
 
-@pytest.mark.parametrize("span", SPANS)
-def test_only_the_memory_reaches_further_than_the_attention(span):
+@pytest.mark.parametrize(("kind", "span"), PAIRS)
+def test_only_the_memory_reaches_further_than_the_attention(kind, span):
     past, recent = random_ids(1, BATCH, SEGMENT), random_ids(2, BATCH, (2 * span + 1) * SEGMENT)
     far = slice(2 * span * SEGMENT, None)  # two layers of attention see (span - 1) segments back each
-    for kind, reached in (("none", False), ("lm2", True)):
-        net = new_net(kind, span)
-        now = logits_of(net, torch.cat((past, recent), dim=1))[:, far]
-        then = logits_of(net, torch.cat((past.flip(1), recent), dim=1))[:, far]
-        assert bool((now - then).abs().max() > 1e-4) == reached
-        assert torch.equal(now, then) != reached
+    reached = kind != "none"
+    net = new_net(kind, span)
+    now = logits_of(net, torch.cat((past, recent), dim=1))[:, far]
+    then = logits_of(net, torch.cat((past.flip(1), recent), dim=1))[:, far]
+    assert bool((now - then).abs().max() > 1e-5) == reached
+    assert torch.equal(now, then) != reached
 
 
 @settings(examples, max_examples=15)
-@given(st.sampled_from(SPANS), seeds, st.integers(1, LONGEST), st.data())
-def test_nothing_jumps_when_the_memory_is_switched_on(span, seed, length, data):
-    config = tiny(LM2, attention_span=span)
+@given(st.sampled_from([pair for pair in PAIRS if pair[0] != "none"]), seeds, st.integers(1, LONGEST), st.data())
+def test_nothing_jumps_when_the_memory_is_switched_on(pair, seed, length, data):
+    kind, span = pair
+    config = tiny(KINDS[kind], attention_span=span)
     off, on = (build_model(config, seed=seed, memory_on=memory_on) for memory_on in (False, True))
     ids, documents = random_ids(seed, BATCH, length), data.draw(st.none() | layouts(length))
     assert len(memories(on)) == 2
-    assert torch.equal(logits_of(off, ids, documents), logits_of(on, ids, documents))
+    # one segment after the other is another shape of matrix product, and rmt's softmax another order of sums
+    tolerance = 1e-5 if config.memory.in_turn else 0.0
+    without, with_memory = logits_of(off, ids, documents), logits_of(on, ids, documents)
+    torch.testing.assert_close(without, with_memory, atol=tolerance, rtol=0)
     sizes = data.draw(sizes_of(length))
-    assert torch.equal(*(logits_in_parts(Reading(net, ids, documents), sizes) for net in (off, on)))
+    without, with_memory = (logits_in_parts(Reading(net, ids, documents), sizes) for net in (off, on))
+    torch.testing.assert_close(without, with_memory, atol=tolerance, rtol=0)
 
 
-def trained_a_little(span: int) -> LanguageModel:
-    net = build_model(tiny(LM2, attention_span=span), seed=1)
+def trained_a_little(kind: str) -> LanguageModel:
+    net = build_model(tiny(KINDS[kind]), seed=1)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     for step in range(4):
         optimizer.zero_grad()
@@ -255,27 +262,30 @@ def loss_on(net: LanguageModel, ids: Tensor) -> Tensor:
     return F.cross_entropy(net(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
-@pytest.mark.parametrize("span", SPANS)
-def test_gradients_reach_every_memory_parameter(span):
-    net = trained_a_little(span)
+@pytest.mark.parametrize("kind", MEMORIES)
+def test_gradients_reach_every_memory_parameter(kind):
+    net = trained_a_little(kind)
     loss_on(net, random_ids(9, BATCH, 16)).backward()
     parameters = net.memory_parameters()
-    assert len(parameters) == 2 * 12
+    assert len(parameters) == {"lm2": 2 * 12, "delta": 2 * 10, "lm2-depth": 2 * 9, "rmt": 3}[kind]
     for name, parameter in parameters:
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), name
 
 
-def test_the_first_step_opens_the_closed_output():
-    net = build_model(tiny(LM2), seed=1)
+@pytest.mark.parametrize("kind", MEMORIES)
+def test_the_first_step_opens_the_closed_output(kind):
+    net = build_model(tiny(KINDS[kind]), seed=1)
     loss_on(net, random_ids(9, BATCH, 16)).backward()
-    reached = {name for name, parameter in net.memory_parameters() if parameter.grad.any()}
-    assert reached == {f"layers.{i}.memory.out.weight" for i in range(2)}
+    # a factor of zero that a softmax divides out again leaves rounding errors, not a gradient
+    reached = {name for name, parameter in net.memory_parameters() if parameter.grad.abs().max() > 1e-7}
+    closed = {"lm2": "out.weight", "delta": "out.weight", "lm2-depth": "scale", "rmt": "open"}[kind]
+    assert reached == {f"layers.{i}.memory.{closed}" for i in range(2)}
 
 
-@pytest.mark.parametrize("span", SPANS)
-def test_wiping_the_memory_changes_what_follows_the_first_segment(span):
-    net, ids = trained_a_little(span), random_ids(9, BATCH, 16)
+@pytest.mark.parametrize("kind", MEMORIES)
+def test_wiping_the_memory_changes_what_follows_the_first_segment(kind):
+    net, ids = new_net(kind), random_ids(9, BATCH, 16)
     remembering = logits_of(net, ids)
     with wiped(net):
         forgetful = logits_of(net, ids)
@@ -284,8 +294,9 @@ def test_wiping_the_memory_changes_what_follows_the_first_segment(span):
     assert torch.equal(logits_of(net, ids), remembering)
 
 
-def test_a_wiped_memory_is_no_memory():
-    net, ids = new_net(), random_ids(9, BATCH, 16)
+@pytest.mark.parametrize("kind", ["lm2", "delta"])
+def test_a_wiped_memory_is_no_memory(kind):
+    net, ids = new_net(kind), random_ids(9, BATCH, 16)
     plain = build_model(net.config, seed=1, memory_on=False)
     with wiped(net):
         assert torch.equal(logits_of(net, ids), logits_of(plain, ids))
@@ -315,8 +326,9 @@ def test_a_state_of_another_batch_or_model_is_refused(kind, batch, changes, said
     assert all(words in str(error.value) for words in said), str(error.value)
 
 
-def test_a_call_does_not_change_the_state_it_was_given():
-    net, ids = new_net(), random_ids(1, BATCH, 16)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_call_does_not_change_the_state_it_was_given(kind):
+    net, ids = new_net(kind), random_ids(1, BATCH, 16)
     state = net(ids[:, :6]).state
     first, second = (net(ids[:, 6:], state=state).logits for _ in range(2))
     assert torch.equal(first, second)

@@ -7,6 +7,7 @@ from torch import Tensor
 from model import LanguageModel, ModelError, build_model, generation
 from model.generation import Sampling, generate, prefill
 from tests.reference.small import LM2, NONE, VOCAB, awake, random_ids, tiny
+from tests.reference.small import one_thread as one_thread
 
 KINDS = {"none": NONE, "lm2": LM2}
 GREEDY = Sampling(temperature=0)

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from model import LanguageModel, MemoryConfig, ModelConfig, ModelError, RopeScaling, build_model
 from tests.reference import llama
 from tests.reference.small import LM2, NONE, SEGMENT, VOCAB, awake, random_ids, tiny
+from tests.reference.small import one_thread as one_thread
 
 SCALED = RopeScaling(factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=64)
 SHAPES = {

@@ -118,7 +118,9 @@ def test_schedule_has_no_jump(case: tuple[LearningRate, int, int]) -> None:
 
 
 @given(schedules(), st.randoms(use_true_random=False))
-def test_schedule_depends_on_nothing_that_was_asked_before(case: tuple[LearningRate, int, int], order: object) -> None:
+def test_schedule_depends_on_nothing_that_was_asked_before(
+    case: tuple[LearningRate, int, int], order: random.Random
+) -> None:
     lr, step, steps = case
     tokens = [number * step for number in range(1, steps + 1)]
     forward = {t: learning_rate(lr, t, step * steps) for t in tokens}

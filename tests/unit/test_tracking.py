@@ -119,7 +119,7 @@ def test_artifacts_lie_beside_the_runs_and_nothing_in_the_current_directory(runs
     folder = runs / "mlartifacts" / tracker.run_id / "artifacts"
     assert (folder / "figures" / "loss.png").read_bytes() == b"png"
     assert json.loads((folder / "config.json").read_text()) == PARAMS
-    assert os.listdir(tmp_path) == ["loss.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
 
 
 def test_resume_continues_the_run_and_logs_no_step_twice(runs: Path) -> None:

@@ -1,0 +1,114 @@
+"""LM2 as published (arXiv 2502.06049, section 2): one bank through the decoder blocks, then on to the next segment.
+
+The bank M has a slot for every token of a segment (N = T), as wide as the model; the subscript of the equations counts
+decoder blocks.  With E the tokens after the block's self-attention:
+
+    (1)  Q = E W_Q,  K = M W_K,  V = M W_V,  A = softmax(Q K^T / sqrt(d)) with a tril mask,  E_mem = A V
+    (2)  g_out = sigmoid(E_mem W_out)
+    (3)  E <- E + scale * g_out * E_mem         printed g_out * M: T x d times N x d, and never reads what it gates
+    (4)  g_in = sigmoid(E W_in)
+    (5)  g_forget = sigmoid(E_mem W_forget)
+    (6)  M <- g_in * tanh(E_mem) + g_forget * M     typechecks because slot t is token t's
+
+M starts as the identity (slot n is the unit vector n mod D).  `scale` [D] starts at zero, so switching the memory on
+changes no logit; the published model has it at one.  E is normalised by an RMSNorm of its own before (1) and (4).
+
+A slot holds its token: slot t carries what the tokens at place t of this document's earlier segments left, and is read
+by later places of the segment only.  So a block's memory is attention within the segment, over slots in place of
+tokens, and the rules for causality, documents and streaming are those of attention.
+
+Tensor parallel: W_Q, W_K, W_V by heads; E_mem is gathered once (the only collective of the forward), the three gates
+and the slots are whole on every rank.
+
+B batch, n tokens of the piece, o earlier tokens of its open segment, H heads (of this rank), d head width, D = H*d.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.linear import linear
+from model.memory.interface import Memory
+from model.parallel import ColumnParallel, TensorParallel
+from model.segments import Piece
+
+
+@dataclass(frozen=True)
+class DepthState:
+    """keys, values: [B, o, H, d] of the open segment's slots as they entered this block."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class LM2DepthMemory(Memory):
+    """See the module's text."""
+
+    def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.tp, self.top_k, self.init_std = tp, config.memory.top_k, config.init_std
+        self.heads, self.width = config.memory.heads // tp.size, size // config.memory.heads
+        self.norm = nn.RMSNorm(size, eps=config.norm_eps)
+        self.query = ColumnParallel(size, size, tp)
+        self.key = ColumnParallel(size, size, tp)
+        self.value = ColumnParallel(size, size, tp)
+        self.gate_out, self.gate_in, self.gate_forget = (nn.Parameter(torch.empty(size, size)) for _ in range(3))
+        self.gate_forget_bias = nn.Parameter(torch.empty(size))
+        self.scale = nn.Parameter(torch.empty(size))
+
+    def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        match name:
+            case "norm.weight" | "gate_forget_bias":  # forget bias 1: the slots outlive the blocks (as released)
+                return torch.ones(shape)
+            case "scale":
+                return torch.zeros(shape)
+        return torch.randn(shape, generator=generator) * self.init_std
+
+    def initial_state(self, hidden: Tensor) -> DepthState:
+        empty = hidden.new_empty(hidden.size(0), 0, self.heads, self.width)
+        return DepthState(empty, empty)
+
+    def forward(self, x: Tensor, slots: Tensor, piece: Piece, state: DepthState) -> tuple[Tensor, Tensor, DepthState]:
+        """x, slots [B, n, D]: the residual stream after attention, and these tokens' slots as they enter the block.
+
+        Returns both as they leave it, and the state: keys and values of the open segment, empty once it is whole.
+        """
+        e = self.norm(x)
+        q = self.query(self.tp.copy(e)).unflatten(-1, (self.heads, self.width))
+        entering = self.tp.copy(slots)
+        keys, values = (p(entering).unflatten(-1, (self.heads, self.width)) for p in (self.key, self.value))
+        keys, values = torch.cat((state.keys, keys), dim=1), torch.cat((state.values, values), dim=1)
+        recalled = self._attend(q, keys, values, piece)
+        recalled = self.tp.gather(recalled.flatten(2))  # E_mem [B, n, D]
+        gate_out = torch.sigmoid(linear(recalled, self.gate_out).float())
+        gate_in = torch.sigmoid(linear(e, self.gate_in).float())
+        gate_forget = torch.sigmoid(linear(recalled, self.gate_forget).float() + self.gate_forget_bias)
+        for name, gate in (("in", gate_in), ("forget", gate_forget), ("out", gate_out)):
+            self.record_gate(name, gate)
+        x = x + (self.scale * gate_out * recalled).to(x.dtype)
+        slots = gate_in * torch.tanh(recalled.float()) + gate_forget * slots
+        kept = 0 if piece.closes else keys.size(1)
+        return x, slots.to(x.dtype), DepthState(keys[:, :kept], values[:, :kept])
+
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, piece: Piece) -> Tensor:
+        """q [B, n, H, d], keys and values [B, o+n, H, d] -> [B, n, H, d]."""
+        mask = piece.attention_mask(q.device)  # bool [B or 1, 1, n, o+n]; None: plain causal
+        q, keys, values = (t.transpose(1, 2) for t in (q, keys, values))
+        if self.top_k is None:
+            recalled = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=mask is None)
+            return recalled.transpose(1, 2)
+        if mask is None:
+            mask = torch.ones(q.size(2), keys.size(2), dtype=torch.bool, device=q.device).tril()
+        scores = (q @ keys.transpose(2, 3) * self.width**-0.5).masked_fill(~mask, float("-inf"))
+        least = scores.topk(min(self.top_k, scores.size(-1)), dim=-1).values[..., -1:]
+        return (scores.masked_fill(scores < least, float("-inf")).softmax(dim=-1) @ values).transpose(1, 2)
+
+
+def initial_slots(start: int, length: int, size: int, like: Tensor) -> Tensor:
+    """The identity's rows for `length` places from `start` of a segment, [length, D]."""
+    places = torch.arange(start, start + length, device=like.device)
+    return F.one_hot(places % size, size).to(like.dtype)

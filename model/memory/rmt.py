@@ -1,0 +1,92 @@
+"""Recurrent Memory Transformer (arXiv 2207.06881), the baseline: [read; tokens; write] through the plain decoder.
+
+m memory vectors stand before a segment and, to be written, after it; what the decoder makes of the write vectors is the
+next segment's read memory.  Both ends begin as the same vectors and the causal mask is the plain one, as published.
+
+One thing is added so that a warmed-up or imported Llama does not jump: tokens see memory keys with a factor `open` per
+layer and head inside the softmax, zero at first.  At open = 1 (`rmt_open`) it is the published model.
+
+A segment's frame is [carried read; initial read; tokens; write].  Tokens of the memory's own document see the carried
+vectors, tokens of a document that begins in the segment the initial ones.
+
+B batch, m memory vectors, n tokens of the piece, o earlier tokens of its open segment, H heads (of this rank).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.memory.interface import Memory
+from model.parallel import TensorParallel, sharded_parameter
+from model.segments import Piece
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Who sees whom in one piece of a segment, the same in every layer.
+
+    seen: bool [B or 1, 1, Q, K], queries are what is new in this piece, keys what the segment has so far.
+    gated: bool [1, 1, Q, K], a token looking at memory.
+    """
+
+    start: int  # rotary position of the first query
+    seen: Tensor
+    gated: Tensor
+
+
+class RMTMemory(Memory):
+    """One layer's gate on memory keys; the first hosting layer also holds the initial vectors [m, D]."""
+
+    def __init__(self, config: ModelConfig, tp: TensorParallel, holds_tokens: bool) -> None:
+        super().__init__()
+        self.opening, self.init_std = config.memory.rmt_open, config.init_std
+        self.open = sharded_parameter((config.num_heads,), tp)
+        self.tokens = nn.Parameter(torch.empty(config.slots, config.hidden_size)) if holds_tokens else None
+
+    def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        if name == "open":
+            return torch.full(shape, self.opening)
+        return torch.randn(shape, generator=generator) * self.init_std
+
+    def initial_state(self, hidden: Tensor) -> None:
+        return None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, frame: Frame) -> Tensor:
+        """q [B, Q, H, d], k and v [B, K, Hkv, d] -> [B, Q, H*d]; one softmax over memory and tokens."""
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        k, v = (t.repeat_interleave(q.size(1) // t.size(1), dim=1) for t in (k, v))
+        scores = (q @ k.transpose(2, 3)).float() * q.size(-1) ** -0.5
+        weights = scores.masked_fill(~frame.seen, float("-inf")).softmax(dim=-1)
+        opened = torch.where(frame.gated, self.open.float()[:, None, None], 1.0)
+        weights = weights * opened
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+        return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
+
+
+def frame_of(piece: Piece, m: int, device: torch.device) -> Frame:
+    """The frame of a piece inside one segment; its documents are given."""
+    documents, bank = piece.documents, piece.bank_document
+    assert documents is not None and bank is not None
+    o, prefix, written = piece.offset, 2 * m, m if piece.closes else 0
+    # what stands at each place, [B, K]: carried read vectors -2, initial ones -1, tokens and write their document
+    label = torch.cat(
+        (
+            bank.new_full((len(bank), m), -2),
+            bank.new_full((len(bank), m), -1),
+            documents,
+            documents[:, -1:].expand(-1, written),
+        ),
+        dim=1,
+    )
+    reads = torch.where(label == bank.unsqueeze(1), -2, -1)  # the read vectors of a place's document
+    looks_at_memory = (label >= 0).unsqueeze(2) & (reads.unsqueeze(2) == label.unsqueeze(1))
+    keys = label.size(1)
+    seen = (label.unsqueeze(2) == label.unsqueeze(1)) | looks_at_memory
+    seen = seen & torch.ones(keys, keys, dtype=torch.bool, device=device).tril()
+    place = torch.arange(keys, device=device)
+    is_token = (place >= prefix) & (place < keys - written)
+    gated = is_token.unsqueeze(1) & (place < prefix).unsqueeze(0)
+    first = prefix + o if o else 0  # places that an earlier piece has brought
+    return Frame(piece.start - o - prefix + first, seen[:, None, first:], gated[None, None, first:])
