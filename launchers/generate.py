@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--top-p", type=float, default=None, metavar="P", help="draw from the likeliest mass P")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same text (default 0)")
     parser.add_argument("--data", type=Path, default=None, metavar="FOLDER", help="tokenizer's folder, if it moved")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if (arguments.checkpoint is None) == (arguments.config is None):
         parser.error("give either --checkpoint PATH or --config FILE")
     return arguments

@@ -33,10 +33,14 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file that describes the run")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the file")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, build the model's shape, and stop")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check the file, print parameters, FLOPs and phases, and stop; the data is not looked at",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # from the deepspeed launcher
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main() -> int:

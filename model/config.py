@@ -1,8 +1,8 @@
 """Shape of the model and of its memory.  Every field is checked when the object is made."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -49,6 +49,14 @@ class MemoryConfig(BaseModel):
     layers: Literal["all"] | Annotated[int, Field(gt=0, strict=True)] | tuple[int, ...] = Field(
         "all", description="blocks that host a memory: all, the first k (a number), or a list of block indices"
     )
+
+    @field_validator("layers", mode="wrap")
+    @classmethod
+    def _one_message(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValueError:
+            raise ValueError("must be all, a count of first blocks, or a list of block indices") from None
 
     @model_validator(mode="after")
     def _flow_fits_kind(self) -> "MemoryConfig":

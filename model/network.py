@@ -60,7 +60,8 @@ class LanguageModel(nn.Module):
         states = list(state.layers) if state else [layer.initial_state(hidden) for layer in self._decoder]
         if in_turn:
             run = run_depth if self.config.memory.is_depth else run_rmt
-            hidden, states, carried = run(self.config, self._decoder, hidden, cut, states, carried, self._call)  # type: ignore[operator]
+            arguments = (self.config, self._decoder, hidden, cut, states, carried, self._call)
+            hidden, states, carried = run(*arguments)  # type: ignore[operator]
         else:
             for index, layer in enumerate(self._decoder):
                 hidden, states[index] = self._call(layer, hidden, cut, states[index])
@@ -93,7 +94,7 @@ class LanguageModel(nn.Module):
 
         Args:
             input_ids: int64 [B, L], any L >= 1; L need not be a multiple of the segment length.
-            document_ids: int64 [B, L], a document ends where the id changes; None: the document goes on (or is the first).
+            document_ids: int64 [B, L], a document ends where the id changes; None: the document goes on.
             state: the previous call's `out.state`, to go on with the same B streams.
 
         Raises `ModelError` for shapes that do not fit each other or a state of another model or batch.

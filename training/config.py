@@ -3,21 +3,32 @@
 All problems are reported at once, each as `field: value, rule, way out`, before anything starts.
 """
 
+import copy
 import difflib
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from data_prep import DataConfig
 from model import ModelConfig
 from training.errors import ConfigError
 from training.tracking import TrackingConfig
 
-Positive = Annotated[int, Field(gt=0)]
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):  # Python would take yes for 1
+        raise ValueError("is yes or no, but must be a number")
+    return value
+
+
+Positive = Annotated[int, BeforeValidator(_no_bool), Field(gt=0)]
+Weights = dict[str, Annotated[float, Field(gt=0)]]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -30,6 +41,11 @@ class RunSection(Section):
     name: str = Field(min_length=1, description="name of the run and of its folder below output_dir")
     output_dir: Path = Field(Path("runs"), description="folder of all runs")
     seed: int = Field(0, ge=0, description="seed of the initial weights and of the data order")
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _number_as_text(cls, name: Any) -> Any:
+        return str(name) if isinstance(name, int) and not isinstance(name, bool) else name
 
     @field_validator("name")
     @classmethod
@@ -66,7 +82,7 @@ class Phase(Section):
     tokens_per_step: Positive = Field(description="global batch, tokens; a multiple of data.sequence_length")
     lr: LearningRate
     trains: Literal["all", "memory"] = Field("all", description="parameters that are updated")
-    mix: dict[str, float] | None = Field(None, description="source weights in this phase; default data.mix")
+    mix: Weights | None = Field(None, description="source weights in this phase; default data.mix")
     init_from: str = Field("previous", description="previous | scratch | hf:FOLDER | checkpoint:FOLDER")
 
     @field_validator("init_from")
@@ -100,7 +116,7 @@ class TrainingSection(Section):
     activation_checkpointing: Literal["none", "full"] = Field(
         "none", description="full: decoder layers are recomputed in the backward pass"
     )
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="AdamW beta1, beta2")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW beta1, beta2")
     eps: float = Field(1e-8, gt=0, description="AdamW epsilon")
     weight_decay: float = Field(0.1, ge=0, description="AdamW decay of matrices; norms, biases and gates have none")
     gradient_clipping: float = Field(1.0, gt=0, description="largest global gradient norm")
@@ -224,13 +240,41 @@ def _phase_problems(config: RunConfig, index: int) -> list[str]:
     return problems
 
 
-def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, apply `section.key=value` overrides, check everything.
 
     Raises `ConfigError` that lists every problem.
     """
+    raw, problems = read_yaml(path), []
+    for override in overrides:
+        try:
+            _apply(raw, override)
+        except ConfigError as error:
+            problems.append(str(error))
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        config = parse_config(raw)
+    except ConfigError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping; PyYAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key, (where, _) in zip(keys, node.value, strict=True):
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"key '{key}' stands there twice, line {where.start_mark.line + 1}; remove one")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The sections a file holds; raises `ConfigError` naming it when it cannot be read as such."""
+    try:
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except FileNotFoundError:
         raise ConfigError(
             f"--config: {path} does not exist; pass a YAML file such as configs/quickstart.yaml"
@@ -241,9 +285,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         raise ConfigError(
             f"--config: {path} holds {type(raw).__name__}, but must hold sections (run:, data:, model:, …)"
         )
-    for override in overrides or []:
-        _apply(raw, override)
-    return parse_config(raw)
+    return raw
 
 
 def parse_config(raw: dict[str, Any]) -> RunConfig:
@@ -251,7 +293,36 @@ def parse_config(raw: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+        found = error.errors()
+    # pydantic takes a list whose elements all failed for an empty one
+    found = [e for e in found if e["type"] != "too_short" or len([o for o in found if o["loc"][:1] == e["loc"]]) == 1]
+    lines = [_explain(problem) for problem in found]
+    raise ConfigError("\n".join(lines + _hidden_problems(raw, [e["loc"] for e in found])))
+
+
+def _hidden_problems(raw: dict[str, Any], wrong: list[tuple[int | str, ...]]) -> list[str]:
+    """Rules between sections, which pydantic tries only once every field is right by itself: the wrong fields are
+    taken out, so that their defaults stand in for them."""
+    if () in wrong:
+        return []
+    trial = copy.deepcopy(raw)
+    for location in wrong:
+        node: Any = trial
+        for part in location[:-1]:
+            node = node[part] if _has(node, part) else {}
+        if isinstance(node, dict) and isinstance(node.pop(location[-1], None), dict | list):
+            return []  # a whole section is wrong in itself: nothing to compare the others with
+    try:
+        RunConfig.model_validate(trial)
+    except ValidationError as error:
+        return [_explain(e) for e in error.errors() if e["loc"] == () and e["type"] == "value_error"]
+    return []
+
+
+def _has(node: Any, part: int | str) -> bool:
+    if isinstance(node, dict):
+        return part in node
+    return isinstance(node, list) and isinstance(part, int) and part < len(node)
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -283,7 +354,7 @@ def _child(node: Any, part: str, override: str) -> Any:
 
 
 def _index(node: list[Any], part: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(node):
+    if not (part.isascii() and part.isdigit()) or int(part) >= len(node):
         raise ConfigError(f"override: '{override}': '{part}' must be a number from 0 to {len(node) - 1} (a list)")
     return int(part)
 

@@ -7,8 +7,6 @@ import time
 from collections import deque
 from pathlib import Path
 
-import torch.distributed as dist
-
 from model.cost import flops_per_token
 from training.batches import Prefetcher, evaluation_shares, rank_share, read
 from training.checkpoint import CheckpointFolder, RunState, read_run_state, restore
@@ -21,7 +19,8 @@ from training.preflight import open_stream
 from training.records import EvalRecord, StepRecord
 from training.reporting import Reporter
 from training.schedule import Position, learning_rate, position
-from training.topology import Topology
+from training.topology import Topology, broadcast
+from training.tracking import Tracker
 
 log = logging.getLogger("memtrain")
 
@@ -29,14 +28,15 @@ log = logging.getLogger("memtrain")
 class Trainer:
     """One run on one rank, from wherever its folder says it stands to its end."""
 
-    def __init__(self, config: RunConfig, topology: Topology) -> None:
+    def __init__(self, config: RunConfig, topology: Topology, tracker: Tracker | None) -> None:
         self.config, self.topology = config, topology
         self.folder = config.run.folder
         self.checkpoints = CheckpointFolder(self.folder / "checkpoints", topology)
         self.stream, self.valid = open_stream(config, "train"), open_stream(config, "valid")
         self.last = self.checkpoints.latest()
         self.step = read_run_state(self.last).step if self.last else 0
-        self.reporter = Reporter(config, self.folder, self.step, topology.is_main)
+        self.run_id = broadcast(tracker.run_id if tracker else "")
+        self.reporter = Reporter(config, self.step, tracker)
         self.prefetcher = Prefetcher(self.stream, config.training.micro_batch_size)
         self.speeds: deque[float] = deque(maxlen=20)
 
@@ -161,8 +161,6 @@ class Trainer:
 
     def _save(self, engine: Engine, phase: Phase) -> None:
         at = self._position()
-        box = [self.reporter.run_id]
-        dist.broadcast_object_list(box, src=0)
         state = RunState(
             step=self.step,
             tokens=at.tokens,
@@ -171,7 +169,7 @@ class Trainer:
             phase_step=at.phase_step,
             optimizer_steps=engine.optimizer_steps(),
             stream=self.stream.fingerprint,
-            mlflow_run_id=box[0],
+            mlflow_run_id=self.run_id,
             config=self.config.model_dump(mode="json"),
             versions={name: importlib.metadata.version(name) for name in ("torch", "deepspeed", "megatron-core")},
         )

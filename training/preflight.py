@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data_prep import Manifest, TokenStream
 from training.checkpoint import latest_checkpoint, read_run_state
-from training.config import RunConfig, parse_config
+from training.config import RunConfig, parse_config, read_yaml
 from training.errors import ConfigError
 from training.schedule import position
 from training.topology import RankInfo, check_world
@@ -50,13 +48,22 @@ def check_folder(config: RunConfig) -> None:
     """Refuse a run folder that another configuration filled, or whose data has changed."""
     folder = config.run.folder
     saved = folder / "config.yaml"
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"run.name: {folder} is a file, but must be the run's folder; choose another run.name")
     if not saved.exists():
-        if folder.exists() and any(path.name != "log" for path in folder.iterdir()):
+        # what a start leaves that was killed before its config.yaml was there
+        remains = ("log", ".config.yaml.partial")
+        if folder.exists() and any(path.name not in remains for path in folder.iterdir()):
             raise ConfigError(
                 f"run.name: {folder} is not empty and holds no config.yaml, so it is no run; choose another run.name"
             )
         return
-    earlier = parse_config(yaml.safe_load(saved.read_text(encoding="utf-8")))
+    try:
+        earlier = parse_config(read_yaml(saved))
+    except ConfigError as error:
+        raise ConfigError(
+            f"run.name: {saved} is no configuration ({error}); choose another run.name, or delete the folder"
+        ) from None
     differences = list(_differences(earlier.identity(), config.identity()))
     if differences:
         shown = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")

@@ -2,7 +2,6 @@
 
 import os
 import platform
-from pathlib import Path
 
 from training.config import RunConfig, dump_yaml
 from training.console import Console
@@ -15,36 +14,16 @@ RUN_ID_FILE = "mlflow_run_id"
 
 
 class Reporter:
-    """Where records go.  Built on every rank; `active` on rank 0 only."""
+    """Where records go.  Built on every rank; only rank 0 has a tracker and is active."""
 
-    def __init__(self, config: RunConfig, folder: Path, resume_step: int, active: bool) -> None:
-        self.active, self.folder, self.run_id = active, folder, ""
-        if not active:
+    def __init__(self, config: RunConfig, resume_step: int, tracker: Tracker | None) -> None:
+        self.active, self.folder = tracker is not None, config.run.folder
+        if tracker is None:
             return
-        self._console = Console(config.total_steps, config.total_tokens)
-        try:
-            self._tracker = self._start_tracker(config)
-            self.run_id = self._tracker.run_id
-            self._metrics = MetricsFile.open(folder / "metrics.jsonl", resume_step)
-        except BaseException:
-            self._console.close()
-            raise
-
-    def _start_tracker(self, config: RunConfig) -> Tracker:
-        stored = self.folder / RUN_ID_FILE
-        run_id = stored.read_text(encoding="utf-8").strip() if stored.exists() else None
-        tracker = Tracker.start(
-            config.tracking,
-            output_dir=config.run.output_dir,
-            run_name=config.run.name,
-            run_id=run_id or None,
-            params=config.model_dump(mode="json"),
-            tags={"host": platform.node(), "world_size": os.environ.get("WORLD_SIZE", "1")},
-        )
-        if tracker.run_id:
-            write_text(stored, tracker.run_id + "\n")
+        self._tracker = tracker
+        self._metrics = MetricsFile.open(self.folder / "metrics.jsonl", resume_step)
         tracker.artifact(self.folder / "config.yaml")
-        return tracker
+        self._console = Console(config.total_steps, config.total_tokens)
 
     def note(self, text: str) -> None:
         """A line on the console."""
@@ -104,7 +83,24 @@ class Reporter:
         return self._tracker.ui_command() if self.active else ""
 
 
-def save_config(config: RunConfig, folder: Path) -> None:
-    """`config.yaml`: the resolved configuration of the last start."""
+def start_tracker(config: RunConfig) -> Tracker:
+    """Open the run in MLflow, or the one this folder has already; raises `ConfigError`, having written nothing here."""
+    stored = config.run.folder / RUN_ID_FILE
+    run_id = stored.read_text(encoding="utf-8").strip() if stored.exists() else None
+    return Tracker.start(
+        config.tracking,
+        output_dir=config.run.output_dir,
+        run_name=config.run.name,
+        run_id=run_id or None,
+        params=config.model_dump(mode="json"),
+        tags={"host": platform.node(), "world_size": os.environ.get("WORLD_SIZE", "1")},
+    )
+
+
+def open_folder(config: RunConfig, tracker: Tracker) -> None:
+    """The run's folder with `config.yaml`, the resolved configuration of the last start, and the MLflow run's id."""
+    folder = config.run.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", dump_yaml(config))
+    if tracker.run_id:
+        write_text(folder / RUN_ID_FILE, tracker.run_id + "\n")

@@ -4,11 +4,12 @@ import torch
 import torch.distributed as dist
 
 from training.config import RunConfig
-from training.errors import EXIT_FINISHED
+from training.errors import EXIT_FINISHED, ConfigError
 from training.logs import setup_logging
 from training.preflight import check
-from training.reporting import save_config
-from training.topology import RankInfo, initialize
+from training.reporting import open_folder, start_tracker
+from training.topology import RankInfo, broadcast, initialize
+from training.tracking import Tracker
 
 
 def run(config: RunConfig, local_rank: int | None = None) -> int:
@@ -23,16 +24,29 @@ def run(config: RunConfig, local_rank: int | None = None) -> int:
         return EXIT_FINISHED
     torch.manual_seed(config.run.seed)
     topology = initialize(config, info)
-    if info.rank == 0:
-        save_config(config, config.run.folder)
-    setup_logging(config.run.folder, info.rank)
     try:
+        tracker = _start_tracking(config, info)
+        setup_logging(config.run.folder, info.rank)
         from training.loop import Trainer
 
-        return Trainer(config, topology).run()
+        return Trainer(config, topology, tracker).run()
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _start_tracking(config: RunConfig, info: RankInfo) -> Tracker | None:
+    """Rank 0 opens the MLflow run and then the run's folder; every rank learns whether that failed.  Collective."""
+    tracker, problem = None, ""
+    if info.rank == 0:
+        try:
+            tracker = start_tracker(config)
+            open_folder(config, tracker)
+        except ConfigError as error:
+            problem = str(error)
+    if problem := broadcast(problem):
+        raise ConfigError(problem)
+    return tracker
 
 
 def is_finished(config: RunConfig) -> bool:

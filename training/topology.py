@@ -103,3 +103,10 @@ def initialize(config: RunConfig, info: RankInfo) -> Topology:
         device.type, (parallel.pipeline, data, parallel.tensor), mesh_dim_names=("pipeline", "data", "tensor")
     )
     return Topology(info, mesh, device)
+
+
+def broadcast(value: str) -> str:
+    """Rank 0's text on every rank.  Collective."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

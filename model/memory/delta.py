@@ -33,16 +33,12 @@ class DeltaMemory(SegmentalMemory):
     """See the module's text.  The state is a d x d matrix per head, whatever has been read."""
 
     def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
-        super().__init__(config, tp)
+        super().__init__(config, tp, rows=config.hidden_size // config.memory.heads)
         size, heads = config.hidden_size, config.memory.heads
         self.gate_in = ColumnParallel(size, heads, tp)
         self.gate_in_bias = sharded_parameter((heads,), tp)
         self.gate_forget = ColumnParallel(size, heads, tp)
         self.gate_forget_bias = sharded_parameter((heads,), tp)
-
-    @property
-    def bank_rows(self) -> int:
-        return self.width
 
     def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         if name == "gate_forget_bias":  # half-lives spread from about 100 to 10,000 tokens over the heads
@@ -50,13 +46,9 @@ class DeltaMemory(SegmentalMemory):
             return rates.expm1().log()  # the inverse of softplus
         return super().initial_value(name, shape, generator)
 
-    def _unit(self, x: Tensor) -> Tensor:
-        """[B, S, n, H*d] -> unit vectors, fp32 [B, S, H, n, d]."""
-        return F.rms_norm(self.by_head(x), (self.width,)) * self.width**-0.5
-
     def writes(self, tokens: Tensor, writable: Tensor | None) -> tuple[Tensor, Tensor]:
         """Each segment's transition, fp32 [B, S, H, d, d], and addition, fp32 [B, S, H, d, d]."""
-        keys, values = self._unit(self.key(tokens)), self.by_head(self.content(tokens))  # [B, S, H, T, d]
+        keys, values = self.address(self.key(tokens)), self.by_head(self.content(tokens))  # [B, S, H, T, d]
         beta = torch.sigmoid(self.by_head(self.gate_in(tokens) + self.gate_in_bias))  # [B, S, H, T, 1]
         log_alpha = -F.softplus(self.by_head(self.gate_forget(tokens) + self.gate_forget_bias))
         self.record_gate("in", beta)
@@ -77,9 +69,6 @@ class DeltaMemory(SegmentalMemory):
 
     def transform(self, transition: Tensor, bank: Tensor) -> Tensor:
         return transition @ bank
-
-    def read(self, tokens: Tensor, banks: Tensor) -> Tensor:
-        return self._unit(self.query(tokens)) @ banks
 
 
 def chunk_product(keys: Tensor, values: Tensor, beta: Tensor, log_alpha: Tensor) -> tuple[Tensor, Tensor]:

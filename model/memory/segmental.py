@@ -7,7 +7,8 @@ A segment's tokens read the bank that earlier segments left; then the segment, a
 Transition and addition come from the segment's tokens alone, so they are computed for all segments in one batch; only
 this line runs over the segments one after the other, and it is small.
 
-B batch, S segments, T tokens of a segment, H memory heads (of this rank), d width of a head, D = H*d of all ranks.
+B batch, S segments, T tokens of a segment, H memory heads (of this rank), N rows of a bank, d width of a head,
+D = H*d of all ranks.
 """
 
 from abc import abstractmethod
@@ -34,28 +35,23 @@ class SegmentState:
 
 
 class SegmentalMemory(RecurrentMemory):
-    """Reads through an output gate; subclasses say what a bank is, how it is written and how it is read.
+    """Reads its bank by unit queries and through an output gate; subclasses say how it is written.
 
     All parameters are split by heads and the forward has no collective of its own.  The bank starts at zero, so a
     document without a past reads exactly nothing; W_o starts at zero, so switching the memory on changes no logit.
     """
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
+    def __init__(self, config: ModelConfig, tp: TensorParallel, rows: int) -> None:
         super().__init__()
-        size = config.hidden_size
-        self.width, self.heads = size // config.memory.heads, config.memory.heads // tp.size
+        size, heads = config.hidden_size, config.memory.heads
+        self.rows, self.width, self.heads = rows, size // heads, heads // tp.size
         self.init_std = config.init_std
-        self.query = ColumnParallel(size, size, tp)
-        self.key = ColumnParallel(size, size, tp)
+        self.query = ColumnParallel(size, heads * rows, tp)
+        self.key = ColumnParallel(size, heads * rows, tp)
         self.content = ColumnParallel(size, size, tp)
         self.gate_out = ColumnParallel(size, size, tp)
         self.gate_out_bias = sharded_parameter((size,), tp)
         self.out = RowParallel(size, size, tp)
-
-    @property
-    @abstractmethod
-    def bank_rows(self) -> int:
-        """Rows of the bank per head."""
 
     @abstractmethod
     def writes(self, tokens: Tensor, writable: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -65,17 +61,13 @@ class SegmentalMemory(RecurrentMemory):
     def transform(self, transition: Tensor, bank: Tensor) -> Tensor:
         """One segment's transition [B, H, …] applied to the bank [B, H, N, d]."""
 
-    @abstractmethod
-    def read(self, tokens: Tensor, banks: Tensor) -> Tensor:
-        """tokens [B, S, n, D] ask the banks [B, S, H, N, d] -> fp32 [B, S, H, n, d]."""
-
     def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         if name == "out.weight" or name.endswith("_bias"):
             return torch.zeros(shape)
         return torch.randn(shape, generator=generator) * self.init_std
 
     def initial_state(self, hidden: Tensor) -> SegmentState:
-        shape = (hidden.size(0), self.heads, self.bank_rows, self.width)
+        shape = (hidden.size(0), self.heads, self.rows, self.width)
         return SegmentState(torch.zeros(shape, dtype=torch.float32, device=hidden.device), hidden[:, :0].detach())
 
     def forward(self, h: Tensor, piece: Piece, state: SegmentState) -> tuple[Tensor, SegmentState]:
@@ -93,6 +85,10 @@ class SegmentalMemory(RecurrentMemory):
         """[B, S, n, H*d] -> fp32 [B, S, H, n, d]."""
         return x.float().unflatten(-1, (self.heads, -1)).transpose(2, 3)
 
+    def address(self, x: Tensor) -> Tensor:
+        """Queries or keys [B, S, n, H*N] -> unit vectors over the bank's rows, fp32 [B, S, H, n, N]."""
+        return F.rms_norm(self.by_head(x), (self.rows,), eps=1e-12) * self.rows**-0.5
+
     def _scan(self, bank: Tensor, transition: Tensor, added: Tensor, continues: Tensor | None) -> tuple[Tensor, Tensor]:
         """The banks that enter the segments, [B, S, H, N, d], and the one that leaves the last."""
         if continues is not None:  # a new document begins with the initial bank, which is zero
@@ -104,8 +100,9 @@ class SegmentalMemory(RecurrentMemory):
         return torch.stack(entering, dim=1), bank
 
     def _output(self, tokens: Tensor, banks: Tensor, piece: Piece) -> Tensor:
-        """out = W_o (sigmoid(W_out h) * rms(read)), this rank's part; zero where the bank is another document's."""
-        recalled = F.rms_norm(self.read(tokens, banks), (self.width,), eps=READ_EPS)
+        """out = W_o (sigmoid(W_out h) * rms(q^T M)), this rank's part; zero where the bank is another document's."""
+        recalled = self.address(self.query(tokens)) @ banks  # [B, S, H, n, d]
+        recalled = F.rms_norm(recalled, (self.width,), eps=READ_EPS)
         if piece.readable is not None:
             recalled = recalled * piece.readable[:, :, None, :, None]
         if self.wiped:

@@ -7,6 +7,7 @@ import pytest
 
 from tests.distributed.spawn import run_ranks
 from tests.distributed.training_case import tiny_config, train
+from training.errors import ConfigError
 
 TOPOLOGIES = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (1, 2, 2)]  # tensor, pipeline, data
 STEPS = 6
@@ -36,6 +37,44 @@ def test_memory_phase_equals_one_rank(tensor: int, pipeline: int, data: int, tie
     config = tiny_config(model__tie_embeddings=tied, parallel={"tensor": tensor, "pipeline": pipeline})
     for found in run_ranks(train, tensor * pipeline * data, config, 1, STEPS):
         assert_same(found, one_rank(1, tied))
+
+
+MEMORIES: dict[str, dict[str, Any]] = {
+    "delta": {"model__memory": {"kind": "delta", "heads": 2}},
+    "lm2-depth": {"model__memory": {"kind": "lm2", "flow": "depth", "heads": 2}},
+    # the pipeline takes one segment a sample of the published LM2
+    "lm2-depth, one segment": {
+        "model__memory": {"kind": "lm2", "flow": "depth", "heads": 2},
+        "model__segment_length": 32,
+    },
+    "rmt": {"model__memory": {"kind": "rmt", "slots": 2, "rmt_open": 1.0}},
+}
+
+
+@lru_cache
+def one_rank_with(memory: str) -> dict[str, Any]:
+    return run_ranks(train, 1, tiny_config(**MEMORIES[memory]), 1, STEPS)[0]
+
+
+@pytest.mark.parametrize(
+    "memory, tensor, pipeline",
+    [
+        *(("delta", *topology) for topology in [(2, 1), (1, 2), (2, 2)]),
+        ("lm2-depth", 2, 1),
+        *(("lm2-depth, one segment", *topology) for topology in [(2, 1), (1, 2), (2, 2)]),
+        ("rmt", 2, 1),
+    ],
+)
+def test_every_kind_equals_one_rank(memory: str, tensor: int, pipeline: int) -> None:
+    config = tiny_config(**MEMORIES[memory], parallel={"tensor": tensor, "pipeline": pipeline})
+    for found in run_ranks(train, tensor * pipeline, config, 1, STEPS):
+        assert_same(found, one_rank_with(memory))
+
+
+@pytest.mark.parametrize("memory, words", [("lm2-depth", "lm2 flow: depth"), ("rmt", "rmt")])
+def test_segments_in_turn_are_refused_in_a_pipeline(memory: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"parallel.pipeline: 2 with memory {words}.*the last stage made"):
+        tiny_config(**MEMORIES[memory], parallel={"pipeline": 2})
 
 
 @pytest.mark.parametrize("tensor, pipeline, data", [(2, 1, 1), (2, 2, 1)])

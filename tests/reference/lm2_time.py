@@ -1,13 +1,12 @@
 """The equations of LM2 flowing through time, one document rule, segment, token, head and slot after another.
 
-Per head, with h the tokens of segment s, a_n the address and M_n the contents of slot n:
+Per head, with h the tokens of segment s, M_n the contents of slot n, k_t and q_t unit vectors over the slots:
 
-    read     A = softmax_n(tau <q_t, a_n>),  out = W_o (sigmoid(W_out h) * rms(A M_s))
-    write    phi_t = softmax_n(tau <k_t, a_n>),  delta = softplus(W_forget h)
-             w_t = exp(-sum_{u>t} phi_u delta_u),  g_forget = exp(-sum_t phi_t delta_t)
-             M_{s+1} = g_forget * M_s + sum_t w_t phi_t (sigmoid(W_in h) * tanh(W_c h))_t
+    read     out = W_o (sigmoid(W_out h) * rms(sum_n q_tn M_n))
+    write    delta = softplus(W_forget h),  erased by token u from slot n: delta_u k_un^2
+             M_n <- exp(-all erased) M_n + sum_t exp(-erased after t) k_tn (sigmoid(W_in h) * tanh(W_c h))_t
 
-q and k are unit vectors.  A bank belongs to the document of the last token before it; a
+A bank belongs to the document of the last token before it; a
 token reads only a bank of its own document; a segment is written, when it is complete, by the tokens of its last
 token's document, into that document's bank or, where it began in this segment, into the initial one, which is zero.
 """
@@ -54,8 +53,8 @@ def initial_bank(config: ModelConfig) -> Bank:
 def read(config: ModelConfig, memory: Weights, h: Tensor, bank: Bank) -> Tensor:
     parts = []
     for head in range(config.memory.heads):
-        shares = addressing(config, memory, memory["query.weight"] @ h, head)
-        found = sum(share * slot for share, slot in zip(shares, bank[head], strict=True))
+        q = address(config, memory["query.weight"] @ h, head)
+        found = sum(share * slot for share, slot in zip(q, bank[head], strict=True))
         found = found / torch.sqrt((found * found).mean() + 0.1)
         parts.append(of_head(config, gate(memory, "gate_out", h), head) * found)
     return memory["out.weight"] @ torch.cat(parts)
@@ -64,28 +63,27 @@ def read(config: ModelConfig, memory: Weights, h: Tensor, bank: Bank) -> Tensor:
 def written(config: ModelConfig, memory: Weights, tokens: list[Tensor], bank: Bank) -> Bank:
     following: Bank = []
     for head in range(config.memory.heads):
-        phi = [addressing(config, memory, memory["key.weight"] @ h, head) for h in tokens]
+        keys = [address(config, memory["key.weight"] @ h, head) for h in tokens]
         delta = [F.softplus(memory["gate_forget.weight"][head] @ h + memory["gate_forget_bias"][head]) for h in tokens]
         slots = []
         for n in range(config.memory.slots):
-            slot = torch.exp(-sum(phi[t][n] * delta[t] for t in range(len(tokens)))) * bank[head][n]
+            erased = [delta[t] * keys[t][n] ** 2 for t in range(len(tokens))]
+            slot = torch.exp(-sum(erased)) * bank[head][n]
             for t, h in enumerate(tokens):
-                later = [phi[u][n] * delta[u] for u in range(t + 1, len(tokens))]
+                later = erased[t + 1 :]
                 kept = torch.exp(-sum(later)) if later else 1.0
                 new = gate(memory, "gate_in", h) * torch.tanh(memory["content.weight"] @ h)
-                slot = slot + kept * phi[t][n] * of_head(config, new, head)
+                slot = slot + kept * keys[t][n] * of_head(config, new, head)
             slots.append(slot)
         following.append(slots)
     return following
 
 
-def addressing(config: ModelConfig, memory: Weights, x: Tensor, head: int) -> Tensor:
-    """Shares of the slots, [N]."""
-    direction = of_head(config, x, head)
-    direction = direction / torch.sqrt(direction @ direction)
-    sharpness = torch.exp(memory["log_sharpness"][head])
-    scores = [sharpness * (direction @ memory["address"][head][n]) for n in range(config.memory.slots)]
-    return torch.stack(scores).softmax(dim=0)
+def address(config: ModelConfig, x: Tensor, head: int) -> Tensor:
+    """The head's unit vector over the slots, [N]."""
+    slots = config.memory.slots
+    direction = x[head * slots : (head + 1) * slots]
+    return direction / torch.sqrt(direction @ direction)
 
 
 def gate(memory: Weights, name: str, h: Tensor) -> Tensor:

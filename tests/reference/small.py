@@ -17,8 +17,6 @@ DEPTH = MemoryConfig(kind="lm2", flow="depth", heads=2)
 RMT = MemoryConfig(kind="rmt", slots=3, heads=2)
 
 MOMENTS = {  # of the parameters for which 0 and 0.3 would be out of the ordinary
-    "log_sharpness": (1.0, 0.3),
-    "address": (0.0, 1.0),
     "scale": (0.8, 0.2),
     "open": (0.8, 0.1),
     "tokens": (0.0, 1.0),

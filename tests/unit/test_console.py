@@ -144,9 +144,7 @@ def test_each_rank_logs_to_its_file_and_only_rank_0_speaks(rank: int, tmp_path: 
         lines = life.stderr.splitlines()
         heard = [line for line in lines if line.startswith(("WARNING", "ERROR"))]
         if rank == 0:
-            assert heard[:2] == ["WARNING: careful", "ERROR: broken"]
-            assert len(heard) == 3
-            assert heard[2].endswith("UserWarning: look here")
+            assert heard == ["WARNING: careful", "ERROR: broken"]  # Python's warnings go to the file
         else:
             assert lines == []
     text = (tmp_path / "log" / f"rank-{rank}.log").read_text()

@@ -310,13 +310,13 @@ def test_building_draws_nothing_from_the_global_generator():
 def test_another_seed_gives_other_weights():
     first, second = weights(tiny(LM2), seed=5), weights(tiny(LM2), seed=6)
     drawn = [name for name, w in first.items() if w.unique().numel() > 2]
-    assert len(drawn) == 2 + 2 * (4 + 7)  # embedding, head; per layer four of the backbone and seven of the memory
+    assert len(drawn) == 2 + 2 * (4 + 6)  # embedding, head; per layer four of the backbone and six of the memory
     assert not any(torch.equal(first[name], second[name]) for name in drawn)
 
 
 def test_no_two_weights_are_drawn_alike():
     of_a_size = [w for w in weights(tiny(LM2, num_layers=3)).values() if w.shape == (16, 16) and w.any()]
-    assert len(of_a_size) == 3 * (1 + 5)
+    assert len(of_a_size) == 3 * (1 + 3)
     assert all(not torch.equal(a, b) for i, a in enumerate(of_a_size) for b in of_a_size[:i])
 
 
