@@ -71,6 +71,8 @@ MEMORIES: dict[str, dict[str, object]] = {
     "attention": {"kind": "none"},
     "delta": {"kind": "delta", "heads": 2},
     "lm2-time": {"kind": "lm2", "flow": "time", "slots": 32, "heads": 2},
+    "lm2-depth": {"kind": "lm2", "flow": "depth", "heads": 2},
+    "rmt": {"kind": "rmt", "slots": 16, "rmt_open": 1.0},
 }
 
 

@@ -99,11 +99,15 @@ def setup_logging(run_dir: Path, rank: int) -> logging.Logger:
         deepspeed.removeFilter(old)
     deepspeed.addFilter(Divert(handlers))
 
-    # MLflow sets its own level when it is imported, which is later than this.
+    quiet_libraries()
+    return logger
+
+
+def quiet_libraries() -> None:
+    """Silence what libraries say of themselves; call it before MLflow is imported."""
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
-    return logger
 
 
 def _handlers(run_dir: Path, rank: int) -> list[logging.Handler]:

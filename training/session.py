@@ -5,7 +5,7 @@ import torch.distributed as dist
 
 from training.config import RunConfig
 from training.errors import EXIT_FINISHED, ConfigError
-from training.logs import setup_logging
+from training.logs import quiet_libraries, setup_logging
 from training.preflight import check
 from training.reporting import open_folder, start_tracker
 from training.topology import RankInfo, broadcast, initialize
@@ -24,6 +24,7 @@ def run(config: RunConfig, local_rank: int | None = None) -> int:
         return EXIT_FINISHED
     torch.manual_seed(config.run.seed)
     topology = initialize(config, info)
+    quiet_libraries()
     try:
         tracker = _start_tracking(config, info)
         setup_logging(config.run.folder, info.rank)
