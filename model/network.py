@@ -68,7 +68,7 @@ class LanguageModel(nn.Module):
         last = cut[-1]
         following = StreamState(
             position=last.start + last.length,
-            segment_length=self.config.segment_length,
+            config=self.config,
             layers=tuple(_detach(layer_state) for layer_state in states),
             documents=None if documents is None else documents[:, documents.size(1) - last.kept :],
             bank_document=last.next_bank_document,
@@ -147,7 +147,7 @@ def _stream(
     batch, start, bank_document, documents = input_ids.size(0), 0, None, None
     last: LastDocument | None = None
     if state is not None:
-        state.check(batch, config.num_layers, config.segment_length)
+        state.check(batch, config)
         start, bank_document, documents, last = state.position, state.bank_document, state.documents, state.last
     if document_ids is not None or last is not None:
         if documents is None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.config import ModelConfig
 from model.errors import ModelError
 
 
@@ -26,7 +27,7 @@ class StreamState:
     """State of a whole model after `position` tokens; pass it to the next call."""
 
     position: int  # tokens read so far
-    segment_length: int  # T it was made with
+    config: ModelConfig  # of the model that made it
     layers: tuple[LayerState, ...]
     documents: Tensor | None  # int64 [B, c] numbers of the cached tokens' documents; None: all one document
     bank_document: Tensor | None  # int64 [B] document the banks belong to (-1: none yet)
@@ -37,15 +38,20 @@ class StreamState:
     def batch(self) -> int:
         return self.layers[0].keys.size(0)
 
-    def check(self, batch: int, num_layers: int, segment_length: int) -> None:
-        """Raise `ModelError` when this state does not belong to a model and batch of these sizes."""
-        for what, own, wanted, way_out in (
-            ("batch size", self.batch, batch, "pass a batch of that size, or state=None to begin anew"),
-            ("number of layers", len(self.layers), num_layers, "use the state with the model that made it"),
-            ("segment_length", self.segment_length, segment_length, "use the state with the model that made it"),
-        ):
-            if own != wanted:
-                raise ModelError(f"state: its {what} is {own}, this call's is {wanted}; {way_out}")
+    def check(self, batch: int, config: ModelConfig) -> None:
+        """Raise `ModelError` when this state does not belong to such a batch and model."""
+        if self.batch != batch:
+            raise ModelError(
+                f"state: its batch size is {self.batch}, this call's is {batch}; pass a batch of that size, or "
+                "state=None to begin anew"
+            )
+        if self.config != config:
+            own, wanted = ({**vars(c), **vars(c.memory)} for c in (self.config, config))
+            differing = [f"{k} {own[k]} (here {wanted[k]})" for k in own if own[k] != wanted[k] and k != "memory"]
+            raise ModelError(
+                f"state: the model that made it has {', '.join(differing)}; use a state with the model that made it, "
+                "or state=None to begin anew"
+            )
 
 
 @dataclass(frozen=True)
