@@ -18,10 +18,10 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
+from data_prep.files import sync, write_text
 from model.parallel import is_sharded
 from training.engine import Engine
 from training.errors import ConfigError, TrainingError
-from training.files import fsync, write_text
 from training.topology import Topology
 
 log = logging.getLogger("memtrain")
@@ -68,11 +68,11 @@ class CheckpointFolder:
         if self.topology.is_main:
             (aside / STATE_FILE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
             for path in [*aside.iterdir(), aside]:
-                fsync(path)
+                sync(path)
             if final.exists():  # an earlier life wrote it but died before moving the pointer
                 shutil.rmtree(final)
             aside.rename(final)
-            fsync(self.folder)
+            sync(self.folder)
             write_text(self.folder / POINTER, final.name + "\n")
         dist.barrier()
         return final

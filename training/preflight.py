@@ -52,8 +52,8 @@ def check_folder(config: RunConfig) -> None:
         raise ConfigError(f"run.name: {folder} is a file, but must be the run's folder; choose another run.name")
     if not saved.exists():
         # what a start leaves that was killed before its config.yaml was there
-        remains = ("log", ".config.yaml.partial")
-        if folder.exists() and any(path.name not in remains for path in folder.iterdir()):
+        others = folder.iterdir() if folder.exists() else ()
+        if any(path.name != "log" and not path.name.startswith(".config.yaml") for path in others):
             raise ConfigError(
                 f"run.name: {folder} is not empty and holds no config.yaml, so it is no run; choose another run.name"
             )

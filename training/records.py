@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from training.files import fsync
+from data_prep.files import sync
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class MetricsFile:
             stream.flush()
             os.fsync(stream.fileno())
         aside.replace(path)
-        fsync(path.parent)
+        sync(path.parent)
         return cls(path.open("a", encoding="utf-8"), frozenset(kept))
 
     def write(self, record: StepRecord | EvalRecord) -> None:

@@ -3,9 +3,9 @@
 import os
 import platform
 
+from data_prep.files import write_text
 from training.config import RunConfig, dump_yaml
 from training.console import Console
-from training.files import write_text
 from training.plots import plot_loss
 from training.records import EvalRecord, MetricsFile, StepRecord
 from training.tracking import Status, Tracker

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
 
 import pytest
@@ -14,13 +14,10 @@ from torch import Tensor
 
 from model import LanguageModel, ModelError, StreamState, build_model
 from model.memory import memories, wiped
-from tests.reference.small import DELTA, DEPTH, LM2, NONE, RMT, SEGMENT, VOCAB, awake, random_ids, tiny
+from tests.reference.small import KINDS, PAIRS, SEGMENT, VOCAB, awake, random_ids, tiny
 from tests.reference.small import one_thread as one_thread
 
-KINDS = {"none": NONE, "lm2": LM2, "delta": DELTA, "lm2-depth": DEPTH, "rmt": RMT}
 MEMORIES = [kind for kind in KINDS if kind != "none"]
-SPANS = (1, 2, 3)
-PAIRS = [(kind, span) for kind in KINDS for span in SPANS if span == 1 or not KINDS[kind].in_turn]
 BATCH, LONGEST = 2, 21
 
 examples = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -324,6 +321,23 @@ def test_a_state_of_another_batch_or_model_is_refused(kind, batch, changes, said
     with pytest.raises(ModelError) as error:
         other(random_ids(1, batch, 1), state=state)
     assert all(words in str(error.value) for words in said), str(error.value)
+
+
+def bytes_in(value: object) -> int:
+    """Bytes of all tensors that a state holds."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    parts = value if isinstance(value, tuple) else vars(value).values() if is_dataclass(value) else ()
+    return sum(bytes_in(part) for part in parts)
+
+
+@pytest.mark.parametrize(("kind", "span"), PAIRS)
+def test_the_state_does_not_grow_with_the_text(kind, span):
+    net = new_net(kind, span)
+    early = net(random_ids(1, BATCH, 3 * SEGMENT + 1)).state
+    late = net(random_ids(1, BATCH, 40 * SEGMENT), state=early).state
+    assert bytes_in(early) == bytes_in(late) > 0
+    assert late.position == 43 * SEGMENT + 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

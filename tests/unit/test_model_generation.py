@@ -6,10 +6,9 @@ from torch import Tensor
 
 from model import LanguageModel, ModelError, build_model, generation
 from model.generation import Sampling, generate, prefill
-from tests.reference.small import LM2, NONE, VOCAB, awake, random_ids, tiny
+from tests.reference.small import KINDS, PAIRS, VOCAB, awake, random_ids, tiny
 from tests.reference.small import one_thread as one_thread
 
-KINDS = {"none": NONE, "lm2": LM2}
 GREEDY = Sampling(temperature=0)
 
 
@@ -22,8 +21,7 @@ def text(net: LanguageModel, ids: Tensor, max_tokens: int, sampling: Sampling, *
     return torch.stack(list(generate(net, ids, max_tokens, sampling, **arguments)), dim=1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("span", [1, 2])
+@pytest.mark.parametrize(("kind", "span"), PAIRS)
 @pytest.mark.parametrize("prompt", [1, 6, 8, 13])
 def test_greedy_text_is_what_one_forward_predicts(kind, span, prompt):
     net, ids = new_net(kind, span), random_ids(3, 2, prompt)
@@ -97,10 +95,10 @@ def test_every_row_is_masked_by_its_own_logits():
         assert torch.equal(sampling.draw(rows, torch.Generator().manual_seed(2)), rows.argmax(dim=-1))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "span"), PAIRS)
 @pytest.mark.parametrize("length", [1, 8, 16, 27])
-def test_a_prompt_read_in_chunks_is_read_in_one_call(kind, length, monkeypatch):
-    net, ids, calls = new_net(kind, span=2), random_ids(3, 2, length), []
+def test_a_prompt_read_in_chunks_is_read_in_one_call(kind, span, length, monkeypatch):
+    net, ids, calls = new_net(kind, span), random_ids(3, 2, length), []
     net.embedding.register_forward_hook(lambda _module, args, _out: calls.append(args[0].size(1)))
     monkeypatch.setattr(generation, "PREFILL_TOKENS", 11)  # two segments and a rest: rounded to 8
     logits, state = prefill(net, ids)
