@@ -25,7 +25,7 @@ from model.state import LayerState
 
 @dataclass(frozen=True)
 class SlotBank:
-    """slots: [B, T, D] after the last block; owners: int64 [B, T] their documents (-1: initial), None: all one."""
+    """slots: fp32 [B, T, D] after the last block; owners: int64 [B, T] their documents (-1: initial), None: all one."""
 
     slots: Tensor
     owners: Tensor | None
@@ -58,7 +58,7 @@ def run_depth(
 ) -> tuple[Tensor, list[LayerState], SlotBank]:
     """hidden [B, L, D] through all layers, the bank through the layers and then to the next segment."""
     batch, length, size = hidden.size(0), config.segment_length, config.hidden_size
-    first = initial_slots(0, length, size, hidden).expand(batch, -1, -1)
+    first = initial_slots(length, size, hidden.device).expand(batch, -1, -1)
     packed = pieces[0].documents is not None
     if bank is None:
         bank = SlotBank(first, None)

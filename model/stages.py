@@ -30,8 +30,8 @@ class EmbeddingStage(nn.Module):
         if (
             self.carries_slots
         ):  # the pipeline sends one float tensor: the published LM2's bank travels behind the tokens
-            slots = initial_slots(0, hidden.size(1), hidden.size(2), hidden).expand_as(hidden)
-            hidden = torch.cat((hidden, slots), dim=1)
+            slots = initial_slots(hidden.size(1), hidden.size(2), hidden.device).expand_as(hidden)
+            hidden = torch.cat((hidden, slots.to(hidden.dtype)), dim=1)
         return hidden, documents
 
 
@@ -52,8 +52,9 @@ class DecoderStage(nn.Module):
         if hidden.size(1) == length:
             return self.layer(hidden, cut)[0], documents
         tokens, slots = hidden.split(length, dim=1)
-        tokens, slots, _ = self.layer.depth_piece(tokens, slots, cut[0], self.layer.initial_state(tokens))
-        return torch.cat((tokens, slots), dim=1), documents
+        state = self.layer.initial_state(tokens)
+        tokens, slots, _ = self.layer.depth_piece(tokens, slots.float(), cut[0], state)
+        return torch.cat((tokens, slots.to(tokens.dtype)), dim=1), documents
 
 
 class NormStage(nn.Module):

@@ -17,6 +17,8 @@ A slot holds its token: slot t carries what the tokens at place t of this docume
 by later places of the segment only.  So a block's memory is attention within the segment, over slots in place of
 tokens, and the rules for causality, documents and streaming are those of attention.
 
+The bank is fp32; only between pipeline stages, where it travels behind the tokens, it has their dtype.
+
 Tensor parallel: W_Q, W_K, W_V by heads; E_mem is gathered once (the only collective of the forward), the three gates
 and the slots are whole on every rank.
 
@@ -73,13 +75,13 @@ class LM2DepthMemory(Memory):
         return DepthState(empty, empty)
 
     def forward(self, x: Tensor, slots: Tensor, piece: Piece, state: DepthState) -> tuple[Tensor, Tensor, DepthState]:
-        """x, slots [B, n, D]: the residual stream after attention, and these tokens' slots as they enter the block.
+        """x [B, n, D]: the residual stream after attention; slots fp32 [B, n, D]: these tokens' as they come in.
 
         Returns both as they leave it, and the state: keys and values of the open segment, empty once it is whole.
         """
         e = self.norm(x)
         q = self.query(self.tp.copy(e)).unflatten(-1, (self.heads, self.width))
-        entering = self.tp.copy(slots)
+        entering = self.tp.copy(slots.to(x.dtype))
         keys, values = (p(entering).unflatten(-1, (self.heads, self.width)) for p in (self.key, self.value))
         keys, values = torch.cat((state.keys, keys), dim=1), torch.cat((state.values, values), dim=1)
         recalled = self._attend(q, keys, values, piece)
@@ -92,7 +94,7 @@ class LM2DepthMemory(Memory):
         x = x + (self.scale * gate_out * recalled).to(x.dtype)
         slots = gate_in * torch.tanh(recalled.float()) + gate_forget * slots
         kept = 0 if piece.closes else keys.size(1)
-        return x, slots.to(x.dtype), DepthState(keys[:, :kept], values[:, :kept])
+        return x, slots, DepthState(keys[:, :kept], values[:, :kept])
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, piece: Piece) -> Tensor:
         """q [B, n, H, d], keys and values [B, o+n, H, d] -> [B, n, H, d]."""
@@ -108,7 +110,6 @@ class LM2DepthMemory(Memory):
         return (scores.masked_fill(scores < least, float("-inf")).softmax(dim=-1) @ values).transpose(1, 2)
 
 
-def initial_slots(start: int, length: int, size: int, like: Tensor) -> Tensor:
-    """The identity's rows for `length` places from `start` of a segment, [length, D]."""
-    places = torch.arange(start, start + length, device=like.device)
-    return F.one_hot(places % size, size).to(like.dtype)
+def initial_slots(length: int, size: int, device: torch.device) -> Tensor:
+    """The identity's rows for the places of a segment, fp32 [length, D]."""
+    return F.one_hot(torch.arange(length, device=device) % size, size).float()
