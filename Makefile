@@ -1,6 +1,7 @@
 # Everything runs from a virtual environment that the first target makes; the second time it costs nothing.
 PYTHON ?= python3
-RANKS ?= 2
+# two ranks, but on a machine with a single GPU one
+RANKS ?= $(if $(filter 1,$(shell nvidia-smi -L 2>/dev/null | grep -c GPU)),1,2)
 CONFIG ?= configs/quickstart.yaml
 OVERRIDES ?=
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from data_prep import Tokenizer
 
+CONTEXT = 16  # tokens of context in which a new one is turned into text
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -38,11 +40,11 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     # Imports after the arguments: --help answers at once.
-    from training.errors import BAD_INPUT, EXIT_BAD_INPUT
+    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
 
     try:
         stream(arguments)
-    except BAD_INPUT as error:
+    except (*BAD_INPUT, TrainingError) as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
     return 0
@@ -71,11 +73,13 @@ def stream(arguments: argparse.Namespace) -> None:
         arguments.seed,
         stop_id=tokenizer.eos_id,
     )
-    shown = ""
+    special = (tokenizer.bos_id, tokenizer.eos_id)
+    context, held = ids[-CONTEXT:], []
     for token in tokens:
         produced.append(int(token))
-        shown = show(tokenizer, produced, shown)
-    print()
+        if int(token) not in special:
+            context, held = show(tokenizer, context, [*held, int(token)])
+    print(added_text(tokenizer, context, held))
     seconds = time.perf_counter() - started
     note = f"{len(ids):,} tokens read, {len(produced):,} written in {seconds:.1f} s, from {trained.path}"
     print(note, file=sys.stderr)
@@ -90,13 +94,18 @@ def run_folder(arguments: argparse.Namespace) -> Path:
     return load_config(arguments.config, arguments.overrides).run.folder
 
 
-def show(tokenizer: "Tokenizer", ids: list[int], shown: str) -> str:
-    """Print what the newest token adds, holding back half a character."""
-    text = tokenizer.decode([i for i in ids if i not in (tokenizer.bos_id, tokenizer.eos_id)])
-    if text.endswith("\ufffd"):
-        return shown
-    print(text[len(shown) :], end="", flush=True)
-    return text
+def added_text(tokenizer: "Tokenizer", context: list[int], held: list[int]) -> str:
+    """What `held` adds to the text of the tokens before it: a piece alone may lose its leading space."""
+    return tokenizer.decode(context + held)[len(tokenizer.decode(context)) :]
+
+
+def show(tokenizer: "Tokenizer", context: list[int], held: list[int]) -> tuple[list[int], list[int]]:
+    """Print the tokens held back, unless they end in half a character; returns the new context and what is held."""
+    text = added_text(tokenizer, context, held)
+    if text.endswith("\ufffd") and len(held) < 8:
+        return context, held
+    print(text, end="", flush=True)
+    return (context + held)[-CONTEXT:], []
 
 
 def read_prompt(arguments: argparse.Namespace) -> str:

@@ -9,6 +9,7 @@ The same command continues a run that was stopped or killed.
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
 
 EPILOG = """\
@@ -54,6 +55,8 @@ def main() -> int:
     except BAD_INPUT as error:
         if rank == 0:
             print(error, file=sys.stderr)
+        else:
+            time.sleep(3)  # the launcher ends all ranks when one has left: rank 0 speaks first
         return EXIT_BAD_INPUT
     except TrainingError as error:
         if rank == 0:

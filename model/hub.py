@@ -33,21 +33,26 @@ def fuse(state_dict: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor
 
     Raises `ModelError` naming every missing, unexpected or misshapen weight.
     """
-    given = {name: tensor for name, tensor in state_dict.items() if not name.endswith(_IGNORED)}
+    check_shapes({name: tuple(tensor.shape) for name, tensor in state_dict.items()}, config)
+    return _fuse(state_dict, config)
+
+
+def check_shapes(found: dict[str, tuple[int, ...]], config: ModelConfig) -> None:
+    """Raise `ModelError` naming every missing, unexpected or misshapen weight among Llama's names and shapes."""
+    given = {name: shape for name, shape in found.items() if not name.endswith(_IGNORED)}
     if config.tie_embeddings:
         given.pop("lm_head.weight", None)  # the same tensor as the embedding
     expected = _shapes(config)
     problems = [f"missing {name}" for name in sorted(expected.keys() - given.keys())]
     problems += [f"unexpected {name}" for name in sorted(given.keys() - expected.keys())]
     problems += [
-        f"{name} has shape {list(given[name].shape)}, the configuration gives {list(expected[name])}"
+        f"{name} has shape {list(given[name])}, the configuration gives {list(expected[name])}"
         for name in sorted(expected.keys() & given.keys())
-        if tuple(given[name].shape) != expected[name]
+        if given[name] != expected[name]
     ]
     if problems:
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
         raise ModelError(f"Llama weights do not fit the model configuration: {shown}")
-    return _fuse(given, config)
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -55,7 +55,7 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, StreamState]:
         """int64 [B, L] -> normalised last hidden [B, L, D] and the next state."""
         in_turn = self.config.memory.in_turn and self.memory_on
-        cut, documents, last_document = _stream(self.config, input_ids, document_ids, state, in_turn)
+        cut, documents, last_document = _stream(self, input_ids, document_ids, state)
         hidden, carried = self.embedding(input_ids), state.carried if state else None
         states = list(state.layers) if state else [layer.initial_state(hidden) for layer in self._decoder]
         if in_turn:
@@ -69,6 +69,7 @@ class LanguageModel(nn.Module):
         following = StreamState(
             position=last.start + last.length,
             config=self.config,
+            memory_on=self.memory_on,
             layers=tuple(_detach(layer_state) for layer_state in states),
             documents=None if documents is None else documents[:, documents.size(1) - last.kept :],
             bank_document=last.next_bank_document,
@@ -131,12 +132,18 @@ def is_memory_name(name: str) -> bool:
 
 
 def _stream(
-    config: ModelConfig, input_ids: Tensor, document_ids: Tensor | None, state: StreamState | None, in_turn: bool
+    net: LanguageModel, input_ids: Tensor, document_ids: Tensor | None, state: StreamState | None
 ) -> tuple[list[Piece], Tensor | None, LastDocument | None]:
     """Check the arguments; return the pieces, the documents [B, c+L] of cached and new tokens, and the last one."""
     if input_ids.dim() != 2 or input_ids.dtype != torch.int64 or input_ids.numel() == 0:
         raise ModelError(
             f"input_ids: {input_ids.dtype} {list(input_ids.shape)}, but it must be int64 [batch, length], not empty"
+        )
+    config, in_turn = net.config, net.config.memory.in_turn and net.memory_on
+    if input_ids.device.type == "cpu" and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < config.vocab_size:
+        raise ModelError(
+            f"input_ids: from {int(input_ids.min())} to {int(input_ids.max())}, but model.vocab_size is "
+            f"{config.vocab_size}; use the tokenizer the model was trained with"
         )
     if document_ids is not None and document_ids.shape != input_ids.shape:
         raise ModelError(
@@ -147,7 +154,7 @@ def _stream(
     batch, start, bank_document, documents = input_ids.size(0), 0, None, None
     last: LastDocument | None = None
     if state is not None:
-        state.check(batch, config)
+        state.check(batch, config, net.memory_on)
         start, bank_document, documents, last = state.position, state.bank_document, state.documents, state.last
     if document_ids is not None or last is not None:
         if documents is None:

@@ -25,8 +25,6 @@ class EmbeddingStage(nn.Module):
     def forward(self, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         ids, documents = inputs
         hidden = self.embedding(ids)
-        if torch.is_grad_enabled() and not hidden.requires_grad:
-            hidden.requires_grad_()  # a frozen embedding: the pipeline can only send what has a gradient
         if (
             self.carries_slots
         ):  # the pipeline sends one float tensor: the published LM2's bank travels behind the tokens

@@ -28,6 +28,7 @@ class StreamState:
 
     position: int  # tokens read so far
     config: ModelConfig  # of the model that made it
+    memory_on: bool  # whether that model had its memory
     layers: tuple[LayerState, ...]
     documents: Tensor | None  # int64 [B, c] numbers of the cached tokens' documents; None: all one document
     bank_document: Tensor | None  # int64 [B] document the banks belong to (-1: none yet)
@@ -38,12 +39,17 @@ class StreamState:
     def batch(self) -> int:
         return self.layers[0].keys.size(0)
 
-    def check(self, batch: int, config: ModelConfig) -> None:
+    def check(self, batch: int, config: ModelConfig, memory_on: bool) -> None:
         """Raise `ModelError` when this state does not belong to such a batch and model."""
         if self.batch != batch:
             raise ModelError(
                 f"state: its batch size is {self.batch}, this call's is {batch}; pass a batch of that size, or "
                 "state=None to begin anew"
+            )
+        if self.memory_on != memory_on:
+            raise ModelError(
+                f"state: the model that made it had its memory {'on' if self.memory_on else 'off'}, this one has it "
+                f"{'on' if memory_on else 'off'}; use state=None to begin anew"
             )
         if self.config != config:
             own, wanted = ({**vars(c), **vars(c.memory)} for c in (self.config, config))

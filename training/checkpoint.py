@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from data_prep.files import sync, write_text
 from model.parallel import is_sharded
-from training.engine import Engine
+from training.engine import Engine, moment_keys
 from training.errors import ConfigError, TrainingError
 from training.topology import Topology
 
@@ -85,10 +85,15 @@ class CheckpointFolder:
         """Delete all but the newest `keep_last` checkpoints and those at multiples of `keep_every` steps."""
         if not self.topology.is_main:
             return
+        current = self.latest()
         found = sorted(self.folder.glob("step-????????"))
-        for old in found[:-keep_last]:
-            if keep_every is None or int(old.name.removeprefix("step-")) % keep_every:
-                shutil.rmtree(old, ignore_errors=True)
+        # newer than the pointer: an earlier life wrote it and died before it moved the pointer
+        orphans = [path for path in found if current is None or path.name > current.name]
+        kept = [path for path in found if path not in orphans]
+        for path in orphans + kept[:-keep_last]:
+            for_ever = keep_every is not None and int(path.name.removeprefix("step-")) % keep_every == 0
+            if path in orphans or not for_ever:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -124,9 +129,12 @@ def restore(engine: Engine, checkpoint: Path, topology: Topology, moments: bool,
     moments: also AdamW's state and its step counts; rng: also the random generator's state (a resume).
     """
     stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    own = dict(engine.read_state())
-    wanted = {k: torch.empty_like(v) for k, v in own.items() if k in stored and (moments or "/" not in k)}
-    _check_shapes(engine, wanted, stored, checkpoint, topology)
+    wanted = {
+        key: torch.empty_like(parameter, dtype=torch.float32, requires_grad=False)
+        for name, parameter in engine.parameters.items()
+        for key in ((name, *moment_keys(name)) if moments else (name,))
+        if key in stored
+    }
     values: dict[str, Any] = dict(_global_tensors(engine, wanted, topology))
     if rng:
         values[RNG_KEY] = torch.get_rng_state()
@@ -157,6 +165,17 @@ def stored_names(checkpoint: Path) -> set[str]:
     return set(dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata)
 
 
+def check_shapes(checkpoint: Path, model: torch.nn.Module) -> None:
+    """Raise `ConfigError` when a weight of `model` (whole, may be on the meta device) is stored in another shape."""
+    stored: dict[str, Any] = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    for name, parameter in model.named_parameters():
+        if name in stored and stored[name].size != parameter.shape:
+            raise ConfigError(
+                f"checkpoint: {checkpoint} has {name} of shape {list(stored[name].size)}, model.* gives "
+                f"{list(parameter.shape)}; use the configuration that made it"
+            )
+
+
 def _global_tensors(engine: Engine, local: dict[str, Tensor], topology: Topology) -> dict[str, Tensor]:
     """Local values as DTensors over the tensor-parallel ranks where their parameter is sharded."""
     mesh = topology.mesh["tensor"]
@@ -168,20 +187,6 @@ def _global_tensors(engine: Engine, local: dict[str, Tensor], topology: Topology
             value = DTensor.from_local(value.contiguous(), mesh, [Shard(dim)], run_check=False)
         out[key] = value
     return out
-
-
-def _check_shapes(
-    engine: Engine, wanted: dict[str, Tensor], stored: dict[str, Any], checkpoint: Path, topology: Topology
-) -> None:
-    for key, value in wanted.items():
-        parameter, shape = engine.parameters[key.partition("/")[0]], list(value.shape)
-        if is_sharded(parameter):
-            shape[parameter.partition_dim] *= topology.tensor.size  # type: ignore[attr-defined]
-        if list(stored[key].size) != shape:
-            raise ConfigError(
-                f"checkpoint: {checkpoint} has {key} of shape {list(stored[key].size)}, model.* gives {shape}; "
-                "use the configuration that made it"
-            )
 
 
 class _quiet(warnings.catch_warnings):  # noqa: N801

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from data_prep import DataConfig
 from model import ModelConfig
 from training.errors import ConfigError
+from training.logs import without_secrets
 from training.tracking import TrackingConfig
 
 
@@ -233,8 +234,14 @@ def _phase_problems(config: RunConfig, index: int) -> list[str]:
         )
     if phase.memory and config.model.memory.kind == "none":
         problems.append(f"{where}.memory: on, but model.memory.kind is none; set the kind or memory: off")
-    if index == 0 and phase.trains == "memory" and phase.init_from in ("previous", "scratch"):
+    fresh = phase.init_from == "scratch" or (index == 0 and phase.init_from == "previous")
+    if fresh and phase.trains == "memory":
         problems.append(f"{where}.trains: memory alone cannot train on a fresh backbone; set init_from")
+    if phase.trains == "memory" and config.parallel.pipeline > 1:
+        problems.append(
+            f"{where}.trains: memory with parallel.pipeline {config.parallel.pipeline}; a stage whose layers all stay "
+            "as they are has nothing to send back, so set parallel.pipeline=1"
+        )
     if index and config.phases[index - 1].memory and not phase.memory and phase.init_from == "previous":
         problems.append(f"{where}.memory: off after an on phase would drop the trained memory; set memory: on")
     return problems
@@ -398,6 +405,9 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def dump_yaml(config: RunConfig) -> str:
-    """The resolved configuration, loadable again."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+def dump_yaml(config: RunConfig, without_password: bool = False) -> str:
+    """The resolved configuration, loadable again; what is kept in files has no password in its addresses."""
+    resolved = config.model_dump(mode="json")
+    return yaml.safe_dump(
+        without_secrets(resolved) if without_password else resolved, sort_keys=False, allow_unicode=True
+    )

@@ -65,13 +65,18 @@ class Engine(ABC):
         deepspeed.init_distributed(auto_mpi_discovery=False)  # adopts the groups that topology.py started
         self.module = self._build_module()
         self.parameters: dict[str, nn.Parameter] = dict(self._canonical_parameters())
+        # fp32 weights, moments and step counts of what this phase does not train, handed on untouched
+        self._untrained: dict[str, Tensor] = {}
+        self._untrained_steps: dict[str, float] = {}
         if phase.trains == "memory":
             for name, parameter in self.parameters.items():
                 parameter.requires_grad_(is_memory_name(name))
         self.optimizer = torch.optim.AdamW(self._groups(), lr=0.0, betas=config.training.betas, eps=config.training.eps)
-        self.ds, *_ = deepspeed.initialize(
-            model=self.module, optimizer=self.optimizer, config=self._deepspeed_config(), mpu=self._mpu()
-        )
+        with contextlib.redirect_stdout(io.StringIO()) as said:  # its memory table, in bf16
+            self.ds, *_ = deepspeed.initialize(
+                model=self.module, optimizer=self.optimizer, config=self._deepspeed_config(), mpu=self._mpu()
+            )
+        log.info("%s", said.getvalue())
         self._create_moments()
 
     @abstractmethod
@@ -180,7 +185,8 @@ class Engine(ABC):
         """`name` and `name/moment` with this tensor-parallel rank's fp32 values.  Collective over data parallel."""
         for name, parameter in self.parameters.items():
             if not parameter.requires_grad:
-                yield name, parameter.detach().float()
+                yield name, self._untrained.get(name, parameter.detach().float())
+                yield from ((key, self._untrained[key]) for key in moment_keys(name) if key in self._untrained)
                 continue
             yield name, safe_get_full_fp32_param(parameter)
             for moment in MOMENTS:
@@ -194,22 +200,30 @@ class Engine(ABC):
                 parameter.copy_(values[name])
                 if parameter.requires_grad:
                     safe_set_full_fp32_param(parameter, values[name])
-            for moment in MOMENTS if parameter.requires_grad else ():
+            if not parameter.requires_grad:
+                self._untrained |= {k: values[k].clone() for k in (name, *moment_keys(name)) if k in values}
+                continue
+            for moment in MOMENTS:
                 if (key := f"{name}/{moment}") in values:
                     safe_set_full_optimizer_state(parameter, values[key], moment)
 
     def optimizer_steps(self) -> dict[str, float]:
-        """AdamW steps taken by each family of parameters (`backbone`, `memory`)."""
+        """AdamW steps taken by each family of parameters (`backbone`, `memory`), on any stage.  Collective."""
         optimizer = self.ds.optimizer.optimizer
-        return {
+        own = self._untrained_steps | {
             group["family"]: float(optimizer.state[partition]["step"])
             for group in optimizer.param_groups
             for partition in group["params"]
         }
+        everywhere: list[Any] = [None] * self.topology.info.world_size
+        dist.all_gather_object(everywhere, own)
+        return {name: steps for rank in everywhere for name, steps in rank.items()}
 
     def set_optimizer_steps(self, steps: dict[str, float]) -> None:
         """Continue AdamW's bias correction; families not named begin at 0."""
         optimizer = self.ds.optimizer.optimizer
+        trained = {group["family"] for group in optimizer.param_groups}
+        self._untrained_steps = {name: value for name, value in steps.items() if name not in trained}
         for group in optimizer.param_groups:
             for partition in group["params"]:
                 optimizer.state[partition]["step"].fill_(steps.get(group["family"], 0.0))
@@ -366,9 +380,14 @@ def family(name: str) -> str:
     return "memory" if is_memory_name(name) else "backbone"
 
 
+def moment_keys(name: str) -> tuple[str, ...]:
+    """Under which a parameter's optimizer state is kept."""
+    return tuple(f"{name}/{moment}" for moment in MOMENTS)
+
+
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Matrices decay; norms, biases, gates' biases and the slots' addresses do not."""
-    return parameter.dim() == 2 and name.endswith("weight")
+    """Matrices decay; norms, biases, scales and memory vectors do not."""
+    return parameter.dim() == 2 and not name.endswith("memory.tokens")
 
 
 def build_engine(config: RunConfig, phase: Phase, topology: Topology) -> Engine:

@@ -3,12 +3,28 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.hub import fuse
+from model.hub import check_shapes, fuse
 from model.parallel import TensorParallel
+from training.errors import ConfigError
+
+
+def check_folder(folder: Path, config: ModelConfig) -> None:
+    """Raise `ConfigError` or `ModelError` when the folder's weights are unreadable or misfit; reads headers only."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"init_from: {path} is no readable safetensors file ({error}); fetch it again") from None
+    if not shapes:
+        raise ConfigError(f"init_from: {folder} holds no *.safetensors; give a Hugging Face folder")
+    check_shapes(shapes, config)
 
 
 def load_backbone(

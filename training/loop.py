@@ -15,6 +15,7 @@ from training.devices import peak_flops
 from training.engine import Engine, StepResult, build_engine
 from training.errors import EXIT_FINISHED, EXIT_RUN_AGAIN, TrainingError
 from training.hf_weights import load_backbone
+from training.logs import without_secrets
 from training.preflight import open_stream
 from training.records import EvalRecord, StepRecord
 from training.reporting import Reporter
@@ -111,7 +112,8 @@ class Trainer:
             raise TrainingError(
                 f"step {self.step} ({phase.name}): loss {result.loss}, gradient norm {result.grad_norm}; samples "
                 f"{at.samples}..{at.samples + phase.tokens_per_step // self.config.data.sequence_length - 1}; "
-                "the last checkpoint is from before it: lower the learning rate and start again"
+                "the last checkpoint is from before it: start a new run.name with a lower learning rate, its first "
+                f"phase with init_from: checkpoint:{self.last}"
             )
         self._report(result, phase, lr, waited, time.perf_counter() - started)
 
@@ -170,7 +172,7 @@ class Trainer:
             optimizer_steps=engine.optimizer_steps(),
             stream=self.stream.fingerprint,
             mlflow_run_id=self.run_id,
-            config=self.config.model_dump(mode="json"),
+            config=without_secrets(self.config.model_dump(mode="json")),
             versions={name: importlib.metadata.version(name) for name in ("torch", "deepspeed", "megatron-core")},
         )
         self.last = self.checkpoints.save(engine, state)

@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data_prep import Manifest, TokenStream
-from training.checkpoint import latest_checkpoint, read_run_state
+from model.network import LanguageModel
+from training.checkpoint import check_shapes, latest_checkpoint, read_run_state
 from training.config import RunConfig, parse_config, read_yaml
 from training.errors import ConfigError
+from training.hf_weights import check_folder as check_hf_folder
 from training.schedule import position
 from training.topology import RankInfo, check_world
 
@@ -22,12 +26,14 @@ def check(config: RunConfig, info: RankInfo) -> None:
         )
     for split in ("train", "valid"):
         open_stream(config, split)
-    for index, phase in enumerate(config.phases):
+    for phase in config.phases:
         kind, _, path = phase.init_from.partition(":")
-        if kind == "hf" and not list(Path(path).glob("*.safetensors")):
-            raise ConfigError(f"phases.{index}.init_from: {path} holds no *.safetensors; give a Hugging Face folder")
+        if kind == "hf":
+            check_hf_folder(Path(path), config.model)
         if kind == "checkpoint":
             read_run_state(Path(path))
+            with torch.device("meta"):
+                check_shapes(Path(path), LanguageModel(config.model, memory_on=phase.memory))
     check_folder(config)
 
 

@@ -101,6 +101,6 @@ def open_folder(config: RunConfig, tracker: Tracker) -> None:
     """The run's folder with `config.yaml`, the resolved configuration of the last start, and the MLflow run's id."""
     folder = config.run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", dump_yaml(config))
+    write_text(folder / "config.yaml", dump_yaml(config, without_password=True))
     if tracker.run_id:
         write_text(folder / RUN_ID_FILE, tracker.run_id + "\n")

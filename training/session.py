@@ -30,7 +30,9 @@ def run(config: RunConfig, local_rank: int | None = None) -> int:
         setup_logging(config.run.folder, info.rank)
         from training.loop import Trainer
 
-        return Trainer(config, topology, tracker).run()
+        code = Trainer(config, topology, tracker).run()
+        dist.barrier()  # the launcher ends all ranks once one has left with a code, and rank 0 closes MLflow last
+        return code
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -45,6 +47,8 @@ def _start_tracking(config: RunConfig, info: RankInfo) -> Tracker | None:
             open_folder(config, tracker)
         except ConfigError as error:
             problem = str(error)
+        except OSError as error:
+            problem = f"run.output_dir: {config.run.folder} cannot be written ({error}); choose another run.output_dir"
     if problem := broadcast(problem):
         raise ConfigError(problem)
     return tracker

@@ -63,6 +63,11 @@ class Topology:
 def check_world(config: RunConfig, info: RankInfo) -> None:
     """Raise `ConfigError` when the ranks do not fit the topology and the batch; needs nothing initialised."""
     parallel, world = config.parallel, info.world_size
+    if torch.cuda.is_available() and info.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"ranks: local rank {info.local_rank} has no GPU, this machine has {torch.cuda.device_count()}; "
+            "start at most that many ranks here"
+        )
     model_ranks = parallel.tensor * parallel.pipeline
     if world % model_ranks:
         raise ConfigError(

@@ -49,8 +49,8 @@ class DeltaMemory(SegmentalMemory):
     def writes(self, tokens: Tensor, writable: Tensor | None) -> tuple[Tensor, Tensor]:
         """Each segment's transition, fp32 [B, S, H, d, d], and addition, fp32 [B, S, H, d, d]."""
         keys, values = self.address(self.key(tokens)), self.by_head(self.content(tokens))  # [B, S, H, T, d]
-        beta = torch.sigmoid(self.by_head(self.gate_in(tokens) + self.gate_in_bias))  # [B, S, H, T, 1]
-        log_alpha = -F.softplus(self.by_head(self.gate_forget(tokens) + self.gate_forget_bias))
+        beta = torch.sigmoid(self.by_head(self.gate_in(tokens).float() + self.gate_in_bias))  # [B, S, H, T, 1]
+        log_alpha = -F.softplus(self.by_head(self.gate_forget(tokens).float() + self.gate_forget_bias))
         self.record_gate("in", beta)
         self.record_gate("forget", log_alpha.exp())
         if writable is not None:  # a token of another document changes nothing

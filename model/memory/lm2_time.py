@@ -50,7 +50,7 @@ class LM2TimeMemory(SegmentalMemory):
         strength = F.softplus(self.by_head(self.gate_forget(tokens)) + bias)  # delta [B, S, H, T, 1]
         erased = (strength * keys.square()).cumsum(dim=3)  # from the segment's begin up to each token
         total = erased[:, :, :, -1:]
-        gate = torch.sigmoid(self.by_head(self.gate_in(tokens) + self.gate_in_bias))
+        gate = torch.sigmoid(self.by_head(self.gate_in(tokens).float() + self.gate_in_bias))
         content = torch.tanh(self.by_head(self.content(tokens)))
         added = ((erased - total).exp() * keys).transpose(3, 4) @ (gate * content)
         keep = (-total).exp().transpose(3, 4)

@@ -59,9 +59,10 @@ class RMTMemory(Memory):
         k, v = (t.repeat_interleave(q.size(1) // t.size(1), dim=1) for t in (k, v))
         scores = (q @ k.transpose(2, 3)).float() * q.size(-1) ** -0.5
         weights = scores.masked_fill(~frame.seen, float("-inf")).softmax(dim=-1)
-        opened = torch.where(frame.gated, self.open.float()[:, None, None], 1.0)
-        weights = weights * opened
-        weights = weights / weights.sum(dim=-1, keepdim=True)
+        # never below 0, where the sum could vanish; the gradient passes, so that it can come back from there
+        factor = self.open.float() + (self.open.float().clamp(min=0) - self.open.float()).detach()
+        weights = weights * torch.where(frame.gated, factor[:, None, None], 1.0)
+        weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-20)
         return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
 

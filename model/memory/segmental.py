@@ -78,7 +78,7 @@ class SegmentalMemory(RecurrentMemory):
             tokens = torch.cat((state.pending, h), dim=1) if state.pending.size(1) else h
             transition, added = self.writes(tokens.unflatten(1, (piece.segments, -1)), piece.writable)
             banks, last = self._scan(state.bank, transition, added, piece.continues)
-            state = SegmentState(last, h[:, :0])
+            state = SegmentState(last, h.new_empty(h.size(0), 0, h.size(2)))  # no view that keeps h alive
         return self._output(h.unflatten(1, (piece.segments, -1)), banks, piece).flatten(1, 2), state
 
     def by_head(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.distributed.spawn import run_ranks
-from tests.distributed.training_case import switch, tiny_config
+from tests.distributed.training_case import memory_alone, prune, switch, tiny_config
 from training.checkpoint import latest_checkpoint
 from training.errors import TrainingError
 
@@ -54,3 +54,23 @@ def test_a_pointer_to_nothing_whole_is_refused(saved: tuple[Path, dict], tmp_pat
     with pytest.raises(TrainingError, match="no whole checkpoint"):
         latest_checkpoint(folder)
     assert latest_checkpoint(tmp_path) is None
+
+
+def test_pruning_keeps_what_the_pointer_names(tmp_path: Path) -> None:
+    (left,) = run_ranks(prune, 1, str(tmp_path), 1, None)
+    assert left == ["step-00000050"]  # step 80 was written by a life that died before it moved the pointer
+
+
+def test_pruning_keeps_multiples_for_ever(tmp_path: Path) -> None:
+    (left,) = run_ranks(prune, 1, str(tmp_path), 1, 20)
+    assert left == ["step-00000020", "step-00000040", "step-00000050"]
+
+
+def test_a_memory_only_phase_hands_on_what_it_does_not_train(tmp_path: Path) -> None:
+    """warmup -> memory alone (bf16) -> the backbone's fp32 weights, moments and steps are what they were."""
+    config = tiny_config(training__precision="bf16")
+    before, after, steps = run_ranks(memory_alone, 1, config, str(tmp_path))[0]
+    assert any("/exp_avg" in name for name in before)
+    for name, value in before.items():
+        assert torch.equal(after[name], value), f"{name} changed"
+    assert steps == {"backbone": 3, "memory": 2}

@@ -135,3 +135,44 @@ def switch(first: RunConfig, second: RunConfig, folder: str, steps: int) -> dict
     result = engine.train_step(step_batch(50, topology, config.training.micro_batch_size), 3e-3)
     out["next"] = (result.loss, result.grad_norm)
     return out
+
+
+def prune(folder: str, keep_last: int, keep_every: int | None) -> list[str]:
+    """What pruning leaves of steps 10..50 and an orphan at 80, with the pointer at 50."""
+    from training.checkpoint import CheckpointFolder
+
+    config = tiny_config()
+    checkpoints = CheckpointFolder(Path(folder), initialize(config, RankInfo.discover()))
+    for step in (10, 20, 30, 40, 50, 80):
+        path = Path(folder) / f"step-{step:08d}"
+        path.mkdir()
+        (path / "state.json").touch()
+        (path / ".metadata").touch()
+    (Path(folder) / "latest").write_text("step-00000050\n")
+    checkpoints.prune(keep_last, keep_every)
+    return sorted(path.name for path in Path(folder).glob("step-*"))
+
+
+def memory_alone(config: RunConfig, folder: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Any]:
+    """The backbone's state after a warmup of 3 steps, and after a phase of 2 that trains the memory alone."""
+    from training.checkpoint import CheckpointFolder, RunState, restore
+
+    engine, topology = start(config, 0)
+    checkpoints = CheckpointFolder(Path(folder), topology)
+
+    def save(step: int) -> dict[str, torch.Tensor]:
+        state = RunState(step, 0, 0, "", step, engine.optimizer_steps(), "", "", {}, {})
+        checkpoints.save(engine, state)
+        return {name: value.clone() for name, value in engine.read_state() if ".memory." not in name}
+
+    for s in range(3):
+        engine.train_step(step_batch(s, topology, config.training.micro_batch_size), 3e-3)
+    before = save(3)
+    engine.close()
+    engine = build_engine(config, config.phases[1].model_copy(update={"trains": "memory"}), topology)
+    latest = checkpoints.latest()
+    assert latest is not None
+    restore(engine, latest, topology, moments=True, rng=True)
+    for s in range(3, 5):
+        engine.train_step(step_batch(s, topology, config.training.micro_batch_size), 3e-3)
+    return before, save(5), engine.optimizer_steps()
