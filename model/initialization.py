@@ -22,7 +22,8 @@ def initialize(module: nn.Module, prefix: str, config: ModelConfig, seed: int, t
             shape = list(parameter.shape)
             if is_sharded(parameter):
                 shape[parameter.partition_dim] *= tp.size  # type: ignore[attr-defined]
-            generator = torch.Generator().manual_seed(_seed(seed, full_name))
+            drawn_as = owner.drawn_as(full_name) if isinstance(owner, Memory) else full_name
+            generator = torch.Generator().manual_seed(_seed(seed, drawn_as))
             if isinstance(owner, Memory):
                 full = owner.initial_value(local, tuple(shape), generator)
             else:

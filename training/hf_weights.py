@@ -13,7 +13,7 @@ from model.parallel import TensorParallel
 from training.errors import ConfigError
 
 
-def check_folder(folder: Path, config: ModelConfig) -> None:
+def check_folder(folder: Path, config: ModelConfig, field: str) -> None:
     """Raise `ConfigError` or `ModelError` when the folder's weights are unreadable or misfit; reads headers only."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -21,9 +21,9 @@ def check_folder(folder: Path, config: ModelConfig) -> None:
             with safe_open(path, framework="pt") as file:
                 shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise ConfigError(f"init_from: {path} is no readable safetensors file ({error}); fetch it again") from None
+            raise ConfigError(f"{field}: {path} is no readable safetensors file ({error}); fetch it again") from None
     if not shapes:
-        raise ConfigError(f"init_from: {folder} holds no *.safetensors; give a Hugging Face folder")
+        raise ConfigError(f"{field}: {folder} holds no *.safetensors; give a Hugging Face folder")
     check_shapes(shapes, config)
 
 

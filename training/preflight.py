@@ -26,10 +26,10 @@ def check(config: RunConfig, info: RankInfo) -> None:
         )
     for split in ("train", "valid"):
         open_stream(config, split)
-    for phase in config.phases:
+    for index, phase in enumerate(config.phases):
         kind, _, path = phase.init_from.partition(":")
         if kind == "hf":
-            check_hf_folder(Path(path), config.model)
+            check_hf_folder(Path(path), config.model, f"phases.{index}.init_from")
         if kind == "checkpoint":
             read_run_state(Path(path))
             with torch.device("meta"):

@@ -41,6 +41,10 @@ class Memory(nn.Module, ABC):
     def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """The whole (unsharded) initial fp32 value of the module's parameter `name`."""
 
+    def drawn_as(self, name: str) -> str:
+        """The parameter whose random numbers `name` begins with: itself, unless a kind wants two to begin alike."""
+        return name
+
 
 class RecurrentMemory(Memory):
     """Beside the feed-forward.  Reads before it writes: tokens of a segment see what earlier segments of their own

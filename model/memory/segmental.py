@@ -66,6 +66,10 @@ class SegmentalMemory(RecurrentMemory):
             return torch.zeros(shape)
         return torch.randn(shape, generator=generator) * self.init_std
 
+    def drawn_as(self, name: str) -> str:
+        # Queries begin as keys do: a token finds what was written under the same token from the first step on.
+        return name.replace(".memory.query.", ".memory.key.")
+
     def initial_state(self, hidden: Tensor) -> SegmentState:
         shape = (hidden.size(0), self.heads, self.rows, self.width)
         return SegmentState(torch.zeros(shape, dtype=torch.float32, device=hidden.device), hidden[:, :0].detach())

@@ -315,9 +315,13 @@ def test_another_seed_gives_other_weights():
 
 
 def test_no_two_weights_are_drawn_alike():
-    of_a_size = [w for w in weights(tiny(LM2, num_layers=3)).values() if w.shape == (16, 16) and w.any()]
+    drawn = weights(tiny(LM2, num_layers=3))
+    of_a_size = [w for w in drawn.values() if w.shape == (16, 16) and w.any()]
     assert len(of_a_size) == 3 * (1 + 3)
     assert all(not torch.equal(a, b) for i, a in enumerate(of_a_size) for b in of_a_size[:i])
+    # but for one pair a layer: what is asked begins like what is written under
+    for i in range(3):
+        assert torch.equal(drawn[f"layers.{i}.memory.query.weight"], drawn[f"layers.{i}.memory.key.weight"])
 
 
 @pytest.mark.parametrize("off", [(tiny(LM2), False), (tiny(NONE), True), (tiny(NONE), False)])
