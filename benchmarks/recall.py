@@ -153,7 +153,12 @@ def report(results: list[dict], setting: str, image: Path) -> None:
         runs = [r for r in chosen if r["kind"] == kind]
         means = [sum(max((a for s, a in r["curve"] if s <= m), default=0.0) for r in runs) / len(runs) for m in marks]
         at_goal[kind] = [reached(r["curve"]) for r in runs]
-        print(f"{kind:24s}" + "".join(f"{m:8.3f}" for m in means) + f"   {at_goal[kind]}  {runs[0]['parameters']:,}")
+        # a run that reached the goal was stopped; beyond what was run of the others nothing is claimed
+        measured = max(m if reached(r["curve"]) else r["curve"][-1][0] for r in runs for m in marks)
+        cells = "".join(
+            f"{mean:8.3f}" if mark <= measured else f"{'-':>8s}" for mark, mean in zip(marks, means, strict=True)
+        )
+        print(f"{kind:24s}{cells}   {at_goal[kind]}  {runs[0]['parameters']:,}")
     plot(chosen, kinds, setting, image)
     for kind in kinds:
         final = [max(a for _, a in r["curve"]) for r in chosen if r["kind"] == kind]
