@@ -1,6 +1,6 @@
 """The matrix product of every layer: `F.linear`, except in fp32 on a CPU, where oneDNN beats the default BLAS.
 
-torch sends fp32 products on x86 to MKL, which is slow on processors that are not Intel's (2 to 3 times slower than
+torch sends fp32 products on x86 to MKL, which is slow on processors that are not Intel's (about half as fast as
 oneDNN, benchmarks/linear.py); other dtypes and devices already take the best library.
 """
 

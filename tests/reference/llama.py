@@ -22,11 +22,21 @@ def forward(
     net: LanguageModel, input_ids: Tensor, document_ids: Tensor | None = None, recall: Recall | None = None
 ) -> Tensor:
     """Logits fp64 [B, L, V] of `net`'s weights, stream by stream."""
+    return each_stream(net, input_ids, document_ids, lambda *stream: one_stream(*stream, recall))
+
+
+def each_stream(
+    net: LanguageModel,
+    input_ids: Tensor,
+    document_ids: Tensor | None,
+    one: Callable[[ModelConfig, Weights, list[int], list[int]], Tensor],
+) -> Tensor:
+    """`one`'s logits [L, V] of every row, with the weights in fp64."""
     weights = {name: parameter.double() for name, parameter in net.named_parameters()}
     streams = []
     for row, ids in enumerate(input_ids.tolist()):
         documents = [0] * len(ids) if document_ids is None else document_ids[row].tolist()
-        streams.append(one_stream(net.config, weights, ids, documents, recall))
+        streams.append(one(net.config, weights, ids, documents))
     return torch.stack(streams)
 
 

@@ -21,12 +21,7 @@ class Item:
 
 def forward(net: LanguageModel, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
     """Logits fp64 [B, L, V] of `net`'s weights."""
-    weights = {name: parameter.double() for name, parameter in net.named_parameters()}
-    streams = []
-    for row, ids in enumerate(input_ids.tolist()):
-        documents = [0] * len(ids) if document_ids is None else document_ids[row].tolist()
-        streams.append(one_stream(net.config, weights, ids, documents))
-    return torch.stack(streams)
+    return llama.each_stream(net, input_ids, document_ids, one_stream)
 
 
 def one_stream(config: ModelConfig, weights: Weights, ids: list[int], documents: list[int]) -> Tensor:
