@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from claims import claim
 
 from model import LanguageModel, MemoryConfig, ModelConfig, build_model
+from training.devices import keep_freed_memory
 
 KEYS, VALUES, NOISE = 32, 16, 16  # three vocabularies; chance is 1/16
 QUESTION = KEYS + VALUES + NOISE
@@ -103,6 +104,7 @@ def accuracy(net: LanguageModel, ids: Tensor, labels: Tensor) -> float:
 def run(kind: str, setting_name: str, seed: int, steps: int, lr: float) -> dict[str, Any]:
     """Train one model; accuracy every 100 steps, until the goal holds three times, or `steps`."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     setting = SETTINGS[setting_name]
     generator = torch.Generator().manual_seed(seed)
     held_out = setting.sample(512, torch.Generator().manual_seed(10**6))
@@ -118,7 +120,7 @@ def run(kind: str, setting_name: str, seed: int, steps: int, lr: float) -> dict[
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
-        if step % 100 == 0:
+        if step % 100 == 0 or step == steps:
             curve.append((step, round(accuracy(net, *held_out), 4)))
             if len(curve) > 2 and min(a for _, a in curve[-3:]) >= GOAL:
                 break

@@ -20,30 +20,32 @@ from model import LanguageModel, MemoryConfig, ModelConfig, StreamState, build_m
 from model.generation import prefill
 from model.memory import RecurrentMemory, memories
 from model.segments import pieces
+from training.devices import keep_freed_memory
 
-SEGMENTS, SEGMENT, WIDTH = 32, 32, 256
+SEGMENTS = 32
+SIZES = [(32, 128), (64, 128), (32, 256)]  # tokens of a segment, width; what is claimed is the first
 KINDS = {
     "lm2 flow: time": MemoryConfig(kind="lm2", flow="time", slots=64, heads=4),
     "delta": MemoryConfig(kind="delta", heads=4),
 }
 
 
-def config(memory: MemoryConfig, segment: int = SEGMENT) -> ModelConfig:
+def config(memory: MemoryConfig, segment: int, width: int) -> ModelConfig:
     return ModelConfig(
         vocab_size=512,
-        hidden_size=WIDTH,
+        hidden_size=width,
         num_layers=2,
         num_heads=4,
         num_kv_heads=4,
-        ffn_size=2 * WIDTH,
+        ffn_size=2 * width,
         segment_length=segment,
         memory=memory,
     )
 
 
-def memory_step(memory: RecurrentMemory, tokens: Tensor, at_once: bool) -> Callable[[], None]:
+def memory_step(memory: RecurrentMemory, tokens: Tensor, segment: int, at_once: bool) -> Callable[[], None]:
     """Forward and backward of one memory module over all segments."""
-    cut = list(pieces(0, tokens.size(1), SEGMENT, 1, in_turn=not at_once))
+    cut = list(pieces(0, tokens.size(1), segment, 1, in_turn=not at_once))
 
     def step() -> None:
         state, outputs = memory.initial_state(tokens), []
@@ -56,15 +58,20 @@ def memory_step(memory: RecurrentMemory, tokens: Tensor, at_once: bool) -> Calla
 
 
 def at_once_or_in_turn() -> None:
-    print(f"{SEGMENTS} segments of {SEGMENT} tokens, width {WIDTH}, batch 1, forward and backward of one memory module")
-    for name, kind in KINDS.items():
-        memory = memories(build_model(config(kind)))[0]
-        assert isinstance(memory, RecurrentMemory)
-        torch.nn.init.normal_(memory.out.weight, std=0.02)
-        tokens = torch.randn(1, SEGMENTS * SEGMENT, WIDTH, requires_grad=True)
-        together, in_turn = interleaved_seconds([memory_step(memory, tokens, True), memory_step(memory, tokens, False)])
-        print(f"  {name:16s} at once {together * 1e3:7.1f} ms, one after another {in_turn * 1e3:7.1f} ms")
-        ratio = in_turn / together
+    print(f"{SEGMENTS} segments, batch 1, forward and backward of one memory module")
+    ratios: dict[str, float] = {}
+    for segment, width in SIZES:
+        for name, kind in KINDS.items():
+            memory = memories(build_model(config(kind, segment, width)))[0]
+            assert isinstance(memory, RecurrentMemory)
+            torch.nn.init.normal_(memory.out.weight, std=0.02)
+            tokens = torch.randn(1, SEGMENTS * segment, width, requires_grad=True)
+            steps = [memory_step(memory, tokens, segment, at_once) for at_once in (True, False)]
+            together, in_turn = interleaved_seconds(steps, rounds=15)
+            times = f"at once {together * 1e3:6.1f} ms, one after another {in_turn * 1e3:6.1f} ms"
+            print(f"  {name:16s} T {segment}, width {width}: {times}: {in_turn / together:.2f}x")
+            ratios.setdefault(name, in_turn / together)
+    for name, ratio in ratios.items():
         claim(f"{SEGMENTS} segments at once over one after another, {name}", ratio, ">= 4", ratio >= 4)
 
 
@@ -86,7 +93,7 @@ def seconds_per_token(net: LanguageModel, state: StreamState, tokens: int = 256)
 def far_into_a_text() -> None:
     print("decoding after a prompt, batch 1, segments of 256")
     for name, kind in KINDS.items():
-        net = build_model(config(kind, segment=256))
+        net = build_model(config(kind, segment=256, width=256))
         for memory in memories(net):
             torch.nn.init.normal_(memory.out.weight, std=0.02)
         ids = torch.randint(0, 512, (1, 65536), generator=torch.Generator().manual_seed(0))
@@ -106,5 +113,6 @@ def far_into_a_text() -> None:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
+    keep_freed_memory()
     at_once_or_in_turn()
     far_into_a_text()

@@ -1,4 +1,6 @@
-"""What a device can do at best."""
+"""What a device can do at best, and how it is set up for that."""
+
+import ctypes
 
 import torch
 
@@ -12,3 +14,16 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for key, peak in PEAK_BF16.items() if key in name), None)
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory it frees, as CUDA's allocator does; whether the C library can (glibc).
+
+    glibc hands freed arrays of a megabyte back to the system and gets them again page by page; in a training step on a
+    CPU that costs up to a third of the time (benchmarks/segments.py).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    return bool(mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, (1 << 31) - 1))

@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 
 from training.config import RunConfig
+from training.devices import keep_freed_memory
 from training.errors import EXIT_FINISHED, ConfigError
 from training.logs import quiet_libraries, setup_logging
 from training.preflight import check
@@ -24,6 +25,8 @@ def run(config: RunConfig, local_rank: int | None = None) -> int:
         return EXIT_FINISHED
     torch.manual_seed(config.run.seed)
     topology = initialize(config, info)
+    if topology.device.type == "cpu":
+        keep_freed_memory()
     quiet_libraries()
     try:
         tracker = _start_tracking(config, info)

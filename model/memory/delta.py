@@ -12,8 +12,8 @@ alpha_t = exp(-softplus(W_forget h)) the forget gate.  Tokens of a segment read 
 so only the matrix at each segment's end is needed, and the product of a chunk of C tokens is exact in closed form
 (arXiv 2406.06484; decays as ratios <= 1, so nothing overflows).  With gamma_t = prod_{u<=t} alpha_u, inside a chunk:
 
-    A_ti = beta_t (gamma_t/gamma_i) <k_t, k_i>, i < t;   (I + A) U = beta V;   (I + A) W = beta gamma K
-    M_end = (gamma_C I - K_end^T W) M_0 + K_end^T U,   K_end = (gamma_C/gamma_t) k_t
+    A_ti = beta_t (gamma_t/gamma_i) <k_t, k_i>, i < t;   K_end,t = (gamma_C/gamma_t) k_t;   Y (I + A) = K_end^T
+    M_end = (gamma_C I - Y diag(beta gamma) K) M_0 + Y diag(beta) V
 
 B batch, S segments, T tokens of a segment, H memory heads (of this rank), d width of a head, C tokens of a chunk.
 """
@@ -57,18 +57,14 @@ class DeltaMemory(SegmentalMemory):
             mine = writable[:, :, None, :, None]
             beta, log_alpha = beta * mine, log_alpha * mine
         transition, added = None, None
-        for begin in range(0, tokens.size(2), CHUNK):
-            part = slice(begin, begin + CHUNK)
-            p, c = chunk_product(*(x[..., part, :] for x in (keys, values, beta, log_alpha)))
+        for chunk in zip(*(x.split(CHUNK, dim=3) for x in (keys, values, beta, log_alpha)), strict=True):
+            p, q = chunk_product(*chunk)
             if transition is None or added is None:
-                transition, added = p, c
+                transition, added = p, q
             else:
-                transition, added = p @ transition, p @ added + c
+                transition, added = p @ transition, p @ added + q
         assert transition is not None and added is not None
         return transition, added
-
-    def transform(self, transition: Tensor, bank: Tensor) -> Tensor:
-        return transition @ bank
 
 
 def chunk_product(keys: Tensor, values: Tensor, beta: Tensor, log_alpha: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,15 +73,12 @@ def chunk_product(keys: Tensor, values: Tensor, beta: Tensor, log_alpha: Tensor)
     Args: unit keys [..., C, d], values [..., C, d], beta [..., C, 1] in 0..1, log_alpha [..., C, 1] <= 0, all fp32.
     Returns P and Q, [..., d, d].
     """
-    size = keys.size(-2)
     log_gamma = log_alpha.cumsum(dim=-2)  # [..., C, 1]
     gamma, last = log_gamma.exp(), log_gamma[..., -1:, :]
-    later = torch.ones(size, size, dtype=torch.bool, device=keys.device).tril(-1)
-    ratio = (log_gamma - log_gamma.transpose(-1, -2)).masked_fill(~later, 0.0).exp()
-    system = (beta * ratio * (keys @ keys.transpose(-1, -2))).masked_fill(~later, 0.0)  # A; the diagonal is implied
-    right = torch.cat((beta * values, beta * gamma * keys), dim=-1)
-    solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
-    u, w = solved.split(values.size(-1), dim=-1)
+    ratio = (log_gamma - log_gamma.transpose(-1, -2)).clamp(max=0.0).exp()  # above the diagonal it would overflow
+    system = (beta * ratio * (keys @ keys.transpose(-1, -2))).tril(-1)  # A; the diagonal of ones is implied
     end = ((last - log_gamma).exp() * keys).transpose(-1, -2)  # K_end^T [..., d, C]
+    solved = torch.linalg.solve_triangular(system, end, upper=False, left=False, unitriangular=True)
+    y = solved * beta.transpose(-1, -2)
     identity = torch.eye(keys.size(-1), dtype=keys.dtype, device=keys.device)
-    return last.exp() * identity - end @ w, end @ u
+    return last.exp() * identity - (y * gamma.transpose(-1, -2)) @ keys, y @ values

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.memory.operations import fading_keys
 from model.memory.segmental import SegmentalMemory
 from model.parallel import ColumnParallel, TensorParallel, sharded_parameter
 
@@ -48,15 +49,9 @@ class LM2TimeMemory(SegmentalMemory):
             keys = keys * writable[:, :, None, :, None]
         bias = self.gate_forget_bias.float()[:, None, None]
         strength = F.softplus(self.by_head(self.gate_forget(tokens)) + bias)  # delta [B, S, H, T, 1]
-        erased = (strength * keys.square()).cumsum(dim=3)  # from the segment's begin up to each token
-        total = erased[:, :, :, -1:]
+        faded, kept = fading_keys(keys, strength)
         gate = torch.sigmoid(self.by_head(self.gate_in(tokens).float() + self.gate_in_bias))
         content = torch.tanh(self.by_head(self.content(tokens)))
-        added = ((erased - total).exp() * keys).transpose(3, 4) @ (gate * content)
-        keep = (-total).exp().transpose(3, 4)
         self.record_gate("in", gate)
-        self.record_gate("forget", keep)
-        return keep, added
-
-    def transform(self, transition: Tensor, bank: Tensor) -> Tensor:
-        return transition * bank
+        self.record_gate("forget", kept)
+        return kept.transpose(3, 4), faded.transpose(3, 4) @ (gate * content)

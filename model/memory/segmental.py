@@ -15,11 +15,11 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import ModelConfig
 from model.memory.interface import RecurrentMemory
+from model.memory.operations import normalise, scan
 from model.parallel import ColumnParallel, RowParallel, TensorParallel, sharded_parameter
 from model.segments import Piece
 
@@ -55,11 +55,8 @@ class SegmentalMemory(RecurrentMemory):
 
     @abstractmethod
     def writes(self, tokens: Tensor, writable: Tensor | None) -> tuple[Tensor, Tensor]:
-        """tokens [B, S, T, D], writable bool [B, S, T] or None -> (transition, added), fp32, first axes [B, S, H]."""
-
-    @abstractmethod
-    def transform(self, transition: Tensor, bank: Tensor) -> Tensor:
-        """One segment's transition [B, H, …] applied to the bank [B, H, N, d]."""
+        """tokens [B, S, T, D], writable bool [B, S, T] or None -> transition and addition of each segment, as `scan`
+        takes them, fp32."""
 
     def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         if name == "out.weight" or name.endswith("_bias"):
@@ -81,7 +78,9 @@ class SegmentalMemory(RecurrentMemory):
         else:
             tokens = torch.cat((state.pending, h), dim=1) if state.pending.size(1) else h
             transition, added = self.writes(tokens.unflatten(1, (piece.segments, -1)), piece.writable)
-            banks, last = self._scan(state.bank, transition, added, piece.continues)
+            if piece.continues is not None:  # a new document begins with the initial bank, which is zero
+                transition = transition * piece.continues[:, :, None, None, None]
+            banks, last = scan(state.bank, transition, added)
             state = SegmentState(last, h.new_empty(h.size(0), 0, h.size(2)))  # no view that keeps h alive
         return self._output(h.unflatten(1, (piece.segments, -1)), banks, piece).flatten(1, 2), state
 
@@ -91,22 +90,12 @@ class SegmentalMemory(RecurrentMemory):
 
     def address(self, x: Tensor) -> Tensor:
         """Queries or keys [B, S, n, H*N] -> unit vectors over the bank's rows, fp32 [B, S, H, n, N]."""
-        return F.rms_norm(self.by_head(x), (self.rows,), eps=1e-12) * self.rows**-0.5
-
-    def _scan(self, bank: Tensor, transition: Tensor, added: Tensor, continues: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The banks that enter the segments, [B, S, H, N, d], and the one that leaves the last."""
-        if continues is not None:  # a new document begins with the initial bank, which is zero
-            transition = transition * continues[:, :, None, None, None]
-        entering = []
-        for kept, new in zip(transition.unbind(1), added.unbind(1), strict=True):
-            entering.append(bank)
-            bank = self.transform(kept, bank) + new
-        return torch.stack(entering, dim=1), bank
+        return normalise(self.by_head(x), eps=1e-12)
 
     def _output(self, tokens: Tensor, banks: Tensor, piece: Piece) -> Tensor:
         """out = W_o (sigmoid(W_out h) * rms(q^T M)), this rank's part; zero where the bank is another document's."""
         recalled = self.address(self.query(tokens)) @ banks  # [B, S, H, n, d]
-        recalled = F.rms_norm(recalled, (self.width,), eps=READ_EPS)
+        recalled = normalise(recalled, self.width * READ_EPS, self.width**0.5)  # its RMS norm
         if piece.readable is not None:
             recalled = recalled * piece.readable[:, :, None, :, None]
         if self.wiped:

@@ -1,0 +1,115 @@
+"""The inner operations of the memories that flow through time, with their derivatives written out.
+
+Autograd's own versions are several times slower: they keep every intermediate of a loop over segments, and pass over
+each array once per elementary operation.  Tests hold them to `torch.autograd.gradcheck` and to the slow references.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def normalise(x: Tensor, eps: float, length: float = 1.0) -> Tensor:
+    """x / sqrt(|x|^2 + eps) * length over the last axis, fp32."""
+    return _Normalise.apply(x, eps, length)
+
+
+def scan(bank: Tensor, transition: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+    """M_{s+1} = transition_s M_s + added_s.
+
+    Args: bank [B, H, N, d]; transition [B, S, H, N, 1], a factor for each row, or [B, S, H, N, N], a matrix;
+        added [B, S, H, N, d].
+    Returns: the banks that enter the segments, [B, S, H, N, d], and the one that leaves the last, [B, H, N, d].
+    """
+    return _Scan.apply(bank, transition, added)
+
+
+def fading_keys(keys: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+    """What is left of each write at its segment's end, and of each row that was there before.
+
+    Args: keys [..., T, N]; strength delta [..., T, 1].
+    Returns: k_tn exp(-sum_{u>t} delta_u k_un^2), [..., T, N], and exp(-sum_t delta_t k_tn^2), [..., 1, N].
+    """
+    return _FadingKeys.apply(keys, strength)
+
+
+class _Normalise(torch.autograd.Function):
+    """y = c rho x, rho = (|x|^2 + eps)^(-1/2); dx = c rho (dy - y (y.dy) / c^2)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float, length: float) -> Tensor:
+        factor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().add_(eps).rsqrt_().mul_(length)
+        y = x * factor
+        ctx.save_for_backward(y, factor)
+        ctx.length = length
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        y, factor = ctx.saved_tensors
+        along = torch.linalg.vecdot(y, dy).unsqueeze(-1).div_(-(ctx.length**2))
+        return torch.addcmul(dy, y, along).mul_(factor), None, None
+
+
+class _Scan(torch.autograd.Function):
+    """The gradient G_s of M_s runs the same recurrence backwards: G_s = transition_s^T G_{s+1} + dM_s;
+    d added_s = G_{s+1}; d transition_s = G_{s+1} M_s^T (its diagonal where the transition is a factor)."""
+
+    @staticmethod
+    def forward(ctx: Any, bank: Tensor, transition: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+        size = added.size(1)
+        banks = added.new_empty(added.size(0), size + 1, *added.shape[2:])
+        banks[:, 0] = bank
+        for s in range(size):
+            _step(transition[:, s], banks[:, s], added[:, s], out=banks[:, s + 1])
+        ctx.save_for_backward(transition, banks)
+        return banks[:, :-1], banks[:, -1].clone()
+
+    @staticmethod
+    def backward(ctx: Any, d_entering: Tensor, d_last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        transition, banks = ctx.saved_tensors
+        matrices = transition.size(-1) > 1
+        backwards = transition.transpose(-1, -2) if matrices else transition
+        gradients = torch.empty_like(banks)
+        gradients[:, -1] = d_last
+        for s in reversed(range(transition.size(1))):
+            _step(backwards[:, s], gradients[:, s + 1], d_entering[:, s], out=gradients[:, s])
+        entering, d_added = banks[:, :-1], gradients[:, 1:]
+        if matrices:
+            d_transition = d_added @ entering.transpose(-1, -2)
+        else:
+            d_transition = torch.linalg.vecdot(d_added, entering).unsqueeze(-1)
+        return gradients[:, 0], d_transition, d_added
+
+
+def _step(transition: Tensor, bank: Tensor, added: Tensor, out: Tensor) -> None:
+    """transition [B, H, N, 1] or [B, H, N, N]; bank, added and out [B, H, N, d]."""
+    if transition.size(-1) > 1:
+        torch.add(transition @ bank, added, out=out)
+    else:
+        torch.addcmul(added, transition, bank, out=out)
+
+
+class _FadingKeys(torch.autograd.Function):
+    """With w the faded keys and g = dw * w, the gradient of delta_u k_un^2 is -sum_{t<u} g_tn - kept dkept."""
+
+    @staticmethod
+    def forward(ctx: Any, keys: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+        fading = (strength * keys.square()).cumsum(dim=-2)  # from the segment's begin up to each token
+        total = fading[..., -1:, :].neg()
+        fading.add_(total).exp_()
+        kept = total.exp_()
+        faded = fading * keys
+        ctx.save_for_backward(keys, strength, fading, kept)
+        return faded, kept
+
+    @staticmethod
+    def backward(ctx: Any, d_faded: Tensor, d_kept: Tensor) -> tuple[Tensor, Tensor]:
+        keys, strength, fading, kept = ctx.saved_tensors
+        d_keys = d_faded * fading
+        d_log = d_keys * keys
+        d_erased = d_log - d_log.cumsum(dim=-2)
+        d_erased.sub_(kept * d_kept).mul_(keys)
+        d_strength = torch.linalg.vecdot(d_erased, keys).unsqueeze(-1)
+        return d_keys.addcmul_(d_erased, 2 * strength), d_strength
