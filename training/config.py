@@ -64,6 +64,9 @@ class ParallelSection(Section):
     tensor: Positive = Field(1, description="ranks that share the heads and neurons of every layer")
     pipeline: Positive = Field(1, description="stages the layers are cut into")
     segment: Positive = Field(1, description="ranks that share the segments of one sample (1: not shared)")
+    sequence: bool = Field(
+        False, description="norms and residual stream split by tokens over the tensor ranks (sequence parallelism)"
+    )
 
 
 class LearningRate(Section):
@@ -114,8 +117,11 @@ class TrainingSection(Section):
     micro_batch_size: Positive = Field(description="samples a rank computes at once")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 keeps fp32 master weights and accumulation")
     zero_stage: Literal[1, 2, 3] = Field(1, description="1: shards optimizer state; 2: gradients too; 3: weights too")
-    activation_checkpointing: Literal["none", "full"] = Field(
-        "none", description="full: decoder layers are recomputed in the backward pass"
+    offload: Literal["none", "optimizer", "all"] = Field(
+        "none", description="optimizer: its state lives in CPU memory (ZeRO 1-3); all: the weights too (ZeRO 3)"
+    )
+    activation_checkpointing: Literal["none", "selective", "full"] = Field(
+        "none", description="recomputed in the backward pass: selective: attention and memory; full: whole layers"
     )
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW beta1, beta2")
     eps: float = Field(1e-8, gt=0, description="AdamW epsilon")

@@ -19,7 +19,9 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 
 @examples
-@given(batch=small, segments=st.integers(1, 6), rows=small, width=small, matrices=st.booleans(), seed=st.integers(0, 99))
+@given(
+    batch=small, segments=st.integers(1, 6), rows=small, width=small, matrices=st.booleans(), seed=st.integers(0, 99)
+)
 def test_scan_is_its_recurrence_in_values_and_gradients(
     batch: int, segments: int, rows: int, width: int, matrices: bool, seed: int
 ) -> None:
