@@ -117,7 +117,9 @@ class EngineStep:
         )
         self.engine = build_engine(config, config.phases[0], initialize(config, RankInfo(0, 1, 0)))
         ids = torch.randint(0, MODEL.vocab_size, (BATCH, LENGTH + 1))
-        self.batch = StepBatch([MicroBatch(ids[:, :-1], DOCUMENTS, ids[:, 1:], torch.ones(BATCH, LENGTH))])
+        self.batch = StepBatch(
+            [MicroBatch(ids[:, :-1], F.pad(DOCUMENTS, (1, 0), value=-1), ids[:, 1:], torch.ones(BATCH, LENGTH))]
+        )
 
     def __call__(self) -> None:
         self.engine.train_step(self.batch, 1e-4)

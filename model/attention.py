@@ -5,18 +5,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.parallel import ColumnParallel, RowParallel, TensorParallel
+from model.layout import Layout
+from model.parallel import ColumnParallel, RowParallel
 from model.rope import rotate
 from model.segments import Piece, windows
-from model.state import LayerState
 
 
 class Attention(nn.Module):
     """Llama's attention; heads are split over the tensor-parallel ranks."""
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
+    def __init__(self, config: ModelConfig, layout: Layout) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.layout, tp = config, layout, layout.tensor
         self.group = config.num_heads // config.num_kv_heads  # query heads per key/value head
         # rows [Hkv, group + 2, d]: a split of dim 0 is a split by key/value heads
         self.qkv = ColumnParallel(
@@ -24,14 +24,14 @@ class Attention(nn.Module):
         )
         self.out = RowParallel(config.num_heads * config.head_width, config.hidden_size, tp)
 
-    def forward(self, h: Tensor, piece: Piece, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
-        """h [B, n, D] normalised, copied into the tensor-parallel region.
+    def forward(self, h: Tensor, piece: Piece, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """h [B, n, D] normalised, copied into the tensor-parallel region; cached keys and values [B, c, Hkv/tp, d].
 
         Returns this rank's partial output [B, n, D], and the keys and values [B, kept, Hkv/tp, d] to carry.
         """
         q, k, v = self.project(h, piece.start)
-        k, v = torch.cat((state.keys, k), dim=1), torch.cat((state.values, v), dim=1)  # [B, c+n, Hkv, d]
-        context = self._attend(q, k, v, piece)
+        k, v = torch.cat((keys, k), dim=1), torch.cat((values, v), dim=1)  # [B, c+n, Hkv, d]
+        context = self.layout.inner(self._attend, q, k, v, piece)
         first = k.size(1) - piece.kept
         return self.out(context), k[:, first:], v[:, first:]
 

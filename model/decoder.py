@@ -1,7 +1,4 @@
-"""The decoder layer, and the flat list of layers a model is: embedding, decoder layer x n, norm, head.
-
-The pipeline cuts this list; the plain model runs it in order.
-"""
+"""The decoder layer, and the other modules a model is made of: embedding, norm, head."""
 
 from collections.abc import Sequence
 
@@ -11,9 +8,10 @@ from torch import Tensor, nn
 
 from model.attention import Attention
 from model.config import ModelConfig
+from model.layout import Layout
 from model.memory import LM2DepthMemory, RecurrentMemory, RMTMemory, build_memory
 from model.memory.rmt import Frame
-from model.parallel import ColumnParallel, RowParallel, TensorParallel, VocabParallel
+from model.parallel import ColumnParallel, RMSNorm, RowParallel, TensorParallel, VocabParallel
 from model.segments import Piece
 from model.state import LayerState
 
@@ -41,15 +39,16 @@ class DecoderLayer(nn.Module):
     kinds that go through the segments in turn (`model.in_turn`) have entries of their own.
     """
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel, index: int, memory_on: bool) -> None:
+    def __init__(self, config: ModelConfig, layout: Layout, index: int, memory_on: bool) -> None:
         super().__init__()
-        self.config, self.tp = config, tp
-        self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.attention = Attention(config, tp)
-        self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.config, self.layout, self.tp = config, layout, layout.tensor
+        tp = self.tp
+        self.attention_norm = new_norm(config, tp)
+        self.attention = Attention(config, layout)
+        self.mlp_norm = new_norm(config, tp)
         self.mlp = SwiGLU(config, tp)
         hosts = memory_on and index in config.memory.hosts(config.num_layers)
-        self.memory = build_memory(config, tp, index) if hosts else None
+        self.memory = build_memory(config, layout, index) if hosts else None
 
     def initial_state(self, hidden: Tensor) -> LayerState:
         """The state before the first token, for a batch like `hidden` [B, L, D]."""
@@ -60,33 +59,37 @@ class DecoderLayer(nn.Module):
     def forward(
         self, hidden: Tensor, pieces: Sequence[Piece], state: LayerState | None = None
     ) -> tuple[Tensor, LayerState]:
-        """hidden [B, L, D] -> ([B, L, D], state after the last piece)."""
-        state = state or self.initial_state(hidden)
-        outputs = []
-        for piece in pieces:
-            output, state = self._piece(hidden[:, piece.begin : piece.end], piece, state)
-            outputs.append(output)
-        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), state
+        """The residual stream of L tokens, cut into pieces -> ([B, L, D], state after the last piece).
 
-    def _piece(self, x: Tensor, piece: Piece, state: LayerState) -> tuple[Tensor, LayerState]:
-        x, keys, values = self._attend(x, piece, state)
-        h = self.tp.copy(self.mlp_norm(x))
-        partial, memory_state = self.mlp(h), None
+        With sequence parallelism the stream is this rank's [B, L/tp, D]; attention, feed-forward and memory see all L.
+        """
+        state = state or self.initial_state(hidden)
+        h, keys, values, partials = self.tp.enter(self.attention_norm(hidden)), state.keys, state.values, []
+        for piece in pieces:
+            partial, keys, values = self.attention(h[:, piece.begin : piece.end], piece, keys, values)
+            partials.append(partial)
+        x = hidden + self.tp.leave(_joined(partials))
+        h = self.tp.enter(self.mlp_norm(x))
+        partial, memory_state = self.mlp(h), state.memory
         if self.memory is not None:
             assert isinstance(self.memory, RecurrentMemory)
-            recalled, memory_state = self.memory(h, piece, state.memory)
-            partial = partial + recalled
-        return x + self.tp.reduce(partial), LayerState(keys, values, memory_state)
+            recalled = []
+            for piece in pieces:
+                arguments = (h[:, piece.begin : piece.end], piece, memory_state)
+                part, memory_state = self.layout.inner(self.memory, *arguments)
+                recalled.append(part)
+            partial = partial + _joined(recalled)
+        return x + self.tp.leave(partial), LayerState(keys, values, memory_state)
 
     def depth_piece(
         self, x: Tensor, slots: Tensor, piece: Piece, state: LayerState
     ) -> tuple[Tensor, Tensor, LayerState]:
         """With the published LM2's bank: x and these tokens' slots, both [B, n, D], before and after the block."""
-        x, keys, values = self._attend(x, piece, state)
-        memory_state = None
+        partial, keys, values = self.attention(self.tp.copy(self.attention_norm(x)), piece, state.keys, state.values)
+        x, memory_state = x + self.tp.reduce(partial), None
         if self.memory is not None:
             assert isinstance(self.memory, LM2DepthMemory)
-            x, slots, memory_state = self.memory(x, slots, piece, state.memory)
+            x, slots, memory_state = self.layout.inner(self.memory, x, slots, piece, state.memory)
         return self._feed_forward(x), slots, LayerState(keys, values, memory_state)
 
     def rmt_piece(self, x: Tensor, frame: Frame, closes: bool, state: LayerState) -> tuple[Tensor, LayerState]:
@@ -94,13 +97,10 @@ class DecoderLayer(nn.Module):
         assert isinstance(self.memory, RMTMemory)
         q, k, v = self.attention.project(self.tp.copy(self.attention_norm(x)), frame.start)
         k, v = torch.cat((state.keys, k), dim=1), torch.cat((state.values, v), dim=1)
-        x = x + self.tp.reduce(self.attention.out(self.memory.attend(q, k, v, frame)))
+        context = self.layout.inner(self.memory.attend, q, k, v, frame)
+        x = x + self.tp.reduce(self.attention.out(context))
         kept = 0 if closes else k.size(1)
         return self._feed_forward(x), LayerState(k[:, :kept], v[:, :kept], None)
-
-    def _attend(self, x: Tensor, piece: Piece, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
-        partial, keys, values = self.attention(self.tp.copy(self.attention_norm(x)), piece, state)
-        return x + self.tp.reduce(partial), keys, values
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return x + self.tp.reduce(self.mlp(self.tp.copy(self.mlp_norm(x))))
@@ -111,6 +111,11 @@ def new_embedding(config: ModelConfig, tp: TensorParallel) -> VocabParallel:
     return VocabParallel(config.vocab_size, config.hidden_size, tp)
 
 
-def new_norm(config: ModelConfig) -> nn.RMSNorm:
-    """The norm before the head."""
-    return nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+def new_norm(config: ModelConfig, tp: TensorParallel) -> RMSNorm:
+    """A norm of the residual stream: two in every layer, and one before the head."""
+    return RMSNorm(config.hidden_size, config.norm_eps, tp)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Parts [B, n, D] of a sequence -> [B, L, D]."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -1,12 +1,10 @@
 """The whole model as one module: what `build_model` returns and what one pipeline stage would be with all layers."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from model import hub
 from model.config import ModelConfig
@@ -14,7 +12,7 @@ from model.decoder import DecoderLayer, new_embedding, new_norm
 from model.errors import ModelError
 from model.in_turn import run_depth, run_rmt
 from model.initialization import initialize
-from model.parallel import TensorParallel
+from model.layout import Layout
 from model.segments import Piece, pieces
 from model.state import LastDocument, StreamState, number_documents
 
@@ -33,16 +31,15 @@ class LanguageModel(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
-        tp: TensorParallel | None = None,
+        layout: Layout | None = None,
         memory_on: bool = True,
-        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.config, self.tp = config, tp or TensorParallel()
-        self.activation_checkpointing, self.memory_on = activation_checkpointing, memory_on
+        self.config, self.layout, self.memory_on = config, layout or Layout(), memory_on
+        self.tp = self.layout.tensor
         self.embedding = new_embedding(config, self.tp)
-        self.layers = nn.ModuleList(DecoderLayer(config, self.tp, i, memory_on) for i in range(config.num_layers))
-        self.final_norm = new_norm(config)
+        self.layers = nn.ModuleList(DecoderLayer(config, self.layout, i, memory_on) for i in range(config.num_layers))
+        self.final_norm = new_norm(config, self.tp)
         self.head = self.embedding if config.tie_embeddings else new_embedding(config, self.tp)
 
     def initialize(self, seed: int) -> None:
@@ -60,11 +57,11 @@ class LanguageModel(nn.Module):
         states = list(state.layers) if state else [layer.initial_state(hidden) for layer in self._decoder]
         if in_turn:
             run = run_depth if self.config.memory.is_depth else run_rmt
-            arguments = (self.config, self._decoder, hidden, cut, states, carried, self._call)
+            arguments = (self.config, self._decoder, hidden, cut, states, carried, self.layout.layer)
             hidden, states, carried = run(*arguments)  # type: ignore[operator]
         else:
             for index, layer in enumerate(self._decoder):
-                hidden, states[index] = self._call(layer, hidden, cut, states[index])
+                hidden, states[index] = self.layout.layer(layer, hidden, cut, states[index])
         last = cut[-1]
         following = StreamState(
             position=last.start + last.length,
@@ -78,15 +75,26 @@ class LanguageModel(nn.Module):
         )
         return self.final_norm(hidden), following
 
-    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a layer, keeping its activations or recomputing them in the backward pass."""
-        if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(function, *arguments, use_reentrant=False)
-        return function(*arguments)
-
     @property
     def _decoder(self) -> list[DecoderLayer]:
         return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
+
+    def after(self, document_ids: Tensor, position: int) -> StreamState:
+        """The state of streams read up to `position`, a segment's begin, whose banks come from the rank before.
+
+        Args: int64 [B], the documents of the tokens before.
+        """
+        zero = torch.zeros_like(document_ids)
+        hidden = self.final_norm.weight.new_empty(len(document_ids), 0, self.config.hidden_size)
+        return StreamState(
+            position=position,
+            config=self.config,
+            memory_on=self.memory_on,
+            layers=tuple(layer.initial_state(hidden) for layer in self._decoder),
+            documents=document_ids.new_zeros(len(document_ids), 0),
+            bank_document=zero,
+            last=LastDocument(document_ids, zero),
+        )
 
     def forward(
         self, input_ids: Tensor, document_ids: Tensor | None = None, state: StreamState | None = None

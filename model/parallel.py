@@ -33,9 +33,14 @@ with warnings.catch_warnings():  # megatron-core announces that TransformerEngin
 
 @dataclass(frozen=True)
 class TensorParallel:
-    """The tensor-parallel group a model is built for; `group=None` is one rank with nothing initialised."""
+    """The tensor-parallel group a model is built for; `group=None` is one rank with nothing initialised.
+
+    sequence: between the regions of parallel products each rank keeps its tokens only, [B, L/tp, D] (Megatron's
+    sequence parallelism, arXiv 2205.05198): norms and residuals are not computed and kept tp times.
+    """
 
     group: dist.ProcessGroup | None = None
+    sequence: bool = False
 
     @property
     def size(self) -> int:
@@ -55,6 +60,19 @@ class TensorParallel:
             return partial
         # contiguous: megatron-core would otherwise reduce a copy and return the unreduced tensor
         return reduce_from_tensor_model_parallel_region(partial.contiguous(), self.group)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """The residual stream, [B, L, D] or with `sequence` [B, L/tp, D], into a region of column-parallel products:
+        [B, L, D] whole on every rank, the gradient summed over the ranks."""
+        return _GatherTokens.apply(x, self) if self.sequence and self.size > 1 else self.copy(x)
+
+    def leave(self, partial: Tensor) -> Tensor:
+        """Back out of it: partial [B, L, D], summed over the ranks, as the residual stream is kept."""
+        return _ScatterTokens.apply(partial, self) if self.sequence and self.size > 1 else self.reduce(partial)
+
+    def for_own_tokens(self, weight: Tensor) -> Tensor:
+        """A replicated weight that is used on the residual stream: with `sequence` its gradient is summed."""
+        return self.copy(weight) if self.sequence else weight
 
     def gather(self, x: Tensor) -> Tensor:
         """[..., D/tp] of every rank -> [..., D] on each; backward keeps this rank's slice of the gradient.
@@ -81,6 +99,56 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient.chunk(ctx.tp.size, dim=-1)[ctx.tp.rank].contiguous(), None
+
+
+class _GatherTokens(torch.autograd.Function):
+    """[B, L/tp, D] -> [B, L, D]; the gradient is reduce-scattered.  (megatron-core's needs CUDA.)"""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.tp = tp
+        return _gather_tokens(x, tp)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _scatter_tokens(gradient, ctx.tp), None
+
+
+class _ScatterTokens(torch.autograd.Function):
+    """[B, L, D] partial sums -> [B, L/tp, D]; the gradient is gathered."""
+
+    @staticmethod
+    def forward(ctx: Any, partial: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.tp = tp
+        return _scatter_tokens(partial, tp)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _gather_tokens(gradient, ctx.tp), None
+
+
+def _gather_tokens(x: Tensor, tp: TensorParallel) -> Tensor:
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(tp.size)]
+    dist.all_gather(parts, x.contiguous(), group=tp.group)
+    return torch.cat(parts, dim=1)
+
+
+def _scatter_tokens(x: Tensor, tp: TensorParallel) -> Tensor:
+    parts = [part.contiguous() for part in x.chunk(tp.size, dim=1)]
+    own = torch.empty_like(parts[tp.rank])
+    dist.reduce_scatter(own, parts, group=tp.group)
+    return own
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm of the residual stream, as much of it as this rank keeps."""
+
+    def __init__(self, size: int, eps: float, tp: TensorParallel) -> None:
+        super().__init__(size, eps=eps)
+        self.tp = tp
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.tp.for_own_tokens(self.weight), self.eps)
 
 
 def is_sharded(parameter: nn.Parameter) -> bool:
@@ -140,16 +208,16 @@ class VocabParallel(VocabParallelEmbedding):
         _mark(self.weight, 0)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """int64 [B, L] -> [B, L, D], whole on every rank."""
+        """int64 [B, L] -> the residual stream [B, L, D], or with `sequence` this rank's [B, L/tp, D]."""
         if self.tp.size == 1:
             return F.embedding(ids, self.weight)
         outside = (ids < self.vocab_start_index) | (ids >= self.vocab_end_index)
         local = F.embedding((ids - self.vocab_start_index).masked_fill(outside, 0), self.weight)
-        return self.tp.reduce(local.masked_fill(outside.unsqueeze(-1), 0.0))
+        return self.tp.leave(local.masked_fill(outside.unsqueeze(-1), 0.0))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[B, L, D] -> this rank's [B, L, V/tp]."""
-        return linear(self.tp.copy(hidden), self.weight)
+        """The residual stream, normalised -> this rank's [B, L, V/tp]."""
+        return linear(self.tp.enter(hidden), self.weight)
 
 
 def _mark(weight: nn.Parameter, dim: int) -> None:

@@ -1,4 +1,8 @@
-"""The model as one flat list of layers for the pipeline to cut; (hidden [B, L, D], documents [B, L]) travels."""
+"""The model as one flat list of layers for the pipeline to cut; (hidden [B, L, D], documents) travels.
+
+documents: int64 [B, 1 + L], that of the token before the first (-1: a sample begins) and those of the tokens.  With
+sequence parallelism hidden is [B, L/tp, D].
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +13,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.decoder import DecoderLayer, new_embedding, new_norm
 from model.initialization import initialize
+from model.layout import Layout
 from model.memory.lm2_depth import initial_slots
 from model.parallel import TensorParallel
 from model.segments import pieces
@@ -36,18 +41,19 @@ class EmbeddingStage(nn.Module):
 class DecoderStage(nn.Module):
     """One decoder layer; the pipeline balances its stages by counting these."""
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel, index: int, memory_on: bool) -> None:
+    def __init__(self, config: ModelConfig, layout: Layout, index: int, memory_on: bool) -> None:
         super().__init__()
-        self.config = config
-        self.layer = DecoderLayer(config, tp, index, memory_on)
+        self.config, self.segments = config, layout.segments
+        self.layer = DecoderLayer(config, layout, index, memory_on)
+        self.carries_slots = memory_on and config.memory.is_depth
 
     def forward(self, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         hidden, documents = inputs
-        no_bank = documents.new_full((documents.size(0),), -1)
-        config = self.config
-        length, span = documents.size(1), config.attention_span
-        cut = list(pieces(0, length, config.segment_length, span, documents, no_bank))
-        if hidden.size(1) == length:
+        before, own = documents[:, 0], documents[:, 1:]
+        config, length = self.config, own.size(1)
+        begin = self.segments.rank * length
+        cut = list(pieces(begin, length, config.segment_length, config.attention_span, own, before))
+        if not self.carries_slots:
             return self.layer(hidden, cut)[0], documents
         tokens, slots = hidden.split(length, dim=1)
         state = self.layer.initial_state(tokens)
@@ -58,13 +64,14 @@ class DecoderStage(nn.Module):
 class NormStage(nn.Module):
     """(hidden, documents) -> hidden."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, tp: TensorParallel, memory_on: bool) -> None:
         super().__init__()
-        self.norm = new_norm(config)
+        self.norm = new_norm(config, tp)
+        self.carries_slots = memory_on and config.memory.is_depth
 
     def forward(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
         hidden, documents = inputs
-        return self.norm(hidden[:, : documents.size(1)])
+        return self.norm(hidden[:, : documents.size(1) - 1] if self.carries_slots else hidden)
 
 
 class HeadStage(nn.Module):
@@ -100,11 +107,12 @@ class Layer:
         return module
 
 
-def flat_layers(config: ModelConfig, tp: TensorParallel, memory_on: bool) -> list[Layer]:
+def flat_layers(config: ModelConfig, layout: Layout, memory_on: bool) -> list[Layer]:
     """Embedding, decoder layer x n, norm, head (a second entry of the embedding when tied)."""
+    tp = layout.tensor
     embedding = Layer("embedding", "embedding", EmbeddingStage, (config, tp, memory_on), tied=config.tie_embeddings)
     decoders = [
-        Layer(f"layers.{i}", "layer", DecoderStage, (config, tp, i, memory_on)) for i in range(config.num_layers)
+        Layer(f"layers.{i}", "layer", DecoderStage, (config, layout, i, memory_on)) for i in range(config.num_layers)
     ]
     head = embedding if config.tie_embeddings else Layer("head", "head", HeadStage, (config, tp))
-    return [embedding, *decoders, Layer("final_norm", "norm", NormStage, (config,)), head]
+    return [embedding, *decoders, Layer("final_norm", "norm", NormStage, (config, tp, memory_on)), head]

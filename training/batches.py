@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from data_prep import TokenStream
@@ -13,7 +14,11 @@ from data_prep import TokenStream
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """ids, documents, labels: int64 [B, L]; weights: fp32 [B, L], what each label's loss counts."""
+    """One rank's tokens of B samples: all L of each, or its share where ranks share the segments of a sample.
+
+    ids, labels: int64 [B, L]; documents: int64 [B, 1 + L], that of the token before the first too (-1: the sample
+    begins here); weights: fp32 [B, L], what each label's loss counts.
+    """
 
     ids: Tensor
     documents: Tensor
@@ -42,18 +47,24 @@ class StepBatch:
         return float(sum(m.weights.sum() for m in self.micro_batches))
 
 
-def read(stream: TokenStream, indices: Sequence[int], micro_batch_size: int) -> StepBatch:
-    """The samples `indices`, in micro-batches; an index of -1 stands for an empty sample that counts nothing."""
+def read(
+    stream: TokenStream, indices: Sequence[int], micro_batch_size: int, segments: tuple[int, int] = (0, 1)
+) -> StepBatch:
+    """The samples `indices`, in micro-batches; an index of -1 stands for an empty sample that counts nothing.
+
+    segments: (rank, size) of the ranks that share the segments of every sample.
+    """
     real = [i for i in indices if i >= 0]
     batch = stream.batch(real or [0])
     rows = np.cumsum([i >= 0 for i in indices]) - 1
     tokens, documents = (torch.from_numpy(x[np.maximum(rows, 0)]) for x in (batch.tokens, batch.document_ids))
     weights = torch.from_numpy(batch.loss_mask[np.maximum(rows, 0)]).float()
     weights[torch.tensor([i < 0 for i in indices])] = 0.0
-    parts = zip(
-        *(x.split(micro_batch_size) for x in (tokens[:, :-1], documents[:, :-1], tokens[:, 1:], weights)),
-        strict=True,
-    )
+    documents = F.pad(documents[:, :-1], (1, 0), value=-1)
+    length = weights.size(1) // segments[1]
+    own = slice(segments[0] * length, (segments[0] + 1) * length)
+    whole = (tokens[:, :-1][:, own], documents[:, own.start : own.stop + 1], tokens[:, 1:][:, own], weights[:, own])
+    parts = zip(*(x.split(micro_batch_size) for x in whole), strict=True)
     return StepBatch([MicroBatch(*(x.contiguous() for x in part)) for part in parts])
 
 
@@ -69,8 +80,8 @@ def rank_share(first: int, samples: int, data_rank: int, data_size: int) -> rang
 class Prefetcher:
     """Reads the next step's batch while this one is computed."""
 
-    def __init__(self, stream: TokenStream, micro_batch_size: int) -> None:
-        self.stream, self.micro_batch_size = stream, micro_batch_size
+    def __init__(self, stream: TokenStream, micro_batch_size: int, segments: tuple[int, int] = (0, 1)) -> None:
+        self.stream, self.micro_batch_size, self.segments = stream, micro_batch_size, segments
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="data")
         self._next: tuple[range, Future[StepBatch]] | None = None
 
@@ -79,10 +90,11 @@ class Prefetcher:
         if self._next is not None and self._next[0] == indices:
             batch = self._next[1].result()
         else:
-            batch = read(self.stream, indices, self.micro_batch_size)
+            batch = read(self.stream, indices, self.micro_batch_size, self.segments)
         self._next = None
         if following is not None:
-            self._next = (following, self._pool.submit(read, self.stream, following, self.micro_batch_size))
+            future = self._pool.submit(read, self.stream, following, self.micro_batch_size, self.segments)
+            self._next = (following, future)
         return batch
 
     def close(self) -> None:

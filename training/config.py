@@ -204,8 +204,7 @@ def _parallel_problems(config: RunConfig) -> list[str]:
         )
     if parallel.pipeline > 1 and model.memory.in_turn:
         problems += _in_turn_problems(config)
-    if parallel.segment > 1:
-        problems.append(f"parallel.segment: {parallel.segment}, but segments are not shared between ranks yet; set 1")
+    problems += _sequence_problems(config) + _segment_problems(config)
     if parallel.pipeline > 1 and stage > 1:
         problems.append(
             f"training.zero_stage: {stage} with parallel.pipeline {parallel.pipeline}; DeepSpeed's pipeline needs "
@@ -216,13 +215,61 @@ def _parallel_problems(config: RunConfig) -> list[str]:
     return problems
 
 
+def _sequence_problems(config: RunConfig) -> list[str]:
+    """Sequence parallelism: every tensor rank keeps an equal share of a sample's tokens."""
+    parallel, length = config.parallel, config.data.sequence_length
+    if not parallel.sequence or parallel.tensor == 1:
+        return []
+    if config.model.memory.in_turn:
+        return [
+            f"parallel.sequence: on with memory {_kind(config)}, whose segments are computed one after the other, "
+            "each by all tensor ranks; set parallel.sequence=false"
+        ]
+    own = length // parallel.segment
+    if own % parallel.tensor:
+        return [
+            f"parallel.sequence: {own} tokens cannot be split evenly over parallel.tensor {parallel.tensor}; "
+            f"set data.sequence_length to a multiple of {parallel.tensor * parallel.segment} or parallel.sequence=false"
+        ]
+    return []
+
+
+def _segment_problems(config: RunConfig) -> list[str]:
+    """Segment parallelism: every rank of a group owns as many whole segments, and only banks pass between them."""
+    size, model, length = config.parallel.segment, config.model, config.data.sequence_length
+    if size == 1:
+        return []
+    problems = []
+    if model.memory.in_turn:
+        problems.append(
+            f"parallel.segment: {size} with memory {_kind(config)}, whose segments can only be computed one after the "
+            "other; set parallel.segment=1, or memory lm2 flow: time or delta"
+        )
+    if model.attention_span > 1:
+        problems.append(
+            f"parallel.segment: {size} with model.attention_span {model.attention_span}: attention would cross ranks; "
+            "set model.attention_span=1 or parallel.segment=1"
+        )
+    if length % (size * model.segment_length):
+        step = size * model.segment_length
+        problems.append(
+            f"parallel.segment: {size} ranks cannot share samples of {length} tokens in whole segments of "
+            f"{model.segment_length}; set data.sequence_length to {max(1, length // step) * step} or another multiple "
+            f"of {step}"
+        )
+    return problems
+
+
+def _kind(config: RunConfig) -> str:
+    return "rmt" if config.model.memory.kind == "rmt" else "lm2 flow: depth"
+
+
 def _in_turn_problems(config: RunConfig) -> list[str]:
     """A segment's memory comes from the last stage, which the first would wait for."""
     model, length = config.model, config.data.sequence_length
     if model.memory.kind == "lm2" and length <= model.segment_length:
         return []
-    what = "rmt" if model.memory.kind == "rmt" else "lm2 flow: depth"
-    way_out = "set parallel.pipeline=1"
+    what, way_out = _kind(config), "set parallel.pipeline=1"
     if what != "rmt":
         way_out += f" or data.sequence_length to at most {model.segment_length}"
     return [

@@ -114,11 +114,11 @@ class Engine(ABC):
         return loss
 
     def _normalised(self, batch: StepBatch) -> StepBatch:
-        """Weights such that the mean over micro-batches and data-parallel ranks is the sum over all valid labels,
+        """Weights such that the mean over micro-batches and replicas is the sum over all valid labels,
         divided once by their global number: a token counts the same in whatever micro-batch it is."""
         valid = torch.tensor(batch.valid, dtype=torch.float64, device=self.topology.device)
-        dist.all_reduce(valid, group=self.topology.mesh.get_group("data"))
-        scale = len(batch.micro_batches) * self.topology.data_size / max(1.0, float(valid))
+        dist.all_reduce(valid, group=self.topology.replicas)
+        scale = len(batch.micro_batches) * self.topology.replicas.size() / max(1.0, float(valid))
         return StepBatch([replace(micro, weights=micro.weights * scale) for micro in batch.micro_batches])
 
     def _gates(self) -> dict[str, float]:
@@ -153,7 +153,7 @@ class Engine(ABC):
         return {
             "train_micro_batch_size_per_gpu": training.micro_batch_size,
             "gradient_accumulation_steps": self.micro_batches,
-            "train_batch_size": training.micro_batch_size * self.micro_batches * self.topology.data_size,
+            "train_batch_size": training.micro_batch_size * self.micro_batches * self.topology.replicas.size(),
             "gradient_clipping": training.gradient_clipping,
             "zero_optimization": {"stage": training.zero_stage},
             "zero_allow_untested_optimizer": True,
@@ -251,8 +251,7 @@ class PlainEngine(Engine):
     module: "LossModel"
 
     def _build_module(self) -> nn.Module:
-        checkpointing = self.config.training.activation_checkpointing == "full"
-        net = LanguageModel(self.config.model, self.topology.tensor, self.phase.memory, checkpointing)
+        net = LanguageModel(self.config.model, self.topology.layout, self.phase.memory)
         net.initialize(self.config.run.seed)
         return LossModel(net)
 
@@ -277,8 +276,8 @@ class PlainEngine(Engine):
         return self._mean(torch.stack(losses).sum(), batch)
 
     def _mean(self, total: Tensor, batch: StepBatch) -> Tensor:
-        dist.all_reduce(total, group=self.topology.mesh.get_group("data"))
-        return total / (len(batch.micro_batches) * self.topology.data_size)
+        dist.all_reduce(total, group=self.topology.replicas)
+        return total / (len(batch.micro_batches) * self.topology.replicas.size())
 
 
 class LossModel(nn.Module):
@@ -289,8 +288,10 @@ class LossModel(nn.Module):
         self.net = net
 
     def forward(self, micro: MicroBatch) -> Tensor:
-        hidden, _ = self.net.hidden(micro.ids, micro.documents)
-        losses = vocab_parallel_cross_entropy(self.net.head.logits(hidden), micro.labels, self.net.tp)
+        net, before, documents = self.net, micro.documents[:, 0], micro.documents[:, 1:]
+        begin = net.layout.segments.rank * micro.ids.size(1)
+        hidden, _ = net.hidden(micro.ids, documents, net.after(before, begin) if begin else None)
+        losses = vocab_parallel_cross_entropy(net.head.logits(hidden), micro.labels, net.tp)
         return (losses * micro.weights).sum()
 
 
@@ -299,7 +300,7 @@ class PipelineEngine(Engine):
 
     def _build_module(self) -> nn.Module:
         config, topology, tp = self.config, self.topology, self.topology.tensor
-        layers = flat_layers(config.model, tp, self.phase.memory)
+        layers = flat_layers(config.model, topology.layout, self.phase.memory)
         self._layers = layers
 
         def loss(logits: Tensor, labels: tuple[Tensor, Tensor]) -> Tensor:
@@ -308,7 +309,7 @@ class PipelineEngine(Engine):
         with contextlib.redirect_stdout(io.StringIO()) as said:  # the cut into stages, for the log
             module = PipelineModule(
                 [_spec(layer, config, topology, last=i == len(layers) - 1) for i, layer in enumerate(layers)],
-                topology=PipeModelDataParallelTopology(topology.pipeline_size, tp.size, topology.data_size),
+                topology=PipeModelDataParallelTopology(topology.pipeline_size, tp.size, topology.replicas.size()),
                 loss_fn=loss,
                 partition_method="type:DecoderStage",
                 activation_checkpoint_interval=1 if config.training.activation_checkpointing == "full" else 0,
@@ -365,7 +366,7 @@ class _Groups:
     """Our groups under the names DeepSpeed's plain engine asks for."""
 
     def __init__(self, topology: Topology) -> None:
-        self._tensor, self._data = topology.mesh.get_group("tensor"), topology.mesh.get_group("data")
+        self._tensor, self._data = topology.mesh.get_group("tensor"), topology.replicas
         for kind in ("model", "tensor_model"):
             setattr(self, f"get_{kind}_parallel_rank", self._tensor.rank)
             setattr(self, f"get_{kind}_parallel_world_size", self._tensor.size)

@@ -38,7 +38,7 @@ class Trainer:
         self.step = read_run_state(self.last).step if self.last else 0
         self.run_id = broadcast(tracker.run_id if tracker else "")
         self.reporter = Reporter(config, self.step, tracker)
-        self.prefetcher = Prefetcher(self.stream, config.training.micro_batch_size)
+        self.prefetcher = Prefetcher(self.stream, config.training.micro_batch_size, topology.segment_share)
         self.speeds: deque[float] = deque(maxlen=20)
 
     def run(self) -> int:
@@ -156,7 +156,7 @@ class Trainer:
         training, topology = self.config.training, self.topology
         samples = min(training.eval_samples, len(self.valid))
         share = evaluation_shares(samples, topology.data_rank, topology.data_size, training.micro_batch_size)
-        batch = read(self.valid, share, training.micro_batch_size)
+        batch = read(self.valid, share, training.micro_batch_size, topology.segment_share)
         loss = engine.evaluate(batch)
         wiped = engine.evaluate(batch, wipe_memory=True) if phase.memory and at_phase_end else None
         self.reporter.evaluation(EvalRecord(self.step, self._position().tokens, phase.name, loss, wiped))

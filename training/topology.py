@@ -1,4 +1,7 @@
-"""Ranks and their groups: pipeline x data x tensor, tensor fastest, as DeepSpeed's pipeline topology orders them."""
+"""Ranks and their groups: pipeline x data x segment x tensor, tensor fastest, as DeepSpeed's pipeline orders them.
+
+To DeepSpeed, data x segment is one dimension: ranks with the same weights and different tokens.
+"""
 
 import os
 from dataclasses import dataclass
@@ -7,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from model.layout import Layout, SegmentParallel
 from model.parallel import TensorParallel
 from training.config import RunConfig
 from training.errors import ConfigError
@@ -36,12 +40,14 @@ class Topology:
     """The process groups of one rank."""
 
     info: RankInfo
-    mesh: DeviceMesh  # dimensions pipeline, data, tensor
+    mesh: DeviceMesh  # dimensions pipeline, data, segment, tensor
+    replicas: dist.ProcessGroup  # data x segment: the ranks that hold the same weights, over which gradients are summed
+    layout: Layout
     device: torch.device
 
     @property
     def tensor(self) -> TensorParallel:
-        return TensorParallel(self.mesh.get_group("tensor"))
+        return self.layout.tensor
 
     @property
     def data_size(self) -> int:
@@ -50,6 +56,11 @@ class Topology:
     @property
     def data_rank(self) -> int:
         return self.mesh.get_local_rank("data")
+
+    @property
+    def segment_share(self) -> tuple[int, int]:
+        """(rank, size) among the ranks that share the segments of a sample."""
+        return self.layout.segments.rank, self.layout.segments.size
 
     @property
     def pipeline_size(self) -> int:
@@ -68,11 +79,13 @@ def check_world(config: RunConfig, info: RankInfo) -> None:
             f"ranks: local rank {info.local_rank} has no GPU, this machine has {torch.cuda.device_count()}; "
             "start at most that many ranks here"
         )
-    model_ranks = parallel.tensor * parallel.pipeline
+    model_ranks = parallel.tensor * parallel.pipeline * parallel.segment
     if world % model_ranks:
+        segment = f" x segment {parallel.segment}" if parallel.segment > 1 else ""
         raise ConfigError(
-            f"parallel: {world} ranks were started, but tensor {parallel.tensor} x pipeline {parallel.pipeline} needs "
-            f"a multiple of {model_ranks}; start {-(-world // model_ranks) * model_ranks} ranks or change parallel.*"
+            f"parallel: {world} ranks were started, but tensor {parallel.tensor} x pipeline {parallel.pipeline}"
+            f"{segment} needs a multiple of {model_ranks}; start {-(-world // model_ranks) * model_ranks} ranks or "
+            "change parallel.*"
         )
     data = world // model_ranks
     for index, phase in enumerate(config.phases):
@@ -103,11 +116,16 @@ def initialize(config: RunConfig, info: RankInfo) -> Topology:
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=store, rank=info.rank, world_size=info.world_size)
     parallel = config.parallel
-    data = info.world_size // (parallel.tensor * parallel.pipeline)
-    mesh = init_device_mesh(
-        device.type, (parallel.pipeline, data, parallel.tensor), mesh_dim_names=("pipeline", "data", "tensor")
+    data = info.world_size // (parallel.tensor * parallel.pipeline * parallel.segment)
+    shape = (parallel.pipeline, data, parallel.segment, parallel.tensor)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("pipeline", "data", "segment", "tensor"))
+    replicas = mesh["data", "segment"]._flatten().get_group()  # private in torch 2.13; there is no public name yet
+    layout = Layout(
+        TensorParallel(mesh.get_group("tensor"), parallel.sequence),
+        SegmentParallel(mesh.get_group("segment")),
+        config.training.activation_checkpointing,
     )
-    return Topology(info, mesh, device)
+    return Topology(info, mesh, replicas, layout, device)
 
 
 def broadcast(value: str) -> str:

@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.layout import Layout
 from model.memory.segmental import SegmentalMemory
-from model.parallel import ColumnParallel, TensorParallel, sharded_parameter
+from model.parallel import ColumnParallel, sharded_parameter
 
 CHUNK = 64  # longest chunk whose triangular system is solved at once
 
@@ -32,9 +33,9 @@ CHUNK = 64  # longest chunk whose triangular system is solved at once
 class DeltaMemory(SegmentalMemory):
     """See the module's text.  The state is a d x d matrix per head, whatever has been read."""
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
-        super().__init__(config, tp, rows=config.hidden_size // config.memory.heads)
-        size, heads = config.hidden_size, config.memory.heads
+    def __init__(self, config: ModelConfig, layout: Layout) -> None:
+        super().__init__(config, layout, rows=config.hidden_size // config.memory.heads)
+        size, heads, tp = config.hidden_size, config.memory.heads, layout.tensor
         self.gate_in = ColumnParallel(size, heads, tp)
         self.gate_in_bias = sharded_parameter((heads,), tp)
         self.gate_forget = ColumnParallel(size, heads, tp)

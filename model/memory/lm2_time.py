@@ -21,17 +21,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.layout import Layout
 from model.memory.operations import fading_keys
 from model.memory.segmental import SegmentalMemory
-from model.parallel import ColumnParallel, TensorParallel, sharded_parameter
+from model.parallel import ColumnParallel, sharded_parameter
 
 
 class LM2TimeMemory(SegmentalMemory):
     """See the module's text."""
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
-        super().__init__(config, tp, rows=config.slots)
-        size, heads = config.hidden_size, config.memory.heads
+    def __init__(self, config: ModelConfig, layout: Layout) -> None:
+        super().__init__(config, layout, rows=config.slots)
+        size, heads, tp = config.hidden_size, config.memory.heads, layout.tensor
         self.gate_in = ColumnParallel(size, size, tp)
         self.gate_in_bias = sharded_parameter((size,), tp)
         self.gate_forget = ColumnParallel(size, heads, tp)

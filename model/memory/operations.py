@@ -9,20 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.layout import SegmentParallel
+
 
 def normalise(x: Tensor, eps: float, length: float = 1.0) -> Tensor:
     """x / sqrt(|x|^2 + eps) * length over the last axis, fp32."""
     return _Normalise.apply(x, eps, length)
 
 
-def scan(bank: Tensor, transition: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+def scan(
+    bank: Tensor, transition: Tensor, added: Tensor, ranks: SegmentParallel | None = None
+) -> tuple[Tensor, Tensor]:
     """M_{s+1} = transition_s M_s + added_s.
 
     Args: bank [B, H, N, d]; transition [B, S, H, N, 1], a factor for each row, or [B, S, H, N, N], a matrix;
-        added [B, S, H, N, d].
+        added [B, S, H, N, d]; ranks that own the segments before and after these: the bank then comes from the rank
+        before (`bank` counts on the first only) and goes to the rank after, and its gradient the other way.
     Returns: the banks that enter the segments, [B, S, H, N, d], and the one that leaves the last, [B, H, N, d].
     """
-    return _Scan.apply(bank, transition, added)
+    return _Scan.apply(bank, transition, added, ranks or SegmentParallel())
 
 
 def fading_keys(keys: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,30 +62,38 @@ class _Scan(torch.autograd.Function):
     d added_s = G_{s+1}; d transition_s = G_{s+1} M_s^T (its diagonal where the transition is a factor)."""
 
     @staticmethod
-    def forward(ctx: Any, bank: Tensor, transition: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, bank: Tensor, transition: Tensor, added: Tensor, ranks: SegmentParallel
+    ) -> tuple[Tensor, Tensor]:
         size = added.size(1)
         banks = added.new_empty(added.size(0), size + 1, *added.shape[2:])
-        banks[:, 0] = bank
+        banks[:, 0] = bank if ranks.is_first else ranks.receive(bank, -1)
         for s in range(size):
             _step(transition[:, s], banks[:, s], added[:, s], out=banks[:, s + 1])
+        if not ranks.is_last:
+            ranks.send(banks[:, -1], +1)
         ctx.save_for_backward(transition, banks)
+        ctx.ranks = ranks
         return banks[:, :-1], banks[:, -1].clone()
 
     @staticmethod
-    def backward(ctx: Any, d_entering: Tensor, d_last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, d_entering: Tensor, d_last: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         transition, banks = ctx.saved_tensors
+        ranks: SegmentParallel = ctx.ranks
         matrices = transition.size(-1) > 1
         backwards = transition.transpose(-1, -2) if matrices else transition
         gradients = torch.empty_like(banks)
-        gradients[:, -1] = d_last
+        gradients[:, -1] = d_last if ranks.is_last else d_last + ranks.receive(d_last, +1)
         for s in reversed(range(transition.size(1))):
             _step(backwards[:, s], gradients[:, s + 1], d_entering[:, s], out=gradients[:, s])
+        if not ranks.is_first:
+            ranks.send(gradients[:, 0], -1)
         entering, d_added = banks[:, :-1], gradients[:, 1:]
         if matrices:
             d_transition = d_added @ entering.transpose(-1, -2)
         else:
             d_transition = torch.linalg.vecdot(d_added, entering).unsqueeze(-1)
-        return gradients[:, 0], d_transition, d_added
+        return gradients[:, 0] if ranks.is_first else None, d_transition, d_added, None
 
 
 def _step(transition: Tensor, bank: Tensor, added: Tensor, out: Tensor) -> None:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.layout import Layout
 from model.memory.interface import RecurrentMemory
 from model.memory.operations import normalise, scan
-from model.parallel import ColumnParallel, RowParallel, TensorParallel, sharded_parameter
+from model.parallel import ColumnParallel, RowParallel, sharded_parameter
 from model.segments import Piece
 
 READ_EPS = 0.1  # of the read's RMS norm: an almost empty bank must not be amplified (nor its gradient)
@@ -41,9 +42,10 @@ class SegmentalMemory(RecurrentMemory):
     document without a past reads exactly nothing; W_o starts at zero, so switching the memory on changes no logit.
     """
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel, rows: int) -> None:
+    def __init__(self, config: ModelConfig, layout: Layout, rows: int) -> None:
         super().__init__()
-        size, heads = config.hidden_size, config.memory.heads
+        size, heads, tp = config.hidden_size, config.memory.heads, layout.tensor
+        self.segments = layout.segments
         self.rows, self.width, self.heads = rows, size // heads, heads // tp.size
         self.init_std = config.init_std
         self.query = ColumnParallel(size, heads * rows, tp)
@@ -80,7 +82,7 @@ class SegmentalMemory(RecurrentMemory):
             transition, added = self.writes(tokens.unflatten(1, (piece.segments, -1)), piece.writable)
             if piece.continues is not None:  # a new document begins with the initial bank, which is zero
                 transition = transition * piece.continues[:, :, None, None, None]
-            banks, last = scan(state.bank, transition, added)
+            banks, last = scan(state.bank, transition, added, self.segments)
             state = SegmentState(last, h.new_empty(h.size(0), 0, h.size(2)))  # no view that keeps h alive
         return self._output(h.unflatten(1, (piece.segments, -1)), banks, piece).flatten(1, 2), state
 

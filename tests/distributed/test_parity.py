@@ -84,9 +84,10 @@ def test_warmup_phase_equals_one_rank(tensor: int, pipeline: int, data: int) -> 
         assert_same(found, one_rank(0, True))
 
 
+@pytest.mark.parametrize("how", ["selective", "full"])
 @pytest.mark.parametrize("tensor, pipeline", [(1, 1), (1, 2)])
-def test_activation_checkpointing_changes_nothing(tensor: int, pipeline: int) -> None:
-    config = tiny_config(training__activation_checkpointing="full", parallel={"tensor": tensor, "pipeline": pipeline})
+def test_activation_checkpointing_changes_nothing(how: str, tensor: int, pipeline: int) -> None:
+    config = tiny_config(training__activation_checkpointing=how, parallel={"tensor": tensor, "pipeline": pipeline})
     assert_same(run_ranks(train, tensor * pipeline, config, 1, STEPS)[0], one_rank(1, False))
 
 
@@ -106,3 +107,25 @@ def test_a_phase_without_memory_holds_nothing_of_it() -> None:
     assert on["memory_optimizer_state"] == 2 * on["memory_parameters"] > 0
     assert off["parameters"] == on["parameters"] and off["optimizer_state"] == on["optimizer_state"]
     assert not [name for name in one_rank(0, False)["weights"] if ".memory." in name]
+
+
+@pytest.mark.parametrize("memory", ["lm2", "delta"])
+@pytest.mark.parametrize("tensor, pipeline", [(2, 1), (2, 2)])
+def test_sequence_parallelism_equals_one_rank(memory: str, tensor: int, pipeline: int) -> None:
+    changes = MEMORIES.get(memory, {})
+    config = tiny_config(**changes, parallel={"tensor": tensor, "pipeline": pipeline, "sequence": True})
+    expected = one_rank_with(memory) if changes else one_rank(1, False)
+    for found in run_ranks(train, tensor * pipeline, config, 1, STEPS):
+        assert_same(found, expected)
+
+
+@pytest.mark.parametrize("memory", ["lm2", "delta"])
+@pytest.mark.parametrize(
+    "segment, tensor, pipeline, data", [(2, 1, 1, 1), (4, 1, 1, 1), (2, 2, 1, 1), (2, 1, 1, 2), (2, 1, 2, 1)]
+)
+def test_segment_parallelism_equals_one_rank(memory: str, segment: int, tensor: int, pipeline: int, data: int) -> None:
+    changes = MEMORIES.get(memory, {})
+    config = tiny_config(**changes, parallel={"tensor": tensor, "pipeline": pipeline, "segment": segment})
+    expected = one_rank_with(memory) if changes else one_rank(1, False)
+    for found in run_ranks(train, segment * tensor * pipeline * data, config, 1, STEPS):
+        assert_same(found, expected)

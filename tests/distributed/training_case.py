@@ -55,11 +55,12 @@ def step_batch(step: int, topology: Topology, micro_batch_size: int) -> StepBatc
     for first in range(share.start, share.stop, micro_batch_size):
         rows = slice(first, first + micro_batch_size)
         t, d = ids[rows], documents[rows]
-        micro_batches.append(
-            MicroBatch(
-                t[:, :-1].contiguous(), d[:, :-1].contiguous(), t[:, 1:].contiguous(), (d[:, 1:] == d[:, :-1]).float()
-            )
-        )
+        rank, size = topology.segment_share
+        own = slice(rank * LENGTH // size, (rank + 1) * LENGTH // size)
+        before = torch.nn.functional.pad(d[:, :-1], (1, 0), value=-1)[:, own.start : own.stop + 1]
+        weights = (d[:, 1:] == d[:, :-1]).float()[:, own]
+        parts = (t[:, :-1][:, own], before, t[:, 1:][:, own], weights)
+        micro_batches.append(MicroBatch(*(x.contiguous() for x in parts)))
     return StepBatch(micro_batches)
 
 
@@ -79,7 +80,7 @@ def whole_weights(engine: Engine, topology: Topology) -> dict[str, torch.Tensor]
     merged: dict[str, dict[int, torch.Tensor]] = {}
     for coordinate, values in everything:
         for name, value in values.items():
-            merged.setdefault(name, {})[coordinate[2]] = value
+            merged.setdefault(name, {})[coordinate[-1]] = value
     dims = {name: getattr(p, "partition_dim", 0) for name, p in engine.parameters.items()}
     box: list[Any] = [None] * topology.info.world_size
     dist.all_gather_object(
