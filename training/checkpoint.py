@@ -130,8 +130,8 @@ def restore(engine: Engine, checkpoint: Path, topology: Topology, moments: bool,
     """
     stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     wanted = {
-        key: torch.empty_like(parameter, dtype=torch.float32, requires_grad=False)
-        for name, parameter in engine.parameters.items()
+        key: torch.empty(engine.shapes[name], device=topology.device)
+        for name in engine.parameters
         for key in ((name, *moment_keys(name)) if moments else (name,))
         if key in stored
     }

@@ -210,8 +210,13 @@ def _parallel_problems(config: RunConfig) -> list[str]:
             f"training.zero_stage: {stage} with parallel.pipeline {parallel.pipeline}; DeepSpeed's pipeline needs "
             "whole gradients, so set training.zero_stage=1 or parallel.pipeline=1"
         )
-    elif stage == 3:
-        problems.append("training.zero_stage: 3, but weights are not sharded yet; set training.zero_stage to 1 or 2")
+    if config.training.offload == "all" and stage < 3:
+        problems.append(f"training.offload: all moves weights too, which needs training.zero_stage=3, not {stage}")
+    if config.training.offload != "none" and parallel.pipeline > 1:
+        problems.append(
+            f"training.offload: {config.training.offload} with parallel.pipeline {parallel.pipeline}; set "
+            "training.offload=none or parallel.pipeline=1"
+        )
     return problems
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.memory import memories, wiped
+from model.memory import RMTMemory, memories, wiped
 from model.network import LanguageModel, is_memory_name
 from model.parallel import vocab_parallel_cross_entropy
 from model.stages import EmbeddingStage, Layer, flat_layers, tied_logits
@@ -31,11 +32,14 @@ with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its banner w
     from deepspeed.ops import __compatible_ops__
     from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
     from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters, register_external_parameter
     from deepspeed.utils import (
         safe_get_full_fp32_param,
         safe_get_full_optimizer_state,
         safe_set_full_fp32_param,
         safe_set_full_optimizer_state,
+        safe_set_local_fp32_param,
+        safe_set_local_optimizer_state,
     )
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
@@ -65,6 +69,8 @@ class Engine(ABC):
         deepspeed.init_distributed(auto_mpi_discovery=False)  # adopts the groups that topology.py started
         self.module = self._build_module()
         self.parameters: dict[str, nn.Parameter] = dict(self._canonical_parameters())
+        # this tensor-parallel rank's shapes; ZeRO 3 leaves empty parameters where they were
+        self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
         # fp32 weights, moments and step counts of what this phase does not train, handed on untouched
         self._untrained: dict[str, Tensor] = {}
         self._untrained_steps: dict[str, float] = {}
@@ -77,7 +83,7 @@ class Engine(ABC):
                 model=self.module, optimizer=self.optimizer, config=self._deepspeed_config(), mpu=self._mpu()
             )
         log.info("%s", said.getvalue())
-        self._create_moments()
+        self.state = _Partitioned(self.ds) if config.training.zero_stage == 3 else _Flat(self.ds)
 
     @abstractmethod
     def _build_module(self) -> nn.Module: ...
@@ -155,7 +161,7 @@ class Engine(ABC):
             "gradient_accumulation_steps": self.micro_batches,
             "train_batch_size": training.micro_batch_size * self.micro_batches * self.topology.replicas.size(),
             "gradient_clipping": training.gradient_clipping,
-            "zero_optimization": {"stage": training.zero_stage},
+            "zero_optimization": self._zero_config(),
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "bf16": {"enabled": training.precision == "bf16"},
@@ -164,18 +170,21 @@ class Engine(ABC):
             "pipeline": {"use_reentrant": False, "pipe_partitioned": False, "grad_partitioned": False},
         }
 
-    # -- state: what a checkpoint holds ---------------------------------------------------------------------------
+    def _zero_config(self) -> dict[str, Any]:
+        training, size = self.config.training, self.config.model.hidden_size
+        zero: dict[str, Any] = {"stage": training.zero_stage}
+        if training.zero_stage > 1:
+            # DeepSpeed allocates a whole bucket, 5e8 elements by default, however small the model
+            zero["reduce_bucket_size"] = min(5 * 10**8, sum(shape.numel() for shape in self.shapes.values()))
+        if training.zero_stage == 3:
+            zero["stage3_param_persistence_threshold"] = 10 * size  # norms and gates stay whole
+            zero["stage3_prefetch_bucket_size"] = 10 * size * size
+        if training.offload != "none":
+            pinned = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+            zero |= {"offload_optimizer": pinned} | ({"offload_param": pinned} if training.offload == "all" else {})
+        return zero
 
-    def _create_moments(self) -> None:
-        """Give AdamW its state now, zero, as its first step would: so it can be loaded into, and counted."""
-        zero = self.ds.optimizer
-        for group in zero.optimizer.param_groups:
-            for partition in group["params"]:
-                state = zero.optimizer.state[partition]
-                state.setdefault("step", torch.tensor(0.0))
-                for moment in MOMENTS:
-                    state.setdefault(moment, torch.zeros_like(partition))
-        zero._lazy_init_hp_params_optimizer_state()  # private; links parameters to their slice of the flat state
+    # -- state: what a checkpoint holds ---------------------------------------------------------------------------
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Parameters this phase updates, by canonical name."""
@@ -185,59 +194,48 @@ class Engine(ABC):
         """`name` and `name/moment` with this tensor-parallel rank's fp32 values.  Collective over data parallel."""
         for name, parameter in self.parameters.items():
             if not parameter.requires_grad:
-                yield name, self._untrained.get(name, parameter.detach().float())
+                yield name, self._untrained[name] if name in self._untrained else self.state.weight(parameter).float()
                 yield from ((key, self._untrained[key]) for key in moment_keys(name) if key in self._untrained)
                 continue
-            yield name, safe_get_full_fp32_param(parameter)
+            yield name, self.state.read(parameter)
             for moment in MOMENTS:
-                yield f"{name}/{moment}", safe_get_full_optimizer_state(parameter, moment)
+                yield f"{name}/{moment}", self.state.read(parameter, moment)
 
     @torch.no_grad()
     def write_state(self, values: dict[str, Tensor]) -> None:
         """Set weights and moments from `values`, keyed as `read_state` yields them; missing keys stay as they are."""
         for name, parameter in self.parameters.items():
             if name in values:
-                parameter.copy_(values[name])
-                if parameter.requires_grad:
-                    safe_set_full_fp32_param(parameter, values[name])
+                self.state.set_weight(parameter, values[name])
             if not parameter.requires_grad:
                 self._untrained |= {k: values[k].clone() for k in (name, *moment_keys(name)) if k in values}
                 continue
             for moment in MOMENTS:
                 if (key := f"{name}/{moment}") in values:
-                    safe_set_full_optimizer_state(parameter, values[key], moment)
+                    self.state.set_moment(parameter, values[key], moment)
 
     def optimizer_steps(self) -> dict[str, float]:
         """AdamW steps taken by each family of parameters (`backbone`, `memory`), on any stage.  Collective."""
-        optimizer = self.ds.optimizer.optimizer
-        own = self._untrained_steps | {
-            group["family"]: float(optimizer.state[partition]["step"])
-            for group in optimizer.param_groups
-            for partition in group["params"]
-        }
+        own = self._untrained_steps | {name: float(state["step"]) for name, state in self.state.partitions()}
         everywhere: list[Any] = [None] * self.topology.info.world_size
         dist.all_gather_object(everywhere, own)
         return {name: steps for rank in everywhere for name, steps in rank.items()}
 
     def set_optimizer_steps(self, steps: dict[str, float]) -> None:
         """Continue AdamW's bias correction; families not named begin at 0."""
-        optimizer = self.ds.optimizer.optimizer
-        trained = {group["family"] for group in optimizer.param_groups}
+        trained = {name for name, _ in self.state.partitions()}
         self._untrained_steps = {name: value for name, value in steps.items() if name not in trained}
-        for group in optimizer.param_groups:
-            for partition in group["params"]:
-                optimizer.state[partition]["step"].fill_(steps.get(group["family"], 0.0))
+        for name, state in self.state.partitions():
+            state["step"].fill_(steps.get(name, 0.0))
 
     def counts(self) -> dict[str, int]:
         """Numbers held by this rank: parameters and optimizer state, of the backbone and of the memory."""
         out = {"parameters": 0, "memory_parameters": 0, "optimizer_state": 0, "memory_optimizer_state": 0}
         for name, parameter in self.parameters.items():
-            out["memory_parameters" if is_memory_name(name) else "parameters"] += parameter.numel()
-        optimizer = self.ds.optimizer.optimizer
-        for group in optimizer.param_groups:
-            key = "memory_optimizer_state" if group["family"] == "memory" else "optimizer_state"
-            for partition in group["params"]:
-                out[key] += sum(optimizer.state[partition][moment].numel() for moment in MOMENTS)
+            out["memory_parameters" if is_memory_name(name) else "parameters"] += self.state.held(parameter)
+        for name, state in self.state.partitions():
+            key = "memory_optimizer_state" if name == "memory" else "optimizer_state"
+            out[key] += sum(state[moment].numel() for moment in MOMENTS)
         return out
 
     def close(self) -> None:
@@ -249,6 +247,11 @@ class PlainEngine(Engine):
     """All layers on every rank: DeepSpeed's ZeRO engine around the whole model and its loss."""
 
     module: "LossModel"
+
+    def __init__(self, config: RunConfig, phase: Phase, topology: Topology) -> None:
+        super().__init__(config, phase, topology)
+        if config.training.zero_stage == 3:
+            self._share_weights()
 
     def _build_module(self) -> nn.Module:
         net = LanguageModel(self.config.model, self.topology.layout, self.phase.memory)
@@ -278,6 +281,13 @@ class PlainEngine(Engine):
     def _mean(self, total: Tensor, batch: StepBatch) -> Tensor:
         dist.all_reduce(total, group=self.topology.replicas)
         return total / (len(batch.micro_batches) * self.topology.replicas.size())
+
+    def _share_weights(self) -> None:
+        """Tell ZeRO 3 of weights that are used outside the forward of the module that holds them."""
+        net = self.module.net
+        shared = [net.head.weight, *(p for m in memories(net) if isinstance(m, RMTMemory) for p in m.parameters())]
+        for parameter in shared:
+            register_external_parameter(self.module, parameter)
 
 
 class LossModel(nn.Module):
@@ -360,6 +370,86 @@ class _TiedSpec(TiedLayerSpec):
 
 def _spec(layer: Layer, config: RunConfig, topology: Topology, last: bool) -> LayerSpec:
     return _TiedSpec(layer, config, topology, last) if layer.tied else _Spec(layer, config, topology)
+
+
+class _Flat:
+    """The optimizer's state of ZeRO 1 and 2: weights whole on every rank, flat fp32 copies and moments shared out."""
+
+    def __init__(self, ds: Any) -> None:
+        self.zero, self.optimizer = ds.optimizer, ds.optimizer.optimizer
+        # AdamW's state now, zero, as its first step would make it: so it can be loaded into, and counted
+        for _, partition in self._partitions():
+            state = self.optimizer.state[partition]
+            state.setdefault("step", torch.tensor(0.0))
+            for moment in MOMENTS:
+                state.setdefault(moment, torch.zeros_like(partition))
+        self._link()
+
+    def _link(self) -> None:
+        self.zero._lazy_init_hp_params_optimizer_state()  # private; links parameters to their slice of the state
+
+    def _partitions(self) -> Iterator[tuple[str, Tensor]]:
+        return ((group["family"], part) for group in self.optimizer.param_groups for part in group["params"])
+
+    def partitions(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """AdamW's state of every flat partition on this rank, by the family of its parameters."""
+        return ((name, self.optimizer.state[partition]) for name, partition in self._partitions())
+
+    def weight(self, parameter: nn.Parameter) -> Tensor:
+        """The weight as it is computed with, whole."""
+        return parameter.detach()
+
+    def held(self, parameter: nn.Parameter) -> int:
+        """Numbers of the parameter that stay on this rank."""
+        return parameter.numel()
+
+    def read(self, parameter: nn.Parameter, moment: str | None = None) -> Tensor:
+        """fp32 weight or moment, whole.  Collective over the replicas."""
+        if moment is None:
+            return safe_get_full_fp32_param(parameter)
+        return safe_get_full_optimizer_state(parameter, moment)
+
+    def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        parameter.copy_(value)
+        if parameter.requires_grad:
+            safe_set_full_fp32_param(parameter, value)
+
+    def set_moment(self, parameter: nn.Parameter, value: Tensor, moment: str) -> None:
+        safe_set_full_optimizer_state(parameter, value, moment)
+
+
+class _Partitioned(_Flat):
+    """The same of ZeRO 3, which leaves every rank a slice of each weight."""
+
+    def _link(self) -> None:
+        """Parameters know their slice from the start."""
+
+    def _partitions(self) -> Iterator[tuple[str, Tensor]]:
+        groups = self.optimizer.param_groups
+        for index, partition in enumerate(self.zero.fp32_partitioned_groups_flat):
+            yield groups[self.zero.sub_group_to_group_id[index]]["family"], partition
+
+    def weight(self, parameter: nn.Parameter) -> Tensor:
+        with GatheredParameters([parameter]):
+            return parameter.detach().clone()
+
+    def held(self, parameter: nn.Parameter) -> int:
+        return parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+
+    def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        with GatheredParameters([parameter], modifier_rank=0):  # kept as slices again when it leaves
+            parameter.copy_(value)
+        if parameter.requires_grad:
+            safe_set_local_fp32_param(parameter, self._slice(parameter, value))
+
+    def set_moment(self, parameter: nn.Parameter, value: Tensor, moment: str) -> None:
+        safe_set_local_optimizer_state(parameter, self._slice(parameter, value), moment)
+
+    def _slice(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        """This rank's part of a whole value, the last one filled up: DeepSpeed's own setter fails where it is short."""
+        size, group = parameter.ds_tensor.numel(), self.zero.dp_process_group  # type: ignore[attr-defined]
+        filled = F.pad(value.flatten(), (0, size * group.size() - value.numel()))
+        return filled.narrow(0, size * group.rank(), size)
 
 
 class _Groups:

@@ -97,6 +97,23 @@ def test_zero_2_equals_one_rank(tensor: int, data: int) -> None:
     assert_same(run_ranks(train, tensor * data, config, 1, STEPS)[0], one_rank(1, False))
 
 
+@pytest.mark.parametrize("tensor, data", [(1, 1), (1, 2), (2, 1), (1, 4), (2, 2)])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_zero_3_equals_one_rank(tensor: int, data: int, tied: bool) -> None:
+    config = tiny_config(training__zero_stage=3, model__tie_embeddings=tied, parallel={"tensor": tensor})
+    if data == 4:
+        config = config.model_copy(update={"training": config.training.model_copy(update={"micro_batch_size": 1})})
+    for found in run_ranks(train, tensor * data, config, 1, STEPS):
+        assert_same(found, one_rank(1, tied))
+
+
+@pytest.mark.parametrize("stage, offload", [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")])
+def test_offload_changes_nothing(stage: int, offload: str) -> None:
+    config = tiny_config(training__zero_stage=stage, training__offload=offload)
+    for found in run_ranks(train, 2, config, 1, STEPS):
+        assert_same(found, one_rank(1, False))
+
+
 def test_the_memory_is_used_after_training() -> None:
     assert one_rank(1, False)["wiped"] != one_rank(1, False)["valid"]
 
