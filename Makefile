@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test slow-test lint bench clean
+.PHONY: quickstart test parity slow-test lint bench clean
 
 $(READY): setup.py constraints.txt
 	@echo "making $(VENV) and installing what constraints.txt pins: a minute or two"
@@ -29,6 +29,10 @@ quickstart: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# the whole matrix of topologies against one rank, about three quarters of an hour on 2 cores
+parity: $(READY)
+	$(BIN)/python -m tests.distributed.parity
 
 slow-test: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 1800

@@ -8,6 +8,7 @@ import socket
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from typing import Any
@@ -33,6 +34,7 @@ def _rank_main(
     import torch
 
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore", FutureWarning)  # DeepSpeed calls collectives by names that torch is renaming
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(world),

@@ -1,0 +1,250 @@
+"""The parity matrix: warmup, switch and memory phase on every topology against one rank.
+
+    make parity                                       all cells, a table, docs/parity.json
+    python -m tests.distributed.parity --only delta   the cells whose name contains a text
+
+Every cell trains the same 10 steps of a 4-layer model on the same random tokens, packed documents and unequal counts
+of valid labels: 3 of the warmup, a checkpoint, 7 of the memory phase from that checkpoint.  It compares losses, global
+gradient norms, every updated weight and the greedily generated text.  fp32, gloo.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
+
+from model import build_model
+from model.generation import Sampling, generate
+from tests.distributed.spawn import run_ranks
+from tests.distributed.training_case import LENGTH, step_batch, tiny_config, whole_weights
+from training.checkpoint import CheckpointFolder, RunState, restore
+from training.config import RunConfig
+from training.engine import build_engine
+from training.errors import ConfigError
+from training.topology import RankInfo, initialize
+
+WARMUP, STEPS, RATE = 3, 10, 3e-3
+TOLERANCE = {"loss": 1e-5, "grad_norm": 1e-5, "weights": 1e-4}  # relative, relative, absolute
+TEXT = 16  # tokens generated
+
+KINDS: dict[str, dict[str, Any]] = {
+    "none": {"kind": "none"},
+    "lm2 time": {"kind": "lm2", "slots": 4, "heads": 2},
+    "delta": {"kind": "delta", "heads": 2},
+    "lm2 depth": {"kind": "lm2", "flow": "depth", "heads": 2},
+    "lm2 depth, one segment": {"kind": "lm2", "flow": "depth", "heads": 2},  # what a pipeline takes of it
+    "rmt": {"kind": "rmt", "slots": 2, "rmt_open": 1.0},
+}
+THROUGH_TIME = ("none", "lm2 time", "delta")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of the matrix; the number of ranks is the product of the four sizes."""
+
+    kind: str
+    tied: bool
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    segment: int = 1
+    sequence: bool = False
+    zero: int = 1
+    offload: str = "none"
+    recompute: str = "none"
+
+    @property
+    def ranks(self) -> int:
+        return self.tensor * self.pipeline * self.data * self.segment
+
+    @property
+    def shape(self) -> str:
+        parts = {"tensor": self.tensor, "pipeline": self.pipeline, "data": self.data, "segment": self.segment}
+        named = " x ".join(f"{name} {size}" for name, size in parts.items() if size > 1) or "1 rank"
+        return named + (", sequence" if self.sequence else "")
+
+    def __str__(self) -> str:
+        head = "tied" if self.tied else "untied"
+        offload = "" if self.offload == "none" else f", offload {self.offload}"
+        return f"{self.kind}, {head}, {self.shape}, ZeRO {self.zero}{offload}, recompute {self.recompute}"
+
+    def config(self) -> RunConfig:
+        """Raises `ConfigError` where the combination is refused."""
+        on = self.kind != "none"
+        return tiny_config(
+            model__memory=KINDS[self.kind],
+            model__tie_embeddings=self.tied,
+            model__segment_length=LENGTH if self.kind.endswith("one segment") else 8,
+            phases=[
+                {"name": name, "memory": memory, "tokens": 4096, "tokens_per_step": 256, "lr": {"peak": RATE}}
+                for name, memory in (("warmup", False), ("memory", on))
+            ],
+            parallel={k: getattr(self, k) for k in ("tensor", "pipeline", "segment", "sequence")},
+            training={
+                "micro_batch_size": 1 if self.data > 2 else 2,
+                "zero_stage": self.zero,
+                "offload": self.offload,
+                "activation_checkpointing": self.recompute,
+            },
+        )
+
+
+SHAPES = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (2, 1, 2), (1, 2, 2), (2, 2, 2)]  # tensor, pipeline, data
+
+
+def cells() -> Iterator[Cell]:
+    """The whole matrix, without what `refused` lists."""
+    for kind in KINDS:
+        for tied in (False, True):
+            for tensor, pipeline, data in SHAPES:
+                if pipeline > 1 and kind in ("rmt", "lm2 depth") or pipeline == 1 and kind.endswith("one segment"):
+                    continue
+                for zero in (1, 2, 3) if pipeline == 1 else (1,):
+                    for recompute in ("none", "selective", "full"):
+                        yield Cell(kind, tied, tensor, pipeline, data, zero=zero, recompute=recompute)
+    for kind in THROUGH_TIME:
+        for pipeline, data, recompute in ((1, 1, "none"), (2, 1, "none"), (1, 2, "none"), (2, 1, "full")):
+            yield Cell(kind, True, 2, pipeline, data, sequence=True, recompute=recompute)
+    for kind in ("lm2 time", "delta"):
+        for segment, tensor, pipeline, data, zero in (
+            (2, 1, 1, 1, 1), (4, 1, 1, 1, 1), (2, 2, 1, 1, 1), (2, 1, 2, 1, 1), (2, 1, 1, 2, 3), (2, 2, 2, 1, 1),
+        ):  # fmt: skip
+            for recompute in ("none", "full"):
+                yield Cell(kind, False, tensor, pipeline, data, segment, zero=zero, recompute=recompute)
+        yield Cell(kind, False, tensor=2, segment=2, sequence=True)
+    for zero, offload in ((1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")):
+        yield Cell("lm2 time", False, data=2, zero=zero, offload=offload)
+
+
+def refused() -> Iterator[Cell]:
+    """What DeepSpeed or the method cannot do: each must raise at load."""
+    for zero in (2, 3):
+        yield Cell("lm2 time", False, pipeline=2, zero=zero)
+    yield Cell("lm2 time", False, pipeline=2, offload="optimizer")
+    yield Cell("lm2 time", False, data=2, offload="all")
+    for kind in ("rmt", "lm2 depth"):
+        yield Cell(kind, False, pipeline=2)
+        yield Cell(kind, False, segment=2)
+        yield Cell(kind, False, tensor=2, sequence=True)
+
+
+def scenario(config: RunConfig, folder: str) -> dict[str, Any]:
+    """Warmup, switch through a checkpoint, memory phase.  Collective."""
+    topology = initialize(config, RankInfo.discover())
+    checkpoints, results = CheckpointFolder(Path(folder), topology), []
+    for index, steps in enumerate((range(WARMUP), range(WARMUP, STEPS))):
+        engine = build_engine(config, config.phases[index], topology)
+        if index:
+            latest = checkpoints.latest()
+            assert latest is not None
+            restore(engine, latest, topology, moments=True, rng=True)
+        for step in steps:
+            batch = step_batch(step, topology, config.training.micro_batch_size)
+            results.append(engine.train_step(batch, RATE * min(1.0, (step + 1) / 4)))
+        if not index:
+            state = RunState(WARMUP, 0, 0, "warmup", WARMUP, engine.optimizer_steps(), "", "", {}, {})
+            checkpoints.save(engine, state)
+            engine.close()
+    weights = whole_weights(engine, topology)
+    out = {"loss": [r.loss for r in results], "grad_norm": [r.grad_norm for r in results]}
+    return out | ({"weights": weights} if topology.is_main else {})
+
+
+def run(cell: Cell) -> dict[str, Any]:
+    """What rank 0 of the cell saw, with the text its weights generate."""
+    config = cell.config()
+    with tempfile.TemporaryDirectory() as folder:
+        result = run_ranks(scenario, cell.ranks, config, folder, timeout=300)[0]
+    net = build_model(config.model, memory_on=config.phases[1].memory)
+    net.load_state_dict({n: v for n, v in result["weights"].items() if "/" not in n}, strict=False)
+    prompt = torch.arange(20).unsqueeze(0)
+    return result | {"text": [int(t) for t in generate(net, prompt, TEXT, Sampling(temperature=0.0))]}
+
+
+def compare(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, float]:
+    """Largest differences: relative of losses and norms, absolute of weights; whether the text is the same."""
+
+    def relative(key: str) -> float:
+        return max(abs(a - b) / abs(b) for a, b in zip(found[key], expected[key], strict=True))
+
+    weights = expected["weights"]
+    assert found["weights"].keys() == weights.keys()
+    largest = max(float((found["weights"][n] - w).abs().max()) for n, w in weights.items() if "/" not in n)
+    same_text = float(found["text"] == expected["text"])
+    return {"loss": relative("loss"), "grad_norm": relative("grad_norm"), "weights": largest, "same_text": same_text}
+
+
+def holds(difference: dict[str, float]) -> bool:
+    """Whether a cell equals one rank within the tolerances."""
+    return difference["same_text"] == 1.0 and all(difference[key] <= limit for key, limit in TOLERANCE.items())
+
+
+def check_refusals() -> list[str]:
+    """Cells that should be refused at load and are not."""
+    accepted = []
+    for cell in refused():
+        try:
+            cell.config()
+        except ConfigError:
+            continue
+        accepted.append(str(cell))
+    return accepted
+
+
+def table(results: dict[Cell, dict[str, float]]) -> Table:
+    """Largest differences by shape and ZeRO stage, over kinds, heads and recomputation."""
+    rows: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for cell, difference in results.items():
+        stage = f"{cell.zero}" + ("" if cell.offload == "none" else f", offload {cell.offload}")
+        rows.setdefault((cell.shape, stage), []).append(difference)
+    out = Table("ranks", "ZeRO", "cells", "loss", "gradient norm", "weights", "same text")
+    for (shape, stage), found in rows.items():
+        largest = [f"{max(d[key] for d in found):.1e}" for key in TOLERANCE]
+        out.add_row(shape, stage, str(len(found)), *largest, f"{sum(d['same_text'] for d in found):.0f}")
+    return out
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="cells whose name contains this")
+    parser.add_argument("--out", type=Path, default=Path("docs/parity.json"), help="what was measured, as JSON")
+    options = parser.parse_args()
+    console = Console()
+    chosen = [cell for cell in cells() if options.only in str(cell)]
+    references: dict[tuple[str, bool], dict[str, Any]] = {}
+    results: dict[Cell, dict[str, float]] = {}
+    started = time.monotonic()
+    with Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+        for cell in progress.track(chosen, description="cells"):
+            key = (cell.kind, cell.tied)
+            if key not in references:
+                references[key] = run(Cell(*key))
+            results[cell] = compare(run(cell), references[key])
+            if not holds(results[cell]):
+                progress.console.print(f"DIFFERS {cell}: {results[cell]}")
+    console.print(table(results))
+    wrong, accepted = [cell for cell, d in results.items() if not holds(d)], check_refusals()
+    for name in accepted:
+        console.print(f"NOT REFUSED {name}")
+    minutes = (time.monotonic() - started) / 60
+    console.print(f"{len(results)} cells, {len(wrong)} differ; {len(list(refused()))} refused; {minutes:.0f} minutes")
+    if not options.only:
+        record = {"torch": torch.__version__, "machine": platform.machine(), "tolerance": TOLERANCE}
+        differences = [{"cell": str(cell), **d} for cell, d in results.items()]
+        options.out.write_text(json.dumps(record | {"cells": differences}, indent=0) + "\n", encoding="utf-8")
+    return 1 if wrong or accepted else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
