@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -105,26 +106,31 @@ SHAPES = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (2, 1, 2), (1, 2, 2), (2, 
 
 def cells() -> Iterator[Cell]:
     """The whole matrix, without what `refused` lists."""
-    for kind in KINDS:
-        for tied in (False, True):
-            for tensor, pipeline, data in SHAPES:
-                if pipeline > 1 and kind in ("rmt", "lm2 depth") or pipeline == 1 and kind.endswith("one segment"):
-                    continue
-                for zero in (1, 2, 3) if pipeline == 1 else (1,):
-                    for recompute in ("none", "selective", "full"):
-                        yield Cell(kind, tied, tensor, pipeline, data, zero=zero, recompute=recompute)
+    for kind, tied in product(KINDS, (False, True)):
+        yield from _shapes(kind, tied)
     for kind in THROUGH_TIME:
         for pipeline, data, recompute in ((1, 1, "none"), (2, 1, "none"), (1, 2, "none"), (2, 1, "full")):
             yield Cell(kind, True, 2, pipeline, data, sequence=True, recompute=recompute)
     for kind in ("lm2 time", "delta"):
-        for segment, tensor, pipeline, data, zero in (
-            (2, 1, 1, 1, 1), (4, 1, 1, 1, 1), (2, 2, 1, 1, 1), (2, 1, 2, 1, 1), (2, 1, 1, 2, 3), (2, 2, 2, 1, 1),
-        ):  # fmt: skip
-            for recompute in ("none", "full"):
-                yield Cell(kind, False, tensor, pipeline, data, segment, zero=zero, recompute=recompute)
-        yield Cell(kind, False, tensor=2, segment=2, sequence=True)
+        yield from _segments(kind)
     for zero, offload in ((1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")):
         yield Cell("lm2 time", False, data=2, zero=zero, offload=offload)
+
+
+def _shapes(kind: str, tied: bool) -> Iterator[Cell]:
+    only_without_pipeline, only_with = kind in ("rmt", "lm2 depth"), kind.endswith("one segment")
+    for tensor, pipeline, data in SHAPES:
+        if only_without_pipeline if pipeline > 1 else only_with:
+            continue
+        for zero, recompute in product((1, 2, 3) if pipeline == 1 else (1,), ("none", "selective", "full")):
+            yield Cell(kind, tied, tensor, pipeline, data, zero=zero, recompute=recompute)
+
+
+def _segments(kind: str) -> Iterator[Cell]:
+    shapes = ((2, 1, 1, 1), (4, 1, 1, 1), (2, 2, 1, 1), (2, 1, 2, 1), (2, 1, 1, 2), (2, 2, 2, 1))
+    for (segment, tensor, pipeline, data), recompute in product(shapes, ("none", "full")):
+        yield Cell(kind, False, tensor, pipeline, data, segment, zero=3 if data > 1 else 1, recompute=recompute)
+    yield Cell(kind, False, tensor=2, segment=2, sequence=True)
 
 
 def refused() -> Iterator[Cell]:
