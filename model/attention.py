@@ -52,7 +52,8 @@ class Attention(nn.Module):
         mask = piece.attention_mask(q.device)
         if mask is not None and (mask.size(0) > 1 or mask.size(1) > 1):
             mask = mask.expand(batch, segments, -1, -1).flatten(0, 1).unsqueeze(1)
-        context = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.group > 1
-        )
+        grouped = self.group > 1
+        if grouped and mask is not None and q.is_cuda:  # no fused kernel takes both a mask and grouped heads
+            k, v, grouped = k.repeat_interleave(self.group, dim=1), v.repeat_interleave(self.group, dim=1), False
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
         return context.transpose(1, 2).flatten(2).unflatten(0, (batch, segments)).flatten(1, 2)

@@ -108,8 +108,6 @@ def quiet_libraries() -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
-    # DeepSpeed calls collectives by names that torch is renaming, once a step and rank
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
 def _handlers(run_dir: Path, rank: int) -> list[logging.Handler]:
