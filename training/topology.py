@@ -3,11 +3,14 @@
 To DeepSpeed, data x segment is one dimension: ranks with the same weights and different tokens.
 """
 
+import math
 import os
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from model.layout import Layout, SegmentParallel
@@ -84,20 +87,53 @@ def check_world(config: RunConfig, info: RankInfo) -> None:
         segment = f" x segment {parallel.segment}" if parallel.segment > 1 else ""
         raise ConfigError(
             f"parallel: {world} ranks were started, but tensor {parallel.tensor} x pipeline {parallel.pipeline}"
-            f"{segment} needs a multiple of {model_ranks}; start {-(-world // model_ranks) * model_ranks} ranks or "
-            "change parallel.*"
+            f"{segment} needs a multiple of {model_ranks}; start {-(-world // model_ranks) * model_ranks} ranks"
+            f"{_or_nearest(config, world)}"
         )
-    data = world // model_ranks
+    if problem := _batch_problem(config, world // model_ranks):
+        raise ConfigError(problem + _or_nearest(config, world))
+
+
+def _batch_problem(config: RunConfig, data: int) -> str:
+    """Why the phases' batches cannot be shared by `data` data-parallel ranks, or nothing."""
     for index, phase in enumerate(config.phases):
         samples = phase.tokens_per_step // config.data.sequence_length
         step = config.training.micro_batch_size * data
         if samples % step:
-            raise ConfigError(
+            return (
                 f"phases.{index}.tokens_per_step: {phase.tokens_per_step} are {samples} samples of "
                 f"{config.data.sequence_length}, no multiple of training.micro_batch_size "
                 f"{config.training.micro_batch_size} x {data} data-parallel ranks; use a multiple of "
                 f"{step * config.data.sequence_length}, or change training.micro_batch_size"
             )
+    return ""
+
+
+def _or_nearest(config: RunConfig, world: int) -> str:
+    """The topologies of `world` ranks that are nearest to the one asked for, as overrides."""
+    asked, raw = config.parallel, config.model_dump()
+    found: list[tuple[float, str]] = []
+    for tensor, pipeline, segment in product(divisors(world), repeat=3):
+        if world % (tensor * pipeline * segment):
+            continue
+        parallel = asked.model_copy(update={"tensor": tensor, "pipeline": pipeline, "segment": segment})
+        data = world // (tensor * pipeline * segment)
+        try:
+            RunConfig.model_validate(raw | {"parallel": parallel.model_dump()})
+        except ValidationError:
+            continue
+        if not _batch_problem(config, data):
+            ratios = (tensor / asked.tensor, pipeline / asked.pipeline, segment / asked.segment)
+            change = f"parallel.tensor={tensor} parallel.pipeline={pipeline}"
+            change += f" parallel.segment={segment}" if segment > 1 or asked.segment > 1 else ""
+            found.append((sum(abs(math.log2(r)) for r in ratios), f"{change} ({data} data-parallel)"))
+    nearest = [text for _, text in sorted(found)[:3]]
+    return f"; {world} ranks fit as: {', or '.join(nearest)}" if nearest else f"; no topology of {world} ranks fits"
+
+
+def divisors(n: int) -> list[int]:
+    """All divisors, smallest first."""
+    return [d for d in range(1, n + 1) if n % d == 0]
 
 
 def initialize(config: RunConfig, info: RankInfo) -> Topology:

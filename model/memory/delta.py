@@ -1,6 +1,6 @@
 """Associative matrix memory: the delta rule with learned decay (gated DeltaNet, arXiv 2412.06464) and LM2's gates.
 
-Per head, with unit keys k_t and queries q_t, for every token t of a segment in turn:
+Per head, with positive unit keys k_t and queries q_t (elu + 1, normalised), for every token t of a segment in turn:
 
     M <- alpha_t (I - beta_t k_t k_t^T) M + beta_t k_t v_t^T        M in R^{d x d}, rows are key directions
 

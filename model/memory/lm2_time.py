@@ -2,8 +2,8 @@
 
 The published equations (LM2, arXiv 2502.06049, section 2) leave open how a token finds the slot it writes to.  Their
 bank starts as the identity: slot n answers to direction n.  Here that is kept as what it says: a slot's address is a
-coordinate, and a token addresses all slots by the coordinates of a unit vector, k_t to write and q_t to read, with sign
-and without a softmax.  With h the tokens of segment s, per head:
+coordinate, and a token addresses all slots by the coordinates of a positive unit vector, without a softmax over slots:
+k_t to write and q_t to read are phi(W h) / |phi(W h)| with phi = elu + 1.  With h the tokens of segment s, per head:
 
     read     E_mem = sum_n q_tn M_n,  g_out = sigmoid(W_out h),  out = W_o (g_out * rms(E_mem))          cf. (1)-(3)
     write    g_in = sigmoid(W_in h),  c = tanh(W_c h)                                                    cf. (4)

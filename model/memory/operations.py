@@ -7,6 +7,7 @@ each array once per elementary operation.  Tests hold them to `torch.autograd.gr
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.layout import SegmentParallel
@@ -15,6 +16,11 @@ from model.layout import SegmentParallel
 def normalise(x: Tensor, eps: float, length: float = 1.0) -> Tensor:
     """x / sqrt(|x|^2 + eps) * length over the last axis, fp32."""
     return _Normalise.apply(x, eps, length)
+
+
+def address(x: Tensor, scale: float) -> Tensor:
+    """The unit vector along phi(scale * x) over the last axis, phi(z) = elu(z) + 1 > 0, fp32."""
+    return _Address.apply(x, scale)
 
 
 def scan(
@@ -55,6 +61,25 @@ class _Normalise(torch.autograd.Function):
         y, factor = ctx.saved_tensors
         along = torch.linalg.vecdot(y, dy).unsqueeze(-1).div_(-(ctx.length**2))
         return torch.addcmul(dy, y, along).mul_(factor), None, None
+
+
+class _Address(torch.autograd.Function):
+    """y = rho phi, phi = elu(c x) + 1, rho = 1 / |phi|; phi' = min(phi, 1): dx = c min(phi, 1) rho (dy - y (y.dy))."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+        phi = F.elu(x * scale).add_(1.0)
+        rho = torch.linalg.vector_norm(phi, dim=-1, keepdim=True).clamp_(min=1e-12).reciprocal_()
+        y = phi * rho
+        ctx.save_for_backward(phi, rho, y)
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        phi, rho, y = ctx.saved_tensors
+        along = torch.linalg.vecdot(y, dy).unsqueeze(-1).neg_()
+        return torch.addcmul(dy, y, along).mul_(phi.clamp(max=1.0)).mul_(rho * ctx.scale), None
 
 
 class _Scan(torch.autograd.Function):

@@ -20,10 +20,11 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.layout import Layout
 from model.memory.interface import RecurrentMemory
-from model.memory.operations import normalise, scan
+from model.memory.operations import address, normalise, scan
 from model.parallel import ColumnParallel, RowParallel, sharded_parameter
 from model.segments import Piece
 
+SHARPNESS = 1.5  # standard deviation of an address's coordinates before elu + 1, at first
 READ_EPS = 0.1  # of the read's RMS norm: an almost empty bank must not be amplified (nor its gradient)
 
 
@@ -36,7 +37,7 @@ class SegmentState:
 
 
 class SegmentalMemory(RecurrentMemory):
-    """Reads its bank by unit queries and through an output gate; subclasses say how it is written.
+    """Reads its bank by positive unit queries and through an output gate; subclasses say how it is written.
 
     All parameters are split by heads and the forward has no collective of its own.  The bank starts at zero, so a
     document without a past reads exactly nothing; W_o starts at zero, so switching the memory on changes no logit.
@@ -48,6 +49,8 @@ class SegmentalMemory(RecurrentMemory):
         self.segments = layout.segments
         self.rows, self.width, self.heads = rows, size // heads, heads // tp.size
         self.init_std = config.init_std
+        # at first W h has a standard deviation of init_std * sqrt(D), whatever the width
+        self.sharpness = SHARPNESS / (config.init_std * size**0.5)
         self.query = ColumnParallel(size, heads * rows, tp)
         self.key = ColumnParallel(size, heads * rows, tp)
         self.content = ColumnParallel(size, size, tp)
@@ -91,8 +94,8 @@ class SegmentalMemory(RecurrentMemory):
         return x.float().unflatten(-1, (self.heads, -1)).transpose(2, 3)
 
     def address(self, x: Tensor) -> Tensor:
-        """Queries or keys [B, S, n, H*N] -> unit vectors over the bank's rows, fp32 [B, S, H, n, N]."""
-        return normalise(self.by_head(x), eps=1e-12)
+        """Queries or keys [B, S, n, H*N] -> positive unit vectors over the bank's rows, fp32 [B, S, H, n, N]."""
+        return address(self.by_head(x), self.sharpness)
 
     def _output(self, tokens: Tensor, banks: Tensor, piece: Piece) -> Tensor:
         """out = W_o (sigmoid(W_out h) * rms(q^T M)), this rank's part; zero where the bank is another document's."""

@@ -1,6 +1,6 @@
 """The equations of LM2 flowing through time, one document rule, segment, token, head and slot after another.
 
-Per head, with h the tokens of segment s, M_n the contents of slot n, k_t and q_t unit vectors over the slots:
+Per head, with h the tokens of segment s, M_n the contents of slot n, k_t and q_t positive unit vectors over the slots:
 
     read     out = W_o (sigmoid(W_out h) * rms(sum_n q_tn M_n))
     write    delta = softplus(W_forget h),  erased by token u from slot n: delta_u k_un^2
@@ -80,10 +80,16 @@ def written(config: ModelConfig, memory: Weights, tokens: list[Tensor], bank: Ba
 
 
 def address(config: ModelConfig, x: Tensor, head: int) -> Tensor:
-    """The head's unit vector over the slots, [N]."""
+    """The head's positive unit vector over the slots, [N]."""
     slots = config.memory.slots
-    direction = x[head * slots : (head + 1) * slots]
-    return direction / torch.sqrt(direction @ direction)
+    return positive_unit(config, x[head * slots : (head + 1) * slots])
+
+
+def positive_unit(config: ModelConfig, x: Tensor) -> Tensor:
+    """Along elu + 1 of x, which at first has a standard deviation of 1.5."""
+    z = 1.5 * x / (config.init_std * config.hidden_size**0.5)
+    feature = torch.where(z > 0, z + 1, torch.exp(z))
+    return feature / torch.sqrt(feature @ feature)
 
 
 def gate(memory: Weights, name: str, h: Tensor) -> Tensor:

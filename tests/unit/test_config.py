@@ -176,7 +176,7 @@ def test_identity_is_what_the_weights_depend_on() -> None:
         ("phases__0__lr__paek", 1, "phases.0.lr.paek", ["unknown", "did you mean 'peak'?"]),
         ("phases__1__token", 1, "phases.1.token", ["unknown", "did you mean 'tokens'?"]),
         ("tracking__ur", "x", "tracking.ur", ["unknown", "did you mean 'uri'?"]),
-        ("parallel__zzzz", 1, "parallel.zzzz", ["unknown", "pipeline, segment, tensor"]),
+        ("parallel__zzzz", 1, "parallel.zzzz", ["unknown", "pipeline, segment, sequence, tensor"]),
         # wrong types
         ("model__hidden_size", "wide", "model.hidden_size", ["'wide'", "integer"]),
         ("model__hidden_size", [32], "model.hidden_size", ["[32]", "integer"]),
@@ -217,7 +217,7 @@ def test_identity_is_what_the_weights_depend_on() -> None:
         ("phases__1__lr__warmup_tokens", 1001, "phases.1", ["1,001", "1,000", "shorten"]),
         # values that do not fit another section
         ("parallel__pipeline", 3, "parallel.pipeline", ["3 stages", "num_layers is 2", "2 or less"]),
-        ("parallel__segment", 2, "parallel.segment", ["2", "set 1"]),
+        ("parallel__segment", 3, "parallel.segment", ["3 ranks", "samples of 64", "another multiple of 48"]),
         ("phases__1__tokens_per_step", 250, "phases.1.tokens_per_step", ["250", "sequence_length 64", "multiple"]),
         ("phases__1__memory", False, None, []),
         ("model__memory", {"kind": "none"}, "phases.1.memory", ["on", "none", "memory: off"]),
@@ -333,7 +333,7 @@ def test_all_misfits_between_sections_are_reported_at_once() -> None:
     raw = changed(
         parallel__tensor=3,
         parallel__pipeline=5,
-        parallel__segment=2,
+        parallel__segment=3,
         training__zero_stage=3,
         phases__0__tokens_per_step=100,
         phases__1__name="warmup",
@@ -483,6 +483,32 @@ def test_world_that_does_not_fit(tensor: int, pipeline: int, world: int, advised
     assert f"tensor {tensor} x pipeline {pipeline}" in line
     assert f"a multiple of {tensor * pipeline};" in line
     assert f"start {advised} ranks" in line
+
+
+@pytest.mark.parametrize(("tensor", "world", "fits"), [(2, 1, "tensor=1 parallel.pipeline=1"), (4, 2, "tensor=2")])
+def test_world_that_does_not_fit_is_told_what_would(tensor: int, world: int, fits: str) -> None:
+    config = parse_config(changed(parallel__tensor=tensor, model__num_kv_heads=4, model__memory__heads=4))
+    with pytest.raises(ConfigError, match=f"{world} ranks fit as: parallel.{fits}"):
+        check_world(config, RankInfo(0, world, 0))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"parallel__segment": 2, "data__sequence_length": 48}, "set data.sequence_length to 32 or another multiple"),
+        ({"parallel__segment": 2, "model__attention_span": 2}, "attention would cross ranks"),
+        ({"parallel__segment": 2, "model__memory": {"kind": "rmt"}}, "with memory rmt"),
+        (
+            {"parallel__tensor": 2, "parallel__sequence": True, "model__memory": {"kind": "rmt"}},
+            "parallel.sequence: on",
+        ),
+        ({"training__offload": "all"}, "needs training.zero_stage=3"),
+        ({"training__offload": "optimizer", "parallel__pipeline": 2}, "training.offload=none or parallel.pipeline=1"),
+    ],
+)
+def test_ways_of_sharing_that_do_not_fit(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_config(changed(**change))
 
 
 @pytest.mark.parametrize(("tensor", "pipeline", "world"), [(1, 1, 1), (1, 1, 4), (2, 1, 4), (2, 2, 4), (2, 2, 16)])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from model.memory.operations import fading_keys, normalise, scan
+from model.memory.operations import address, fading_keys, normalise, scan
 
 examples = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 small = st.integers(1, 4)
@@ -63,3 +63,16 @@ def test_normalise_of_nothing_is_nothing() -> None:
     y.sum().backward()
     assert x.grad is not None
     assert y.eq(0).all() and x.grad.isfinite().all()
+
+
+def test_addresses_are_positive_unit_vectors() -> None:
+    x = drawn(3, 2, 5)
+    phi = torch.nn.functional.elu(1.7 * x) + 1
+    torch.testing.assert_close(address(x, 1.7), phi / phi.square().sum(-1, keepdim=True).sqrt())
+    assert gradcheck(lambda x: address(x, 1.7), (x,))
+
+
+def test_an_address_far_below_zero_has_finite_gradients() -> None:
+    x = torch.full((2, 3), -200.0, requires_grad=True)
+    address(x, 1.0).sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
