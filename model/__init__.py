@@ -1,9 +1,17 @@
-"""Decoder-only language models whose blocks host a memory."""
+"""Decoder-only language models whose blocks host a memory.
+
+What needs torch is imported when it is first asked for: a configuration can be read, checked and planned without.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from model.config import MemoryConfig, ModelConfig, RopeScaling
 from model.errors import ModelError
-from model.network import LanguageModel, ModelOutput, build_model
-from model.state import StreamState
+
+if TYPE_CHECKING:
+    from model.network import LanguageModel, ModelOutput, build_model
+    from model.state import StreamState
 
 __all__ = [
     "LanguageModel",
@@ -15,3 +23,9 @@ __all__ = [
     "StreamState",
     "build_model",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'model' has no attribute '{name}'")
+    return getattr(import_module("model.state" if name == "StreamState" else "model.network"), name)

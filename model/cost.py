@@ -1,6 +1,61 @@
-"""How much a model computes: the basis of MFU and of planning."""
+"""How many numbers a model holds and how much it computes: the basis of MFU, of planning and of the pipeline's cut.
+
+Everything is a closed formula of the configuration; tests hold the counts to models that are really built.  A list with
+an entry for each layer follows `model.stages.flat_layers`: embedding, decoder layer x n, norm, head.
+"""
+
+from dataclasses import dataclass
 
 from model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters: `split` over the tensor-parallel ranks, `whole` on each of them; memory: part of both."""
+
+    split: int = 0
+    whole: int = 0
+    memory_split: int = 0
+    memory_whole: int = 0
+
+    def __add__(self, other: "Parameters") -> "Parameters":
+        return Parameters(*(a + b for a, b in zip(self.counts, other.counts, strict=True)))
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        return self.split, self.whole, self.memory_split, self.memory_whole
+
+    @property
+    def memory(self) -> int:
+        """Parameters of the memory, of all ranks."""
+        return self.memory_split + self.memory_whole
+
+    @property
+    def total(self) -> int:
+        """Parameters of all ranks."""
+        return self.split + self.whole
+
+    def per_rank(self, tensor: int) -> int:
+        """Parameters one of `tensor` tensor-parallel ranks holds."""
+        return self.split // tensor + self.whole
+
+
+def layer_parameters(config: ModelConfig, memory_on: bool) -> list[Parameters]:
+    """Parameters of each layer.  A tied head counts with the embedding; where both are apart it has to be held twice."""
+    hosts = config.memory.hosts(config.num_layers) if memory_on else frozenset()
+    table = Parameters(split=config.vocab_size * config.hidden_size)
+    backbone = Parameters(split=sum(_backbone_weights(config)), whole=2 * config.hidden_size)
+    decoders = [
+        backbone + _memory_parameters(config, first=i == min(hosts)) if i in hosts else backbone
+        for i in range(config.num_layers)
+    ]
+    head = Parameters() if config.tie_embeddings else table
+    return [table, *decoders, Parameters(whole=config.hidden_size), head]
+
+
+def count_parameters(config: ModelConfig, memory_on: bool = True) -> Parameters:
+    """Parameters of the whole model."""
+    return sum(layer_parameters(config, memory_on), Parameters())
 
 
 def flops_per_token(config: ModelConfig, memory_on: bool) -> float:
@@ -9,19 +64,51 @@ def flops_per_token(config: ModelConfig, memory_on: bool) -> float:
     Embedding look-ups, norms and activations are not counted; recomputation is not counted either (it is not model
     work).  Attention counts the half of the window that the causal mask leaves.
     """
-    size, width = config.hidden_size, config.head_width
-    attention = size * width * (2 * config.num_heads + 2 * config.num_kv_heads)
-    weights = config.num_layers * (attention + 3 * size * config.ffn_size) + size * config.vocab_size
+    return sum(stage_costs(config, memory_on))
+
+
+def stage_costs(config: ModelConfig, memory_on: bool) -> list[float]:
+    """Training FLOPs of one token in each layer: what `training.planning.cut_stages` balances."""
+    hosts = config.memory.hosts(config.num_layers) if memory_on else frozenset()
     window = config.segment_length * (config.attention_span - 0.5)
-    products = 2 * config.num_layers * config.num_heads * width * window  # scores and their use
-    if memory_on:
-        hosts, kind = len(config.memory.hosts(config.num_layers)), config.memory.kind
-        weights += hosts * {"none": 0, "lm2": 6, "delta": 5, "rmt": 0}[kind] * size * size
-        products += hosts * _memory_products(config)
-    total = 6.0 * (weights + products)
-    if memory_on and config.memory.kind == "rmt":  # read and write vectors pass through the decoder like tokens
-        total *= 1 + 2 * config.slots / config.segment_length
-    return total
+    attention = 2 * config.num_heads * config.head_width * window  # scores and their use
+    backbone = 6.0 * (sum(_backbone_weights(config)) + attention)
+    memory = 6.0 * (_memory_weights(config) + _memory_products(config))
+    if memory_on and config.memory.kind == "rmt":  # two sets of read vectors and the write vectors pass like tokens
+        backbone *= 1 + 3 * config.slots / config.segment_length
+    decoders = [backbone + (memory if i in hosts else 0.0) for i in range(config.num_layers)]
+    return [0.0, *decoders, 0.0, 6.0 * config.hidden_size * config.vocab_size]
+
+
+def _backbone_weights(config: ModelConfig) -> tuple[int, int]:
+    """Weights of a block's attention and of its feed-forward."""
+    size, heads = config.hidden_size, 2 * config.num_heads + 2 * config.num_kv_heads
+    return size * config.head_width * heads, 3 * size * config.ffn_size
+
+
+def _memory_parameters(config: ModelConfig, first: bool) -> Parameters:
+    """One block's memory; `first`: of the blocks that host one."""
+    size, heads, weights = config.hidden_size, config.memory.heads, _memory_weights(config)
+    split, whole = weights, 0
+    if config.memory.is_depth:
+        split, whole = 3 * size * size, 3 * size * size + 3 * size  # the gates; norm, forget bias and scale
+    elif config.memory.kind == "lm2":
+        split += 2 * size + heads  # biases of the gates
+    elif config.memory.kind == "delta":
+        split += size + 2 * heads
+    else:
+        split, whole = config.num_heads, config.slots * size if first else 0
+    return Parameters(split, whole, split, whole)
+
+
+def _memory_weights(config: ModelConfig) -> int:
+    """Weights of one block's memory that tokens are multiplied by."""
+    size, heads = config.hidden_size, config.memory.heads
+    if config.memory.is_depth:
+        return 6 * size * size  # query, key, value and three gates
+    if config.memory.kind == "lm2":  # query and key; content, two gates and out; the forget gate
+        return size * (2 * heads * config.slots + 4 * size + heads)
+    return size * (5 * size + 2 * heads) if config.memory.kind == "delta" else 0
 
 
 def _memory_products(config: ModelConfig) -> float:
@@ -30,7 +117,7 @@ def _memory_products(config: ModelConfig) -> float:
     if config.memory.is_depth:
         return config.segment_length * size  # scores and their use, half of the segment each
     if config.memory.kind == "lm2":
-        return 4 * config.slots * size  # addresses of query and key, write, read
+        return 2 * config.slots * size  # write and read
     if config.memory.kind == "delta":
         chunk = min(config.segment_length, 64)
         return size * (3 * width + 1.5 * chunk)  # read, P and Q; the chunk's system and its solution
