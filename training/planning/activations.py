@@ -1,0 +1,138 @@
+"""Bytes that the forward pass keeps for the backward, and those that live only while a layer is computed.
+
+Counted from the operations of `model/` as autograd keeps them; tests hold the sums to torch's own saved tensors.
+B batch, T tokens of a segment, W keys a token's segment looks at, D hidden, H heads, N slots, d head width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+from model.config import ModelConfig
+
+FP32 = 4  # bytes
+DELTA_CHUNK = 64  # tokens whose triangular system `model.memory.delta` solves at once
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one rank computes of a micro-batch."""
+
+    model: ModelConfig
+    memory_on: bool
+    batch: int  # samples
+    length: int  # tokens of a sample on this rank
+    tensor: int  # ranks that share a layer
+    sequence: bool  # norms and residual stream are split over them too
+    item: int  # bytes of an activation: 4 in fp32, 2 in bf16
+    fused_norms: bool
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.length
+
+    @property
+    def segment(self) -> int:
+        """T, of a sample that may be shorter than a segment."""
+        return min(self.length, self.model.segment_length)
+
+    @property
+    def segments(self) -> int:
+        return -(-self.length // self.segment)
+
+    @property
+    def window(self) -> int:
+        """W."""
+        return min(self.segment * self.model.attention_span, self.length)
+
+    @property
+    def residual(self) -> int:
+        """Bytes of the residual stream of the micro-batch."""
+        return self.tokens * self.model.hidden_size * self.item
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes a decoder layer keeps of one micro-batch."""
+
+    norms: float = 0.0  # and the residual stream
+    attention: float = 0.0
+    feed_forward: float = 0.0
+    memory: float = 0.0  # its activations
+    banks: float = 0.0  # its states that enter each segment
+
+    @property
+    def total(self) -> float:
+        return self.norms + self.attention + self.feed_forward + self.memory + self.banks
+
+    def after(self, checkpointing: str, shape: Shape) -> float:
+        """What stays until the backward pass; the rest is computed again there."""
+        if checkpointing == "full":
+            return float(shape.residual) / (shape.tensor if shape.sequence else 1)
+        if checkpointing == "selective":  # attention and memory begin with what the norms keep
+            return self.norms + self.feed_forward
+        return self.total
+
+
+def layer_kept(shape: Shape, hosts: bool) -> Kept:
+    """Everything one decoder layer keeps."""
+    model, a, t, n = shape.model, shape.item, shape.tensor, shape.tokens
+    if model.memory.kind == "rmt" and shape.memory_on:  # its vectors pass like tokens
+        n = round(n * (1 + 3 * model.slots / shape.segment))
+    norms = 2 * n * norm_kept(shape) / (t if shape.sequence else 1)
+    width = model.head_width * (2 * model.num_heads + 2 * model.num_kv_heads)  # q, k, v and the result
+    attention = n * (width * a / t + FP32 * model.num_heads / t + shape.window * a)  # log-sums, mask
+    feed_forward = n * 4 * model.ffn_size * a / t  # gate and up, silu of the gate, their product
+    if not (hosts and shape.memory_on):
+        return Kept(norms, attention, feed_forward)
+    if model.memory.kind == "rmt":
+        return Kept(norms, _rmt_attention(shape, n), feed_forward)
+    memory, banks = _memory_kept(shape)
+    return Kept(norms, attention, feed_forward, n * memory, n * banks)
+
+
+def norm_kept(shape: Shape) -> float:
+    """Bytes of a token in an RMSNorm: its input and its output; without a kernel of its own, fp32 intermediates."""
+    size = shape.model.hidden_size
+    return size * (2 * shape.item if shape.fused_norms else shape.item + 2 * FP32) + FP32
+
+
+def head_kept(shape: Shape) -> float:
+    """Bytes of the final norm and of the loss: fp32 log-probabilities."""
+    return shape.tokens * (norm_kept(shape) + FP32 * shape.model.vocab_size / shape.tensor)
+
+
+def head_transient(shape: Shape) -> float:
+    """Bytes of the loss' backward beside them: the gradient in fp32 and, in bf16, once more."""
+    return shape.tokens * shape.model.vocab_size / shape.tensor * (FP32 + (shape.item if shape.item < FP32 else 0))
+
+
+def layer_transient(shape: Shape, kept: Kept, checkpointing: str) -> float:
+    """Bytes that live while one layer's backward runs: what is recomputed, and the gradients of its widest part."""
+    recomputed = kept.total if checkpointing == "full" else 0.0
+    if checkpointing == "selective":
+        recomputed = kept.attention + kept.memory + kept.banks
+    return recomputed + max(kept.feed_forward, kept.attention, kept.memory) + 2 * shape.residual
+
+
+def _rmt_attention(shape: Shape, tokens: float) -> float:
+    """Plain attention with its scores: twice in fp32, once in the tokens' type, the gates for one sample."""
+    model, a, t = shape.model, shape.item, shape.tensor
+    keys = shape.segment + 3 * model.slots
+    scores = keys * model.num_heads / t * (2 * FP32 + a + FP32 / shape.batch)
+    return tokens * (scores + 4 * model.num_heads * model.head_width * a / t + keys)
+
+
+def _memory_kept(shape: Shape) -> tuple[float, float]:
+    """Bytes of a token in one block's memory: activations, and states of the segments."""
+    model, a, t = shape.model, shape.item, shape.tensor
+    size, heads = model.hidden_size, model.memory.heads
+    if model.memory.is_depth:  # norm, gates, tanh and slots in fp32; queries to the result in the tokens' type
+        return norm_kept(shape) + size * (5 * FP32 + a + 5 * a / t) + shape.window * a + FP32 * heads / t, 0.0
+    per_bank = (2 * shape.segments + 1) / shape.segments / shape.segment  # each bank, the last, and a copy of each
+    if model.memory.kind == "lm2":
+        slots = 6 * heads * model.slots  # keys: unit, of the own document, fading, faded; queries and a copy
+        numbers = 6 * size + slots + 5 * heads + 2 * heads * model.slots / shape.segment
+        return (FP32 * numbers + a * size) / t, FP32 * model.slots * size * per_bank / t
+    chunk, width = min(DELTA_CHUNK, shape.segment), size // heads
+    numbers = 13 * size + 5 * heads * chunk + 7 * heads
+    banks = size * width * ((shape.segments + 1) / shape.segments / shape.segment + 2.5 / chunk)
+    return (FP32 * numbers + a * size) / t, FP32 * banks / t

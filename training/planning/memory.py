@@ -1,0 +1,189 @@
+"""Bytes each rank holds, by part: weights and their training state as DeepSpeed keeps them, activations, buffers."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from model.config import ModelConfig
+from model.cost import layer_parameters, stage_costs
+from training.config import Phase, RunConfig
+from training.planning.activations import FP32, Shape, head_kept, head_transient, layer_kept, layer_transient
+from training.planning.devices import Device
+from training.planning.stages import cut_stages
+
+BUCKET = 500_000_000  # numbers: DeepSpeed's default reduce_bucket_size and allgather_bucket_size
+LIVE = 1_000_000_000  # numbers: DeepSpeed's default stage3_max_live_parameters, gathered at once
+ITEM = {"fp32": 4, "bf16": 2}  # bytes of a weight and of an activation
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the fullest rank.  `host`: what offloading puts into CPU memory, not part of the total."""
+
+    weights: float = 0.0
+    gradients: float = 0.0
+    optimizer: float = 0.0
+    activations: float = 0.0
+    banks: float = 0.0
+    logits: float = 0.0
+    buffers: float = 0.0
+    overhead: float = 0.0
+    host: float = 0.0
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Bytes by what they are for, in the order they are explained."""
+        return {
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "optimizer state": self.optimizer,
+            "activations": self.activations,
+            "memory states": self.banks,
+            "logits": self.logits,
+            "communication buffers": self.buffers,
+            "framework": self.overhead,
+        }
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())
+
+    @property
+    def largest(self) -> str:
+        """Name of the largest part."""
+        return max(self.parts, key=lambda name: self.parts[name])
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one pipeline stage holds: parameters of one tensor-parallel rank, and which layers."""
+
+    index: int
+    parameters: int
+    trained: int
+    decoders: tuple[bool, ...]  # one a decoder layer: whether it hosts a memory
+    has_embedding: bool
+    has_head: bool
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How the ranks of a run are arranged."""
+
+    tensor: int
+    pipeline: int
+    segment: int
+    data: int
+
+    @property
+    def world(self) -> int:
+        return self.tensor * self.pipeline * self.segment * self.data
+
+    @property
+    def shards(self) -> int:
+        """Ranks with the same weights, among which ZeRO shares out their state."""
+        return self.segment * self.data
+
+
+def ranks_of(config: RunConfig, world: int) -> Ranks:
+    """The arrangement of `world` ranks; they must be a multiple of the model's."""
+    parallel = config.parallel
+    data = world // (parallel.tensor * parallel.pipeline * parallel.segment)
+    return Ranks(parallel.tensor, parallel.pipeline, parallel.segment, data)
+
+
+@lru_cache(maxsize=256)
+def stages_of(model: ModelConfig, memory_on: bool, memory_alone: bool, tensor: int, pipeline: int) -> list[Stage]:
+    """The stages of the best cut; memory_alone: only the memory's parameters are trained."""
+    costs, counts = stage_costs(model, memory_on), layer_parameters(model, memory_on)
+    hosts = model.memory.hosts(model.num_layers) if memory_on else frozenset()
+    cut, stages = cut_stages(costs, pipeline), []
+    for index in range(pipeline):
+        layers = range(cut[index], cut[index + 1])
+        own = sum(counts[i].per_rank(tensor) for i in layers)
+        memory = sum(counts[i].memory_split // tensor + counts[i].memory_whole for i in layers)
+        if model.tie_embeddings and index == pipeline - 1 > 0:
+            own += counts[0].per_rank(tensor)  # the embedding's second copy, as head
+        decoders = tuple(i - 1 in hosts for i in layers if 0 < i <= model.num_layers)
+        trained = memory if memory_alone else own
+        stages.append(Stage(index, own, trained, decoders, index == 0, index == pipeline - 1))
+    return stages
+
+
+def shape_of(config: RunConfig, phase: Phase, device: Device) -> Shape:
+    """What one rank computes of a micro-batch."""
+    return Shape(
+        model=config.model,
+        memory_on=phase.memory,
+        batch=config.training.micro_batch_size,
+        length=config.data.sequence_length // config.parallel.segment,
+        tensor=config.parallel.tensor,
+        sequence=config.parallel.sequence,
+        item=ITEM[config.training.precision],
+        fused_norms=device.fused_norms,
+    )
+
+
+def memory_of(config: RunConfig, phase: Phase, ranks: Ranks, device: Device) -> Memory:
+    """Bytes of the fullest rank in one phase."""
+    stages = stages_of(config.model, phase.memory, phase.trains == "memory", ranks.tensor, ranks.pipeline)
+    samples = phase.tokens_per_step // config.data.sequence_length
+    micro_batches = max(1, samples // (config.training.micro_batch_size * ranks.data))
+    every = [_stage_memory(config, stage, shape_of(config, phase, device), ranks, micro_batches) for stage in stages]
+    fullest = max(every, key=lambda memory: memory.total)
+    buffers = fullest.buffers if device.name != "CPU" else min(fullest.buffers, fullest.gradients)  # untouched pages
+    return Memory(**vars(fullest) | {"overhead": device.overhead, "buffers": buffers})
+
+
+def _stage_memory(config: RunConfig, stage: Stage, shape: Shape, ranks: Ranks, micro_batches: int) -> Memory:
+    state = state_bytes(config, stage.parameters, stage.trained, ranks.shards)
+    checkpointing, in_flight = config.training.activation_checkpointing, min(micro_batches, ranks.pipeline - stage.index)
+    layers = {hosts: layer_kept(shape, hosts) for hosts in set(stage.decoders)}
+    kept = sum(layers[hosts].after(checkpointing, shape) for hosts in stage.decoders)
+    banks = sum(layers[hosts].banks for hosts in stage.decoders) if checkpointing == "none" else 0.0
+    widest = max(layer_transient(shape, layer, checkpointing) for layer in layers.values())
+    logits = 0.0
+    if stage.has_head:
+        logits = head_kept(shape)
+        widest = max(widest, head_transient(shape))  # the loss is through before a layer's backward begins
+    if ranks.pipeline > 1:  # what comes in and what goes out, and their gradients
+        widest += 4 * shape.residual * (2 if config.model.memory.is_depth else 1)
+    return Memory(
+        weights=state.weights,
+        gradients=state.gradients,
+        optimizer=state.optimizer,
+        activations=(kept - banks) * in_flight + widest,
+        banks=banks * in_flight,
+        logits=logits,
+        buffers=state.buffers,
+        host=state.host,
+    )
+
+
+def state_bytes(config: RunConfig, parameters: int, trained: int, shards: int) -> Memory:
+    """Weights, gradients, optimizer state and buffers of one rank, as DeepSpeed 0.19 holds them at its peak.
+
+    Optimizer state: an fp32 master copy (in fp32 too) and AdamW's two moments, 12 bytes, shared out by every stage.
+    Gradients: ZeRO 1 in bf16 accumulates all of them in fp32 beside the backward's own in bf16; in fp32 it keeps the
+    backward's own, or twice its part while a step is made; ZeRO 2 keeps a bucket and its part, ZeRO 3 its part.
+    """
+    training, item = config.training, ITEM[config.training.precision]
+    stage, offload, mixed = training.zero_stage, training.offload, item < FP32
+    part = trained / shards
+    optimizer = 3 * FP32 * part
+    bucket = float(min(trained, BUCKET))
+    if stage == 1 and mixed and offload == "none":
+        gradients, buffers = (FP32 + item) * trained, FP32 * bucket if shards > 1 else 0.0
+    elif stage == 1:
+        gradients, buffers = max(FP32 * trained, 2 * FP32 * part), item * float(BUCKET)
+    elif stage == 2:
+        gradients = max(FP32 * part + (item * bucket if mixed else 0.0), FP32 * part * (1 if mixed else 2))
+        buffers = item * float(BUCKET)
+    else:
+        gradients, buffers = FP32 * part, item * (bucket + float(min(parameters, LIVE)))
+    weights, host = item * (parameters / shards if stage == 3 else float(parameters)), 0.0
+    if offload != "none":
+        host, optimizer = optimizer + FP32 * part, 0.0
+        gradients = item * trained if stage == 1 else item * bucket
+    if offload == "all":
+        host, weights = host + weights, 0.0
+    return Memory(weights=weights, gradients=gradients, optimizer=optimizer, buffers=buffers, host=host)
