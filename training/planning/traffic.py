@@ -1,0 +1,122 @@
+"""Bytes a rank sends over each kind of link in one optimizer step, and how long that takes.
+
+Collectives are rings: an all-reduce of x bytes over n ranks sends 2 x (n-1)/n from each, a gather or scatter half of it.
+"""
+
+from dataclasses import dataclass
+
+from training.config import Phase, RunConfig
+from training.planning.activations import FP32, Shape
+from training.planning.devices import Device
+from training.planning.memory import BUCKET, ITEM, Ranks, Stage
+
+
+@dataclass(frozen=True)
+class Link:
+    """One kind of traffic of one rank in one step."""
+
+    bytes: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """tensor, pipeline and segment: inside a micro-batch, of all the step's; data and host: once a step."""
+
+    tensor: Link = Link()
+    pipeline: Link = Link()
+    segment: Link = Link()
+    data: Link = Link()
+    host: Link = Link()
+
+
+def traffic_of(
+    config: RunConfig, phase: Phase, shape: Shape, stage: Stage, ranks: Ranks, device: Device, micro_batches: int
+) -> Traffic:
+    """Everything `stage` sends in a step."""
+    return Traffic(
+        tensor=_tensor(config, shape, stage, ranks, device, micro_batches),
+        pipeline=_pipeline(shape, ranks, device, micro_batches),
+        segment=_segment(shape, stage, ranks, device, micro_batches),
+        data=_data(config, stage, ranks, device, micro_batches),
+        host=_host(config, stage, ranks, device, micro_batches),
+    )
+
+
+def _tensor(
+    config: RunConfig, shape: Shape, stage: Stage, ranks: Ranks, device: Device, micro_batches: int
+) -> Link:
+    """Two all-reduces a layer forward, two backward, and the forward's again when layers are computed again.
+
+    Sequence parallelism sends the same, as a scatter and a gather.  The published LM2 gathers its read once more.
+    """
+    if ranks.tensor == 1:
+        return Link()
+    again = {"none": 0, "selective": 1, "full": 2}[config.training.activation_checkpointing]
+    count = len(stage.decoders) * (4.0 + again) + stage.has_embedding + stage.has_head
+    if shape.model.memory.is_depth:
+        count += 1.5 * sum(stage.decoders)
+    size = 2 * shape.residual * (ranks.tensor - 1) / ranks.tensor
+    return Link(
+        count * size * micro_batches, count * micro_batches * device.collective(size, ranks.tensor, stride=1)
+    )
+
+
+def _pipeline(shape: Shape, ranks: Ranks, device: Device, micro_batches: int) -> Link:
+    """The residual stream on and its gradient back, and the documents' numbers."""
+    if ranks.pipeline == 1:
+        return Link()
+    hidden = shape.residual * (2 if shape.memory_on and shape.model.memory.is_depth else 1)
+    size = 2 * hidden + 8 * shape.tokens
+    return Link(micro_batches * size, micro_batches * size / device.link(2 * ranks.world, _stride(ranks)))
+
+
+def _segment(shape: Shape, stage: Stage, ranks: Ranks, device: Device, micro_batches: int) -> Link:
+    """One bank a layer over each boundary between ranks, and its gradient back."""
+    if ranks.segment == 1:
+        return Link()
+    model = shape.model
+    rows = model.slots if model.memory.kind == "lm2" else model.hidden_size // max(1, model.memory.heads)
+    bank = shape.batch * rows * model.hidden_size / ranks.tensor * FP32
+    layers = sum(stage.decoders)
+    seconds = device.collective(bank, ranks.segment, ranks.tensor) * (ranks.segment - 1)
+    return Link(2 * layers * bank * micro_batches, 2 * layers * seconds * micro_batches)
+
+
+def _data(config: RunConfig, stage: Stage, ranks: Ranks, device: Device, micro_batches: int) -> Link:
+    """Gradients summed over the ranks with the same weights, weights gathered after the step.
+
+    DeepSpeed all-reduces whole buckets in stages 1 and 2: once a step in stage 1 (in fp32), for every micro-batch in
+    stage 2 (as the weights are).  Stage 3 gathers the weights for each forward and backward and scatters gradients.
+    """
+    if ranks.shards == 1:
+        return Link()
+    item, share, zero = ITEM[config.training.precision], (ranks.shards - 1) / ranks.shards, config.training.zero_stage
+    stride = ranks.tensor
+    if zero == 1:
+        reduced, gathered = 2 * share * FP32 * stage.trained, share * item * stage.trained
+    elif zero == 2:
+        reduced, gathered = 2 * share * item * stage.trained * micro_batches, share * item * stage.trained
+    else:
+        reduced = share * item * stage.trained * micro_batches
+        gathered = 2 * share * item * stage.parameters * micro_batches
+    calls = 1 + (reduced + gathered) // (item * BUCKET)
+    size = reduced + gathered
+    return Link(size, calls * device.collective(size / calls, ranks.shards, stride))
+
+
+def _host(config: RunConfig, stage: Stage, ranks: Ranks, device: Device, micro_batches: int) -> Link:
+    """With offloading: gradients to CPU memory and weights back; with `all`, the weights for every pass."""
+    if config.training.offload == "none":
+        return Link()
+    item, part = ITEM[config.training.precision], stage.trained / ranks.shards
+    size = (FP32 + item) * part
+    if config.training.offload == "all":
+        size += 2 * item * stage.parameters / ranks.shards * micro_batches
+    # AdamW on the CPUs passes over its state there: about as often as the link could carry it
+    return Link(size, (size + 5 * FP32 * part) / device.host_link)
+
+
+def _stride(ranks: Ranks) -> int:
+    """Ranks between neighbours in the pipeline, which is the slowest of the topology's dimensions."""
+    return ranks.tensor * ranks.segment * ranks.data
