@@ -1,0 +1,168 @@
+"""The CPU as a device, measured on the spot: the products and passes a plan asks for, at their real sizes.
+
+A rank is taken to have one core, as `OMP_NUM_THREADS=1` gives it, or `threads` of them.  Each kind of operation is
+measured once and kept; what would take long is measured on fewer rows and scaled.
+"""
+
+import functools
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.linear import linear
+from training.devices import keep_freed_memory
+from training.planning.devices import GB, GIB, Device
+
+MOST_WORK = 2e9  # multiply-adds of one measurement: about a tenth of a second on a core
+MOST_ELEMENTS = 1 << 22  # of the optimizer's measurement: more than any cache holds
+POOL = 1 << 27  # bytes that passes go round in: a step's activations do not stay in a cache
+SMALLEST_ARRAY = 1 << 14  # bytes; below, a pass costs what calling it costs
+REPEATS = 3  # the fastest of so many counts: a disturbance only ever adds
+LOOPBACK = 2 * GB  # bytes/s between two gloo ranks of one machine, a copy through the kernel each way
+
+
+class Cpu(Device):
+    """One rank's share of this machine.  Peak and bandwidth are what was measured on large arrays."""
+
+    def __init__(self, ranks: int, threads: int = 1) -> None:
+        torch.set_num_threads(threads)
+        keep_freed_memory()
+        self._measured: dict[tuple[object, ...], float] = {}
+        side = 1024
+        peak = {precision: 2 * side**3 / self._product(side, precision) for precision in ("fp32", "bf16")}
+        size = float(POOL // 8)
+        super().__init__(
+            name="CPU",
+            memory=_machine_memory() / ranks,
+            peak=peak,
+            bandwidth=size / self.stream(size, size),
+            node_link=LOOPBACK,
+            network_link=LOOPBACK,
+            host_link=LOOPBACK,
+            node_size=max(1, ranks),
+            overhead=0.5 * GIB,  # torch, DeepSpeed and their libraries
+            fused_norms=False,
+        )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # the base class is frozen once it is made
+
+    def linear(self, rows: int, inner: int, outer: int, precision: str) -> float:
+        """Seconds of the forward and backward of `model.linear` at this size."""
+        rows, measured = max(1, rows), max(1, min(rows, int(MOST_WORK / 3 / (inner * outer)) or 1))
+        weight = functools.partial(torch.randn, outer, inner, dtype=_dtype(precision), requires_grad=True)
+
+        def measure() -> float:
+            x = torch.randn(measured, inner, dtype=_dtype(precision), requires_grad=True)
+            w = weight()
+            dy = torch.randn(measured, outer, dtype=_dtype(precision))
+            return _seconds(lambda: torch.autograd.grad(linear(x, w), (x, w), dy))
+
+        return self._once(("linear", measured, inner, outer, precision), measure) * rows / measured
+
+    def attention(self, windows: int, heads: int, queries: int, keys: int, width: int, precision: str) -> float:
+        """Seconds of torch's attention with a mask of documents, forward and backward."""
+        work = heads * queries * keys * width * 6
+        measured = max(1, min(windows, int(MOST_WORK / work)))
+
+        def measure() -> float:
+            shape, dtype = (measured, heads), _dtype(precision)
+            q = torch.randn(*shape, queries, width, dtype=dtype, requires_grad=True)
+            k, v = (torch.randn(*shape, keys, width, dtype=dtype, requires_grad=True) for _ in range(2))
+            mask = torch.ones(measured, 1, queries, keys, dtype=torch.bool).tril(keys - queries)
+            dy = torch.randn_like(q)
+            return _seconds(
+                lambda: torch.autograd.grad(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), (q, k, v), dy)
+            )
+
+        return self._once(("attention", measured, heads, queries, keys, width, precision), measure) * windows / measured
+
+    def batched(self, batch: int, rows: int, inner: int, outer: int) -> float:
+        """Seconds of a batched fp32 product, forward and backward."""
+        measured = max(1, min(batch, int(MOST_WORK / 3 / (rows * inner * outer)) or 1))
+
+        def measure() -> float:
+            x = torch.randn(measured, rows, inner, requires_grad=True)
+            y = torch.randn(measured, inner, outer, requires_grad=True)
+            dz = torch.randn(measured, rows, outer)
+            return _seconds(lambda: torch.autograd.grad(x @ y, (x, y), dz))
+
+        return self._once(("batched", measured, rows, inner, outer), measure) * batch / measured
+
+    def stream(self, size: float, array: float) -> float:
+        """Seconds to read or write `size` bytes, at the rate of sums of such arrays that no cache holds."""
+        exponent = min(max(round(math.log2(max(array, 1))), SMALLEST_ARRAY.bit_length() - 1), (POOL // 8).bit_length() - 1)
+        elements = (1 << exponent) // 4
+
+        def measure() -> float:
+            count = max(3, POOL // (4 * elements))
+            arrays = list(torch.ones(count, elements).unbind())
+
+            def passes() -> None:
+                for a, b, c in zip(arrays[::3], arrays[1::3], arrays[2::3], strict=False):
+                    torch.add(a, b, out=c)
+
+            return _seconds(passes) / (count // 3 * 3 * 4 * elements)
+
+        return size * self._once(("stream", exponent), measure)
+
+    def adamw(self, elements: float) -> float:
+        """Seconds of torch's AdamW on that many elements, clipping and the copies around it included."""
+        measured = int(min(max(elements, 1), MOST_ELEMENTS))
+
+        def measure() -> float:
+            weight = torch.zeros(measured, requires_grad=True)
+            weight.grad = torch.ones(measured)
+            optimizer = torch.optim.AdamW([weight], lr=1e-3)
+            return _seconds(optimizer.step)
+
+        own = self._once(("adamw", measured), measure) * elements / measured
+        return own + self.stream(elements * 28, elements * 4)  # norm, clipping, flat gradients, weights copied back
+
+    def assumptions(self) -> str:
+        """What a plan on this device takes for granted."""
+        return (
+            f"measured here with {torch.get_num_threads()} thread(s) a rank: products at "
+            f"{self.peak['fp32'] / 1e9:.0f} GFLOP/s in fp32 and {self.peak['bf16'] / 1e9:.0f} in bf16 at best (the plan "
+            f"uses each at its own size), memory at {self.bandwidth / GB:.1f} GB/s; assumed: {LOOPBACK / GB:.0f} GB/s "
+            "between ranks; nothing overlaps"
+        )
+
+    def _product(self, side: int, precision: str) -> float:
+        """Seconds of one product of two square matrices."""
+        x: Tensor = torch.randn(side, side, dtype=_dtype(precision))
+        return _seconds(lambda: linear(x, x))
+
+    def _once(self, key: tuple[object, ...], measure: Callable[[], float]) -> float:
+        if key not in self._measured:
+            self._measured[key] = measure()
+        return self._measured[key]
+
+
+def _dtype(precision: str) -> torch.dtype:
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    """Seconds of the fastest of a few calls, after one that is not counted."""
+    function()
+    fastest = math.inf
+    for _ in range(REPEATS):
+        begin = time.perf_counter()
+        function()
+        fastest = min(fastest, time.perf_counter() - begin)
+    return fastest
+
+
+def _machine_memory() -> float:
+    """Bytes of this machine's memory, or of the control group's share of it where that is less."""
+    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"
+    return min(total, float(text)) if text.isdigit() else total
