@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from training.errors import ConfigError
+from training.planning.passes import PASSES
 
 GIB, GB = 2.0**30, 1e9
 
@@ -30,7 +31,7 @@ class Device:
     host_link: float  # to CPU memory, bytes/s
     node_size: int  # devices of a node
     overhead: float = 2 * GIB  # CUDA context, cuBLAS and NCCL workspaces
-    fused_norms: bool = True  # torch has one kernel for an RMSNorm; on a CPU it is a handful of passes
+    fused_norms: bool = True  # torch has one kernel for an RMSNorm; on a CPU it is a handful
 
     def linear(self, rows: int, inner: int, outer: int, precision: str) -> float:
         """Seconds of a linear layer's forward and backward: three products of [rows, inner] by [inner, outer]."""
@@ -49,6 +50,11 @@ class Device:
         """Seconds to read or write `size` bytes in arrays of `array` bytes."""
         del array  # no cache holds a GPU's activations
         return size / (self.bandwidth * STREAM_EFFICIENCY)
+
+    def passes(self, what: str, rows: int, size: float, item: int, width: int = 64) -> float:
+        """Seconds of the pattern `what` of `training.planning.patterns` on [rows, size] numbers of `item` bytes."""
+        del width
+        return self.stream(PASSES[what] * rows * size * item, rows * size * item)
 
     def adamw(self, elements: float) -> float:
         """Seconds of an optimizer step on that many elements."""

@@ -17,10 +17,13 @@ from torch import Tensor
 
 from model.linear import linear
 from training.devices import keep_freed_memory
+from training.planning.activations import FP32
 from training.planning.devices import GB, GIB, Device
+from training.planning.patterns import BY_SEGMENT, sample
 
 MOST_WORK = 2e9  # multiply-adds of one measurement: about a tenth of a second on a core
 MOST_ELEMENTS = 1 << 22  # of the optimizer's measurement: more than any cache holds
+MOST_NUMBERS = 1 << 24  # of a pattern
 POOL = 1 << 27  # bytes that passes go round in: a step's activations do not stay in a cache
 SMALLEST_ARRAY = 1 << 14  # bytes; below, a pass costs what calling it costs
 REPEATS = 3  # the fastest of so many counts: a disturbance only ever adds
@@ -111,6 +114,14 @@ class Cpu(Device):
             return _seconds(passes) / (count // 3 * 3 * 4 * elements)
 
         return size * self._once(("stream", exponent), measure)
+
+    def passes(self, what: str, rows: int, size: float, item: int, width: int = 64) -> float:
+        """Seconds of a pattern, measured on as many whole segments as are quickly done."""
+        columns, dtype = max(1, int(size)), torch.float32 if item == FP32 else torch.bfloat16
+        unit = width if what in BY_SEGMENT else 1
+        measured = min(rows, max(1, int(MOST_NUMBERS / columns) // unit) * unit)
+        key = ("passes", what, measured, columns, width, item)
+        return self._once(key, lambda: _seconds(sample(what, measured, columns, width, dtype))) * rows / measured
 
     def adamw(self, elements: float) -> float:
         """Seconds of torch's AdamW on that many elements, clipping and the copies around it included."""

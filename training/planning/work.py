@@ -1,7 +1,6 @@
 """Seconds one device needs for each layer's products and passes over arrays, forward and backward together.
 
-A pass reads or writes an array once.  The counts are of the operations in `model/` as torch runs them one by one; the
-products are at their real sizes, so that a measured device (`training.planning.probe`) can be asked for them.
+Products and passes have their real sizes, so that a measured device (`training.planning.probe`) can be asked for them.
 B batch, T tokens of a segment, D hidden, H heads, N slots, d head width, F neurons, V vocabulary.
 """
 
@@ -9,25 +8,7 @@ from dataclasses import dataclass
 
 from training.planning.activations import DELTA_CHUNK, FP32, Shape
 from training.planning.devices import Device
-
-PASSES = {  # over arrays of the size named, forward and backward together
-    "norm": 5,  # x and y; x, dy and dx
-    "norm_in_parts": 19,  # square, mean, two products and their backwards
-    "residual": 12,  # two sums and the sums of their gradients
-    "rotate": 18,  # over queries and keys: four half products, two sums, a concatenation, and backwards
-    "heads": 4,  # over q, k, v and the result: concatenated, transposed and split
-    "swiglu": 18,  # over the neurons: silu, product, and the gradients of both, which are joined again
-    "consumer": 3,  # a layer more that reads the same array: its gradient is added
-    "keys": 45,  # lm2: normalised, masked, squared, summed up, faded
-    "queries": 18,  # normalised and transposed
-    "gates": 72,  # of D: two gates, content, norm of what is read, output gate, in fp32
-    "delta": 90,  # of D: as gates, and the chunks' operands
-    "chunk": 30,  # of heads x chunk: the triangular systems
-    "depth": 70,  # of D: a norm, three gates, tanh, slots
-    "banks": 12,  # over the states: scan, copies
-    "logits": 7,  # over [tokens, V] in fp32: log-softmax and its gradient
-}
-
+from training.planning.passes import PASSES
 
 @dataclass(frozen=True)
 class Work:
@@ -53,31 +34,29 @@ def decoder_work(shape: Shape, hosts: bool, device: Device, precision: str) -> W
         tokens = round(tokens * (1 + 3 * model.slots / shape.segment))
     size, ffn, width = model.hidden_size, model.ffn_size // t, model.head_width
     heads, kv_heads = model.num_heads // t, model.num_kv_heads // t
-    stream = _Streams(device, tokens)
+    segment, windows = shape.segment, shape.batch * shape.segments
     attention = device.linear(tokens, size, width * (heads + 2 * kv_heads), precision)
     attention += device.linear(tokens, heads * width, size, precision)
-    attention += device.attention(shape.batch * shape.segments, heads, shape.segment, shape.window, width, precision)
-    attention += stream("rotate", (heads + kv_heads) * width, a) + stream("heads", (2 * heads + 2 * kv_heads) * width, a)
-    attention += device.stream(tokens * shape.window * (5.0 + a), tokens * shape.window)  # the mask of documents
-    residual = size / (t if shape.sequence else 1)
+    attention += device.attention(windows, heads, segment, shape.window, width, precision)
+    attention += device.passes("heads", tokens, (heads + 2 * kv_heads) * width, a, width)
+    attention += device.passes("mask", tokens, shape.window, 1, segment)
     outer = device.linear(tokens, size, 2 * ffn, precision) + device.linear(tokens, ffn, size, precision)
-    outer += stream("swiglu", ffn, a) + stream("residual", residual, a)
-    norms = stream("norm", residual, a) if device.fused_norms else stream("norm_in_parts", residual, FP32)
-    outer += 2 * norms
+    rows = tokens // t if shape.sequence else tokens
+    outer += device.passes("swiglu", tokens, 2 * ffn, a)
+    outer += 2 * (device.passes("residual", rows, size, a) + device.passes("norm", rows, size, a))
     memory = _memory_work(shape, device, precision) if hosts else 0.0
     return Work(attention + memory, outer)
 
 
 def head_work(shape: Shape, device: Device, precision: str) -> float:
     """Final norm, output head and loss."""
-    model, stream = shape.model, _Streams(device, shape.tokens)
+    model, tokens, a = shape.model, shape.tokens, shape.item
     vocabulary = model.vocab_size // shape.tensor
-    norm = stream("norm", model.hidden_size, shape.item)
-    casts = 4.0 if shape.item < FP32 else 0.0  # to fp32 and the gradient back
-    loss = stream("logits", vocabulary, FP32) + device.stream(
-        casts * shape.tokens * vocabulary * (FP32 + shape.item) / 2, shape.tokens * vocabulary * FP32
+    casts = 2.0 * (FP32 + a) if a < FP32 else 0.0  # to fp32, and the gradient back
+    loss = device.passes("loss", tokens, vocabulary, FP32) + device.stream(casts * tokens * vocabulary, tokens * vocabulary)
+    return device.passes("norm", tokens, model.hidden_size, a) + loss + device.linear(
+        tokens, model.hidden_size, vocabulary, precision
     )
-    return norm + device.linear(shape.tokens, model.hidden_size, vocabulary, precision) + loss
 
 
 def embedding_work(shape: Shape, device: Device) -> float:
@@ -86,45 +65,35 @@ def embedding_work(shape: Shape, device: Device) -> float:
     return device.stream(4.0 * table, table) + device.stream(5.0 * shape.residual, shape.residual)
 
 
-class _Streams:
-    """Passes over arrays of a micro-batch."""
-
-    def __init__(self, device: Device, tokens: int) -> None:
-        self.device, self.tokens = device, tokens
-
-    def __call__(self, what: str, numbers: float, item: int) -> float:
-        """Seconds of the passes named over `numbers` of `item` bytes a token."""
-        array = self.tokens * numbers * item
-        return self.device.stream(PASSES[what] * array, array)
-
-
 def _memory_work(shape: Shape, device: Device, precision: str) -> float:
-    model, t, tokens, stream = shape.model, shape.tensor, shape.tokens, _Streams(device, shape.tokens)
+    """One block's memory on one micro-batch."""
+    model, t, tokens, segment = shape.model, shape.tensor, shape.tokens, shape.segment
     size, heads, width = model.hidden_size, max(1, model.memory.heads // t), model.hidden_size // model.memory.heads
-    windows = shape.batch * shape.segments
+    windows, own = shape.batch * shape.segments, size // t
 
-    def linear(outer: int, inner: int = size) -> float:
-        consumer = stream("consumer", inner, shape.item)
-        return device.linear(tokens, inner, outer, precision) + consumer
+    def linear(outer: int) -> float:
+        return device.linear(tokens, size, outer, precision) + device.passes("residual", tokens, size, shape.item) / 2
+
+    def passes(what: str, numbers: int) -> float:
+        return device.passes(what, tokens, numbers, FP32, segment)
 
     if model.memory.kind == "rmt":  # a gate inside attention: its scores pass through memory
-        keys = shape.segment + 3 * model.slots
-        return stream("logits", 2.0 * keys * model.num_heads / t, FP32)
+        return passes("loss", (segment + 3 * model.slots) * model.num_heads // t)
     if model.memory.is_depth:
-        attention = device.attention(windows, heads, shape.segment, shape.segment, width, precision)
-        return 3 * linear(size // t) + 3 * linear(size) + attention + stream("depth", size, FP32)
-    own = size // t
+        attention = device.attention(windows, heads, segment, segment, width, precision)
+        return 3 * linear(own) + 3 * linear(size) + attention + passes("depth", size)
     out = device.linear(tokens, own, size, precision)
-    banks = windows * heads * width * (model.slots if model.memory.kind == "lm2" else width) * FP32
+    rows = model.slots if model.memory.kind == "lm2" else width
+    banks = windows * heads * width * rows * FP32
     states = device.stream(PASSES["banks"] * banks, banks)
     if model.memory.kind == "lm2":
-        rows = model.slots
-        products = 2 * device.batched(windows * heads, shape.segment, rows, width)  # write and read
-        passes = stream("keys", heads * rows, FP32) + stream("queries", heads * rows, FP32) + stream("gates", own, FP32)
-        return 2 * linear(heads * rows) + 3 * linear(own) + linear(heads) + out + products + passes + states
-    chunk = min(DELTA_CHUNK, shape.segment)
-    chunks = windows * heads * -(-shape.segment // chunk)
+        products = 2 * device.batched(windows * heads, segment, rows, width)  # write and read
+        streams = passes("keys", heads * rows) + passes("queries", heads * rows) + passes("gates", own)
+        return 2 * linear(heads * rows) + 3 * linear(own) + linear(heads) + out + products + streams + states
+    chunk = min(DELTA_CHUNK, segment)
+    chunks = windows * heads * -(-segment // chunk)
     products = device.batched(chunks, width, width, chunk) * 3 + device.batched(chunks, chunk, width, chunk) * 1.5
     products += 2 * device.batched(chunks, width, width, width)  # the chunks' transitions, one after the other
-    passes = stream("delta", own, FP32) + stream("chunk", heads * chunk, FP32) + stream("queries", own, FP32)
-    return 4 * linear(own) + 2 * linear(heads) + out + products + passes + states
+    systems = device.stream(PASSES["chunks"] * tokens * heads * chunk * FP32, tokens * heads * chunk * FP32)
+    streams = passes("delta", own) + passes("queries", own) + systems
+    return 4 * linear(own) + 2 * linear(heads) + out + products + streams + states

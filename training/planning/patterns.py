@@ -1,0 +1,84 @@
+"""Code that does to arrays what `training.planning.passes` counts, to be measured on a CPU.
+
+There a pass over every second number costs ten times one over neighbours, so counting bytes is not enough.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BY_SEGMENT = ("mask", "keys", "queries", "gates", "delta", "depth")  # their rows are whole segments
+
+
+def sample(what: str, rows: int, size: int, width: int, dtype: torch.dtype) -> Callable[[], object]:
+    """A function that does once what `what` names to [rows, size]; `width`: of a head, or tokens of a segment."""
+    if what == "mask":
+        documents = torch.zeros(max(1, rows // width), width, dtype=torch.int64)
+        causal = torch.ones(width, size, dtype=torch.bool).tril(size - width)
+        keys = torch.zeros(len(documents), size, dtype=torch.int64)
+        return lambda: (documents[:, :, None] == keys[:, None, :]) & causal
+    x = torch.randn(rows, size, dtype=dtype, requires_grad=True)
+    function = {
+        "norm": lambda: F.rms_norm(x, (size,), weight, 1e-5),
+        "residual": lambda: x + other,
+        "heads": lambda: _heads(x, width),
+        "swiglu": lambda: _swiglu(x),
+        "loss": lambda: F.cross_entropy(x.float(), labels),
+        "keys": lambda: _keys(x, width),
+        "queries": lambda: _normalised(_by_segment(x, width)).contiguous(),
+        "gates": lambda: _gates(x, width),
+        "delta": lambda: _gates(_gates(x, width), width),
+        "depth": lambda: _gates(x, width),
+    }[what]
+    weight = torch.ones(size, dtype=dtype, requires_grad=True)
+    other, labels = torch.randn_like(x, requires_grad=True), torch.zeros(rows, dtype=torch.int64)
+
+    def forward_and_backward() -> None:
+        y = function()
+        y.backward(torch.ones_like(y))
+
+    return forward_and_backward
+
+
+def _heads(qkv: Tensor, width: int) -> Tensor:
+    """Two thirds of the heads rotated; values copied behind an empty cache."""
+    heads = qkv.unflatten(-1, (-1, width))
+    rotated, values = heads.split((heads.size(1) - heads.size(1) // 3, heads.size(1) // 3), dim=1)
+    cos = torch.ones(qkv.size(0), 1, width // 2, dtype=qkv.dtype)
+    first, second = rotated.chunk(2, dim=-1)
+    rotated = torch.cat((first * cos - second * cos, second * cos + first * cos), dim=-1)
+    return torch.cat((rotated, values), dim=1).transpose(0, 1).contiguous()
+
+
+def _swiglu(x: Tensor) -> Tensor:
+    gate, up = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return F.silu(gate) * up
+
+
+def _by_segment(x: Tensor, tokens: int) -> Tensor:
+    """[rows, size] -> fp32 [segments, heads, tokens, 64 or less]."""
+    width = next(w for w in (64, 32, 16, 8, 4, 2, 1) if x.size(1) % w == 0)
+    return x.float().unflatten(0, (-1, tokens)).unflatten(-1, (-1, width)).transpose(1, 2)
+
+
+def _normalised(x: Tensor) -> Tensor:
+    return x * torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-6).reciprocal()
+
+
+def _keys(x: Tensor, tokens: int) -> Tensor:
+    keys = _normalised(_by_segment(x, tokens))
+    keys = keys * torch.ones(keys.shape[2], 1)
+    fading = (keys.detach().square() * 0.1).cumsum(dim=-2).sub(1.0).exp()
+    return (keys * fading * fading).transpose(2, 3).contiguous()
+
+
+def _gates(x: Tensor, tokens: int) -> Tensor:
+    """Two gates, content and a norm, by heads, and back."""
+    flat = x.flatten(0, -2) if x.dim() > 2 else x
+    heads = _by_segment(flat, tokens)
+    written = torch.sigmoid(heads) * torch.tanh(heads + 1.0)
+    read = (_normalised(written) * torch.ones(heads.shape[2], 1)).transpose(1, 2).flatten(2)
+    gate = torch.sigmoid(flat.float() + 1.0)
+    return gate * read.flatten(0, 1)
