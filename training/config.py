@@ -164,6 +164,10 @@ class RunConfig(Section):
     def total_tokens(self) -> int:
         return sum(phase.steps * phase.tokens_per_step for phase in self.phases)
 
+    def problems(self) -> list[str]:
+        """Rules between sections that this configuration breaks; none when it was validated, unlike a changed copy."""
+        return _problems(self)
+
     def identity(self) -> dict[str, Any]:
         """What the trained weights depend on; a run's folder can be continued while this stays the same."""
         full = self.model_dump(mode="json")
