@@ -41,7 +41,7 @@ class Parameters:
 
 
 def layer_parameters(config: ModelConfig, memory_on: bool) -> list[Parameters]:
-    """Parameters of each layer.  A tied head counts with the embedding; where both are apart it has to be held twice."""
+    """Parameters of each layer.  A tied head counts with the embedding; a last stage apart from it holds a copy."""
     hosts = config.memory.hosts(config.num_layers) if memory_on else frozenset()
     table = Parameters(split=config.vocab_size * config.hidden_size)
     backbone = Parameters(split=sum(_backbone_weights(config)), whole=2 * config.hidden_size)

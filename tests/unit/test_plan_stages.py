@@ -54,9 +54,7 @@ def worst(costs: list[float], cut: list[int]) -> float:
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    st.lists(st.integers(0, 20), min_size=1, max_size=7), st.integers(0, 40), st.integers(0, 40), st.integers(1, 7)
-)
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=7), st.integers(0, 40), st.integers(0, 40), st.integers(1, 7))
 def test_the_cut_is_the_best_of_all(decoders: list[int], embedding: int, head: int, stages: int) -> None:
     costs = [float(c) for c in (embedding, *decoders, 0, head)]
     if stages > len(decoders):

@@ -1,7 +1,7 @@
 """Bytes that the forward pass keeps for the backward, and those that live only while a layer is computed.
 
 Counted from the operations of `model/` as autograd keeps them; tests hold the sums to torch's own saved tensors.
-B batch, T tokens of a segment, W keys a token's segment looks at, D hidden, H heads, N slots, d head width, V vocabulary.
+B batch, T tokens of a segment, W keys its tokens look at, D hidden, H heads, N slots, d head width, V vocabulary.
 """
 
 from dataclasses import dataclass

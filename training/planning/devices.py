@@ -81,8 +81,8 @@ class Device:
         """What a plan on this device takes for granted."""
         return (
             f"assumed: products at {PRODUCT_EFFICIENCY:.0%} of {self.name}'s dense peak, attention at "
-            f"{ATTENTION_EFFICIENCY:.0%}, elementwise work at {STREAM_EFFICIENCY:.0%} of its memory bandwidth, links at "
-            f"{LINK_EFFICIENCY:.0%}; nothing overlaps"
+            f"{ATTENTION_EFFICIENCY:.0%}, elementwise work at {STREAM_EFFICIENCY:.0%} of its memory bandwidth, links "
+            f"at {LINK_EFFICIENCY:.0%}; nothing overlaps"
         )
 
 
@@ -94,7 +94,7 @@ def _gpu(
 
 
 # Vendors' data sheets of the SXM boards in machines of 8: dense bf16 (as training.devices.PEAK_BF16) and fp32 TFLOP/s,
-# memory (GiB as torch reports it) and its GB/s, NVLink, one network card a GPU (200 Gb/s with A100, else 400 Gb/s), PCIe
+# memory (GiB as torch reports it) and its GB/s, NVLink, a network card a GPU (200 Gb/s with A100, else 400 Gb/s), PCIe
 DEVICES = {
     "a100": _gpu("A100", 79.1, 312, 19.5, 2039, 300, 25, 32),
     "h100": _gpu("H100", 79.1, 989, 67, 3350, 450, 50, 64),

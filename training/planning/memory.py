@@ -136,7 +136,10 @@ def memory_of(config: RunConfig, phase: Phase, ranks: Ranks, device: Device) -> 
 
 def _stage_memory(config: RunConfig, stage: Stage, shape: Shape, ranks: Ranks, micro_batches: int) -> Memory:
     state = state_bytes(config, stage.parameters, stage.trained, ranks.shards)
-    checkpointing, in_flight = config.training.activation_checkpointing, min(micro_batches, ranks.pipeline - stage.index)
+    checkpointing, in_flight = (
+        config.training.activation_checkpointing,
+        min(micro_batches, ranks.pipeline - stage.index),
+    )
     layers = {hosts: layer_kept(shape, hosts) for hosts in set(stage.decoders)}
     kept = sum(layers[hosts].after(checkpointing, shape) for hosts in stage.decoders)
     banks = sum(layers[hosts].banks for hosts in stage.decoders) if checkpointing == "none" else 0.0
@@ -171,19 +174,19 @@ def state_bytes(config: RunConfig, parameters: int, trained: int, shards: int) -
     part = trained / shards
     optimizer = 3 * FP32 * part
     bucket = float(min(trained, BUCKET))
+    gradients, buffers = FP32 * float(trained), item * float(BUCKET)
     if stage == 1 and mixed and offload == "none":
-        gradients, buffers = (FP32 + item) * trained, FP32 * bucket if shards > 1 else 0.0
+        gradients, buffers = (FP32 + item) * float(trained), FP32 * bucket if shards > 1 else 0.0
     elif stage == 1:
-        gradients, buffers = max(FP32 * trained, 2 * FP32 * part), item * float(BUCKET)
+        gradients = max(gradients, 2 * FP32 * part)
     elif stage == 2:
         gradients = max(FP32 * part + (item * bucket if mixed else 0.0), FP32 * part * (1 if mixed else 2))
-        buffers = item * float(BUCKET)
     else:
         gradients, buffers = FP32 * part, item * (bucket + float(min(parameters, LIVE)))
     weights, host = item * (parameters / shards if stage == 3 else float(parameters)), 0.0
     if offload != "none":
         host, optimizer = optimizer + FP32 * part, 0.0
-        gradients = item * trained if stage == 1 else item * bucket
+        gradients = float(item * trained) if stage == 1 else item * bucket
     if offload == "all":
         host, weights = host + weights, 0.0
     return Memory(weights=weights, gradients=gradients, optimizer=optimizer, buffers=buffers, host=host)

@@ -20,6 +20,8 @@ def sample(what: str, rows: int, size: int, width: int, dtype: torch.dtype) -> C
         keys = torch.zeros(len(documents), size, dtype=torch.int64)
         return lambda: (documents[:, :, None] == keys[:, None, :]) & causal
     x = torch.randn(rows, size, dtype=dtype, requires_grad=True)
+    weight = torch.ones(size, dtype=dtype, requires_grad=True)
+    other, labels = torch.randn_like(x, requires_grad=True), torch.zeros(rows, dtype=torch.int64)
     function = {
         "norm": lambda: F.rms_norm(x, (size,), weight, 1e-5),
         "residual": lambda: x + other,
@@ -32,8 +34,6 @@ def sample(what: str, rows: int, size: int, width: int, dtype: torch.dtype) -> C
         "delta": lambda: _gates(_gates(x, width), width),
         "depth": lambda: _gates(x, width),
     }[what]
-    weight = torch.ones(size, dtype=dtype, requires_grad=True)
-    other, labels = torch.randn_like(x, requires_grad=True), torch.zeros(rows, dtype=torch.int64)
 
     def forward_and_backward() -> None:
         y = function()

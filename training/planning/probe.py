@@ -100,7 +100,7 @@ class Cpu(Device):
 
     def stream(self, size: float, array: float) -> float:
         """Seconds to read or write `size` bytes, at the rate of sums of such arrays that no cache holds."""
-        exponent = min(max(round(math.log2(max(array, 1))), SMALLEST_ARRAY.bit_length() - 1), (POOL // 8).bit_length() - 1)
+        exponent = round(math.log2(min(max(array, SMALLEST_ARRAY), POOL // 8)))
         elements = (1 << exponent) // 4
 
         def measure() -> float:
@@ -140,9 +140,9 @@ class Cpu(Device):
         """What a plan on this device takes for granted."""
         return (
             f"measured here with {torch.get_num_threads()} thread(s) a rank: products at "
-            f"{self.peak['fp32'] / 1e9:.0f} GFLOP/s in fp32 and {self.peak['bf16'] / 1e9:.0f} in bf16 at best (the plan "
-            f"uses each at its own size), memory at {self.bandwidth / GB:.1f} GB/s; assumed: {LOOPBACK / GB:.0f} GB/s "
-            "between ranks; nothing overlaps"
+            f"{self.peak['fp32'] / 1e9:.0f} GFLOP/s in fp32 and {self.peak['bf16'] / 1e9:.0f} in bf16 at best (the "
+            f"plan uses each at its own size), memory at {self.bandwidth / GB:.1f} GB/s; assumed: {LOOPBACK / GB:.0f} "
+            "GB/s between ranks; nothing overlaps"
         )
 
     def _product(self, side: int, precision: str) -> float:

@@ -113,8 +113,8 @@ def _no_topology(config: RunConfig, world: int, device: Device) -> str:
     nearest = [n for n in near[:200] if next(candidates(config, n, device, offload=False), None)][:2]
     known = " or ".join(str(n) for n in sorted(nearest)) or "none between half and twice as many"
     return (
-        f"--devices: {world} cannot be arranged as tensor x pipeline x segment x data such that the {samples} samples of "
-        f"a step are shared evenly; the nearest numbers of devices that can: {known}"
+        f"--devices: {world} cannot be arranged as tensor x pipeline x segment x data such that the {samples} samples "
+        f"of a step are shared evenly; the nearest numbers of devices that can: {known}"
     )
 
 

@@ -1,6 +1,6 @@
 """Bytes a rank sends over each kind of link in one optimizer step, and how long that takes.
 
-Collectives are rings: an all-reduce of x bytes over n ranks sends 2 x (n-1)/n from each, a gather or scatter half of it.
+Collectives are rings: an all-reduce of x bytes over n ranks sends 2x (n-1)/n from each, a gather or scatter half.
 """
 
 from dataclasses import dataclass
@@ -43,9 +43,7 @@ def traffic_of(
     )
 
 
-def _tensor(
-    config: RunConfig, shape: Shape, stage: Stage, ranks: Ranks, device: Device, micro_batches: int
-) -> Link:
+def _tensor(config: RunConfig, shape: Shape, stage: Stage, ranks: Ranks, device: Device, micro_batches: int) -> Link:
     """Two all-reduces a layer forward, two backward, and the forward's again when layers are computed again.
 
     Sequence parallelism sends the same, as a scatter and a gather.  The published LM2 gathers its read once more.
@@ -57,9 +55,7 @@ def _tensor(
     if shape.model.memory.is_depth:
         count += 1.5 * sum(stage.decoders)
     size = 2 * shape.residual * (ranks.tensor - 1) / ranks.tensor
-    return Link(
-        count * size * micro_batches, count * micro_batches * device.collective(size, ranks.tensor, stride=1)
-    )
+    return Link(count * size * micro_batches, count * micro_batches * device.collective(size, ranks.tensor, stride=1))
 
 
 def _pipeline(shape: Shape, ranks: Ranks, device: Device, micro_batches: int) -> Link:

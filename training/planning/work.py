@@ -10,6 +10,7 @@ from training.planning.activations import DELTA_CHUNK, FP32, Shape
 from training.planning.devices import Device
 from training.planning.passes import PASSES
 
+
 @dataclass(frozen=True)
 class Work:
     """Seconds, forward and backward; `inner`: attention and memory, which selective checkpointing computes again."""
@@ -53,9 +54,13 @@ def head_work(shape: Shape, device: Device, precision: str) -> float:
     model, tokens, a = shape.model, shape.tokens, shape.item
     vocabulary = model.vocab_size // shape.tensor
     casts = 2.0 * (FP32 + a) if a < FP32 else 0.0  # to fp32, and the gradient back
-    loss = device.passes("loss", tokens, vocabulary, FP32) + device.stream(casts * tokens * vocabulary, tokens * vocabulary)
-    return device.passes("norm", tokens, model.hidden_size, a) + loss + device.linear(
-        tokens, model.hidden_size, vocabulary, precision
+    loss = device.passes("loss", tokens, vocabulary, FP32) + device.stream(
+        casts * tokens * vocabulary, tokens * vocabulary
+    )
+    return (
+        device.passes("norm", tokens, model.hidden_size, a)
+        + loss
+        + device.linear(tokens, model.hidden_size, vocabulary, precision)
     )
 
 

@@ -1,0 +1,74 @@
+"""Plan a run before any GPU is asked: what it holds, sends and takes, and how to arrange it.
+
+python launchers/plan.py --config configs/lm2_1.7b.yaml --devices h200:64
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+EPILOG = """\
+examples:
+  python launchers/plan.py --config configs/lm2_1.7b.yaml --devices h200:64
+      the fastest topologies of 64 H200, what each rank holds and sends, and how long the configured tokens take
+  python launchers/plan.py --config configs/lm2_1.7b.yaml --devices a100:16 --as-is parallel.tensor=2
+      the configuration's own topology alone; refused when it does not fit
+  python launchers/plan.py --config configs/lm2_1.7b.yaml --devices b200 --scale 8,64,512,4096 --out plans
+      days and tokens/s against the number of GPUs: a table, and plans/plan-NAME.png
+  python launchers/plan.py --config configs/quickstart.yaml --devices cpu:2
+      this machine with one core a rank, measured on the spot
+
+devices: a100 (80 GB), h100, h200, b200 in machines of 8, or cpu; NAME alone is one of them.
+The line of overrides at the end can be appended to pretrain.py's command; overrides here are the same as there.
+exit codes: 0 planned; 2 bad input, or nothing fits (what is largest, and what would do, is said)
+"""
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python launchers/plan.py",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file that describes the run")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the file")
+    parser.add_argument("--devices", default="h200:8", metavar="NAME:COUNT", help="what to run on (default h200:8)")
+    parser.add_argument("--as-is", action="store_true", help="plan the file's own topology, search for no other")
+    parser.add_argument(
+        "--scale",
+        nargs="?",
+        const="",
+        metavar="N,N,…",
+        help="plan many numbers of devices, 8 to 4096, and draw them",
+    )
+    parser.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="where --scale's picture goes")
+    return parser.parse_intermixed_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command and returns its exit code."""
+    options = parse_arguments(arguments)
+    # Imports after the arguments: --help answers at once.
+    from training.config import load_config
+    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, EXIT_FINISHED
+    from training.planning.command import plan_many, plan_one
+    from training.planning.devices import parse_devices
+
+    try:
+        config, (name, count) = load_config(options.config, options.overrides), parse_devices(options.devices)
+        if options.scale is None:
+            plan_one(config, name, count, options.as_is)
+        else:
+            plan_many(config, name, options.scale, options.out)
+    except BAD_INPUT as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return EXIT_FINISHED
+
+
+if __name__ == "__main__":
+    # The repository's packages are importable from a checkout that is not installed.
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,111 @@
+"""What `launchers/plan.py` does once its arguments are read, and the lines a run prints when it starts."""
+
+from pathlib import Path
+
+from model.cost import count_parameters
+from training.config import RunConfig
+from training.errors import ConfigError
+from training.planning.devices import DEVICES, Device
+from training.planning.plan import Plan, make_plan, topology_problems
+from training.planning.report import (
+    describe_memory,
+    duration,
+    misfit,
+    new_console,
+    show_choice,
+    show_conclusion,
+    show_details,
+    show_model,
+)
+from training.planning.scale import parse_scale, plan_scale, plot_scale
+from training.planning.search import best_plan
+
+SHOWN = 5  # of the fastest plans
+
+
+def plan_one(config: RunConfig, name: str, count: int, as_is: bool) -> None:
+    """Print the plan for `count` devices; raises `ConfigError` for what cannot be arranged or does not fit."""
+    device = device_named(name, count)
+    own = _own(config, count, device, needed=as_is)
+    console = new_console()
+    if as_is and own is not None:
+        if not own.fits:
+            raise ConfigError(f"--devices: {misfit(own)}; {_nearest(config, count, device)}")
+        show_model(console, config)
+        show_choice(console, [own], None)
+        show_details(console, own)
+        return
+    found = best_plan(config, count, device)
+    show_model(console, config)
+    show_choice(console, found.plans[:SHOWN], own)
+    show_details(console, found.best)
+    show_conclusion(console, found.best, own)
+
+
+def plan_many(config: RunConfig, name: str, scale: str, folder: Path) -> None:
+    """Print the best plan for each number of devices and draw them; raises `ConfigError` when there is none at all."""
+    counts = parse_scale(scale)
+    plans, problems = plan_scale(config, counts, device_named(name, max(counts)))
+    if not plans:
+        raise ConfigError("\n".join(problems))
+    console = new_console()
+    show_model(console, config)
+    for plan in plans:
+        console.print(
+            f"{plan.ranks.world:6,} {plan.device.name}: {duration(plan.seconds):>10}, {plan.tokens_per_second:12,.0f} "
+            f"tokens/s, MFU {plan.mfu:.1%}: {' '.join(plan.overrides())}",
+            soft_wrap=True,
+        )
+    for problem in problems:
+        console.print(f"left out: {problem}", soft_wrap=True)
+    console.print(plans[0].device.assumptions())
+    out = folder / f"plan-{config.run.name}.png"
+    plot_scale(plans, out)
+    console.print(f"drawn: {out}")
+
+
+def summary(config: RunConfig, world_size: int, device: Device | None) -> list[str]:
+    """A few short lines for the start of a run; `device` None: unknown, then memory and time are left out."""
+    parallel, parameters = config.parallel, count_parameters(config.model)
+    data = world_size // (parallel.tensor * parallel.pipeline * parallel.segment)
+    lines = [
+        f"{parameters.total / 1e6:,.1f} M parameters, {parameters.memory / 1e6:,.1f} M of them memory; {world_size} "
+        f"ranks: tensor {parallel.tensor} x pipeline {parallel.pipeline} x segment {parallel.segment} x data {data}, "
+        f"ZeRO {config.training.zero_stage}"
+    ]
+    if device is None:
+        return lines
+    plan = make_plan(config, world_size, device)
+    lines.append(f"planned memory: {describe_memory(plan.memory, device)}")
+    if device.peak:
+        lines.append(
+            f"planned time: {duration(plan.seconds)} at {plan.tokens_per_second:,.0f} tokens/s, MFU {plan.mfu:.0%} "
+            f"(python launchers/plan.py says why)"
+        )
+    return lines
+
+
+def device_named(name: str, count: int) -> Device:
+    """A device of the table, or this machine's CPU with a core for each of `count` ranks."""
+    if name != "cpu":
+        return DEVICES[name]
+    from training.planning.probe import Cpu  # torch, which GPUs are planned without
+
+    return Cpu(count)
+
+
+def _own(config: RunConfig, count: int, device: Device, needed: bool) -> Plan | None:
+    """The configuration's own topology.  One that was asked for, but is impossible, is refused."""
+    parallel = config.parallel
+    problems = topology_problems(config, count, device)
+    if problems and (needed or (parallel.tensor, parallel.pipeline, parallel.segment) != (1, 1, 1)):
+        raise ConfigError("\n".join(problems))
+    return None if problems else make_plan(config, count, device)
+
+
+def _nearest(config: RunConfig, count: int, device: Device) -> str:
+    """What to change so that it fits."""
+    try:
+        return f"the fastest that fits: {' '.join(best_plan(config, count, device).best.overrides())}"
+    except ConfigError as error:
+        return str(error)

@@ -1,0 +1,155 @@
+"""A plan as tables: on a terminal with lines, in a pipe as plain text."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from model.cost import count_parameters, flops_per_token
+from training.config import RunConfig
+from training.planning.devices import GB, GIB, Device
+from training.planning.memory import Memory
+from training.planning.plan import DAY, Plan
+from training.planning.timing import bubble_fraction
+
+PIPED_WIDTH = 160  # columns where there is no terminal to ask
+
+
+def new_console() -> Console:
+    """Standard output; as wide as the tables need when it is a pipe."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PIPED_WIDTH)
+
+
+def show_model(console: Console, config: RunConfig) -> None:
+    """Parameters and what the phases compute."""
+    parameters = count_parameters(config.model)
+    backbone = parameters.total - parameters.memory
+    console.print(
+        f"run {config.run.name}: {parameters.total:,} parameters, {backbone:,} backbone + {parameters.memory:,} memory "
+        f"({config.model.memory.kind})"
+    )
+    table = _table("phase", "memory", "tokens", "tokens a step", "steps", "GFLOP a token")
+    for phase in config.phases:
+        flops = flops_per_token(config.model, phase.memory) / 1e9
+        on = "on" if phase.memory else "off"
+        tokens = f"{phase.tokens:,}"
+        table.add_row(phase.name, on, tokens, f"{phase.tokens_per_step:,}", f"{phase.steps:,}", f"{flops:.3g}")
+    console.print(table)
+
+
+def show_choice(console: Console, plans: Sequence[Plan], own: Plan | None) -> None:
+    """The fastest plans, and the configuration's own."""
+    device, world = plans[0].device, plans[0].ranks.world
+    console.print(f"\n{world} {device.name}: the fastest of what fits into {device.usable / GIB:.1f} GiB each")
+    names = ("tensor", "pipeline", "segment", "data", "ZeRO", "micro-batch", "checkpointing", "sequence", "offload")
+    table = _table("", *names, "GiB a rank", "tokens/s", "MFU", "time")
+    for rank, plan in enumerate(plans, start=1):
+        table.add_row(str(rank), *_choice(plan))
+    if own is not None:
+        table.add_row("own", *_choice(own))
+    console.print(table)
+
+
+def show_details(console: Console, plan: Plan) -> None:
+    """Memory, time and traffic of one plan."""
+    console.print(f"\nmemory of the fullest rank, phase {plan.fullest_phase}")
+    memory = _table("part", "GiB")
+    for name, size in plan.memory.parts.items():
+        memory.add_row(name, f"{size / GIB:.2f}")
+    memory.add_row("total", f"{plan.memory.total / GIB:.2f}")
+    if plan.memory.host:
+        memory.add_row("in CPU memory, beside it", f"{plan.memory.host / GIB:.2f}")
+    console.print(memory)
+    console.print("\nseconds of a step, on the slowest stage")
+    steps = _table("phase", *plan.steps[0].parts, "total", "tokens/s", "MFU", "days")
+    for phase, step in zip(plan.config.phases, plan.steps, strict=True):
+        seconds = [f"{value:.3g}" for value in (*step.parts.values(), step.seconds)]
+        days = phase.steps * step.seconds / DAY
+        steps.add_row(phase.name, *seconds, _short(step.tokens_per_second), f"{step.mfu:.1%}", f"{days:.3g}")
+    console.print(steps)
+    console.print("\nGB a rank sends in a step")
+    links = ("tensor", "pipeline", "segment", "data", "host")
+    traffic = _table("phase", *links, "micro-batches", "pipeline bubble")
+    for phase, step in zip(plan.config.phases, plan.steps, strict=True):
+        sizes = [f"{getattr(step.traffic, name).bytes / GB:.3g}" for name in links]
+        bubble = bubble_fraction(step.micro_batches, plan.ranks.pipeline)
+        traffic.add_row(phase.name, *sizes, str(step.micro_batches), f"{bubble:.1%}")
+    console.print(traffic)
+    console.print(f"\na checkpoint: {plan.checkpoint_bytes / GB:.1f} GB (fp32 weights and two moments)")
+    console.print(plan.device.assumptions())
+
+
+def show_conclusion(console: Console, best: Plan, own: Plan | None) -> None:
+    """What to run, and what the configuration's own topology loses against it."""
+    console.print(
+        f"\n{duration(best.seconds)} for {_short(best.config.total_tokens)} tokens at "
+        f"{_short(best.tokens_per_second)} tokens/s; append to pretrain.py:"
+    )
+    console.print(" ".join(best.overrides()), soft_wrap=True)
+    if own is None:
+        return
+    if not own.fits:
+        console.print("the configuration's own topology does not fit: " + misfit(own))
+    elif own.overrides() != best.overrides():
+        console.print(
+            f"the configuration's own topology takes {duration(own.seconds)}: {own.seconds / best.seconds:.2f} times it"
+        )
+    else:
+        console.print("that is the configuration's own topology")
+
+
+def misfit(plan: Plan) -> str:
+    """Needed, available, and what needs most."""
+    memory, device = plan.memory, plan.device
+    return (
+        f"it needs {memory.total / GIB:.1f} GiB a rank of the {device.usable / GIB:.1f} GiB a device ({device.name}) "
+        f"gives; the largest part is {memory.largest}, {memory.parts[memory.largest] / GIB:.1f} GiB"
+    )
+
+
+def describe_memory(memory: Memory, device: Device) -> str:
+    """One line."""
+    return (
+        f"about {memory.total / GIB:.1f} GiB a rank of {device.usable / GIB:.1f}, most of it {memory.largest} "
+        f"({memory.parts[memory.largest] / GIB:.1f} GiB)"
+    )
+
+
+def duration(seconds: float) -> str:
+    """In the unit people would say it in."""
+    for unit, size in (("days", DAY), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= size * 1.5:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} seconds"
+
+
+def _choice(plan: Plan) -> list[str]:
+    training, ranks = plan.config.training, plan.ranks
+    numbers = (ranks.tensor, ranks.pipeline, ranks.segment, ranks.data, training.zero_stage, training.micro_batch_size)
+    sequence = "yes" if plan.config.parallel.sequence else "no"
+    settings = [training.activation_checkpointing, sequence, training.offload]
+    size = f"{plan.memory.total / GIB:.1f}" + ("" if plan.fits else " (does not fit)")
+    return [
+        *map(str, numbers),
+        *settings,
+        size,
+        _short(plan.tokens_per_second),
+        f"{plan.mfu:.1%}",
+        duration(plan.seconds),
+    ]
+
+
+def _table(*columns: str) -> Table:
+    plain = not Console().is_terminal
+    table = Table(box=None, pad_edge=False) if plain else Table()
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+    return table
+
+
+def _short(value: float) -> str:
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
