@@ -7,6 +7,7 @@ from training.config import RunConfig
 from training.devices import keep_freed_memory
 from training.errors import EXIT_FINISHED, ConfigError
 from training.logs import quiet_libraries, setup_logging
+from training.planning import lines_at_start
 from training.preflight import check
 from training.reporting import open_folder, start_tracker
 from training.topology import RankInfo, broadcast, initialize
@@ -33,7 +34,11 @@ def run(config: RunConfig, local_rank: int | None = None) -> int:
         setup_logging(config.run.folder, info.rank)
         from training.loop import Trainer
 
-        code = Trainer(config, topology, tracker).run()
+        trainer = Trainer(config, topology, tracker)
+        name = torch.cuda.get_device_name(topology.device) if topology.device.type == "cuda" else "CPU"
+        for line in lines_at_start(config, info.world_size, name):
+            trainer.reporter.note(line)
+        code = trainer.run()
         dist.barrier()  # the launcher ends all ranks once one has left with a code, and rank 0 closes MLflow last
         return code
     finally:

@@ -1,14 +1,12 @@
-"""What `launchers/plan.py` does once its arguments are read, and the lines a run prints when it starts."""
+"""What `launchers/plan.py` does once its arguments are read."""
 
 from pathlib import Path
 
-from model.cost import count_parameters
 from training.config import RunConfig
 from training.errors import ConfigError
 from training.planning.devices import DEVICES, Device
 from training.planning.plan import Plan, make_plan, topology_problems
 from training.planning.report import (
-    describe_memory,
     duration,
     misfit,
     new_console,
@@ -17,7 +15,6 @@ from training.planning.report import (
     show_details,
     show_model,
 )
-from training.planning.scale import parse_scale, plan_scale, plot_scale
 from training.planning.search import best_plan
 
 SHOWN = 5  # of the fastest plans
@@ -44,6 +41,8 @@ def plan_one(config: RunConfig, name: str, count: int, as_is: bool) -> None:
 
 def plan_many(config: RunConfig, name: str, scale: str, folder: Path) -> None:
     """Print the best plan for each number of devices and draw them; raises `ConfigError` when there is none at all."""
+    from training.planning.scale import parse_scale, plan_scale, plot_scale  # matplotlib, for a picture alone
+
     counts = parse_scale(scale)
     plans, problems = plan_scale(config, counts, device_named(name, max(counts)))
     if not plans:
@@ -62,27 +61,6 @@ def plan_many(config: RunConfig, name: str, scale: str, folder: Path) -> None:
     out = folder / f"plan-{config.run.name}.png"
     plot_scale(plans, out)
     console.print(f"drawn: {out}")
-
-
-def summary(config: RunConfig, world_size: int, device: Device | None) -> list[str]:
-    """A few short lines for the start of a run; `device` None: unknown, then memory and time are left out."""
-    parallel, parameters = config.parallel, count_parameters(config.model)
-    data = world_size // (parallel.tensor * parallel.pipeline * parallel.segment)
-    lines = [
-        f"{parameters.total / 1e6:,.1f} M parameters, {parameters.memory / 1e6:,.1f} M of them memory; {world_size} "
-        f"ranks: tensor {parallel.tensor} x pipeline {parallel.pipeline} x segment {parallel.segment} x data {data}, "
-        f"ZeRO {config.training.zero_stage}"
-    ]
-    if device is None:
-        return lines
-    plan = make_plan(config, world_size, device)
-    lines.append(f"planned memory: {describe_memory(plan.memory, device)}")
-    if device.peak:
-        lines.append(
-            f"planned time: {duration(plan.seconds)} at {plan.tokens_per_second:,.0f} tokens/s, MFU {plan.mfu:.0%} "
-            f"(python launchers/plan.py says why)"
-        )
-    return lines
 
 
 def device_named(name: str, count: int) -> Device:

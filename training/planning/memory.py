@@ -167,7 +167,8 @@ def state_bytes(config: RunConfig, parameters: int, trained: int, shards: int) -
 
     Optimizer state: an fp32 master copy (in fp32 too) and AdamW's two moments, 12 bytes, shared out by every stage.
     Gradients: ZeRO 1 in bf16 accumulates all of them in fp32 beside the backward's own in bf16; in fp32 it keeps the
-    backward's own, or twice its part while a step is made; ZeRO 2 keeps a bucket and its part, ZeRO 3 its part.
+    backward's own, or twice its part while a step is made.  ZeRO 2 keeps its part (in fp32 twice while a step is made)
+    beside a bucket, which is a buffer; ZeRO 3 its part.
     """
     training, item = config.training, ITEM[config.training.precision]
     stage, offload, mixed = training.zero_stage, training.offload, item < FP32
@@ -180,7 +181,7 @@ def state_bytes(config: RunConfig, parameters: int, trained: int, shards: int) -
     elif stage == 1:
         gradients = max(gradients, 2 * FP32 * part)
     elif stage == 2:
-        gradients = max(FP32 * part + (item * bucket if mixed else 0.0), FP32 * part * (1 if mixed else 2))
+        gradients = FP32 * part * (1 if mixed else 2)
     else:
         gradients, buffers = FP32 * part, item * (bucket + float(min(parameters, LIVE)))
     weights, host = item * (parameters / shards if stage == 3 else float(parameters)), 0.0
