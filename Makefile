@@ -46,6 +46,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/segments.py
 	$(BIN)/python benchmarks/linear.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/plan.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
