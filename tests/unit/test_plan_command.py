@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
+from tests.reference.small import one_thread
 from training.config import load_config
 from training.errors import ConfigError
 from training.planning import summary
 from training.planning.devices import DEVICES
 from training.planning.scale import SCALE, parse_scale
+
+__all__ = ["one_thread"]  # measuring a CPU sets the number of threads
 
 ROOT = Path(__file__).parents[2]
 LARGE, SMALL = ROOT / "configs" / "lm2_1.7b.yaml", ROOT / "configs" / "quickstart.yaml"
@@ -76,6 +79,13 @@ def test_scale_draws_what_can_be_planned(tmp_path: Path, capsys: pytest.CaptureF
     assert "left out: --devices: 7" in out
     assert imread(tmp_path / "plans" / "plan-quickstart.png").size > 0
     assert [path.name for path in (tmp_path / "plans").iterdir()] == ["plan-quickstart.png"]
+
+
+def test_a_cpu_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("--config", SMALL, "--devices", "cpu:2", "--as-is") == 0
+    out = capsys.readouterr().out
+    assert "measured here with 1 thread(s) a rank" in out
+    assert "2 CPU" in out
 
 
 def test_scales() -> None:

@@ -33,10 +33,12 @@ LOOPBACK = 2 * GB  # bytes/s between two gloo ranks of one machine, a copy throu
 class Cpu(Device):
     """One rank's share of this machine.  Peak and bandwidth are what was measured on large arrays."""
 
+    _measured: dict[tuple[object, ...], float]  # seconds, by operation and size
+
     def __init__(self, ranks: int, threads: int = 1) -> None:
         torch.set_num_threads(threads)
         keep_freed_memory()
-        self._measured: dict[tuple[object, ...], float] = {}
+        object.__setattr__(self, "_measured", {})  # devices are frozen; what was measured here is only remembered
         side = 1024
         peak = {precision: 2 * side**3 / self._product(side, precision) for precision in ("fp32", "bf16")}
         size = float(POOL // 8)
@@ -52,9 +54,6 @@ class Cpu(Device):
             overhead=0.5 * GIB,  # torch, DeepSpeed and their libraries
             fused_norms=False,
         )
-
-    def __setattr__(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)  # the base class is frozen once it is made
 
     def linear(self, rows: int, inner: int, outer: int, precision: str) -> float:
         """Seconds of the forward and backward of `model.linear` at this size."""
