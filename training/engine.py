@@ -18,12 +18,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.cost import stage_costs
 from model.memory import RMTMemory, memories, wiped
 from model.network import LanguageModel, is_memory_name
 from model.parallel import vocab_parallel_cross_entropy
 from model.stages import EmbeddingStage, Layer, flat_layers, tied_logits
 from training.batches import MicroBatch, StepBatch, iterate
 from training.config import Phase, RunConfig
+from training.planning.stages import cut_stages
 from training.topology import Topology
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -172,10 +174,9 @@ class Engine(ABC):
 
     def _zero_config(self) -> dict[str, Any]:
         training, size = self.config.training, self.config.model.hidden_size
-        zero: dict[str, Any] = {"stage": training.zero_stage}
-        if training.zero_stage > 1:
-            # DeepSpeed allocates a whole bucket, 5e8 elements by default, however small the model
-            zero["reduce_bucket_size"] = min(5 * 10**8, sum(shape.numel() for shape in self.shapes.values()))
+        # DeepSpeed allocates whole buckets, 5e8 numbers by default, however small the model
+        bucket = min(5 * 10**8, sum(shape.numel() for shape in self.shapes.values()))
+        zero: dict[str, Any] = {"stage": training.zero_stage, "reduce_bucket_size": bucket}
         if training.zero_stage == 3:
             zero["stage3_param_persistence_threshold"] = 10 * size  # norms and gates stay whole
             zero["stage3_prefetch_bucket_size"] = 10 * size * size
@@ -316,15 +317,16 @@ class PipelineEngine(Engine):
         def loss(logits: Tensor, labels: tuple[Tensor, Tensor]) -> Tensor:
             return (vocab_parallel_cross_entropy(logits, labels[0], tp) * labels[1]).sum()
 
-        with contextlib.redirect_stdout(io.StringIO()) as said:  # the cut into stages, for the log
-            module = PipelineModule(
+        with contextlib.redirect_stdout(io.StringIO()):
+            cut = cut_stages(stage_costs(config.model, self.phase.memory), topology.pipeline_size)
+            module = _Stages(
                 [_spec(layer, config, topology, last=i == len(layers) - 1) for i, layer in enumerate(layers)],
                 topology=PipeModelDataParallelTopology(topology.pipeline_size, tp.size, topology.replicas.size()),
                 loss_fn=loss,
-                partition_method="type:DecoderStage",
+                partition_method=",".join(map(str, cut)),
                 activation_checkpoint_interval=1 if config.training.activation_checkpointing == "full" else 0,
             )
-        log.info("%s", said.getvalue())
+        log.info("stages of the flat list: %s", cut)
         return module
 
     def _canonical_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -342,6 +344,16 @@ class PipelineEngine(Engine):
 
     def _forward(self, batch: StepBatch) -> Tensor:
         return self.ds.eval_batch(iterate(batch), num_micro_batches=len(batch.micro_batches))
+
+
+class _Stages(PipelineModule):
+    """A pipeline cut at given boundaries of the flat list; DeepSpeed's own cuts count layers or parameters."""
+
+    def _partition_layers(self, method: str) -> None:
+        """method: the boundaries, such as "0,3,6"."""
+        self.parts = [int(boundary) for boundary in method.split(",")]
+        stage = self._topo.get_coord(self.global_rank).pipe
+        self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
 
 
 class _Spec(LayerSpec):

@@ -135,7 +135,7 @@ def test_devices_that_share_no_batch_are_told_the_nearest() -> None:
 def test_what_cannot_fit_names_the_largest_part_and_what_would_do(large: RunConfig) -> None:
     huge = parse_config(
         large.model_dump(mode="json")
-        | {"model": large.model.model_dump() | {"hidden_size": 8192, "num_layers": 48, "ffn_size": 28672}}
+        | {"model": large.model.model_dump() | {"hidden_size": 32768, "num_layers": 480, "ffn_size": 28672}}
     )
     with pytest.raises(ConfigError, match=r"no topology of 1 A100 fits.* needs [\d.]+ GiB .* most of it .*would do"):
         best_plan(huge, 1, A100)

@@ -9,7 +9,7 @@ import torch
 from tests.distributed.spawn import run_ranks
 from tests.distributed.training_case import start, step_batch, tiny_config
 from training.planning.activations import FP32
-from training.planning.memory import BUCKET, ranks_of, stages_of, state_bytes
+from training.planning.memory import ITEM, ranks_of, stages_of, state_bytes
 
 WIDE = {"model__hidden_size": 128, "model__ffn_size": 512}
 
@@ -34,7 +34,7 @@ def held(zero_stage: int, precision: str) -> tuple[int, int]:
     def watched(function: Any) -> Any:
         def call(*arguments: Any, **named: Any) -> Any:
             now = {key: size for key, size in storages(engine).items() if key not in before}
-            seen.append(sum(size for size in now.values() if size < BUCKET))  # a bucket is a buffer of its own
+            seen.append(sum(now.values()))
             return function(*arguments, **named)
 
         return call
@@ -49,7 +49,7 @@ def held(zero_stage: int, precision: str) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("zero_stage", [1, 2])
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
 @pytest.mark.parametrize("world", [1, 2])
 def test_state_is_what_the_engine_holds(world: int, zero_stage: int, precision: str) -> None:
     config = tiny_config(training__zero_stage=zero_stage, training__precision=precision, **WIDE)
@@ -57,7 +57,10 @@ def test_state_is_what_the_engine_holds(world: int, zero_stage: int, precision: 
     (stage,) = stages_of(config.model, True, False, 1, 1)
     plan = state_bytes(config, stage.parameters, stage.trained, ranks.shards)
     most, moments = run_ranks(held, world, zero_stage, precision)[0]
-    assert plan.weights + plan.gradients + plan.optimizer == pytest.approx(most, rel=0.1)
+    # of the buckets only these stay allocated between a backward and its step
+    bucket = zero_stage == 3 or (zero_stage == 1 and precision == "fp32" and world > 1)
+    kept = ITEM[precision] * stage.parameters if bucket else 0
+    assert plan.weights + plan.gradients + plan.optimizer + kept == pytest.approx(most, rel=0.1)
     assert plan.optimizer == pytest.approx(1.5 * FP32 * moments, rel=0.01)  # the master copy beside the two moments
 
 
@@ -65,7 +68,7 @@ def test_stage_3_shards_everything_and_offloading_moves_it_away() -> None:
     config = tiny_config(training__precision="bf16")
     third = config.model_copy(update={"training": config.training.model_copy(update={"zero_stage": 3})})
     plan = state_bytes(third, 1000, 1000, 8)
-    assert (plan.weights, plan.gradients, plan.optimizer) == (250, 500, 1500)
+    assert (plan.weights, plan.gradients, plan.optimizer) == (250, 1000, 1500)
     away = third.model_copy(update={"training": third.training.model_copy(update={"offload": "all"})})
     offloaded = state_bytes(away, 1000, 1000, 8)
     assert (offloaded.weights, offloaded.optimizer) == (0, 0)

@@ -10,7 +10,7 @@ from training.planning.activations import FP32, Shape, head_kept, head_transient
 from training.planning.devices import Device
 from training.planning.stages import cut_stages
 
-BUCKET = 500_000_000  # numbers: DeepSpeed's default reduce_bucket_size and allgather_bucket_size
+BUCKET = 500_000_000  # numbers at most: reduce_bucket_size, or the model where that is smaller
 LIVE = 1_000_000_000  # numbers: DeepSpeed's default stage3_max_live_parameters, gathered at once
 ITEM = {"fp32": 4, "bf16": 2}  # bytes of a weight and of an activation
 
@@ -168,14 +168,14 @@ def state_bytes(config: RunConfig, parameters: int, trained: int, shards: int) -
     Optimizer state: an fp32 master copy (in fp32 too) and AdamW's two moments, 12 bytes, shared out by every stage.
     Gradients: ZeRO 1 in bf16 accumulates all of them in fp32 beside the backward's own in bf16; in fp32 it keeps the
     backward's own, or twice its part while a step is made.  ZeRO 2 keeps its part (in fp32 twice while a step is made)
-    beside a bucket, which is a buffer; ZeRO 3 its part.
+    beside a bucket, which is a buffer; ZeRO 3 its part twice while a step is made.
     """
     training, item = config.training, ITEM[config.training.precision]
     stage, offload, mixed = training.zero_stage, training.offload, item < FP32
     part = trained / shards
     optimizer = 3 * FP32 * part
-    bucket = float(min(trained, BUCKET))
-    gradients, buffers = FP32 * float(trained), item * float(BUCKET)
+    bucket = float(min(parameters, BUCKET))
+    gradients, buffers = FP32 * float(trained), item * bucket
     if stage == 1 and mixed and offload == "none":
         gradients, buffers = (FP32 + item) * float(trained), FP32 * bucket if shards > 1 else 0.0
     elif stage == 1:
@@ -183,7 +183,7 @@ def state_bytes(config: RunConfig, parameters: int, trained: int, shards: int) -
     elif stage == 2:
         gradients = FP32 * part * (1 if mixed else 2)
     else:
-        gradients, buffers = FP32 * part, item * (bucket + float(min(parameters, LIVE)))
+        gradients, buffers = 2 * FP32 * part, item * (bucket + float(min(parameters, LIVE)))
     weights, host = item * (parameters / shards if stage == 3 else float(parameters)), 0.0
     if offload != "none":
         host, optimizer = optimizer + FP32 * part, 0.0
