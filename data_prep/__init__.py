@@ -1,10 +1,11 @@
 """Documents to token shards, and token shards to training samples."""
 
+from .batch import Batch
 from .config import DataConfig, PrepareConfig, SourceConfig, TokenizerConfig
 from .errors import DataError
 from .manifest import Manifest
 from .prepare import prepare
-from .stream import Batch, SampleOrigin, TokenStream
+from .stream import SampleOrigin, TokenStream
 from .tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [

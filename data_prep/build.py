@@ -17,9 +17,9 @@ from .manifest import Manifest, ShardEntry, SkippedCounts, Split, TokenizerEntry
 from .problems import Problems
 from .progress import ByteProgress
 from .selection import identity_hash, sample_hash, sample_texts, sample_threshold, split_of
-from .shards import ShardWriter
 from .tokenize import Pool, tokenize
 from .tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from .writer import ShardWriter
 
 _SPLITS: tuple[Split, Split] = ("train", "valid")
 _TYPE_SIZES: dict[TokenType, int] = {"uint16": 2**16, "uint32": 2**32}

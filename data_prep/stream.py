@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
+from .batch import Batch
 from .errors import DataError
 from .manifest import Manifest, Split
 from .mixing import Int64, Mix, MixSchedule
@@ -17,20 +17,6 @@ from .shards import Shard
 # Samples are located this many at a time: one vectorised computation serves the batches that follow.
 _BLOCK = 1024
 _BLOCKS_KEPT = 16
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B samples of L + 1 tokens: inputs are tokens[:, :-1], targets tokens[:, 1:].
-
-    tokens: int64 [B, L + 1].
-    document_ids: int64 [B, L + 1]; 0, 1, 2, ... by document within the sample.
-    loss_mask: bool [B, L]; False at t where tokens[t + 1] belongs to another document than tokens[t].
-    """
-
-    tokens: Int64
-    document_ids: Int64
-    loss_mask: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -104,6 +90,9 @@ class TokenStream:
             )
         windows = {source.name: source.windows for source in self._sources}
         self._schedule = MixSchedule(mix, windows, sequence_length)
+        self._dtype = np.dtype(self.manifest.token_type)
+        self._token_bytes = self._dtype.itemsize
+        self._raw: dict[int, memoryview] = {}  # the bytes of the shards that are open
         self._blocks: dict[int, tuple[list[int], list[int]]] = {}
 
     def __len__(self) -> int:
@@ -122,25 +111,21 @@ class TokenStream:
         Raises:
             DataError: a shard, when it is first touched, turns out damaged.
         """
-        length = self.sequence_length
-        tokens = np.empty((len(indices), length + 1), dtype=np.int64)
-        document_ids = np.zeros((len(indices), length + 1), dtype=np.int64)
-        loss_mask = np.ones((len(indices), length), dtype=np.bool_)
-        begins: list[Int64] = []  # in the flattened batch
-        for row, index in enumerate(indices):
-            shard, start = self._place(index)
-            flat, offsets = self._shards[shard].open()
-            tokens[row] = flat[start : start + length + 1]
-            # Documents that begin inside the sample, after its first token.
-            first, last = offsets.searchsorted((start + 1, start + length + 1)).tolist()
-            if first < last:
-                begins.append(offsets[first:last] + (row * (length + 1) - start))
-        if begins:
-            rows, columns = np.divmod(np.concatenate(begins), length + 1)
-            loss_mask[rows, columns - 1] = False
-            document_ids[rows, columns] = 1
-            np.cumsum(document_ids, axis=1, out=document_ids)
-        return Batch(tokens, document_ids, loss_mask)
+        shards, starts = self._places(indices)
+        width = self.sequence_length + 1
+        size, row_bytes, raw = self._token_bytes, width * self._token_bytes, self._raw
+        try:
+            parts = [raw[s][t * size : t * size + row_bytes] for s, t in zip(shards, starts, strict=True)]
+        except KeyError:  # a shard's first touch
+            opened = [self._open(s) for s in shards]
+            parts = [o[t * size : t * size + row_bytes] for o, t in zip(opened, starts, strict=True)]
+        # One allocation and one copy a sample; assigning numpy rows one by one takes twice as long.
+        tokens = np.frombuffer(bytearray().join(parts), dtype=self._dtype).reshape(len(parts), width)
+        return Batch(tokens, [self._shards[shard] for shard in shards], starts)
+
+    def _open(self, shard: int) -> memoryview:
+        raw = self._raw[shard] = self._shards[shard].open().raw
+        return raw
 
     def describe(self, index: int) -> SampleOrigin:
         """Where sample `index` of the run comes from."""
@@ -151,18 +136,34 @@ class TokenStream:
         window = start // self.sequence_length
         return SampleOrigin(chosen.name, int(number[0]) // chosen.windows, self._shards[shard].entry.file, window)
 
+    def _places(self, indices: Sequence[int]) -> tuple[list[int], list[int]]:
+        """(shards, first tokens) of samples."""
+        if isinstance(indices, range) and indices.step == 1 and 0 <= indices.start < indices.stop:
+            number, first = divmod(indices.start, _BLOCK)
+            last = indices.stop - number * _BLOCK
+            if last <= _BLOCK:  # what training asks for: a run of samples
+                shards, starts = self._block(number)
+                return shards[first:last], starts[first:last]
+        places = [self._place(index) for index in indices]
+        return [shard for shard, _ in places], [start for _, start in places]
+
     def _place(self, index: int) -> tuple[int, int]:
         """(shard, first token) of a sample."""
         if index < 0:
             raise DataError(f"sample index is {index}; samples are numbered from 0")
         number, within = divmod(int(index), _BLOCK)
+        shards, starts = self._block(number)
+        return shards[within], starts[within]
+
+    def _block(self, number: int) -> tuple[list[int], list[int]]:
+        """(shards, first tokens) of the samples from number * _BLOCK on."""
         block = self._blocks.get(number)
         if block is None:
             shards, starts = self._locate(np.arange(number * _BLOCK, (number + 1) * _BLOCK, dtype=np.int64))
             if len(self._blocks) >= _BLOCKS_KEPT:
                 self._blocks.pop(next(iter(self._blocks)), None)
             block = self._blocks[number] = (shards.tolist(), starts.tolist())
-        return block[0][within], block[1][within]
+        return block
 
     def _locate(self, samples: Int64) -> tuple[Int64, Int64]:
         """(shard, first token), int64 [n] each, of sample numbers int64 [n]."""

@@ -19,7 +19,8 @@ from data_prep import (
     prepare,
 )
 from data_prep.build import Build
-from data_prep.shards import Shard, ShardWriter
+from data_prep.shards import Shard
+from data_prep.writer import ShardWriter
 
 QUIET = Console(quiet=True)
 

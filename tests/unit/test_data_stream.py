@@ -15,7 +15,7 @@ from data_prep import Batch, DataError, Manifest, TokenStream
 from data_prep.files import file_checksum
 from data_prep.manifest import ShardEntry, TokenizerEntry
 from data_prep.mixing import MixSchedule, Pattern, quotas_of
-from data_prep.shards import ShardWriter
+from data_prep.writer import ShardWriter
 
 LENGTH = 16
 # Two shards of "web" (a shard takes 2,048 tokens), one of "books", and "notes", too short for a window.
@@ -87,8 +87,8 @@ def test_the_reference_is_the_folder(folder: Path) -> None:
 
 def test_types_and_shapes(folder: Path) -> None:
     batch = TokenStream(folder, sequence_length=LENGTH, seed=0).batch(range(5))
-    assert (batch.tokens.shape, batch.tokens.dtype) == ((5, LENGTH + 1), np.int64)
-    assert (batch.document_ids.shape, batch.document_ids.dtype) == ((5, LENGTH + 1), np.int64)
+    assert (batch.tokens.shape, batch.tokens.dtype) == ((5, LENGTH + 1), np.uint16)
+    assert (batch.document_ids.shape, batch.document_ids.dtype) == ((5, LENGTH + 1), np.int32)
     assert (batch.loss_mask.shape, batch.loss_mask.dtype) == ((5, LENGTH), np.bool_)
     assert TokenStream(folder, sequence_length=LENGTH, seed=0).batch([]).tokens.shape == (0, LENGTH + 1)
 

@@ -1,0 +1,103 @@
+"""Writing token shards: one source's documents of one split, cut into files of about one size."""
+
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+
+from .config import TokenType
+from .files import file_checksum, replacing
+from .manifest import ShardEntry, Split
+from .shards import Mask, Tokens
+
+
+class ShardWriter:
+    """Writes one source's documents of one split into shards of about `shard_bytes` token bytes.
+
+    A document is never cut: one larger than a shard gets a shard to itself. Used as a context manager;
+    `entries` lists the finished shards afterwards. Nothing is written when there is no document.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        split: Split,
+        source: str,
+        token_type: TokenType,
+        shard_bytes: int,
+        *,
+        masked: bool = False,
+        prefix: str = "",
+    ) -> None:
+        """masked: shards get a loss_mask column. prefix: stands before the number in the shards' names."""
+        self.entries: list[ShardEntry] = []
+        self._folder, self._split, self._source, self._prefix = folder, split, source, prefix
+        # The operating system gives memory to the part that is written, not to all of it.
+        self._buffer = np.empty(shard_bytes // np.dtype(token_type).itemsize, dtype=token_type)
+        self._mask = np.empty(len(self._buffer), dtype=np.uint8) if masked else None
+        self._offsets = [0]
+
+    def add(self, tokens: Tokens, loss_mask: Mask | None = None) -> None:
+        """Appends one document: uint [n] of the shard's token type, bos and eos included.
+
+        loss_mask: uint8 [n], 0 for a token that is not to be learned; None: all are. Only for a `masked` writer.
+        """
+        assert loss_mask is None or self._mask is not None
+        used = self._offsets[-1]
+        if used + len(tokens) > len(self._buffer):
+            self._flush()
+            used = 0
+            if len(tokens) > len(self._buffer):
+                if self._mask is not None and loss_mask is None:
+                    loss_mask = np.ones(len(tokens), dtype=np.uint8)
+                self._write(tokens, loss_mask, [0, len(tokens)])
+                return
+        self._buffer[used : used + len(tokens)] = tokens
+        if self._mask is not None:
+            self._mask[used : used + len(tokens)] = 1 if loss_mask is None else loss_mask
+        self._offsets.append(used + len(tokens))
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._flush()
+
+    def _flush(self) -> None:
+        if len(self._offsets) > 1:
+            used = self._offsets[-1]
+            self._write(self._buffer[:used], None if self._mask is None else self._mask[:used], self._offsets)
+            self._offsets = [0]
+
+    def _write(self, tokens: Tokens, loss_mask: Mask | None, offsets: list[int]) -> None:
+        path = self._folder / f"{self._split}-{self._source}-{self._prefix}{len(self.entries):05d}.arrow"
+        self.entries.append(write_shard(path, self._split, self._source, tokens, loss_mask, offsets))
+
+
+def write_shard(
+    path: Path, split: Split, source: str, tokens: Tokens, loss_mask: Mask | None, offsets: list[int]
+) -> ShardEntry:
+    """Writes one shard, whole or not at all, and describes it: document d is tokens[offsets[d]:offsets[d + 1]]."""
+    documents, ends = len(offsets) - 1, pa.array(offsets, pa.int64())
+    columns: dict[str, pa.Array] = {
+        "tokens": pa.LargeListArray.from_arrays(ends, pa.array(tokens)),
+        "source": pa.DictionaryArray.from_arrays(np.zeros(documents, np.int32), pa.array([source])),
+    }
+    if loss_mask is not None:
+        columns["loss_mask"] = pa.LargeListArray.from_arrays(ends, pa.array(loss_mask))
+    batch = pa.record_batch(list(columns.values()), names=list(columns))
+    with replacing(path) as temporary, pa.ipc.new_file(temporary, batch.schema) as writer:
+        writer.write_batch(batch)
+    return ShardEntry(
+        file=path.name,
+        split=split,
+        source=source,
+        documents=documents,
+        tokens=len(tokens),
+        bytes=path.stat().st_size,
+        xxh3=file_checksum(path),
+    )
