@@ -93,7 +93,7 @@ class Shard:
             mask, mask_offsets = self._column(batch, "loss_mask", pa.uint8())
             if not np.array_equal(mask_offsets, offsets):
                 raise self._foreign("its loss_mask and its tokens are of different lengths")
-        return ShardViews(tokens, offsets, mask, memoryview(tokens.view(np.uint8)))
+        return ShardViews(tokens, offsets, mask, tokens.view(np.uint8).data)
 
     def _column(self, batch: pa.RecordBatch, name: str, values: pa.DataType) -> tuple[NDArray, NDArray[np.int64]]:
         """(values, offsets) of a list column without nulls that covers its values exactly."""
