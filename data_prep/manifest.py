@@ -72,6 +72,7 @@ class Manifest(_Record):
     shards: list[ShardEntry]
     skipped: dict[str, SkippedCounts] = {}
     created_with: dict[str, str] = {}
+    checksum: str = Field(default="", description="xxh3 of all the rest; empty in folders made before it was there")
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
@@ -112,6 +113,11 @@ class Manifest(_Record):
                 f"{path}: {place}: {first['msg']}; "
                 "the file was edited or another program wrote it: prepare the folder again"
             ) from error
+        if manifest.checksum not in ("", manifest._own_checksum):
+            raise DataError(
+                f"{path}: its checksum is {manifest._own_checksum}, it says {manifest.checksum}: the file was edited "
+                "or damaged; copy it again, or prepare the folder again"
+            )
         names = [shard.file for shard in manifest.shards]
         if len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
@@ -132,12 +138,17 @@ class Manifest(_Record):
     def save(self, folder: Path) -> None:
         """Writes manifest.json into `folder`, whole or not at all."""
         with replacing(folder / MANIFEST_FILE) as temporary:
-            temporary.write_text(self.model_dump_json(indent=1) + "\n")
+            whole = self.model_copy(update={"checksum": self._own_checksum})
+            temporary.write_text(whole.model_dump_json(indent=1) + "\n")
 
     def verify_checksums(self, folder: Path) -> None:
         """Reads every shard of `folder` and raises DataError at the first whose checksum differs."""
         for shard in self.shards:
             verify_shard(folder / shard.file, shard)
+
+    @property
+    def _own_checksum(self) -> str:
+        return xxhash.xxh3_64_hexdigest(self.model_dump_json(exclude={"checksum"}).encode())
 
     @property
     def fingerprint(self) -> str:

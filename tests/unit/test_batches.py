@@ -129,3 +129,17 @@ def test_prefetcher_gives_what_reading_gives(stream: TokenStream) -> None:
         assert_equal(prefetcher.get(range(4, 8), None), read(stream, range(4, 8), 2))
     finally:
         prefetcher.close()
+
+
+def test_run_that_changes_its_ranks_trains_on_the_same_tokens_in_the_same_order(stream: TokenStream) -> None:
+    """2 ranks for 37 steps, then 3, then 1, at one global batch, against one rank from beginning to end."""
+    samples, steps = 6, 60
+    assert steps * samples > len(stream) / 2  # long enough to mean something
+
+    def tokens(step: int, data_size: int) -> torch.Tensor:
+        shares = [rank_share(step * samples, samples, rank, data_size) for rank in range(data_size)]
+        return torch.cat([joined(read(stream, share, 1))["ids"] for share in shares])
+
+    for step in range(steps):
+        data_size = 2 if step < 37 else 3 if step < 50 else 1
+        assert torch.equal(tokens(step, data_size), tokens(step, 1))

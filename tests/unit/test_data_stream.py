@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,38 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import Batch, DataError, Manifest, TokenStream
-from data_prep.files import file_checksum
-from data_prep.manifest import ShardEntry, TokenizerEntry
+from data_prep import Batch, DataError, TokenStream
 from data_prep.mixing import MixSchedule, Pattern, quotas_of
-from data_prep.writer import ShardWriter
+from tests.unit.data_folder import write_folder
 
 LENGTH = 16
 # Two shards of "web" (a shard takes 2,048 tokens), one of "books", and "notes", too short for a window.
 SIZES = {"web": [5, 400, 1, 1, 30, 16, 17, 1500, 33, 700, 2, 90], "books": [40] * 20, "notes": [9]}
-
-
-def write_folder(folder: Path, sizes: Mapping[str, list[int]]) -> Path:
-    """Every token of every source is another number, so that a sample shows where it was cut."""
-    entries: list[ShardEntry] = []
-    token = 3
-    for source, lengths in sizes.items():
-        with ShardWriter(folder, "train", source, "uint16", 4096) as writer:
-            for length in lengths:
-                writer.add(np.arange(token, token + length, dtype=np.uint16))
-                token += length
-        entries += writer.entries
-    (folder / "tokenizer.model").write_bytes(b"any")
-    tokenizer = TokenizerEntry(
-        file="tokenizer.model",
-        kind="sentencepiece",
-        fingerprint=file_checksum(folder / "tokenizer.model"),
-        vocab_size=token,
-        bos_id=1,
-        eos_id=2,
-    )
-    Manifest(config_hash="x", tokenizer=tokenizer, token_type="uint16", shards=entries).save(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
