@@ -1,7 +1,7 @@
 """Documents to token shards, and token shards to training samples."""
 
 from .batch import Batch
-from .config import DataConfig, PrepareConfig, SourceConfig, TokenizerConfig
+from .config import CacheConfig, DataConfig, PrepareConfig, SourceConfig, TokenizerConfig
 from .errors import DataError
 from .manifest import Manifest
 from .prepare import prepare
@@ -10,6 +10,7 @@ from .tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
     "Batch",
+    "CacheConfig",
     "DataConfig",
     "DataError",
     "Manifest",

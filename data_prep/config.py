@@ -1,17 +1,20 @@
 """Settings of the data: what to read, how to cut it into tokens, how to mix it."""
 
+import itertools
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-SourceKind = Literal["python-stdlib", "text", "jsonl", "parquet"]
+from .places import Place
+
+SourceKind = Literal["python-stdlib", "text", "jsonl", "parquet", "arrow", "task", "bin", "megatron", "hf"]
 TokenType = Literal["uint16", "uint32"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SUFFIXES = re.compile(r"(\.(jsonl|json|parquet|txt|md|gz|zst))+$")
+_SUFFIXES = re.compile(r"(\.(jsonl|json|parquet|arrow|txt|md|bin|idx|gz|zst))+$")
 
 
 class _Settings(BaseModel):
@@ -25,13 +28,28 @@ class SourceConfig(_Settings):
         description="python-stdlib: the .py files of the running Python's standard library; "
         "text: *.txt and *.md, a file is a document; "
         "jsonl: *.jsonl, .jsonl.gz, .jsonl.zst, a line is a document; "
-        "parquet: *.parquet, a row is a document"
+        "parquet, arrow: *.parquet, *.arrow (IPC file or stream), a row is a document; "
+        "task: JSONL of context, question and answer, of which only the answer is learned; "
+        "bin: token shards *.bin of llm.c (uint16) or of LM2's repository (uint32); "
+        "megatron: *.bin with its *.idx; "
+        "hf: a data set by its name, through the package datasets"
     )
-    path: Path | None = Field(
-        default=None, description="file, folder (read recursively) or glob; not for python-stdlib"
+    path: Place | None = Field(
+        default=None,
+        description="file, folder (read recursively) or glob, local or a URL that fsspec reads (s3://, gs://, hf://); "
+        "a data set's name for hf; not for python-stdlib",
     )
     name: str | None = Field(default=None, description="source name recorded in the shards; default: from kind or path")
-    text_field: str = Field(default="text", min_length=1, description="JSONL key or Parquet column that holds the text")
+    text_field: str = Field(default="text", min_length=1, description="JSON key or column that holds the text")
+    subset: str | None = Field(default=None, description="hf: the data set's configuration")
+    subset_split: str = Field(default="train", description="hf: the data set's split that is read")
+    prompt: str = Field(default="{context}\n{question}\n", description="task: what stands before the answer")
+    pack_length: int | None = Field(
+        default=None, ge=2, description="data.sequence_length, so that no sample cuts a document; null: samples may"
+    )
+    length_bins: tuple[int, ...] = Field(
+        default=(), description="tokens; documents of up to n go to source NAME-n, longer ones to NAME-over"
+    )
 
     @field_validator("name")
     @classmethod
@@ -40,12 +58,21 @@ class SourceConfig(_Settings):
             raise ValueError(f"is {name!r}; it becomes part of file names: use letters, digits, '.', '_' and '-'")
         return name
 
+    @field_validator("length_bins")
+    @classmethod
+    def _bins_increase(cls, bins: tuple[int, ...]) -> tuple[int, ...]:
+        if any(b <= a for a, b in itertools.pairwise((0, *bins))):
+            raise ValueError(f"are {list(bins)}; they must be numbers of tokens, at least 1, that increase")
+        return bins
+
     @model_validator(mode="after")
-    def _path_where_needed(self) -> "SourceConfig":
+    def _fits_the_kind(self) -> "SourceConfig":
         if self.kind == "python-stdlib" and self.path is not None:
             raise ValueError(f"path is {str(self.path)!r}, but kind python-stdlib finds its own files: remove path")
         if self.kind != "python-stdlib" and self.path is None:
             raise ValueError(f"path is missing: kind {self.kind} needs a file, a folder or a glob")
+        if self.kind == "task" and not all(key in self.prompt for key in ("{context}", "{question}")):
+            raise ValueError(f"prompt is {self.prompt!r}; it must say where {{context}} and {{question}} stand")
         return self
 
     @property
@@ -56,9 +83,39 @@ class SourceConfig(_Settings):
         if self.path is None:
             return self.kind
         # A glob's last part ("*.jsonl") says nothing: its folder does.
-        plain = [part for part in self.path.parts if not any(sign in part for sign in "*?[")]
+        parts = PurePosixPath(str(self.path).replace("://", "/")).parts
+        plain = [part for part in parts if not any(sign in part for sign in "*?[")]
         stem = _SUFFIXES.sub("", plain[-1]) if plain else ""
         return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or self.kind
+
+    @property
+    def is_tokens(self) -> bool:
+        """Whether the documents come as tokens already."""
+        return self.kind in ("bin", "megatron")
+
+
+class FilterConfig(_Settings):
+    """Which documents are left out for what they are. Nothing is by default."""
+
+    min_characters: int = Field(default=0, ge=0, description="shorter documents are left out")
+    max_characters: int | None = Field(default=None, ge=1, description="longer documents are left out")
+    min_alphabetic_share: float = Field(default=0, ge=0, le=1, description="letters among all that is no white space")
+    max_repeated_line_share: float = Field(
+        default=1, ge=0, le=1, description="lines that stood before, among the lines that are not blank"
+    )
+    min_mean_word_length: float = Field(default=0, ge=0, description="characters a word, between white space")
+    max_mean_word_length: float | None = Field(default=None, gt=0, description="characters a word")
+
+
+class DedupConfig(_Settings):
+    """Which documents are left out because an earlier one was the same, or nearly."""
+
+    kind: Literal["exact", "minhash", "none"] = Field(
+        default="exact", description="exact: the same text; minhash: also nearly the same (needs the extra dedup)"
+    )
+    threshold: float = Field(default=0.8, gt=0, lt=1, description="minhash: Jaccard similarity of word shingles")
+    permutations: int = Field(default=128, ge=16, le=1024, description="minhash: numbers a signature")
+    shingle_words: int = Field(default=5, ge=1, description="minhash: words a shingle")
 
 
 class TokenizerConfig(_Settings):
@@ -92,7 +149,21 @@ class PrepareConfig(_Settings):
     token_type: Literal["auto"] | TokenType = Field(
         default="auto", description="type of a token on disk; auto: uint16 up to 65,536 pieces, else uint32"
     )
+    task_bytes: int = Field(
+        default=1_073_741_824, gt=0, description="input files are taken together into tasks of about this many bytes"
+    )
+    filters: FilterConfig = Field(default=FilterConfig(), description="documents to leave out for what they are")
+    dedup: DedupConfig = Field(default=DedupConfig(), description="documents to leave out as duplicates")
     on_error: Literal["fail", "skip"] = Field(default="fail", description="what a damaged document does")
+
+    @model_validator(mode="after")
+    def _tokens_have_a_tokenizer(self) -> "PrepareConfig":
+        imported = [source.label for source in self.sources if source.is_tokens]
+        if imported and self.tokenizer.path is None:
+            raise ValueError(f"tokenizer.path is missing: {imported[0]!r} is tokens already; name their tokenizer")
+        if imported and self.max_bytes is not None:
+            raise ValueError(f"max_bytes is {self.max_bytes}, but {imported[0]!r} is tokens, not text: remove one")
+        return self
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "PrepareConfig":
@@ -104,17 +175,50 @@ class PrepareConfig(_Settings):
 
     @property
     def hash(self) -> str:
-        """xxh3 (hex) of all settings that can change the output."""
-        return xxhash.xxh3_64_hexdigest(self.model_dump_json(exclude={"workers"}).encode())
+        """xxh3 (hex) of all settings that can change the output.
+
+        on_error is none: where `fail` goes through, nothing was damaged and `skip` writes the same. Defaults are
+        left out, so that a setting that is added later leaves the hashes of folders as they are.
+        """
+        settings = self.model_dump_json(exclude={"workers", "on_error"}, exclude_defaults=True)
+        return xxhash.xxh3_64_hexdigest(settings.encode())
+
+
+class CacheConfig(_Settings):
+    """Where copies of remote files lie."""
+
+    folder: Path = Field(default=Path("~/.cache/memtrain"), description="local folder of the copies")
+    max_bytes: int = Field(
+        default=100_000_000_000, gt=0, description="largest size of the folder; the file used longest ago goes first"
+    )
+    read_ahead: int = Field(default=2, ge=0, description="input files that are fetched before they are needed")
 
 
 class DataConfig(_Settings):
     """The data of a training run."""
 
-    path: Path = Field(description="prepared folder: manifest.json, shards and tokenizer")
+    path: Place = Field(
+        description="prepared folder: manifest.json, shards and tokenizer; local, or a URL that fsspec reads"
+    )
     sequence_length: int = Field(ge=1, description="tokens a training sample")
     mix: dict[str, float] | None = Field(default=None, description="source name -> weight; null: by size")
     prepare: PrepareConfig | None = Field(default=None, description="how to make the folder when it is not there")
+    checksums: Literal["first touch", "never"] = Field(
+        default="first touch",
+        description="first touch: a shard is read whole and compared before its first token is used; never: for "
+        "folders too large for that, checked once by prepare_data.py --verify",
+    )
+    cache: CacheConfig = Field(default=CacheConfig(), description="copies of remote files")
+
+    @model_validator(mode="after")
+    def _packed_for_these_samples(self) -> "DataConfig":
+        for source in self.prepare.sources if self.prepare else []:
+            if source.pack_length not in (None, self.sequence_length):
+                raise ValueError(
+                    f"prepare.sources: pack_length of {source.label!r} is {source.pack_length}, but sequence_length is "
+                    f"{self.sequence_length}; they must be equal, so that a sample is a packed row"
+                )
+        return self
 
     @field_validator("mix")
     @classmethod

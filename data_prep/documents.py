@@ -1,32 +1,59 @@
-"""Documents out of text files, JSONL, Parquet and the standard library, always in the same order."""
+"""Documents out of every kind of source, always in the same order."""
 
-import glob
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .config import SourceConfig
-from .errors import DataError
-from .formats import read_jsonl, read_parquet, read_text
+from .formats import Content, Exercise, Opened, Records, read_arrow, read_jsonl, read_parquet, read_text
+from .hub import hub_parts, read_hub
+from .places import InputFile, find_files, is_remote
 from .problems import Lenient, Problems
+from .remote import RemoteCache
+from .token_formats import read_bin, read_megatron
 
 _PATTERNS = {
     "text": (".txt", ".md"),
     "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"),
+    "task": (".jsonl", ".jsonl.gz", ".jsonl.zst"),
     "parquet": (".parquet",),
-    "python-stdlib": (".py",),
+    "arrow": (".arrow",),
+    "bin": (".bin",),
+    "megatron": (".bin",),
 }
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text, the name of its source, and where it was read: a file, or file:line (row for Parquet)."""
+    """What one record holds, the name of its source, and where it was read: a file, or file:line (or row).
+
+    text is empty where `content` is tokens; for an exercise it is prompt and answer together.
+    """
 
     text: str
     source: str
     origin: str
+    content: Exercise | NDArray[Any] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        if isinstance(self.content, np.ndarray):
+            return not len(self.content)
+        return not self.text or self.text.isspace()
+
+    @property
+    def bytes(self) -> bytes:
+        """What makes the document this one and no other."""
+        if isinstance(self.content, np.ndarray):
+            return self.content.astype("<i8").tobytes()
+        return self.text.encode()
 
 
 def _ignore(count: int) -> None:
@@ -36,43 +63,95 @@ def _ignore(count: int) -> None:
 class DocumentReader:
     """A source's documents, in the order of their sorted paths.
 
-    Raises:
-        DataError: the path does not exist or holds no file of the source's kind.
+    `files` raises DataError when the path does not exist or holds no file of the source's kind.
     """
 
-    def __init__(self, source: SourceConfig) -> None:
-        self.source = source
-        self.name = source.label
-        self.files = _find_files(source)
+    def __init__(self, source: SourceConfig, cache: RemoteCache | None = None, delimiter: int = -1) -> None:
+        """cache: copies of remote files; needed for a URL. delimiter: the token that begins a document of a .bin."""
+        self.source, self.name = source, source.label
+        self._cache, self._delimiter = cache, delimiter
+
+    @cached_property
+    def files(self) -> list[InputFile]:
+        """The source's files, sorted."""
+        if self.source.kind == "python-stdlib":
+            return _stdlib_files()
+        assert self.source.path is not None
+        if self.source.kind == "hf":
+            return hub_parts(self.source)
+        return find_files(self.source.path, _PATTERNS[self.source.kind])
 
     @property
     def file_bytes(self) -> int:
-        """Size of all files on disk: what `advance` of `read` adds up to."""
-        return sum(path.stat().st_size for path in self.files)
+        """Size of all files: what `advance` of `read` adds up to."""
+        return sum(file.bytes for file in self.files)
 
-    def read(self, problems: Problems, advance: Callable[[int], None] = _ignore) -> Iterator[Document]:
+    def read(
+        self,
+        problems: Problems,
+        advance: Callable[[int], None] = _ignore,
+        files: Sequence[InputFile] | None = None,
+    ) -> Iterator[Document]:
         """Yields every document that is neither empty nor damaged; counts those in `problems`.
 
         Args:
             problems: raises DataError at the first damaged document, or counts it.
             advance: called with the number of file bytes read since the last call.
+            files: some of the source's files; None: all.
         """
-        readers = {"jsonl": read_jsonl, "parquet": read_parquet}
-        reader = readers.get(self.source.kind, read_text)
-        # A few of the standard library's test files are in other encodings on purpose.
-        damage = Lenient(problems) if self.source.kind == "python-stdlib" else problems
-        for path in self.files:
-            size, seen = path.stat().st_size, 0
-            for text, origin, position in reader(path, self.source.text_field, damage):
+        files = self.files if files is None else list(files)
+        for number, file in enumerate(files):
+            seen = 0
+            for content, origin, position in self._records(file, files[number + 1 :], problems):
                 advance(position - seen)
                 seen = position
-                if not text or text.isspace():
+                document = self._document(content, origin)
+                if document.is_empty:
                     problems.empty += 1
-                elif not _encodes(text):
+                elif not _encodes(document.text):
                     problems.bad(f"{origin}: text has a lone surrogate, which no UTF-8 file can hold")
                 else:
-                    yield Document(text, self.name, origin)
-            advance(size - seen)
+                    yield document
+            advance(file.bytes - seen)
+
+    def _document(self, content: Content, origin: str) -> Document:
+        if isinstance(content, str):
+            return Document(content, self.name, origin)
+        if isinstance(content, Exercise):
+            return Document(content.prompt + content.answer, self.name, origin, content)
+        return Document("", self.name, origin, content)
+
+    def _records(self, file: InputFile, later: Sequence[InputFile], problems: Problems) -> Records:
+        kind = self.source.kind
+        # A few of the standard library's test files are in other encodings on purpose.
+        damage = Lenient(problems) if kind == "python-stdlib" else problems
+        if kind == "hf":
+            return read_hub(self.source, file, problems)
+        opened = Opened(self._local(file, later), file.name, self.source)
+        if kind == "bin":
+            return read_bin(opened, damage, self._delimiter)
+        readers = {
+            "jsonl": read_jsonl,
+            "task": read_jsonl,
+            "parquet": read_parquet,
+            "arrow": read_arrow,
+            "megatron": read_megatron,
+        }
+        return readers.get(kind, read_text)(opened, damage)
+
+    def _local(self, file: InputFile, later: Sequence[InputFile]) -> Path:
+        if not is_remote(file.name):
+            return Path(file.name)
+        assert self._cache is not None
+        path = self._cache.fetch(file.name, file.bytes)
+        if self.source.kind == "megatron":
+            # The index must lie beside it under the same name.
+            index = self._cache.fetch(file.name.removesuffix(".bin") + ".idx")
+            beside = path.with_suffix(".idx")
+            beside.unlink(missing_ok=True)
+            beside.hardlink_to(index)
+        self._cache.prefetch((other.name, other.bytes) for other in later)
+        return path
 
 
 def _encodes(text: str) -> bool:
@@ -83,24 +162,10 @@ def _encodes(text: str) -> bool:
     return True
 
 
-def _find_files(source: SourceConfig) -> list[Path]:
-    if source.path is None:
-        root = Path(sysconfig.get_paths()["stdlib"])
-        paths = [path for path in root.rglob("*.py") if not _NOT_STDLIB & set(path.relative_to(root).parts)]
-    else:
-        root = source.path.expanduser()
-        endings = _PATTERNS[source.kind]
-        if root.is_file():
-            paths = [root]
-        elif root.is_dir():
-            paths = [path for path in root.rglob("*") if path.name.endswith(endings)]
-        elif glob.has_magic(str(root)):
-            # Path.glob takes no absolute pattern.
-            paths = [Path(path) for path in glob.glob(str(root), recursive=True)]  # noqa: PTH207
-        else:
-            raise DataError(f"sources.path: {root} does not exist; give a file, a folder or a glob")
-    files = sorted((path for path in paths if path.is_file()), key=lambda path: path.as_posix())
-    if not files:
-        kinds = ", ".join("*" + ending for ending in _PATTERNS[source.kind])
-        raise DataError(f"sources.path: {root} holds no {kinds} file; check path and kind ({source.kind})")
-    return files
+def _stdlib_files() -> list[InputFile]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    paths = [path for path in root.rglob("*.py") if not _NOT_STDLIB & set(path.relative_to(root).parts)]
+    return sorted(
+        (InputFile(path.as_posix(), path.stat().st_size) for path in paths if path.is_file()),
+        key=lambda file: file.name,
+    )

@@ -1,78 +1,117 @@
-"""A reader for each file format: yields (text, origin, file bytes read so far), reports what is damaged."""
+"""A reader for each file format of text: yields (content, origin, file bytes read so far), reports what is damaged."""
 
 import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
+from numpy.typing import NDArray
 
+from .config import SourceConfig
 from .problems import Problems
 from .suggest import did_you_mean
 
 _CHUNK = 1024 * 1024
 _ROWS = 1024
 
-Texts = Iterator[tuple[str, str, int]]
+
+@dataclass(frozen=True, slots=True)
+class Exercise:
+    """A text of which only the end is learned."""
+
+    prompt: str
+    answer: str
 
 
-def read_text(path: Path, text_field: str, problems: Problems) -> Texts:
-    content = path.read_bytes()
+Content = str | Exercise | NDArray[Any]
+Records = Iterator[tuple[Content, str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An input file: where its bytes lie, what messages call it, and how to read it."""
+
+    path: Path
+    name: str
+    source: SourceConfig
+
+
+def read_text(file: Opened, problems: Problems) -> Records:
+    content = file.path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        problems.bad(f"{path}: byte {error.start} is {content[error.start]:#04x}, which is not UTF-8")
+        problems.bad(f"{file.name}: byte {error.start} is {content[error.start]:#04x}, which is not UTF-8")
     else:
-        yield text, str(path), len(content)
+        yield text, file.name, len(content)
 
 
-def read_jsonl(path: Path, text_field: str, problems: Problems) -> Texts:
-    with path.open("rb") as file:
+def read_jsonl(file: Opened, problems: Problems) -> Records:
+    with file.path.open("rb") as opened:
         number = 0
         try:
-            for number, line in enumerate(_lines(path, file), start=1):
+            for number, line in enumerate(_lines(file.name, opened), start=1):
                 if line.strip():
-                    origin = f"{path}:{number}"
-                    text = _text_of_line(line, origin, text_field, problems)
-                    if text is not None:
-                        yield text, origin, file.tell()
+                    origin = f"{file.name}:{number}"
+                    content = _content_of_line(line, origin, file.source, problems)
+                    if content is not None:
+                        yield content, origin, opened.tell()
         except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
-            problems.bad(f"{path}:{number + 1}: compressed data is damaged or cut short ({error})")
+            problems.bad(f"{file.name}:{number + 1}: compressed data is damaged or cut short ({error})")
 
 
-def _text_of_line(line: bytes, origin: str, text_field: str, problems: Problems) -> str | None:
-    """The text of one JSONL line; None when the line is damaged."""
+def _content_of_line(line: bytes, origin: str, source: SourceConfig, problems: Problems) -> Content | None:
+    """What one JSONL line holds; None when the line is damaged."""
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         problems.bad(f"{origin}: byte {error.start} of the line is {line[error.start]:#04x}, which is not UTF-8")
+        return None
     except (json.JSONDecodeError, RecursionError) as error:
         problems.bad(f"{origin}: line is no JSON ({error})")
+        return None
+    if not isinstance(record, dict):
+        problems.bad(f"{origin}: line is a JSON {type(record).__name__}; it must be an object")
+        return None
+    if source.kind != "task":
+        return _text_of(record, source.text_field, origin, problems)
+    parts = {key: _text_of(record, key, origin, problems) for key in ("context", "question", "answer")}
+    if any(part is None for part in parts.values()):
+        return None
+    if not str(parts["answer"]).strip():
+        problems.bad(f"{origin}: 'answer' is empty; there is nothing to learn")
+        return None
+    # The parts may contain braces: they are put in, never interpreted.
+    before, _, rest = source.prompt.partition("{context}")
+    middle, _, after = rest.partition("{question}")
+    return Exercise(f"{before}{parts['context']}{middle}{parts['question']}{after}", str(parts["answer"]))
+
+
+def _text_of(record: dict[str, Any], key: str, origin: str, problems: Problems) -> str | None:
+    if key not in record:
+        hint = did_you_mean(key, record)
+        problems.bad(f"{origin}: object has no key {key!r}{hint}", "set text_field, or on_error: skip")
+    elif record[key] is None:
+        return ""
+    elif not isinstance(record[key], str):
+        problems.bad(f"{origin}: {key!r} is a {type(record[key]).__name__}; it must be a string")
     else:
-        if not isinstance(record, dict):
-            problems.bad(f"{origin}: line is a JSON {type(record).__name__}; it must be an object")
-        elif text_field not in record:
-            hint = did_you_mean(text_field, record)
-            problems.bad(f"{origin}: object has no key {text_field!r}{hint}", "set text_field, or on_error: skip")
-        elif record[text_field] is None:
-            return ""
-        elif not isinstance(record[text_field], str):
-            found = type(record[text_field]).__name__
-            problems.bad(f"{origin}: {text_field!r} is a {found}; it must be a string")
-        else:
-            return str(record[text_field])
+        return str(record[key])
     return None
 
 
-def _lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
-    if path.suffix == ".gz":
+def _lines(name: str, file: BinaryIO) -> Iterator[bytes]:
+    if name.endswith(".gz"):
         with gzip.open(file) as unpacked:
             yield from unpacked
-    elif path.suffix == ".zst":
+    elif name.endswith(".zst"):
         rest = b""
         for chunk in _unpack_zstd(file):
             *whole, rest = (rest + chunk).split(b"\n")
@@ -96,32 +135,62 @@ def _unpack_zstd(file: BinaryIO) -> Iterator[bytes]:
         raise EOFError("the file ends inside a frame")
 
 
-def read_parquet(path: Path, text_field: str, problems: Problems) -> Texts:
+def read_parquet(file: Opened, problems: Problems) -> Records:
     try:
-        with pq.ParquetFile(path) as file:
-            yield from _parquet_rows(path, file, text_field, problems)
+        with pq.ParquetFile(file.path) as opened:
+            if _has_texts(opened.schema_arrow, file, problems):
+                batches = opened.iter_batches(batch_size=_ROWS, columns=[file.source.text_field])
+                yield from _rows(batches, opened.metadata.num_rows, file, problems)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        problems.bad(f"{path}: is damaged or no Parquet file ({reason})")
+        problems.bad(f"{file.name}: is damaged or no Parquet file ({reason})")
 
 
-def _parquet_rows(path: Path, file: pq.ParquetFile, text_field: str, problems: Problems) -> Texts:
-    schema = file.schema_arrow
-    if text_field not in schema.names:
-        hint = did_you_mean(text_field, schema.names)
-        problems.bad(f"{path}: has no column {text_field!r}{hint}", "set text_field, or on_error: skip")
-        return
-    kind = schema.field(text_field).type
+def read_arrow(file: Opened, problems: Problems) -> Records:
+    """An Arrow IPC file, or the stream format that the package datasets writes."""
+    try:
+        with pa.memory_map(str(file.path)) as mapped:
+            with pa.OSFile(str(file.path)) as start:
+                is_file = start.read(6) == b"ARROW1"
+            table = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(mapped).read_all()
+        if _has_texts(table.schema, file, problems):
+            batches = table.select([file.source.text_field]).to_batches(max_chunksize=_ROWS)
+            yield from _rows(iter(batches), table.num_rows, file, problems)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        problems.bad(f"{file.name}: is damaged or no Arrow file ({reason})")
+
+
+def _has_texts(schema: pa.Schema, file: Opened, problems: Problems) -> bool:
+    field = file.source.text_field
+    if field not in schema.names:
+        hint = did_you_mean(field, schema.names)
+        problems.bad(f"{file.name}: has no column {field!r}{hint}", "set text_field, or on_error: skip")
+        return False
+    kind = schema.field(field).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        problems.bad(f"{path}: column {text_field!r} is of type {kind}; it must be string", "set text_field")
-        return
-    size, rows, row = path.stat().st_size, max(file.metadata.num_rows, 1), 0
-    for batch in file.iter_batches(batch_size=_ROWS, columns=[text_field]):
+        problems.bad(f"{file.name}: column {field!r} is of type {kind}; it must be string", "set text_field")
+        return False
+    return True
+
+
+def _rows(batches: Iterator[pa.RecordBatch], rows: int, file: Opened, problems: Problems) -> Records:
+    size, row = file.path.stat().st_size, 0
+    for batch in batches:
         for value in batch.column(0):
             row += 1
             try:
                 text = value.as_py() or ""
             except UnicodeDecodeError:
-                problems.bad(f"{path}:{row}: row is not UTF-8")
+                problems.bad(f"{file.name}:{row}: row is not UTF-8")
             else:
-                yield text, f"{path}:{row}", size * row // rows
+                yield text, f"{file.name}:{row}", size * row // max(rows, 1)
+
+
+def as_tokens(content: NDArray[Any], bos_id: int, eos_id: int) -> NDArray[Any]:
+    """The document's own tokens without the delimiters that the import left at its ends."""
+    if len(content) and content[0] in (bos_id, eos_id):
+        content = content[1:]
+    if len(content) and content[-1] == eos_id:
+        content = content[:-1]
+    return np.asarray(content)

@@ -26,11 +26,11 @@ FileName = Annotated[str, AfterValidator(_plain_name)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class TokenizerEntry(_Record):
+class TokenizerEntry(Record):
     """The tokenizer's file and identity."""
 
     file: FileName
@@ -41,7 +41,7 @@ class TokenizerEntry(_Record):
     eos_id: Count
 
 
-class ShardEntry(_Record):
+class ShardEntry(Record):
     """One shard: documents of one source and one split."""
 
     file: FileName
@@ -53,16 +53,22 @@ class ShardEntry(_Record):
     xxh3: str
 
 
-class SkippedCounts(_Record):
+class SkippedCounts(Record):
     """Documents of one source that are in no shard."""
 
     empty: Count = 0
     damaged: Count = 0
     duplicates: Count = 0
     not_sampled: Count = 0
+    filtered: Count = 0
+    near_duplicates: Count = 0
+
+    def plus(self, other: "SkippedCounts") -> "SkippedCounts":
+        theirs = other.model_dump()
+        return SkippedCounts(**{name: count + theirs[name] for name, count in self.model_dump().items()})
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """Everything about a prepared folder. `shards` are in reading order."""
 
     version: Literal[1] = 1

@@ -1,89 +1,152 @@
-"""`prepare`: a folder of token shards out of a configuration, whole or not at all."""
+"""`prepare`: a folder of token shards out of a configuration, in tasks that a kill does not undo."""
 
-import secrets
 import shutil
+from collections.abc import Sequence
+from concurrent.futures import as_completed
 from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
 
-from .build import Build
-from .config import PrepareConfig
+from .config import CacheConfig, PrepareConfig
 from .errors import DataError
-from .files import sync
 from .manifest import MANIFEST_FILE, Manifest
-from .progress import print_summary
+from .merge import merge
+from .places import is_remote
+from .plan import Plan, Planner, load_plan, open_cache
+from .progress import ByteProgress, print_summary
+from .task import load_result, run_task
 from .tokenize import Pool, available_cores
 
 
-def prepare(config: PrepareConfig, folder: Path, console: Console | None = None) -> Manifest:
+class Preparation:
+    """The steps of preparing one folder: plan, tasks, merge. Each leaves its result in the folder `work`.
+
+    Every step can be repeated, on any machine that sees the folder: what is finished is not done again, and the
+    result is byte for byte the same for every number of processes and every interruption.
+    """
+
+    def __init__(
+        self,
+        config: PrepareConfig,
+        folder: Path | str,
+        console: Console | None = None,
+        cache: CacheConfig | None = None,
+    ) -> None:
+        if is_remote(folder):
+            raise DataError(f"data.path: {folder} is a URL; prepare a local folder, then copy it there")
+        self.config, self.cache = config, cache or CacheConfig()
+        self.folder = Path(folder).expanduser().resolve()
+        self.work = self.folder.with_name(f"{self.folder.name}.work")
+        self.console = console or Console(stderr=True)
+        self._workers = config.workers or available_cores()
+
+    def finished(self) -> Manifest | None:
+        """The manifest when `folder` is the result of the configuration; None when there is nothing yet."""
+        folder = self.folder
+        if folder.exists() and not folder.is_dir():
+            raise DataError(f"{folder}: is a file; choose another folder")
+        if not folder.exists() or not any(folder.iterdir()):
+            return None
+        if not (folder / MANIFEST_FILE).is_file():
+            raise DataError(f"{folder}: exists and is no prepared folder (no {MANIFEST_FILE}); choose another folder")
+        manifest = Manifest.load(folder)
+        if manifest.config_hash != self.config.hash:
+            raise DataError(
+                f"{folder}: was prepared with other settings (hash {manifest.config_hash}, now {self.config.hash}); "
+                "choose another folder, or delete that one"
+            )
+        shutil.rmtree(self.work, ignore_errors=True)  # left by a merge that was killed at its very end
+        return manifest
+
+    def plan(self, pool: Pool | None = None) -> Plan:
+        """Lists the input and makes the tokenizer, or reads what an earlier call wrote."""
+        found = load_plan(self.config, self.work)
+        if found is not None:
+            return found
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{self.work}: cannot make it ({error.strerror}); choose another folder") from error
+        cache = open_cache(self.config, self.cache)
+        try:
+            return Planner(self.config, self.work, self.console, pool, cache).make()
+        finally:
+            if cache is not None:
+                cache.close()
+
+    def run_tasks(self, plan: Plan, numbers: Sequence[int], pool: Pool | None = None) -> None:
+        """Does those of the tasks that are not finished: side by side while there is one for each process of the
+        pool, then one after another with all processes at each."""
+        pending = [number for number in numbers if load_result(self.work, number) is None]
+        done = len(numbers) - len(pending)
+        if done:
+            self.console.print(f"{self.work}: {done} of {len(numbers)} tasks were finished before")
+        pending.sort(key=lambda number: -plan.tasks[number].bytes)
+        side_by_side = len(pending) // pool.size * pool.size if pool is not None else 0
+        total = sum(plan.tasks[number].bytes for number in pending)
+        with ByteProgress(self.console, "tokenizing", total) as advance:
+            if pool is not None:
+                common = (self.config, self.cache, self.work, plan)
+                futures = {pool.submit(run_task, *common, n, None, _ignore): n for n in pending[:side_by_side]}
+                for future in as_completed(futures):
+                    future.result()
+                    advance(plan.tasks[futures[future]].bytes)
+            for number in pending[side_by_side:]:
+                run_task(self.config, self.cache, self.work, plan, number, pool, advance)
+
+    def merge(self, plan: Plan) -> Manifest:
+        """Makes the folder out of the finished tasks."""
+        manifest = merge(self.config, self.work, plan, self.folder, self.console)
+        print_summary(self.console, manifest, self.folder)
+        return manifest
+
+    def drop_if_nothing_is_done(self) -> None:
+        """After a failure: what no later run could use is removed, finished tasks are kept."""
+        tasks = self.work / "tasks"
+        finished = [path for path in tasks.glob("*") if not path.name.startswith(".")] if tasks.is_dir() else []
+        if finished:
+            self.console.print(f"{self.work} keeps {len(finished)} finished tasks; run again to go on, or delete it")
+        else:
+            shutil.rmtree(self.work, ignore_errors=True)
+
+    def open_pool(self, stack: ExitStack) -> Pool | None:
+        return stack.enter_context(Pool(self._workers)) if self._workers > 1 else None
+
+
+def _ignore(count: int) -> None:
+    pass
+
+
+def prepare(
+    config: PrepareConfig, folder: Path | str, console: Console | None = None, cache: CacheConfig | None = None
+) -> Manifest:
     """Makes `folder`: shards, tokenizer, manifest.json. Returns at once when it was made with these settings.
 
-    The folder is built beside its place and renamed at the end; after a failure nothing is left. The result
-    is byte for byte the same for every number of workers. With more than one, a script that calls this needs
-    an `if __name__ == "__main__":`, as workers are new processes that import it.
+    Work goes into FOLDER.work, which becomes the folder at the end: a run that was killed is continued by the
+    next call, and no finished task is repeated. With more than one worker, a script that calls this needs an
+    `if __name__ == "__main__":`, as workers are new processes that import it.
 
     Args:
         console: where progress and the summary go; None is the terminal's standard error.
+        cache: where copies of remote input lie.
 
     Raises:
         DataError: unusable source, document, tokenizer or folder; no document left.
     """
-    console = console or Console(stderr=True)
-    folder = Path(folder).expanduser().resolve()
-    finished = _finished(config, folder)
+    preparation = Preparation(config, folder, console, cache)
+    finished = preparation.finished()
     if finished is not None:
-        console.print(f"{folder} is already prepared with these settings: {len(finished.shards)} shards")
+        preparation.console.print(
+            f"{preparation.folder} is already prepared with these settings: {len(finished.shards)} shards"
+        )
         return finished
-    for left in sorted(folder.parent.glob(f"{folder.name}.tmp-*")):
-        console.print(f"{left} is in use by another run, or was left by a killed one: then delete it")
-    building = _new_folder(folder)
     try:
         with ExitStack() as stack:
-            workers = config.workers or available_cores()
-            pool = stack.enter_context(Pool(workers)) if workers > 1 else None
-            manifest = Build(config, building, console, pool).run()
-        manifest.save(building)
-        _move(building, folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    print_summary(console, manifest, folder)
-    return manifest
-
-
-def _new_folder(folder: Path) -> Path:
-    """An empty folder beside `folder`, so that renaming it there is one step."""
-    building = folder.with_name(f"{folder.name}.tmp-{secrets.token_hex(4)}")
-    try:
-        building.mkdir(parents=True)
-    except OSError as error:
-        raise DataError(f"{building}: cannot make it ({error.strerror}); choose another folder") from error
-    return building
-
-
-def _finished(config: PrepareConfig, folder: Path) -> Manifest | None:
-    """The manifest when `folder` is the result of `config`; None when there is nothing yet."""
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder}: is a file; choose another folder")
-    if not folder.exists() or not any(folder.iterdir()):
-        return None
-    if not (folder / MANIFEST_FILE).is_file():
-        raise DataError(f"{folder}: exists and is no prepared folder (no {MANIFEST_FILE}); choose another folder")
-    manifest = Manifest.load(folder)
-    if manifest.config_hash != config.hash:
-        raise DataError(
-            f"{folder}: was prepared with other settings (hash {manifest.config_hash}, now {config.hash}); "
-            "choose another folder, or delete that one"
-        )
-    return manifest
-
-
-def _move(building: Path, folder: Path) -> None:
-    try:
-        building.rename(folder)
-    except OSError as error:
-        raise DataError(
-            f"{folder}: cannot move the finished data there ({error.strerror}); did another process "
-            "prepare it meanwhile? Run again, or choose another folder"
-        ) from error
-    sync(folder.parent)
+            pool = preparation.open_pool(stack)
+            plan = preparation.plan(pool)
+            preparation.run_tasks(plan, range(len(plan.tasks)), pool)
+        return preparation.merge(plan)
+    except DataError:
+        preparation.drop_if_nothing_is_done()
+        raise

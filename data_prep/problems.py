@@ -5,6 +5,8 @@ from typing import Literal
 
 from .errors import DataError
 
+_MESSAGES = 10_000  # the count goes on, the text of more helps nobody
+
 
 @dataclass
 class Problems:
@@ -19,7 +21,7 @@ class Problems:
         if self.on_error == "fail":
             raise DataError(f"{message}; {way_out}")
         self.damaged += 1
-        if len(self.messages) < 10:
+        if len(self.messages) < _MESSAGES:
             self.messages.append(message)
 
 

@@ -16,19 +16,19 @@ _RANGE = 2**64
 Kept = TypeVar("Kept")
 
 
-def identity_hash(text: str) -> int:
-    """64-bit xxh3 of a text: equal for exact duplicates."""
-    return xxhash.xxh3_64_intdigest(text.encode(), _IDENTITY)
+def identity_hash(content: bytes) -> int:
+    """64-bit xxh3 of a document's bytes: equal for exact duplicates, never 0."""
+    return xxhash.xxh3_64_intdigest(content, _IDENTITY) or 1
 
 
-def split_of(text: str, valid_fraction: float) -> Split:
-    """ "valid" for about `valid_fraction` of all texts, else "train"."""
-    return "valid" if xxhash.xxh3_64_intdigest(text.encode(), _SPLIT) < valid_fraction * _RANGE else "train"
+def split_of(content: bytes, valid_fraction: float) -> Split:
+    """ "valid" for about `valid_fraction` of all documents, else "train"."""
+    return "valid" if xxhash.xxh3_64_intdigest(content, _SPLIT) < valid_fraction * _RANGE else "train"
 
 
-def sample_hash(text: str) -> int:
-    """64-bit number that decides whether a text is in a sample: in, when at most the sample's threshold."""
-    return xxhash.xxh3_64_intdigest(text.encode(), _SAMPLE)
+def sample_hash(content: bytes) -> int:
+    """64-bit number that decides whether a document is in a sample: in, when at most the sample's threshold."""
+    return xxhash.xxh3_64_intdigest(content, _SAMPLE)
 
 
 class _Sample(Generic[Kept]):
@@ -65,7 +65,8 @@ def sample_threshold(documents: Iterable[Document], max_bytes: int) -> int:
     """
     sample = _Sample[None](max_bytes)
     for document in documents:
-        sample.offer(sample_hash(document.text), len(document.text.encode()), None)
+        content = document.bytes
+        sample.offer(sample_hash(content), len(content), None)
     chosen = sample.result()
     return chosen[-1][0] if chosen else 0
 
@@ -74,6 +75,6 @@ def sample_texts(documents: Iterable[Document], max_bytes: int) -> list[str]:
     """Distinct texts of together at most `max_bytes` (at least one), chosen and ordered by hash."""
     sample = _Sample[str](max_bytes)
     for document in documents:
-        content = document.text.encode()
+        content = document.bytes
         sample.offer(xxhash.xxh3_64_intdigest(content, _TOKENIZER), len(content), document.text)
     return [text for _, text in sample.result()]

@@ -4,19 +4,25 @@ import functools
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .config import TokenType
 from .documents import Document
-from .shards import Tokens
+from .errors import DataError
+from .formats import Exercise, as_tokens
+from .shards import Mask, Tokens
 from .tokenizer import Tokenizer, load_tokenizer
 
+_Content = str | Exercise | NDArray[Any]
+_Result = tuple[Tokens, Mask | None]
 _BATCH_BYTES = 512 * 1024
 _BATCH_DOCUMENTS = 512
 _BATCHES_AHEAD = 4  # a worker: enough to hide the reading, little enough to hold in memory
@@ -24,10 +30,11 @@ _BATCHES_AHEAD = 4  # a worker: enough to hide the reading, little enough to hol
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """A document, and its tokens uint [n]: bos, the text's ids, eos."""
+    """A document, its tokens uint [n]: bos, the text's ids, eos; which of them are learned, uint8 [n], None: all."""
 
     document: Document
     tokens: Tokens
+    loss_mask: Mask | None = None
 
 
 def available_cores() -> int:
@@ -58,13 +65,13 @@ def tokenize(
     """Yields every document tokenized, in order; in this process when `pool` is None."""
     if pool is None:
         for document in documents:
-            yield Tokenized(document, _tokens_of(document.text, tokenizer, token_type))
+            yield Tokenized(document, *_tokens_of(_content(document), tokenizer, token_type))
         return
-    waiting: deque[tuple[list[Document], Future[list[Tokens]]]] = deque()
+    waiting: deque[tuple[list[Document], Future[list[_Result]]]] = deque()
     limit = _BATCHES_AHEAD * pool.size
     for batch in _batches(documents):
-        texts = [document.text for document in batch]
-        waiting.append((batch, pool.submit(_tokenize_texts, texts, tokenizer.path, token_type)))
+        contents = [_content(document) for document in batch]
+        waiting.append((batch, pool.submit(_tokenize_batch, contents, tokenizer.path, token_type)))
         if len(waiting) >= limit:
             yield from _finish(*waiting.popleft())
     while waiting:
@@ -84,21 +91,46 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _finish(batch: list[Document], future: Future[list[Tokens]]) -> Iterator[Tokenized]:
-    for document, tokens in zip(batch, future.result(), strict=True):
-        yield Tokenized(document, tokens)
+def _finish(batch: list[Document], future: Future[list[_Result]]) -> Iterator[Tokenized]:
+    for document, result in zip(batch, future.result(), strict=True):
+        yield Tokenized(document, *result)
 
 
-def _tokenize_texts(texts: list[str], path: Path, token_type: TokenType) -> list[Tokens]:
-    tokenizer = _worker_tokenizer(path)
-    return [_tokens_of(text, tokenizer, token_type) for text in texts]
+def _content(document: Document) -> _Content:
+    return document.text if document.content is None else document.content
+
+
+def _tokenize_batch(contents: list[_Content], path: Path, token_type: TokenType) -> list[_Result]:
+    tokenizer = worker_tokenizer(path)
+    return [_tokens_of(content, tokenizer, token_type) for content in contents]
 
 
 @functools.lru_cache(maxsize=1)
-def _worker_tokenizer(path: Path) -> Tokenizer:
+def worker_tokenizer(path: Path) -> Tokenizer:
     # A worker process lives for one `prepare` and is given one tokenizer: it reads it once.
     return load_tokenizer(path)
 
 
-def _tokens_of(text: str, tokenizer: Tokenizer, token_type: TokenType) -> Tokens:
-    return np.array([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id], dtype=token_type)
+def _tokens_of(content: _Content, tokenizer: Tokenizer, token_type: TokenType) -> _Result:
+    if isinstance(content, str):
+        return _delimited(tokenizer.encode(content), tokenizer, token_type), None
+    if isinstance(content, Exercise):
+        prompt, answer = tokenizer.encode(content.prompt), tokenizer.encode(content.answer)
+        mask = np.zeros(len(prompt) + len(answer) + 2, dtype=np.uint8)
+        mask[len(prompt) + 1 :] = 1  # the answer, and that it ends
+        return _delimited(prompt + answer, tokenizer, token_type), mask
+    tokens = as_tokens(content, tokenizer.bos_id, tokenizer.eos_id)
+    largest, smallest = int(tokens.max(initial=0)), int(tokens.min(initial=0))
+    if largest >= tokenizer.vocab_size or smallest < 0:
+        raise DataError(
+            f"tokenizer.path: {tokenizer.path.name} has {tokenizer.vocab_size} pieces, but the imported tokens reach "
+            f"from {smallest} to {largest}: they were made with another tokenizer; name that one"
+        )
+    return _delimited(tokens, tokenizer, token_type), None
+
+
+def _delimited(ids: Sequence[int] | NDArray[Any], tokenizer: Tokenizer, token_type: TokenType) -> Tokens:
+    tokens = np.empty(len(ids) + 2, dtype=token_type)
+    tokens[0], tokens[-1] = tokenizer.bos_id, tokenizer.eos_id
+    tokens[1:-1] = ids if isinstance(ids, np.ndarray) else np.fromiter(ids, token_type, len(ids))
+    return tokens

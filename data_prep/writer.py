@@ -1,10 +1,13 @@
 """Writing token shards: one source's documents of one split, cut into files of about one size."""
 
+from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from .config import TokenType
 from .files import file_checksum, replacing
@@ -29,34 +32,47 @@ class ShardWriter:
         *,
         masked: bool = False,
         prefix: str = "",
+        tail: int | None = None,
     ) -> None:
-        """masked: shards get a loss_mask column. prefix: stands before the number in the shards' names."""
+        """masked: shards get a loss_mask column. prefix: stands before the number in the shards' names.
+        tail: a token that is not learned and ends each shard, so that the last window of packed rows is whole."""
         self.entries: list[ShardEntry] = []
+        self.identities: list[NDArray[np.uint64]] = []
         self._folder, self._split, self._source, self._prefix = folder, split, source, prefix
         # The operating system gives memory to the part that is written, not to all of it.
         self._buffer = np.empty(shard_bytes // np.dtype(token_type).itemsize, dtype=token_type)
         self._mask = np.empty(len(self._buffer), dtype=np.uint8) if masked else None
-        self._offsets = [0]
+        self._limit = len(self._buffer)
+        self._offsets, self._identities, self._tail = [0], array("Q"), tail
 
-    def add(self, tokens: Tokens, loss_mask: Mask | None = None) -> None:
+    def add(
+        self,
+        tokens: Tokens,
+        loss_mask: Mask | None = None,
+        ends: Sequence[int] | None = None,
+        identities: Sequence[int] = (0,),
+    ) -> None:
         """Appends one document: uint [n] of the shard's token type, bos and eos included.
 
-        loss_mask: uint8 [n], 0 for a token that is not to be learned; None: all are. Only for a `masked` writer.
+        Args:
+            loss_mask: uint8 [n], 0 for a token that is not to be learned; None: all are. For a `masked` writer.
+            ends: where documents end in `tokens`, for several that must stay in one shard; None: one at the end.
+            identities: a number for each document that `self.identities` gives back, shard by shard.
         """
         assert loss_mask is None or self._mask is not None
-        used = self._offsets[-1]
-        if used + len(tokens) > len(self._buffer):
+        ends = [len(tokens)] if ends is None else ends
+        if self._offsets[-1] + len(tokens) + (self._tail is not None) > self._limit:
             self._flush()
-            used = 0
-            if len(tokens) > len(self._buffer):
-                if self._mask is not None and loss_mask is None:
-                    loss_mask = np.ones(len(tokens), dtype=np.uint8)
-                self._write(tokens, loss_mask, [0, len(tokens)])
-                return
+        used = self._offsets[-1]
+        if len(tokens) >= len(self._buffer):  # larger than a shard: one of its own
+            self._buffer = np.resize(self._buffer, len(tokens) + 1)
+            if self._mask is not None:
+                self._mask = np.resize(self._mask, len(tokens) + 1)
         self._buffer[used : used + len(tokens)] = tokens
         if self._mask is not None:
             self._mask[used : used + len(tokens)] = 1 if loss_mask is None else loss_mask
-        self._offsets.append(used + len(tokens))
+        self._offsets += [used + end for end in ends]
+        self._identities.extend(identities)
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -68,18 +84,25 @@ class ShardWriter:
             self._flush()
 
     def _flush(self) -> None:
-        if len(self._offsets) > 1:
+        if len(self._offsets) == 1:
+            return
+        if self._tail is not None:
             used = self._offsets[-1]
-            self._write(self._buffer[:used], None if self._mask is None else self._mask[:used], self._offsets)
-            self._offsets = [0]
-
-    def _write(self, tokens: Tokens, loss_mask: Mask | None, offsets: list[int]) -> None:
+            self._buffer[used] = self._tail
+            if self._mask is not None:
+                self._mask[used] = 0
+            self._offsets.append(used + 1)
+            self._identities.append(0)
+        used = self._offsets[-1]
         path = self._folder / f"{self._split}-{self._source}-{self._prefix}{len(self.entries):05d}.arrow"
-        self.entries.append(write_shard(path, self._split, self._source, tokens, loss_mask, offsets))
+        mask = None if self._mask is None else self._mask[:used]
+        self.entries.append(write_shard(path, self._split, self._source, self._buffer[:used], mask, self._offsets))
+        self.identities.append(np.array(self._identities, dtype=np.uint64))
+        self._offsets, self._identities = [0], array("Q")
 
 
 def write_shard(
-    path: Path, split: Split, source: str, tokens: Tokens, loss_mask: Mask | None, offsets: list[int]
+    path: Path, split: Split, source: str, tokens: Tokens, loss_mask: Mask | None, offsets: Sequence[int]
 ) -> ShardEntry:
     """Writes one shard, whole or not at all, and describes it: document d is tokens[offsets[d]:offsets[d + 1]]."""
     documents, ends = len(offsets) - 1, pa.array(offsets, pa.int64())

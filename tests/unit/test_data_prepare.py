@@ -18,7 +18,7 @@ from data_prep import (
     load_tokenizer,
     prepare,
 )
-from data_prep.build import Build
+from data_prep.plan import Planner, choose_token_type
 from data_prep.shards import Shard
 from data_prep.writer import ShardWriter
 
@@ -94,7 +94,7 @@ def test_output_does_not_depend_on_workers(prepared: Path, tmp_path: Path) -> No
 
 
 def test_second_call_returns_at_once(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Build, "run", lambda self: pytest.fail("did the work again"))
+    monkeypatch.setattr(Planner, "make", lambda self: pytest.fail("did the work again"))
     output = io.StringIO()
     manifest = prepare(stdlib_config(workers=2), prepared, Console(file=output, width=300))
     assert manifest == Manifest.load(prepared)
@@ -137,6 +137,8 @@ def test_duplicates_empties_and_damage_are_counted(prepared: Path, tmp_path: Pat
         "damaged": 1,
         "duplicates": 1,
         "not_sampled": 0,
+        "filtered": 0,
+        "near_duplicates": 0,
     }
     assert manifest.skipped["again"].duplicates == 4
     assert "web.jsonl:6: line is no JSON" in output.getvalue()
@@ -174,8 +176,7 @@ def test_vocabulary_above_the_token_type(tmp_path: Path) -> None:
     config = stdlib_config(tokenizer=tokenizer, token_type="uint16")
     with pytest.raises(DataError, match=r"token_type is uint16, which holds 65536 ids, .* 65537 pieces"):
         prepare(config, tmp_path / "data", QUIET)
-    build = Build(stdlib_config(), tmp_path, QUIET, None)
-    assert [build.token_type(size) for size in (65_536, 65_537)] == ["uint16", "uint32"]
+    assert [choose_token_type("auto", size) for size in (65_536, 65_537)] == ["uint16", "uint32"]
 
 
 def test_document_larger_than_a_shard(tmp_path: Path) -> None:

@@ -1,0 +1,200 @@
+"""One task of a preparation: some input files of one source, tokenized into a folder that appears whole."""
+
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from .config import CacheConfig, PrepareConfig, SourceConfig
+from .documents import Document, DocumentReader
+from .errors import DataError
+from .files import sync, write_text
+from .filters import rejected_by
+from .manifest import Record, ShardEntry, SkippedCounts, Split
+from .minhash import Signature, signature
+from .pack import PackedWriter
+from .places import is_remote
+from .plan import Plan, Task, open_cache
+from .problems import Problems
+from .selection import identity_hash, sample_hash, split_of
+from .tokenize import Pool, Tokenized, tokenize
+from .tokenizer import Tokenizer, load_tokenizer
+from .writer import ShardWriter
+
+RESULT_FILE, IDENTITIES_FILE, SIGNATURES_FILE = "task.json", "identities.npy", "signatures.npz"
+
+
+class TaskResult(Record):
+    """What a finished task left: shards in the order of their identities, and what is in none."""
+
+    entries: list[ShardEntry]
+    skipped: SkippedCounts
+    messages: list[str]
+
+
+def task_folder(work: Path, number: int) -> Path:
+    return work / "tasks" / f"{number:05d}"
+
+
+def load_result(work: Path, number: int) -> TaskResult | None:
+    """The result of a finished task; None when it is not finished."""
+    path = task_folder(work, number) / RESULT_FILE
+    try:
+        return TaskResult.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValidationError, OSError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); delete {path.parent} and run again") from error
+
+
+def run_task(
+    config: PrepareConfig,
+    cache: CacheConfig,
+    work: Path,
+    plan: Plan,
+    number: int,
+    pool: Pool | None,
+    advance: Callable[[int], None],
+) -> TaskResult:
+    """Does one task, unless it was done before. The output depends on the configuration and the files alone.
+
+    Raises:
+        DataError: a damaged document (with on_error: fail), or an input file that is not what the plan lists.
+    """
+    finished = load_result(work, number)
+    if finished is not None:
+        return finished
+    task = plan.tasks[number]
+    _check_unchanged(task, work)
+    folder = task_folder(work, number)
+    building = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    building.mkdir(parents=True)
+    try:
+        run = _Run(config, plan, task, building, load_tokenizer(work / plan.tokenizer.file))
+        result = run.run(cache, pool, advance)
+        write_text(building / RESULT_FILE, result.model_dump_json(indent=1) + "\n")
+        try:
+            building.rename(folder)
+        except OSError:
+            # Somebody else did the same task meanwhile: the bytes are the same.
+            if load_result(work, number) is None:
+                raise
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return result
+
+
+def _check_unchanged(task: Task, work: Path) -> None:
+    for file in task.inputs:
+        if not is_remote(file.name) and "#part=" not in file.name:
+            path = Path(file.name)
+            found = path.stat().st_size if path.is_file() else None
+            if found != file.bytes:
+                now = "it is gone" if found is None else f"it has {found}"
+                raise DataError(
+                    f"{path}: had {file.bytes} bytes when the work began, now {now}; put it back, or "
+                    f"delete {work} to begin again"
+                )
+
+
+class _Run:
+    def __init__(self, config: PrepareConfig, plan: Plan, task: Task, folder: Path, tokenizer: Tokenizer) -> None:
+        self._config, self._plan, self._task, self._folder = config, plan, task, folder
+        self._tokenizer = tokenizer
+        self._source: SourceConfig = config.sources[task.source]
+        self._problems = Problems(config.on_error)
+        self._skipped = {"duplicates": 0, "not_sampled": 0, "filtered": 0}
+        self._seen: set[int] = set()
+        self._signatures: dict[int, Signature] = {}
+        self._writers: dict[tuple[Split, str], ShardWriter] = {}
+        self._packers: dict[tuple[Split, str], PackedWriter] = {}
+
+    def run(self, cache_config: CacheConfig, pool: Pool | None, advance: Callable[[int], None]) -> TaskResult:
+        cache = open_cache(self._config, cache_config)
+        reader = DocumentReader(self._source, cache, self._tokenizer.bos_id)
+        with ExitStack() as stack:
+            if cache is not None:
+                stack.callback(cache.close)
+            documents = self._kept(reader.read(self._problems, advance, self._task.inputs))
+            # Tokens that come from files need no second process.
+            helpers = None if self._source.is_tokens else pool
+            for done in tokenize(documents, self._tokenizer, self._plan.token_type, helpers):
+                self._write(done, stack)
+            for packer in self._packers.values():
+                packer.flush()
+        writers = [self._writers[key] for key in sorted(self._writers)]
+        identities = [array for writer in writers for array in writer.identities]
+        np.save(self._folder / IDENTITIES_FILE, np.concatenate([np.empty(0, np.uint64), *identities]))
+        if self._signatures:
+            keys = np.array(list(self._signatures), dtype=np.uint64)
+            values = np.stack(list(self._signatures.values()))
+            np.savez(self._folder / SIGNATURES_FILE, identities=keys, signatures=values)
+        return TaskResult(
+            entries=[entry for writer in writers for entry in writer.entries],
+            skipped=SkippedCounts(empty=self._problems.empty, damaged=self._problems.damaged, **self._skipped),
+            messages=self._problems.messages,
+        )
+
+    def _kept(self, documents: Iterator[Document]) -> Iterator[Document]:
+        threshold, dedup = self._plan.thresholds[self._task.source], self._config.dedup
+        for document in documents:
+            content = document.bytes
+            identity = identity_hash(content)
+            if threshold is not None and sample_hash(content) > threshold:
+                self._skipped["not_sampled"] += 1
+            elif document.text and rejected_by(document.text, self._config.filters):
+                self._skipped["filtered"] += 1
+            elif dedup.kind != "none" and identity in self._seen:
+                self._skipped["duplicates"] += 1
+            else:
+                self._seen.add(identity)
+                if dedup.kind == "minhash" and document.text:
+                    self._signatures[identity] = signature(document.text, dedup)
+                yield document
+
+    def _write(self, done: Tokenized, stack: ExitStack) -> None:
+        content = done.document.bytes
+        split = split_of(content, self._config.valid_fraction)
+        source, tokens, length = self._binned(len(done.tokens)), done.tokens, self._source.pack_length
+        if length is not None and len(tokens) > length:
+            self._problems.bad(
+                f"{done.document.origin}: is {len(tokens)} tokens long, pack_length is {length}",
+                "raise pack_length and data.sequence_length, or set on_error: skip",
+            )
+            return
+        key, identity = (split, source), identity_hash(content)
+        if key not in self._writers:
+            self._writers[key] = stack.enter_context(self._writer(*key))
+            if length is not None:
+                self._packers[key] = PackedWriter(self._writers[key], length, self._tokenizer.eos_id)
+        if length is not None:
+            self._packers[key].add(tokens, done.loss_mask, identity)
+        else:
+            self._writers[key].add(tokens, done.loss_mask, identities=(identity,))
+
+    def _writer(self, split: Split, source: str) -> ShardWriter:
+        packed = self._source.pack_length is not None
+        return ShardWriter(
+            self._folder,
+            split,
+            source,
+            self._plan.token_type,
+            self._config.shard_bytes,
+            masked=packed or self._source.kind == "task",
+            prefix=f"{self._task.number:05d}-",
+            tail=self._tokenizer.eos_id if packed else None,
+        )
+
+    def _binned(self, length: int) -> str:
+        """The source's name with the length's bin, where there are bins."""
+        if not self._source.length_bins:
+            return self._source.label
+        for limit in self._source.length_bins:
+            if length <= limit:
+                return f"{self._source.label}-{limit}"
+        return f"{self._source.label}-over"
