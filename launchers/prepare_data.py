@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,12 @@ examples:
       counts and reports damaged documents where it would stop at the first
   python launchers/prepare_data.py --config configs/quickstart.yaml --verify
       reads every shard of the folder again and compares checksums
+  python launchers/prepare_data.py --config F --plan
+  sbatch --array=0-63 --wrap 'python launchers/prepare_data.py --config F --tasks 64 --task $SLURM_ARRAY_TASK_ID'
+  python launchers/prepare_data.py --config F --merge
+      the same on many machines that share a file system: the input is listed and the tokenizer made once, each
+      process does its part of the tasks, and the last command puts the folder together. Whatever was killed is
+      started again by the same command; no finished task is repeated
 
 the config's data.prepare section says what to read:
   data:
@@ -33,7 +40,8 @@ the config's data.prepare section says what to read:
       tokenizer: {vocab_size: 32000}     # or {path: tokenizer.json}
       valid_fraction: 0.01
 
-exit codes: 0 done, 2 bad input and nothing written, anything else a failure"""
+exit codes: 0 done, 2 bad input and no folder made, anything else a failure"""
+_NO_PREPARE = "data.prepare is missing; say in it what to read (see --help)"
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -45,9 +53,19 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file of the run")
-    parser.add_argument("--verify", action="store_true", help="check an existing folder instead of making one")
+    steps = parser.add_mutually_exclusive_group()
+    steps.add_argument("--verify", action="store_true", help="check an existing folder instead of making one")
+    steps.add_argument("--plan", action="store_true", help="only list the input and make the tokenizer")
+    steps.add_argument("--task", type=int, metavar="I", help="only tasks I, I + N, I + 2 N, … (I from 0; with --tasks)")
+    steps.add_argument("--merge", action="store_true", help="only make the folder out of the finished tasks")
+    parser.add_argument("--tasks", type=int, metavar="N", help="processes that share the work (with --task)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace FILE's")
-    return parser.parse_intermixed_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    if (options.tasks is None) != (options.task is None):
+        parser.error("--tasks N and --task I go together")
+    if options.task is not None and not 0 <= options.task < options.tasks:
+        parser.error(f"--task is {options.task}; with --tasks {options.tasks} it must be 0 to {options.tasks - 1}")
+    return options
 
 
 def main(arguments: list[str]) -> int:
@@ -57,7 +75,11 @@ def main(arguments: list[str]) -> int:
 
     options = parse_arguments(arguments)
     try:
-        run(load_config(options.config, options.overrides).data, options.verify)
+        data = load_config(options.config, options.overrides).data
+        if options.plan or options.merge or options.task is not None:
+            run_step(data, options)
+        else:
+            run(data, options.verify)
     except BAD_INPUT as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -77,9 +99,35 @@ def run(data: "DataConfig", verify: bool) -> None:
         console.print(f"{data.path}: {len(manifest.shards)} shards and the tokenizer are as they were written")
         return
     if data.prepare is None:
-        raise DataError("data.prepare is missing; say in it what to read (see --help)")
-    prepare(data.prepare, data.path, console)
+        raise DataError(_NO_PREPARE)
+    prepare(data.prepare, data.path, console, data.cache)
     console.print(f"data is in {data.path}")
+
+
+def run_step(data: "DataConfig", options: argparse.Namespace) -> None:
+    """One step of a preparation that is shared by several processes. Raises DataError."""
+    from data_prep import DataError
+    from data_prep.prepare import Preparation
+
+    if data.prepare is None:
+        raise DataError(_NO_PREPARE)
+    console = Console()
+    preparation = Preparation(data.prepare, data.path, console, data.cache)
+    finished = preparation.finished()
+    if finished is not None:
+        console.print(f"{data.path} is already prepared with these settings: {len(finished.shards)} shards")
+        return
+    with ExitStack() as stack:
+        pool = None if options.merge else preparation.open_pool(stack)
+        plan = preparation.plan(pool)
+        if options.task is not None:
+            preparation.run_tasks(plan, range(options.task, len(plan.tasks), options.tasks), pool)
+            console.print(f"part {options.task} of {options.tasks} is done; once all are: --merge")
+        elif options.merge:
+            preparation.merge(plan)
+            console.print(f"data is in {data.path}")
+        else:
+            console.print(f"{preparation.work}: {len(plan.tasks)} tasks, for as many processes at most (--tasks)")
 
 
 if __name__ == "__main__":
