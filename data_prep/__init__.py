@@ -3,6 +3,7 @@
 from .batch import Batch
 from .config import CacheConfig, DataConfig, PrepareConfig, SourceConfig, TokenizerConfig
 from .errors import DataError
+from .folder import PreparedFolder
 from .manifest import Manifest
 from .prepare import prepare
 from .stream import SampleOrigin, TokenStream
@@ -15,6 +16,7 @@ __all__ = [
     "DataError",
     "Manifest",
     "PrepareConfig",
+    "PreparedFolder",
     "SampleOrigin",
     "SourceConfig",
     "TokenStream",

@@ -208,6 +208,12 @@ class DataConfig(_Settings):
         description="first touch: a shard is read whole and compared before its first token is used; never: for "
         "folders too large for that, checked once by prepare_data.py --verify",
     )
+    shuffle_shards: int | None = Field(
+        default=None,
+        ge=1,
+        description="shuffle among so many shards of a source at a time, for remote folders larger than the cache; "
+        "null: among all",
+    )
     cache: CacheConfig = Field(default=CacheConfig(), description="copies of remote files")
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -87,22 +88,7 @@ class Manifest(Record):
         Raises:
             DataError: naming the file that is missing, cut short, foreign or malformed.
         """
-        manifest = cls._parse(Path(folder))
-        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
-        for shard in manifest.shards:
-            path = Path(folder) / shard.file
-            if shard.file not in sizes:
-                raise DataError(f"{path}: shard is missing; copy it back, or delete the folder and prepare it again")
-            if sizes[shard.file] != shard.bytes:
-                raise DataError(
-                    f"{path}: shard has {sizes[shard.file]} bytes, the manifest says {shard.bytes}: it was "
-                    "cut short or replaced; copy it again, or delete the folder and prepare it again"
-                )
-        manifest._check_tokenizer(Path(folder))
-        return manifest
-
-    @classmethod
-    def _parse(cls, folder: Path) -> "Manifest":
+        folder = Path(folder)
         path = folder / MANIFEST_FILE
         try:
             text = path.read_bytes()
@@ -110,6 +96,26 @@ class Manifest(Record):
             raise DataError(
                 f"{path}: cannot read it ({error.strerror}); prepare the folder with launchers/prepare_data.py"
             ) from error
+        manifest = cls.parse(text, str(path))
+        manifest.check_sizes({entry.name: entry.stat().st_size for entry in os.scandir(folder)}, str(folder))
+        manifest.check_tokenizer(folder / manifest.tokenizer.file)
+        return manifest
+
+    def check_sizes(self, sizes: Mapping[str, int], folder: str) -> None:
+        """sizes: the bytes of every file of the folder. Raises DataError at a shard that is missing or differs."""
+        for shard in self.shards:
+            path = f"{folder.rstrip('/')}/{shard.file}"
+            if shard.file not in sizes:
+                raise DataError(f"{path}: shard is missing; copy it back, or delete the folder and prepare it again")
+            if sizes[shard.file] != shard.bytes:
+                raise DataError(
+                    f"{path}: shard has {sizes[shard.file]} bytes, the manifest says {shard.bytes}: it was "
+                    "cut short or replaced; copy it again, or delete the folder and prepare it again"
+                )
+
+    @classmethod
+    def parse(cls, text: bytes, path: str) -> "Manifest":
+        """The manifest out of the bytes of the file `path`. Raises DataError when they are none."""
         try:
             manifest = cls.model_validate_json(text)
         except ValidationError as error:
@@ -130,8 +136,8 @@ class Manifest(Record):
             raise DataError(f"{path}: shards: {twice} is listed twice; prepare the folder again")
         return manifest
 
-    def _check_tokenizer(self, folder: Path) -> None:
-        path = folder / self.tokenizer.file
+    def check_tokenizer(self, path: Path) -> None:
+        """Raises DataError when the file is not the tokenizer that the shards were made with."""
         if not path.is_file():
             raise DataError(f"{path}: tokenizer is missing; copy it back, or prepare the folder again")
         found = file_checksum(path)

@@ -55,7 +55,7 @@ class ByteProgress:
         self._progress.stop()
 
 
-def print_summary(console: Console, manifest: Manifest, folder: Path) -> None:
+def print_summary(console: Console, manifest: Manifest, folder: Path | str) -> None:
     """Documents and tokens of each source and split, what was left out, and where the folder is."""
     table = Table("split", "source", "documents", "tokens", "shards", title=str(folder))
     for split, source in dict.fromkeys((shard.split, shard.source) for shard in manifest.shards):

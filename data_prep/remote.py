@@ -3,7 +3,7 @@
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,6 +30,7 @@ class RemoteCache:
         self._coming: dict[str, Future[Path]] = {}
         self._pool = ThreadPoolExecutor(max(1, config.read_ahead), thread_name_prefix="fetch")
         self._read_ahead = config.read_ahead
+        self._removed: list[Callable[[Path], None]] = []
         self._folder.mkdir(parents=True, exist_ok=True)
         left = [path for path in self._folder.iterdir() if path.is_file() and not path.name.startswith(".")]
         for path in sorted(left, key=lambda path: path.stat().st_mtime):
@@ -53,6 +54,10 @@ class RemoteCache:
             with self._lock:
                 if url not in self._coming:
                     self._coming[url] = self._pool.submit(self._fetch, url, size)
+
+    def on_removal(self, call: Callable[[Path], None]) -> None:
+        """`call` is called with each copy that is removed to make room, from whichever thread does it."""
+        self._removed.append(call)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -112,3 +117,5 @@ class RemoteCache:
                 del self._used[path]
         for path in gone:
             path.unlink(missing_ok=True)
+            for call in self._removed:
+                call(path)

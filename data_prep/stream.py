@@ -8,11 +8,14 @@ import numpy as np
 import xxhash
 
 from .batch import Batch
+from .config import CacheConfig
 from .errors import DataError
-from .manifest import Manifest, Split
+from .folder import PreparedFolder
+from .manifest import ShardEntry, Split
 from .mixing import Int64, Mix, MixSchedule
-from .permutation import permute
+from .remote import RemoteCache
 from .shards import Shard
+from .windows import SourceWindows
 
 # Samples are located this many at a time: one vectorised computation serves the batches that follow.
 _BLOCK = 1024
@@ -29,18 +32,6 @@ class SampleOrigin:
     window: int
 
 
-class _Source:
-    """A source's windows, numbered over all its shards."""
-
-    def __init__(self, name: str, shards: list[Shard], first_shard: int, sequence_length: int) -> None:
-        self.name = name
-        self.first_shard = first_shard
-        counts = [max(0, shard.entry.tokens - 1) // sequence_length for shard in shards]
-        self.ends = np.cumsum(counts, dtype=np.int64)
-        self.starts = self.ends - np.array(counts, dtype=np.int64)
-        self.windows = int(sum(counts))
-
-
 class TokenStream:
     """Samples of `sequence_length` + 1 tokens out of a prepared folder, in an order nobody has to store.
 
@@ -51,37 +42,50 @@ class TokenStream:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | str,
         *,
         split: Split = "train",
         sequence_length: int,
         seed: int,
         mix: Mix = None,
         shuffle: bool = True,
+        shuffle_shards: int | None = None,
+        checksums: bool = True,
+        cache: CacheConfig | None = None,
     ) -> None:
         """Reads the manifest and checks file sizes; opens no shard.
 
         Args:
             mix: source -> weight from the first sample on, or [(first sample, weights), ...]; None: by size.
             shuffle: False gives each source's windows in their order in the shards.
+            shuffle_shards: shuffle among so many shards of a source at a time, which come in shuffled order
+                themselves; None: among all. For a remote folder that is larger than the cache.
+            checksums: compare a shard's checksum before its first token is used.
+            cache: where copies of a remote folder's shards lie.
 
         Raises:
             DataError: the folder is incomplete, the split has no window, or the mix is unusable.
         """
         if sequence_length < 1:
             raise DataError(f"sequence_length is {sequence_length}; it must be at least 1")
-        self.manifest = Manifest.load(Path(folder))
+        self.folder = PreparedFolder(folder, cache)
+        self.manifest = self.folder.manifest
         self._data = self.manifest.fingerprint
-        self.sequence_length, self.seed, self.split, self.shuffle = sequence_length, seed, split, shuffle
+        self.sequence_length, self.seed, self.split = sequence_length, seed, split
+        self.shuffle, self.shuffle_shards = shuffle, shuffle_shards
         entries = [entry for entry in self.manifest.shards if entry.split == split]
         self.tokens = sum(entry.tokens for entry in entries)
         self.vocab_size = self.manifest.tokenizer.vocab_size
         self._shards: list[Shard] = []
-        self._sources: list[_Source] = []
-        for name in dict.fromkeys(entry.source for entry in entries):
-            shards = [Shard(Path(folder), entry, self.manifest.token_type) for entry in entries if entry.source == name]
-            self._sources.append(_Source(name, shards, len(self._shards), sequence_length))
-            self._shards += shards
+        self._sources: list[SourceWindows] = []
+        by_source: dict[str, list[ShardEntry]] = {}
+        for entry in entries:
+            by_source.setdefault(entry.source, []).append(entry)
+        for name, mine in by_source.items():
+            self._sources.append(SourceWindows(name, mine, len(self._shards), sequence_length, shuffle_shards))
+            self._shards += [self.folder.shard(entry, checksums) for entry in mine]
+        if self.folder.cache is not None:
+            self._follow_cache(self.folder.cache)
         if not len(self):
             raise DataError(
                 f"{folder}: split {split!r} has {self.tokens} tokens in {len(entries)} shards, and in none "
@@ -102,7 +106,9 @@ class TokenStream:
     @property
     def fingerprint(self) -> str:
         """xxh3 (hex) of the data and of all that fixes the order within sources; the mix is no part of it."""
-        parts = (self._data, self.split, self.sequence_length, self.seed, self.shuffle)
+        parts: tuple[object, ...] = (self._data, self.split, self.sequence_length, self.seed, self.shuffle)
+        if self.shuffle_shards is not None:
+            parts += (self.shuffle_shards,)
         return xxhash.xxh3_64_hexdigest(repr(parts).encode())
 
     def batch(self, indices: Sequence[int]) -> Batch:
@@ -159,11 +165,31 @@ class TokenStream:
         """(shards, first tokens) of the samples from number * _BLOCK on."""
         block = self._blocks.get(number)
         if block is None:
-            shards, starts = self._locate(np.arange(number * _BLOCK, (number + 1) * _BLOCK, dtype=np.int64))
-            if len(self._blocks) >= _BLOCKS_KEPT:
-                self._blocks.pop(next(iter(self._blocks)), None)
-            block = self._blocks[number] = (shards.tolist(), starts.tolist())
+            block = self._compute_block(number)
+            if self.folder.cache is not None:  # what comes next is fetched while this is trained on
+                following = self._blocks.get(number + 1) or self._compute_block(number + 1)
+                coming = [shard for shard in dict.fromkeys(following[0]) if shard not in self._raw]
+                self.folder.prefetch([self._shards[shard].entry for shard in coming])
         return block
+
+    def _compute_block(self, number: int) -> tuple[list[int], list[int]]:
+        shards, starts = self._locate(np.arange(number * _BLOCK, (number + 1) * _BLOCK, dtype=np.int64))
+        if len(self._blocks) >= _BLOCKS_KEPT:
+            self._blocks.pop(next(iter(self._blocks)), None)
+        self._blocks[number] = (shards.tolist(), starts.tolist())
+        return self._blocks[number]
+
+    def _follow_cache(self, cache: RemoteCache) -> None:
+        """A copy that leaves the cache is let go of, so that the disk gets its space back."""
+        numbers = {shard.entry.file: number for number, shard in enumerate(self._shards)}
+
+        def let_go(path: Path) -> None:
+            number = numbers.get(path.name.partition("-")[2])
+            if number is not None:
+                self._shards[number].close()
+                self._raw.pop(number, None)
+
+        cache.on_removal(let_go)
 
     def _locate(self, samples: Int64) -> tuple[Int64, Int64]:
         """(shard, first token), int64 [n] each, of sample numbers int64 [n]."""
@@ -173,13 +199,12 @@ class TokenStream:
             here = source == current
             chosen = self._sources[current]
             epochs, windows = np.divmod(number[here], chosen.windows)
-            if self.shuffle:
-                for epoch in np.unique(epochs):
-                    now = epochs == epoch
-                    windows[now] = permute(windows[now], chosen.windows, self._key(chosen.name, int(epoch)))
-            shard = np.searchsorted(chosen.ends, windows, side="right")
-            shards[here] = chosen.first_shard + shard
-            starts[here] = (windows - chosen.starts[shard]) * self.sequence_length
+            mine = np.empty_like(windows), np.empty_like(windows)
+            for epoch in np.unique(epochs):
+                now = epochs == epoch
+                key = self._key(chosen.name, int(epoch)) if self.shuffle else None
+                mine[0][now], mine[1][now] = chosen.places(windows[now], key)
+            shards[here], starts[here] = mine
         return shards, starts
 
     def _key(self, source: str, epoch: int) -> int:

@@ -88,15 +88,15 @@ def main(arguments: list[str]) -> int:
 
 def run(data: "DataConfig", verify: bool) -> None:
     """Makes or verifies the folder `data.path` and prints what is in it. Raises DataError."""
-    from data_prep import DataError, Manifest, prepare
+    from data_prep import DataError, PreparedFolder, prepare
     from data_prep.progress import print_summary
 
     console = Console()
     if verify:
-        manifest = Manifest.load(data.path)
-        manifest.verify_checksums(data.path)
-        print_summary(console, manifest, data.path)
-        console.print(f"{data.path}: {len(manifest.shards)} shards and the tokenizer are as they were written")
+        folder = PreparedFolder(data.path, data.cache)
+        folder.verify()
+        print_summary(console, folder.manifest, data.path)
+        console.print(f"{data.path}: {len(folder.manifest.shards)} shards and the tokenizer are as they were written")
         return
     if data.prepare is None:
         raise DataError(_NO_PREPARE)

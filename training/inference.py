@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from data_prep import Manifest, Tokenizer, load_tokenizer
+from data_prep import PreparedFolder, Tokenizer
 from model.network import LanguageModel, is_memory_name
 from training.checkpoint import RunState, latest_checkpoint, load_weights, read_run_state, stored_names
 from training.config import RunConfig, parse_config
@@ -23,8 +23,8 @@ class Trained:
 
     def tokenizer(self, folder: Path | None = None) -> Tokenizer:
         """The tokenizer of the run's data folder, or of `folder` when the data has moved."""
-        where = folder or self.config.data.path
-        return load_tokenizer(where / Manifest.load(where).tokenizer.file)
+        data = self.config.data
+        return PreparedFolder(folder or data.path, data.cache).tokenizer()
 
 
 def find_checkpoint(path: Path) -> Path:

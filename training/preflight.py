@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from data_prep import Manifest, TokenStream
+from data_prep import PreparedFolder, TokenStream
 from model.network import LanguageModel
 from training.checkpoint import check_shapes, latest_checkpoint, read_run_state
 from training.config import RunConfig, parse_config, read_yaml
@@ -18,7 +18,7 @@ from training.topology import RankInfo, check_world
 def check(config: RunConfig, info: RankInfo) -> None:
     """Raise `ConfigError`, `DataError` or `ModelError` when the run cannot start.  Writes nothing."""
     check_world(config, info)
-    manifest = Manifest.load(config.data.path)
+    manifest = PreparedFolder(config.data.path, config.data.cache).manifest
     if manifest.tokenizer.vocab_size > config.model.vocab_size:
         raise ConfigError(
             f"model.vocab_size: {config.model.vocab_size} is smaller than the {manifest.tokenizer.vocab_size} pieces "
@@ -39,15 +39,33 @@ def check(config: RunConfig, info: RankInfo) -> None:
 
 def open_stream(config: RunConfig, split: str) -> TokenStream:
     """The training stream (mixed by phase, shuffled) or the validation stream (in order)."""
-    length, seed, path = config.data.sequence_length, config.run.seed, config.data.path
+    data, length, seed = config.data, config.data.sequence_length, config.run.seed
+    checksums = data.checksums == "first touch"
     if split == "valid":
-        return TokenStream(path, split="valid", sequence_length=length, seed=seed, shuffle=False)
+        return TokenStream(
+            data.path,
+            split="valid",
+            sequence_length=length,
+            seed=seed,
+            shuffle=False,
+            checksums=checksums,
+            cache=data.cache,
+        )
     mix, step = [], 0
     for phase in config.phases:
         first = position(config.phases, length, step).samples
-        mix.append((first, phase.mix if phase.mix is not None else config.data.mix))
+        mix.append((first, phase.mix if phase.mix is not None else data.mix))
         step += phase.steps
-    return TokenStream(path, split="train", sequence_length=length, seed=seed, mix=mix)
+    return TokenStream(
+        data.path,
+        split="train",
+        sequence_length=length,
+        seed=seed,
+        mix=mix,
+        shuffle_shards=data.shuffle_shards,
+        checksums=checksums,
+        cache=data.cache,
+    )
 
 
 def check_folder(config: RunConfig) -> None:
