@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from .config import SourceConfig
 from .problems import Problems
 from .suggest import did_you_mean
 
+_PLACE = re.compile(r"\{(context|question)\}")
 _CHUNK = 1024 * 1024
 _ROWS = 1024
 
@@ -88,10 +90,9 @@ def _content_of_line(line: bytes, origin: str, source: SourceConfig, problems: P
     if not str(parts["answer"]).strip():
         problems.bad(f"{origin}: 'answer' is empty; there is nothing to learn")
         return None
-    # The parts may contain braces: they are put in, never interpreted.
-    before, _, rest = source.prompt.partition("{context}")
-    middle, _, after = rest.partition("{question}")
-    return Exercise(f"{before}{parts['context']}{middle}{parts['question']}{after}", str(parts["answer"]))
+    # One pass: braces within a part are text, not places to fill in.
+    prompt = _PLACE.sub(lambda found: str(parts[found[1]]), source.prompt)
+    return Exercise(prompt, str(parts["answer"]))
 
 
 def _text_of(record: dict[str, Any], key: str, origin: str, problems: Problems) -> str | None:

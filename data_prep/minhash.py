@@ -11,6 +11,7 @@ from .config import DedupConfig
 from .errors import DataError
 
 Signature = NDArray[np.uint64]
+_SCHEME = "affine32"  # named, so that signatures of two tasks are always of one kind
 
 
 def _datasketch() -> Any:
@@ -33,7 +34,7 @@ def signature(text: str, config: DedupConfig) -> Signature:
     words = text.lower().split()
     size = config.shingle_words
     shingles = {" ".join(words[i : i + size]).encode() for i in range(max(1, len(words) - size + 1))}
-    sketch = _datasketch().MinHash(num_perm=config.permutations, seed=1, hashfunc=_hash32)
+    sketch = _datasketch().MinHash(num_perm=config.permutations, seed=1, hashfunc=_hash32, scheme=_SCHEME)
     sketch.update_batch(sorted(shingles))
     return np.asarray(sketch.hashvalues, dtype=np.uint64)
 
@@ -47,7 +48,7 @@ class NearDuplicates:
 
     def is_new(self, identity: int, found: Signature) -> bool:
         """Whether no document before was as similar as the threshold; then it counts from now on."""
-        sketch = _datasketch().MinHash(num_perm=self._config.permutations, seed=1, hashvalues=found)
+        sketch = _datasketch().MinHash(num_perm=self._config.permutations, seed=1, hashvalues=found, scheme=_SCHEME)
         if any(self._similarity(found, other) >= self._config.threshold for other in self._index.query(sketch)):
             return False
         # The index returns keys: a key carries its signature, so that candidates can be compared exactly.
