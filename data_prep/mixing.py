@@ -95,6 +95,11 @@ class MixSchedule:
             number[here] = self._before[current][chosen] + period * pattern.quotas[chosen] + pattern.rank[slot]
         return source, number
 
+    def counts(self, samples: int) -> Int64:
+        """How many of the first `samples` samples each source gives. int64 [sources]."""
+        change = int(np.searchsorted(self._firsts, samples, side="right")) - 1
+        return self._before[change] + self._patterns[change].counts(samples - int(self._firsts[change]))
+
 
 def _pattern(weights: Weights | None, windows: Mapping[str, int], sequence_length: int) -> Pattern:
     if weights is None:

@@ -92,8 +92,7 @@ class TokenStream:
                 f"the {sequence_length + 1} that a sample of sequence_length {sequence_length} takes; "
                 "lower sequence_length or prepare more text"
             )
-        windows = {source.name: source.windows for source in self._sources}
-        self._schedule = MixSchedule(mix, windows, sequence_length)
+        self._schedule = MixSchedule(mix, self.windows, sequence_length)
         self._dtype = np.dtype(self.manifest.token_type)
         self._token_bytes = self._dtype.itemsize
         self._raw: dict[int, memoryview] = {}  # the bytes of the shards that are open
@@ -102,6 +101,11 @@ class TokenStream:
     def __len__(self) -> int:
         """Samples of one epoch: every window of every source once."""
         return sum(source.windows for source in self._sources)
+
+    @property
+    def windows(self) -> dict[str, int]:
+        """Source -> samples of one epoch of it."""
+        return {source.name: source.windows for source in self._sources}
 
     @property
     def fingerprint(self) -> str:
@@ -132,6 +136,17 @@ class TokenStream:
     def _open(self, shard: int) -> memoryview:
         raw = self._raw[shard] = self._shards[shard].open().raw
         return raw
+
+    def epochs(self, samples: int) -> dict[str, float]:
+        """Source -> how often a run of `samples` samples has passed through it; 1.5: once, and half of it again.
+
+        Sample g is in epoch `int(epochs(g)[describe(g).source])` of its source, counted from 0.
+        """
+        counts = self._schedule.counts(samples).tolist()
+        return {
+            source.name: count / source.windows if source.windows else 0.0
+            for source, count in zip(self._sources, counts, strict=True)
+        }
 
     def describe(self, index: int) -> SampleOrigin:
         """Where sample `index` of the run comes from."""

@@ -1,0 +1,88 @@
+"""What a run's data looks like: `python launchers/inspect_data.py --config FILE`."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from training.config import RunConfig
+
+_EXAMPLES = """\
+examples:
+  python launchers/inspect_data.py --config configs/quickstart.yaml
+      documents, tokens and their lengths, the share of every source in each phase; lengths.png in the current folder
+  python launchers/inspect_data.py --config configs/quickstart.yaml --sample 1234 --sample 1235
+      what these samples of the training run hold: the text, where documents begin, what is not learned (dim)
+  python launchers/inspect_data.py --config configs/quickstart.yaml --split valid --sample 0
+      the first validation sample
+
+exit codes: 0 done, 2 bad input, anything else a failure"""
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python launchers/inspect_data.py",
+        description="Show what is in a run's prepared data, and what its samples hold.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file of the run")
+    parser.add_argument("--sample", type=int, action="append", metavar="G", help="show sample G (repeatable)")
+    parser.add_argument("--split", choices=["train", "valid"], default="train", help="which documents (train)")
+    parser.add_argument(
+        "--histogram", type=Path, default=Path("lengths.png"), metavar="PNG", help="where it goes (lengths.png)"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace FILE's")
+    return parser.parse_intermixed_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command and returns its exit code."""
+    from training.config import load_config
+    from training.errors import BAD_INPUT
+
+    options = parse_arguments(arguments)
+    try:
+        run(load_config(options.config, options.overrides), options, Console())
+    except BAD_INPUT as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(config: "RunConfig", options: argparse.Namespace, console: Console) -> None:
+    """Prints what was asked for. Raises DataError."""
+    from data_prep import PreparedFolder
+    from data_prep.inspection import document_lengths, length_table, mix_table, sample_panel, write_histogram
+    from data_prep.progress import print_summary
+    from training.preflight import open_stream
+    from training.schedule import position
+
+    if options.sample:
+        stream = open_stream(config, options.split)
+        tokenizer = stream.folder.tokenizer()
+        for index in options.sample:
+            console.print(sample_panel(stream, tokenizer, index))
+        return
+    folder = PreparedFolder(config.data.path, config.data.cache)
+    print_summary(console, folder.manifest, config.data.path)
+    lengths = document_lengths(folder, options.split)
+    console.print(length_table(lengths))
+    write_histogram(lengths, options.histogram)
+    console.print(f"histogram: {options.histogram}")
+    phases, step = [], 0
+    for phase in config.phases:
+        ends = [position(config.phases, config.data.sequence_length, at).samples for at in (step, step + phase.steps)]
+        phases.append((phase.name, ends[0], ends[1]))
+        step += phase.steps
+    console.print(mix_table(open_stream(config, "train"), phases))
+
+
+if __name__ == "__main__":
+    # The repository's packages are importable from a checkout that is not installed.
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.exit(main(sys.argv[1:]))
