@@ -7,6 +7,7 @@ the file one after another.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,15 @@ class ShardViews:
     offsets: NDArray[np.int64]
     loss_mask: Mask | None
     raw: memoryview
+
+
+def _view(values: pa.Array) -> NDArray[Any]:
+    """A numpy view of an array without nulls. Not `to_numpy`, which imports pandas where it finds it: 0.3 s."""
+    kind = np.dtype(str(values.type))  # "uint16": Arrow and numpy agree on these names
+    buffer = values.buffers()[1]
+    if buffer is None or not len(values):
+        return np.empty(0, dtype=kind)
+    return np.frombuffer(buffer, dtype=kind, count=len(values), offset=values.offset * kind.itemsize)
 
 
 class Shard:
@@ -100,8 +110,7 @@ class Shard:
         lists = batch.column(name)
         if not pa.types.is_large_list(lists.type) or lists.type.value_type != values:
             raise self._foreign(f"{name} are {lists.type}, the manifest says {pa.large_list(values)}")
-        flat = lists.values.to_numpy(zero_copy_only=True)
-        offsets = lists.offsets.to_numpy(zero_copy_only=True)
+        flat, offsets = _view(lists.values), _view(lists.offsets)
         if offsets[0] != 0 or offsets[-1] != len(flat):
             raise self._foreign(f"its documents cover {name} {offsets[0]} to {offsets[-1]} of {len(flat)}")
         return flat, offsets

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -141,6 +141,7 @@ def test_pack_length_is_the_sample(tokenizer: Path) -> None:
         config_of(Path("y"), tokenizer, length_bins=[4, 4])
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(lengths=st.lists(st.integers(1, 50), max_size=60), capacity=st.integers(50, 80))
 def test_packing_loses_nothing_and_overfills_no_row(lengths: list[int], capacity: int) -> None:
     rows = pack(lengths, capacity)
