@@ -33,6 +33,7 @@ setup(
         "hf": ["datasets>=4"],
         "dev": [
             "hypothesis>=6.130",
+            "datasets>=4",
             "datasketch>=2",
             "moto[server]>=5",
             "mypy>=1.15",

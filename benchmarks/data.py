@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from data_scale import huge_manifest, tokenizing  # noqa: E402
 
 from data_prep import Manifest, TokenStream  # noqa: E402
 from data_prep.files import file_checksum  # noqa: E402
@@ -165,22 +168,27 @@ def shuffle_quality(console: Console, work: Path) -> None:
     claim("neighbours of one shard: p-value of no more than chance", tail, "> 0.001", tail > 0.001)
 
 
-SECTIONS = {"stream": None, "wait": batch_wait, "manifest": None, "shuffle": shuffle_quality, "tokenize": None}
+SECTIONS: dict[str, Callable[[Console, Path], None]] = {
+    "wait": batch_wait,
+    "manifest": huge_manifest,
+    "shuffle": shuffle_quality,
+    "tokenize": tokenizing,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    names = ["stream", *SECTIONS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="some of the parts")
     parser.add_argument("--peers", default=sys.executable, metavar="PYTHON", help="interpreter that has the peers")
     options = parser.parse_args()
     console = Console()
-    with tempfile.TemporaryDirectory() as folder:
-        for name in options.only:
-            section = SECTIONS[name]
+    for name in options.only:
+        with tempfile.TemporaryDirectory() as folder:
             if name == "stream":
                 stream_speed(console, Path(folder), options.peers)
-            elif section is not None:
-                section(console, Path(folder))
+            else:
+                SECTIONS[name](console, Path(folder))
 
 
 if __name__ == "__main__":

@@ -144,3 +144,21 @@ def test_hub_without_the_package_says_what_to_install(tokenizer: Path, tmp_path:
     except ImportError:
         with pytest.raises(DataError, match=r"kind: hf needs the package datasets .*memtrain\[hf\]"):
             prepare(config_of("hf", "owner/name", tokenizer), tmp_path / "data", QUIET)  # type: ignore[arg-type]
+
+
+def test_data_set_by_name(tokenizer: Path, tmp_path: Path) -> None:
+    """A folder stands for the hub: the package opens both by name."""
+    pytest.importorskip("datasets")
+    import pyarrow.parquet as pq
+
+    (tmp_path / "corpus").mkdir()
+    for number in range(3):
+        table = pa.table({"text": [f"memory {number}", None, f"token {number}"]})
+        pq.write_table(table, tmp_path / "corpus" / f"train-{number:05d}.parquet")
+    manifest = prepare(config_of("hf", tmp_path / "corpus", tokenizer), tmp_path / "data", QUIET)
+    model = load_tokenizer(tokenizer)
+    found = [model.decode(ids[1:-1]) for ids in documents_in(tmp_path / "data")]
+    assert found == [f"{word} {number}" for number in range(3) for word in ("memory", "token")]
+    assert manifest.skipped["web"].empty == 3
+    with pytest.raises(DataError, match=r"nowhere .* cannot be opened"):
+        prepare(config_of("hf", tmp_path / "nowhere", tokenizer), tmp_path / "other", QUIET)

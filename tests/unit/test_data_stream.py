@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import Batch, DataError, TokenStream
+from data_prep.manifest import ShardEntry
 from data_prep.mixing import MixSchedule, Pattern, quotas_of
+from data_prep.windows import SourceWindows
 from tests.unit.data_folder import write_folder
 
 LENGTH = 16
@@ -233,3 +235,30 @@ def test_schedule_numbers_each_source_without_gaps() -> None:
     source, number = MixSchedule(mix, windows, 8).locate(np.arange(12_000))
     for current in range(3):
         assert number[source == current].tolist() == list(range(np.count_nonzero(source == current)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 400), min_size=1, max_size=12).filter(lambda counts: sum(counts) > LENGTH),
+    together=st.integers(1, 14),
+    key=st.integers(0, 2**64 - 1),
+)
+def test_shuffling_among_a_few_shards_passes_every_window_once(counts: list[int], together: int, key: int) -> None:
+    entries = [
+        ShardEntry(file=f"{n}.arrow", split="train", source="s", documents=1, tokens=tokens, bytes=0, xxh3="")
+        for n, tokens in enumerate(counts)
+    ]
+    source = SourceWindows("s", entries, 0, LENGTH, together)
+    if not source.windows:
+        return
+    shards, starts = source.places(np.arange(source.windows), key)
+    plain = source.places(np.arange(source.windows), None)
+    assert sorted(zip(shards.tolist(), starts.tolist(), strict=True)) == list(
+        zip(*map(np.ndarray.tolist, plain), strict=True)
+    )
+    # A window of `together` shards moves over the source: no shard is come back to once its group is done.
+    order = list(dict.fromkeys(shards.tolist()))
+    last = {shard: int(np.flatnonzero(shards == shard)[-1]) for shard in order}
+    first = {shard: int(np.flatnonzero(shards == shard)[0]) for shard in order}
+    for place in range(source.windows):
+        assert sum(first[shard] <= place <= last[shard] for shard in order) <= together
