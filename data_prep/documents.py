@@ -102,12 +102,16 @@ class DocumentReader:
         files = self.files if files is None else list(files)
         for number, file in enumerate(files):
             seen = 0
-            for content, origin, position in self._records(file, files[number + 1 :], problems):
+            # A few of the standard library's test files are empty, or in other encodings, on purpose.
+            damage = Lenient(problems) if self.source.kind == "python-stdlib" else problems
+            if file.bytes == 0 and self.source.kind in ("jsonl", "task"):
+                problems.is_empty(file.name)
+            for content, origin, position in self._records(file, files[number + 1 :], damage):
                 advance(position - seen)
                 seen = position
                 document = self._document(content, origin)
                 if document.is_empty:
-                    problems.empty += 1
+                    damage.is_empty(origin)
                 elif not _encodes(document.text):
                     problems.bad(f"{origin}: text has a lone surrogate, which no UTF-8 file can hold")
                 else:
@@ -123,13 +127,11 @@ class DocumentReader:
 
     def _records(self, file: InputFile, later: Sequence[InputFile], problems: Problems) -> Records:
         kind = self.source.kind
-        # A few of the standard library's test files are in other encodings on purpose.
-        damage = Lenient(problems) if kind == "python-stdlib" else problems
         if kind == "hf":
             return read_hub(self.source, file, problems)
         opened = Opened(self._local(file, later), file.name, self.source)
         if kind == "bin":
-            return read_bin(opened, damage, self._delimiter)
+            return read_bin(opened, problems, self._delimiter)
         readers = {
             "jsonl": read_jsonl,
             "task": read_jsonl,
@@ -137,7 +139,7 @@ class DocumentReader:
             "arrow": read_arrow,
             "megatron": read_megatron,
         }
-        return readers.get(kind, read_text)(opened, damage)
+        return readers.get(kind, read_text)(opened, problems)
 
     def _local(self, file: InputFile, later: Sequence[InputFile]) -> Path:
         if not is_remote(file.name):

@@ -24,6 +24,12 @@ class Problems:
         if len(self.messages) < _MESSAGES:
             self.messages.append(message)
 
+    def is_empty(self, origin: str) -> None:
+        """Counts a document (or a file) without text, which is no damage."""
+        self.empty += 1
+        if len(self.messages) < _MESSAGES:
+            self.messages.append(f"{origin}: is empty")
+
 
 class Lenient(Problems):
     """Counts what is damaged into another `Problems` without ever raising."""
@@ -34,3 +40,6 @@ class Lenient(Problems):
 
     def bad(self, message: str, way_out: str = "") -> None:
         self._target.damaged += 1
+
+    def is_empty(self, origin: str) -> None:
+        self._target.empty += 1

@@ -193,3 +193,12 @@ def test_sample_is_the_smallest_hashes_in_any_order() -> None:
     assert sample_texts(documents, 5000) == sample_texts([*reversed(documents), *documents[:100]], 5000)
     assert sum(map(len, sample_texts(documents, 5000))) <= 5000
     assert len(sample_texts(documents, 1)) == 1
+
+
+def test_empty_files_and_documents_are_counted_and_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"")
+    (tmp_path / "b.jsonl").write_text('{"text": "x"}\n{"text": " "}\n{"text": null}\n')
+    problems = Problems()
+    assert [document.text for document in read(SourceConfig(kind="jsonl", path=tmp_path), problems)] == ["x"]
+    assert problems.empty == 3
+    assert problems.messages == [f"{tmp_path}/{name}: is empty" for name in ("a.jsonl", "b.jsonl:2", "b.jsonl:3")]
