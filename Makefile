@@ -47,6 +47,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/segments.py
 	$(BIN)/python benchmarks/linear.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/plan.py
+	$(BIN)/python benchmarks/data.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
