@@ -39,7 +39,11 @@ class PreparedFolder:
             ) from error
         self.manifest = Manifest.parse(text, self._url(MANIFEST_FILE))
         self.manifest.check_sizes(sizes, str(self.place))
-        self.manifest.check_tokenizer(self.tokenizer_path)
+        try:
+            self.manifest.check_tokenizer(self.tokenizer_path)
+        except DataError:  # the copy may be of a folder that lay there before
+            self.cache.forget(self._url(self.manifest.tokenizer.file))
+            self.manifest.check_tokenizer(self.tokenizer_path)
 
     @property
     def tokenizer_path(self) -> Path:

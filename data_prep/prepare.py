@@ -75,6 +75,13 @@ class Preparation:
             if cache is not None:
                 cache.close()
 
+    def existing_plan(self) -> Plan:
+        """The plan that `plan` made. Raises DataError when there is none."""
+        found = load_plan(self.config, self.work)
+        if found is None:
+            raise DataError(f"{self.work}: nothing has been begun here; run --plan, or --tasks N --task I, first")
+        return found
+
     def run_tasks(self, plan: Plan, numbers: Sequence[int], pool: Pool | None = None) -> None:
         """Does those of the tasks that are not finished: side by side while there is one for each process of the
         pool, then one after another with all processes at each."""

@@ -118,14 +118,15 @@ def run_step(data: "DataConfig", options: argparse.Namespace) -> None:
         console.print(f"{data.path} is already prepared with these settings: {len(finished.shards)} shards")
         return
     with ExitStack() as stack:
-        pool = None if options.merge else preparation.open_pool(stack)
+        if options.merge:
+            preparation.merge(preparation.existing_plan())
+            console.print(f"data is in {data.path}")
+            return
+        pool = preparation.open_pool(stack)
         plan = preparation.plan(pool)
         if options.task is not None:
             preparation.run_tasks(plan, range(options.task, len(plan.tasks), options.tasks), pool)
             console.print(f"part {options.task} of {options.tasks} is done; once all are: --merge")
-        elif options.merge:
-            preparation.merge(plan)
-            console.print(f"data is in {data.path}")
         else:
             console.print(f"{preparation.work}: {len(plan.tasks)} tasks, for as many processes at most (--tasks)")
 

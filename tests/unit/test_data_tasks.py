@@ -152,6 +152,8 @@ def test_launcher_shares_the_work(inputs: Path, whole: dict[str, bytes], tmp_pat
     from launchers.prepare_data import main
 
     arguments = write_run(tmp_path, inputs)[2:]
+    assert main([*arguments, "--merge"]) == 2
+    assert not (tmp_path / "data.work").exists()
     assert main([*arguments, "--plan"]) == 0
     assert main([*arguments, "--tasks", "2", "--task", "1"]) == 0
     assert main([*arguments, "--merge"]) == 2
