@@ -8,7 +8,7 @@ from typing import Literal
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from .places import Place
+from .places import OptionalPlace, Place
 
 SourceKind = Literal["python-stdlib", "text", "jsonl", "parquet", "arrow", "task", "bin", "megatron", "hf"]
 TokenType = Literal["uint16", "uint32"]
@@ -34,7 +34,7 @@ class SourceConfig(_Settings):
         "megatron: *.bin with its *.idx; "
         "hf: a data set by its name, through the package datasets"
     )
-    path: Place | None = Field(
+    path: OptionalPlace = Field(
         default=None,
         description="file, folder (read recursively) or glob, local or a URL that fsspec reads (s3://, gs://, hf://); "
         "a data set's name for hf; not for python-stdlib",

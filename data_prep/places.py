@@ -6,17 +6,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import fsspec
-from pydantic import BeforeValidator
+from pydantic import PlainValidator
 
 from .errors import DataError
 
 
 def _as_place(value: Any) -> Any:
     """A URL stays text (a Path would take one of its slashes), anything else becomes a Path."""
-    return value if isinstance(value, str) and is_remote(value) else Path(value) if isinstance(value, str) else value
+    if not isinstance(value, str | Path):
+        raise ValueError(f"is {value!r}, not a valid path; give a path or a URL as text")
+    return value if is_remote(value) else Path(value)
 
 
-Place = Annotated[Path | str, BeforeValidator(_as_place)]
+def _as_optional_place(value: Any) -> Any:
+    return None if value is None else _as_place(value)
+
+
+OptionalPlace = Annotated[Path | str | None, PlainValidator(_as_optional_place)]
+Place = Annotated[Path | str, PlainValidator(_as_place)]
 
 
 def is_remote(place: Path | str) -> bool:
