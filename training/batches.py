@@ -6,27 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-    return StepBatch(
-        [
-            _micro_batch(batch, rows[i : i + micro_batch_size], indices[i : i + micro_batch_size], segments)
-            for i in range(0, len(indices), micro_batch_size)
-        ]
-    )
-
-
-def _micro_batch(
-    batch: Batch, rows: NDArray[np.int64], indices: Sequence[int], segments: tuple[int, int]
-) -> MicroBatch:
-    """Rows of the batch, widened from the shards' types to those that torch's embedding and loss take."""
-    rows = np.maximum(rows, 0)
-    weights = batch.loss_mask[rows].astype(np.float32)
-    weights[[i < 0 for i in indices]] = 0.0
-    documents = np.pad(batch.document_ids[rows, :-1], ((0, 0), (1, 0)), constant_values=-1)
-    length = weights.shape[1] // segments[1]
-    begin, end = segments[0] * length, (segments[0] + 1) * length
-    tokens = batch.tokens[rows, begin : end + 1].astype(np.int64)
-    parts = (tokens[:, :-1], documents[:, begin : end + 1].astype(np.int64), tokens[:, 1:], weights[:, begin:end])
-    return MicroBatch(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data_prep import Batch, TokenStream
@@ -77,35 +57,27 @@ def read(
     real = [i for i in indices if i >= 0]
     batch = stream.batch(real or [0])
     rows = np.cumsum([i >= 0 for i in indices]) - 1
-<<<<<<< HEAD
-    tokens, documents = (torch.from_numpy(x[np.maximum(rows, 0)]) for x in (batch.tokens, batch.document_ids))
-    weights = torch.from_numpy(batch.loss_mask[np.maximum(rows, 0)]).float()
-    weights[torch.tensor([i < 0 for i in indices])] = 0.0
-    documents = F.pad(documents[:, :-1], (1, 0), value=-1)
-    length = weights.size(1) // segments[1]
-    own = slice(segments[0] * length, (segments[0] + 1) * length)
-    whole = (tokens[:, :-1][:, own], documents[:, own.start : own.stop + 1], tokens[:, 1:][:, own], weights[:, own])
-    parts = zip(*(x.split(micro_batch_size) for x in whole), strict=True)
-    return StepBatch([MicroBatch(*(x.contiguous() for x in part)) for part in parts])
-=======
     return StepBatch(
         [
-            _micro_batch(batch, rows[i : i + micro_batch_size], indices[i : i + micro_batch_size])
+            _micro_batch(batch, rows[i : i + micro_batch_size], indices[i : i + micro_batch_size], segments)
             for i in range(0, len(indices), micro_batch_size)
         ]
     )
 
 
-def _micro_batch(batch: Batch, rows: NDArray[np.int64], indices: Sequence[int]) -> MicroBatch:
+def _micro_batch(
+    batch: Batch, rows: NDArray[np.int64], indices: Sequence[int], segments: tuple[int, int]
+) -> MicroBatch:
     """Rows of the batch, widened from the shards' types to those that torch's embedding and loss take."""
     rows = np.maximum(rows, 0)
-    tokens = batch.tokens[rows].astype(np.int64)
     weights = batch.loss_mask[rows].astype(np.float32)
     weights[[i < 0 for i in indices]] = 0.0
-    documents = batch.document_ids[rows, :-1].astype(np.int64)
-    parts = (tokens[:, :-1], documents, tokens[:, 1:], weights)
+    documents = np.pad(batch.document_ids[rows, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    length = weights.shape[1] // segments[1]
+    begin, end = segments[0] * length, (segments[0] + 1) * length
+    tokens = batch.tokens[rows, begin : end + 1].astype(np.int64)
+    parts = (tokens[:, :-1], documents[:, begin : end + 1].astype(np.int64), tokens[:, 1:], weights[:, begin:end])
     return MicroBatch(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
->>>>>>> 47838df (Batches keep the shards' own token type; document numbers and masks are computed when asked for)
 
 
 def rank_share(first: int, samples: int, data_rank: int, data_size: int) -> range:
