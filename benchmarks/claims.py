@@ -4,11 +4,14 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 
-def claim(name: str, value: float | None, goal: str, met: bool | None) -> None:
-    """Print `{"claim", "value", "goal", "met"}`; met is None where the device is missing."""
-    print(json.dumps({"claim": name, "value": None if value is None else round(value, 3), "goal": goal, "met": met}))
+def claim(name: str, value: float | None, goal: str, met: bool | None) -> dict[str, Any]:
+    """Print `{"claim", "value", "goal", "met"}`, and return it; met is None where the device is missing."""
+    line = {"claim": name, "value": None if value is None else round(value, 3), "goal": goal, "met": met}
+    print(json.dumps(line))
+    return line
 
 
 def interleaved_seconds(contestants: Sequence[Callable[[], object]], rounds: int = 7) -> list[float]:
