@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test parity slow-test lint bench clean
+.PHONY: quickstart test parity slow-test gpu-test lint bench gpu-bench clean
 
 $(READY): setup.py constraints.txt
 	@echo "making $(VENV) and installing what constraints.txt pins: a minute or two"
@@ -37,6 +37,10 @@ parity: $(READY)
 slow-test: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
+# needs a CUDA device
+gpu-test: $(READY)
+	$(BIN)/python -m pytest -m gpu --timeout 600
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,6 +52,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/linear.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/data.py
+
+# needs a CUDA device; under nine minutes
+gpu-bench: $(READY)
+	benchmarks/gpu.sh
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

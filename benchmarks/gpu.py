@@ -27,15 +27,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 # in the order of running; seconds each may take
 LIMITS = {
-    "start": 60,
-    "parity": 100,
-    "causality": 80,
-    "resume": 120,
-    "llama": 150,
-    "lm2": 170,
-    "lm2-off": 120,
-    "llama-plain": 120,
-    "attention": 60,
+    "start": 45,
+    "parity": 70,
+    "causality": 70,
+    "llama": 115,
+    "lm2": 125,
+    "lm2-off": 95,
+    "resume": 80,
+    "attention": 40,
+    "llama-plain": 80,
 }
 
 
@@ -43,7 +43,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="tiny sizes, to try the program; also on a CPU")
     parser.add_argument("--parts", default=",".join(LIMITS), help=f"some of {','.join(LIMITS)}")
-    parser.add_argument("--budget", type=float, default=530, help="seconds for all parts together")
+    parser.add_argument("--budget", type=float, default=510, help="seconds for all parts together")
     parser.add_argument("--samples", type=int, help="samples of a micro-batch, where the default is not wanted")
     parser.add_argument("--recompute", default="none", choices=("none", "selective", "full"), help="in the backward")
     default = os.environ.get("OUT") or str(ROOT / "benchmarks" / "results")

@@ -14,8 +14,8 @@ from model.generation import Sampling, generate, prefill
 from tests.reference.small import awake
 
 SEGMENT, VOCABULARY, STEPS = 16, 64, 10
-# fp32 sums in another order differ by about 1e-7; ten steps of AdamW, which divides by small moments, widen that
-LOSS_TOLERANCE, NORM_TOLERANCE = 1e-4, 1e-3  # relative
+# relative; the same ten steps with another CPU library, which sums in another order, come to 1e-7 and 1e-6
+LOSS_TOLERANCE, NORM_TOLERANCE = 2e-5, 1e-4
 LOGIT_TOLERANCE = 1e-4  # of the largest logit
 KINDS = {
     "none": MemoryConfig(kind="none"),
