@@ -19,7 +19,7 @@
 #     pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 #         --platform manylinux_2_28_x86_64 --platform manylinux_2_24_x86_64 --platform manylinux_2_17_x86_64 \
 #         --platform manylinux2014_x86_64 -d wheels \
-#         $(grep -E '^(megatron-core|pydantic|pydantic_core|annotated-types|typing-inspection)==' constraints.txt) \
+#         $(grep -E '^(megatron-core|pydantic|pydantic_core|annotated-types|typing-inspection|typing_extensions)==' constraints.txt) \
 #         $(grep -E '^(hjson|msgpack|einops|zstandard|sentencepiece|xxhash|pyarrow|tokenizers)==' constraints.txt)
 #     DS_BUILD_OPS=0 pip wheel --no-deps --no-build-isolation -w wheels $(grep '^deepspeed==' constraints.txt)
 #
