@@ -63,6 +63,18 @@ def test_evaluation_counts_the_same_labels_on_any_number_of_ranks(stream: TokenS
     assert sum(read(stream, share, 2).valid for share in shares) == stream.batch(range(7)).loss_mask.sum()
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_that_share_segments_hold_a_sample_together(stream: TokenStream, size: int) -> None:
+    whole = joined(read(stream, [3, 8], 2))
+    parts = [joined(read(stream, [3, 8], 2, (rank, size))) for rank in range(size)]
+    for name in ("ids", "labels", "weights"):
+        assert torch.equal(torch.cat([part[name] for part in parts], dim=1), whole[name])
+    for before, after in zip(parts, parts[1:], strict=False):
+        assert torch.equal(after["documents"][:, 0], before["documents"][:, -1])
+    own = [part["documents"][:, 1:] for part in parts]
+    assert torch.equal(torch.cat(own, dim=1), whole["documents"][:, 1:])
+
+
 def test_micro_batches_hold_the_stream_shifted_by_one(stream: TokenStream) -> None:
     indices = [9, 3, 100, 4, 5, 6, 7]
     batch, expected = read(stream, indices, 3), stream.batch(indices)
@@ -72,7 +84,8 @@ def test_micro_batches_hold_the_stream_shifted_by_one(stream: TokenStream) -> No
     assert found["weights"].dtype == torch.float32
     np.testing.assert_array_equal(found["ids"], expected.tokens[:, :-1])
     np.testing.assert_array_equal(found["labels"], expected.tokens[:, 1:])
-    np.testing.assert_array_equal(found["documents"], expected.document_ids[:, :-1])
+    np.testing.assert_array_equal(found["documents"][:, 1:], expected.document_ids[:, :-1])
+    assert found["documents"][:, 0].eq(-1).all()  # a sample begins
     np.testing.assert_array_equal(found["weights"], expected.loss_mask.astype(np.float32))
     assert torch.equal(found["ids"][:, 1:], found["labels"][:, :-1])
     assert batch.valid == expected.loss_mask.sum()
