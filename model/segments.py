@@ -68,8 +68,17 @@ class Piece:
             return self.attention_span * self.segment_length
         return self.cached + self.length
 
+    @cached_property
+    def _masks(self) -> dict[torch.device, Tensor | None]:
+        return {}  # every layer asks for the same one
+
     def attention_mask(self, device: torch.device) -> Tensor | None:
         """bool [B or 1, S or 1, n/S, W], True = may attend; None: plain causal attention over n = W tokens."""
+        if device not in self._masks:
+            self._masks[device] = self._attention_mask(device)
+        return self._masks[device]
+
+    def _attention_mask(self, device: torch.device) -> Tensor | None:
         queries = self.length // self.segments
         if self.documents is None and self.window == queries:
             return None

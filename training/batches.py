@@ -30,6 +30,10 @@ class MicroBatch:
             *(x.to(device, non_blocking=True) for x in (self.ids, self.documents, self.labels, self.weights))
         )
 
+    def pinned(self) -> "MicroBatch":
+        """In page-locked memory, from which a GPU copies while it computes."""
+        return MicroBatch(*(x.pin_memory() for x in (self.ids, self.documents, self.labels, self.weights)))
+
     @property
     def pipeline_item(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """(inputs of the first stage, labels of the last)."""
@@ -99,15 +103,15 @@ class Prefetcher:
 
     def get(self, indices: range, following: range | None) -> StepBatch:
         """The batch of `indices`; starts reading `following`."""
-        if self._next is not None and self._next[0] == indices:
-            batch = self._next[1].result()
-        else:
-            batch = read(self.stream, indices, self.micro_batch_size, self.segments)
+        batch = self._next[1].result() if self._next and self._next[0] == indices else self._read(indices)
         self._next = None
         if following is not None:
-            future = self._pool.submit(read, self.stream, following, self.micro_batch_size, self.segments)
-            self._next = (following, future)
+            self._next = (following, self._pool.submit(self._read, following))
         return batch
+
+    def _read(self, indices: range) -> StepBatch:
+        batch = read(self.stream, indices, self.micro_batch_size, self.segments)
+        return StepBatch([m.pinned() for m in batch.micro_batches]) if torch.cuda.is_available() else batch
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)

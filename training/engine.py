@@ -135,12 +135,13 @@ class Engine(ABC):
             return {}
         local = [m.take_gates() for m in memories(self.module)]
         names = ("in", "forget", "out")
-        sums = torch.tensor(
-            [[sum(float(g[n]) for g in local if n in g), sum(n in g for g in local)] for n in names],
-            dtype=torch.float64,
-        )
+        found = [[g[n] for g in local if n in g] for n in names]
+        sums = torch.zeros(len(names), 2, device=self.topology.device)
+        for row, gates in zip(sums, found, strict=True):
+            if gates:  # no value leaves the device before all have been added
+                row.copy_(torch.stack((torch.stack(gates).sum(), row.new_tensor(len(gates)))))
         dist.all_reduce(sums)
-        return {n: float(total / count) for n, (total, count) in zip(names, sums, strict=True) if count}
+        return {n: total / count for n, (total, count) in zip(names, sums.tolist(), strict=True) if count}
 
     def _groups(self) -> list[dict[str, Any]]:
         """Parameter groups: the memory has its own, so that its optimizer state begins where it does."""

@@ -70,14 +70,14 @@ class _Address(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
         phi = F.elu(x * scale).add_(1.0)
         rho = torch.linalg.vector_norm(phi, dim=-1, keepdim=True).clamp_(min=1e-12).reciprocal_()
-        y = phi * rho
-        ctx.save_for_backward(phi, rho, y)
+        ctx.save_for_backward(phi, rho)
         ctx.scale = scale
-        return y
+        return phi * rho
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        phi, rho, y = ctx.saved_tensors
+        phi, rho = ctx.saved_tensors
+        y = phi * rho
         along = torch.linalg.vecdot(y, dy).unsqueeze(-1).neg_()
         return torch.addcmul(dy, y, along).mul_(phi.clamp(max=1.0)).mul_(rho * ctx.scale), None
 

@@ -1,5 +1,6 @@
 """From the stream to a rank's micro-batches: every data-parallel size reads the same samples."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def test_ranks_that_share_segments_hold_a_sample_together(stream: TokenStream, s
     parts = [joined(read(stream, [3, 8], 2, (rank, size))) for rank in range(size)]
     for name in ("ids", "labels", "weights"):
         assert torch.equal(torch.cat([part[name] for part in parts], dim=1), whole[name])
-    for before, after in zip(parts, parts[1:], strict=False):
+    for before, after in pairwise(parts):
         assert torch.equal(after["documents"][:, 0], before["documents"][:, -1])
     own = [part["documents"][:, 1:] for part in parts]
     assert torch.equal(torch.cat(own, dim=1), whole["documents"][:, 1:])

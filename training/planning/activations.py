@@ -129,10 +129,10 @@ def _memory_kept(shape: Shape) -> tuple[float, float]:
         return norm_kept(shape) + size * (5 * FP32 + a + 5 * a / t) + shape.window * a + FP32 * heads / t, 0.0
     per_bank = (2 * shape.segments + 1) / shape.segments / shape.segment  # each bank, the last, and a copy of each
     if model.memory.kind == "lm2":
-        slots = 6 * heads * model.slots  # keys: unit, of the own document, fading, faded; queries and a copy
+        slots = 7 * heads * model.slots  # keys: features, unit, own document's, fading, faded; queries and a copy
         numbers = 6 * size + slots + 5 * heads + 2 * heads * model.slots / shape.segment
         return (FP32 * numbers + a * size) / t, FP32 * model.slots * size * per_bank / t
     chunk, width = min(DELTA_CHUNK, shape.segment), size // heads
-    numbers = 13 * size + 5 * heads * chunk + 7 * heads
+    numbers = 14 * size + 5 * heads * chunk + 7 * heads
     banks = size * width * ((shape.segments + 1) / shape.segments / shape.segment + 2.5 / chunk)
     return (FP32 * numbers + a * size) / t, FP32 * banks / t
