@@ -1,14 +1,15 @@
 """Checkpoints: torch.distributed.checkpoint under canonical names, so any topology reads any other's.
 
-A checkpoint is written to a temporary folder, synced, renamed, and only then named by the pointer `latest`, which is
-replaced atomically.  A process killed at any moment leaves the previous checkpoint as the latest one.
+Each rank writes the share that ZeRO gave it (`checkpoint_share.py`), beside training (`checkpoint_writer.py`), and only
+what its manifest confirms is read again (`checkpoint_files.py`, `safe_reader.py`).
 """
 
 import json
 import logging
-import shutil
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,31 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from data_prep.files import sync, write_text
 from model.parallel import is_sharded
+from training.checkpoint_files import (
+    STATE_FILE,
+    DamagedError,
+    candidates,
+    check_files,
+    check_sizes,
+    latest_checkpoint,
+    nothing_whole,
+    point,
+    verify,
+)
+from training.checkpoint_share import Box, Staging, boxes
+from training.checkpoint_writer import Writer, has_pointer
 from training.engine import Engine, moment_keys
 from training.errors import ConfigError, TrainingError
+from training.safe_reader import SafeReader, read_metadata
 from training.topology import Topology
 
 log = logging.getLogger("memtrain")
 
-STATE_FILE = "state.json"
-POINTER = "latest"
 RNG_KEY = "rng"
+LOADED_AT_ONCE = 1 << 30  # bytes of whole tensors that a rank holds while it loads
+
+__all__ = ["CheckpointFolder", "RunState", "latest_checkpoint", "load_weights", "read_run_state", "restore"]
 
 
 @dataclass(frozen=True)
@@ -45,70 +60,131 @@ class RunState:
     mlflow_run_id: str
     config: dict[str, Any]  # resolved
     versions: dict[str, str]
+    skipped: list[int] = field(default_factory=list)  # steps passed over without an update
 
 
 class CheckpointFolder:
-    """`checkpoints/` of one run."""
+    """`checkpoints/` of one run.  Every method is collective unless it says otherwise."""
 
-    def __init__(self, folder: Path, topology: Topology) -> None:
-        self.folder, self.topology = folder, topology
+    def __init__(self, folder: Path, topology: Topology, keep: tuple[int, int | None] | None = None) -> None:
+        """keep: (newest checkpoints that are kept, steps whose multiples are kept for ever); None: all."""
+        self.folder, self.topology, self.keep = folder, topology, keep
+        self._group = dist.new_group(backend="gloo")  # of its own: it is used beside training
+        self._writer = Writer(folder, self._group)
+        self._staging = Staging()
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[Path] | None = None
 
     def save(self, engine: Engine, state: RunState) -> Path:
-        """Write `step-XXXXXXXX` and point `latest` at it.  Collective; returns when it is on disk."""
-        final = self.folder / f"step-{state.step:08d}"
-        aside = self.folder / f".{final.name}.partial"
+        """Write `step-XXXXXXXX` and point `latest` at it; returns when it is on disk."""
+        self.start(engine, state)
+        path = self.wait()
+        assert path is not None
+        return path
+
+    def start(self, engine: Engine, state: RunState) -> None:
+        """Copy this rank's share and let a thread write it; waits for the checkpoint before, if that is not written.
+
+        Raises `TrainingError` on every rank when the one before failed.
+        """
+        self.wait()
+        share = list(self._share(engine))
+        self._pending = self._pool.submit(self._write, share, state)
+
+    def wait(self) -> Path | None:
+        """The checkpoint in writing, once it is on disk.  Raises `TrainingError` on every rank when it failed."""
+        pending, self._pending = self._pending, None
+        return pending.result() if pending else None
+
+    def _write(self, share: list[Box], state: RunState) -> Path:
+        try:
+            path = self._writer.write(share, state.step, asdict(state))
+        except TrainingError as error:
+            log.error("%s", error)
+            raise
+        log.info("saved %s", path)
+        if self.keep:
+            self._writer.prune(*self.keep)
+        return path
+
+    def _share(self, engine: Engine) -> Iterator[Box]:
+        """Copies of this rank's boxes; several ranks' equal ones are written once."""
+        tensor, elsewhere = self.topology.tensor, self._written_by_earlier_stages(engine)
+        self._staging.begin()
+        for key, start, values in engine.own_state():
+            name = key.partition("/")[0]
+            if name in elsewhere or not values.numel():
+                continue
+            parameter = engine.parameters[name]
+            dim = parameter.partition_dim if is_sharded(parameter) else None  # type: ignore[attr-defined]
+            copy = self._staging.copy(key, values)
+            yield from boxes(key, engine.shapes[name], start, copy, dim, tensor.rank, tensor.size)
         if self.topology.is_main:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-        dist.barrier()
-        values: dict[str, Any] = dict(_global_tensors(engine, dict(engine.read_state()), self.topology))
-        values[RNG_KEY] = torch.get_rng_state()
-        with _quiet():
-            dcp.save(values, checkpoint_id=aside)
-        if self.topology.is_main:
-            (aside / STATE_FILE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-            for path in [*aside.iterdir(), aside]:
-                sync(path)
-            if final.exists():  # an earlier life wrote it but died before moving the pointer
-                shutil.rmtree(final)
-            aside.rename(final)
-            sync(self.folder)
-            write_text(self.folder / POINTER, final.name + "\n")
-        dist.barrier()
-        return final
+            rng = torch.get_rng_state()
+            yield Box(RNG_KEY, rng.size(), torch.Size([0]), rng)
+        self._staging.end()
+
+    def _written_by_earlier_stages(self, engine: Engine) -> set[str]:
+        """Tied weights: the first stage that has them writes them, for ZeRO cuts them differently on each."""
+        if self.topology.pipeline_size == 1:
+            return set()
+        everywhere: list[Any] = [None] * self.topology.info.world_size
+        stage = self.topology.mesh.get_local_rank("pipeline")
+        dist.all_gather_object(everywhere, (stage, list(engine.parameters)), group=self._group)
+        return {name for other, names in everywhere if other < stage for name in names}
 
     def latest(self) -> Path | None:
-        """The checkpoint to continue from, or None."""
+        """The newest checkpoint whose files have their sizes, or None.  Not collective."""
         return latest_checkpoint(self.folder)
+
+    def choose(self) -> Path | None:
+        """The checkpoint to continue from, every byte of it checked; None when nothing was saved.
+
+        A damaged one is said aloud and the one before it taken; the pointer then names that.  Raises `TrainingError`
+        when none is whole.
+        """
+        box: list[Any] = [list(candidates(self.folder)) if self.topology.is_main else None]
+        dist.broadcast_object_list(box, src=0, group=self._group)
+        problems: list[str] = []
+        for path, pointer_problem in box[0]:
+            problem = self._problem(path)
+            problems += [text for text in (pointer_problem, problem) if text]
+            if problem:
+                continue
+            if problems and self.topology.is_main:
+                log.warning("damaged: %s; falling back to %s", "; ".join(problems), path)
+                point(self.folder, path)
+            return path
+        if problems or has_pointer(self.folder):
+            raise nothing_whole(self.folder, problems)
+        return None
+
+    def _problem(self, path: Path) -> str:
+        """What is wrong with a checkpoint, or nothing; the ranks share the reading."""
+        own = ""
+        try:
+            files = check_sizes(path)
+            check_files(path, files, sorted(files)[self.topology.info.rank :: self.topology.info.world_size])
+            read_metadata(path)
+            read_run_state(path)
+        except (DamagedError, ConfigError) as error:
+            own = str(error)
+        everywhere: list[Any] = [None] * self.topology.info.world_size
+        dist.all_gather_object(everywhere, own, group=self._group)
+        return next((text for text in everywhere if text), "")
+
+    def rewind(self, checkpoint: Path | None) -> None:
+        """Make `checkpoint` the latest again; what was saved after it is deleted after the next save."""
+        if self.topology.is_main and checkpoint is not None:
+            point(self.folder, checkpoint)
 
     def prune(self, keep_last: int, keep_every: int | None) -> None:
         """Delete all but the newest `keep_last` checkpoints and those at multiples of `keep_every` steps."""
-        if not self.topology.is_main:
-            return
-        current = self.latest()
-        found = sorted(self.folder.glob("step-????????"))
-        # newer than the pointer: an earlier life wrote it and died before it moved the pointer
-        orphans = [path for path in found if current is None or path.name > current.name]
-        kept = [path for path in found if path not in orphans]
-        for path in orphans + kept[:-keep_last]:
-            for_ever = keep_every is not None and int(path.name.removeprefix("step-")) % keep_every == 0
-            if path in orphans or not for_ever:
-                shutil.rmtree(path, ignore_errors=True)
+        self._writer.prune(keep_last, keep_every)
 
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint that `folder/latest` names, or None when nothing was saved.
-
-    Raises `TrainingError` when the pointer names a checkpoint that is not whole.
-    """
-    pointer = folder / POINTER
-    if not pointer.exists():
-        return None
-    name = pointer.read_text(encoding="utf-8").strip()
-    target = folder / name
-    if Path(name).name != name or not (target / STATE_FILE).is_file() or not (target / ".metadata").is_file():
-        raise TrainingError(f"{pointer} names '{name}', which is no whole checkpoint in {folder}")
-    return target
+    def close(self) -> None:
+        """End the thread.  Not collective; what it still writes is waited for."""
+        self._pool.shutdown(wait=True)
 
 
 def read_run_state(checkpoint: Path) -> RunState:
@@ -128,23 +204,58 @@ def restore(engine: Engine, checkpoint: Path, topology: Topology, moments: bool,
 
     moments: also AdamW's state and its step counts; rng: also the random generator's state (a resume).
     """
-    stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    wanted = {
-        key: torch.empty(engine.shapes[name], device=topology.device)
+    stored = read_metadata(checkpoint).state_dict_metadata
+    keys = [
+        key
         for name in engine.parameters
         for key in ((name, *moment_keys(name)) if moments else (name,))
         if key in stored
-    }
-    values: dict[str, Any] = dict(_global_tensors(engine, wanted, topology))
-    if rng:
-        values[RNG_KEY] = torch.get_rng_state()
-    with _quiet():
-        dcp.load(values, checkpoint_id=checkpoint)
-    engine.write_state({k: v.to_local() if isinstance(v, DTensor) else v for k, v in values.items() if k != RNG_KEY})
+    ]
+    for some in _parts(keys, engine):
+        values = {key: torch.empty(engine.shapes[key.partition("/")[0]], device=topology.device) for key in some}
+        _load(_global_tensors(engine, values, topology), checkpoint)
+        engine.write_state(values)
     if moments:
         engine.set_optimizer_steps(read_run_state(checkpoint).optimizer_steps)
     if rng:
-        torch.set_rng_state(values[RNG_KEY])
+        state = {RNG_KEY: torch.get_rng_state()}
+        _load(state, checkpoint)
+        torch.set_rng_state(state[RNG_KEY])
+
+
+def _parts(keys: list[str], engine: Engine) -> Iterator[list[str]]:
+    """`keys` in parts of at most `LOADED_AT_ONCE` bytes, or of one tensor; the same on all replicas."""
+    part: list[str] = []
+    held = 0
+    for key in keys:
+        size = 4 * engine.shapes[key.partition("/")[0]].numel()
+        if part and held + size > LOADED_AT_ONCE:
+            yield part
+            part, held = [], 0
+        part.append(key)
+        held += size
+    if part:
+        yield part
+
+
+def _load(values: dict[str, Tensor], checkpoint: Path) -> None:
+    """Fill `values` in place; each rank reads for itself.  Raises `TrainingError` when it cannot."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # DCP's, of typed storage and of a single process
+            dcp.load(values, storage_reader=SafeReader(checkpoint), no_dist=True)  # type: ignore[arg-type]
+    except dcp.CheckpointException as error:
+        causes = "; ".join(str(cause) for cause, _stack in error.failures.values())
+        raise TrainingError(f"{checkpoint}: cannot be loaded ({' '.join(causes.split())[:300]})") from None
+
+
+def check_checkpoint(checkpoint: Path, field_name: str) -> None:
+    """Raise `ConfigError` unless every byte of `checkpoint` is what was written."""
+    try:
+        verify(checkpoint)
+        read_metadata(checkpoint)
+    except DamagedError as error:
+        raise ConfigError(f"{field_name}: {error}; copy the checkpoint again, or use another") from None
 
 
 def load_weights(checkpoint: Path, parameters: dict[str, torch.nn.Parameter]) -> None:
@@ -152,22 +263,20 @@ def load_weights(checkpoint: Path, parameters: dict[str, torch.nn.Parameter]) ->
 
     Raises `ConfigError` naming weights the checkpoint lacks.
     """
-    stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    if missing := sorted(parameters.keys() - stored.keys()):
+    stored = stored_names(checkpoint)
+    if missing := sorted(parameters.keys() - stored):
         raise ConfigError(f"checkpoint: {checkpoint} lacks {', '.join(missing[:4])}; it was made by another model")
-    values: dict[str, Any] = {name: p.detach() for name, p in parameters.items()}
-    with _quiet():
-        dcp.load(values, checkpoint_id=checkpoint, no_dist=True)
+    _load({name: p.detach() for name, p in parameters.items()}, checkpoint)
 
 
 def stored_names(checkpoint: Path) -> set[str]:
     """Names of everything a checkpoint holds."""
-    return set(dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata)
+    return set(read_metadata(checkpoint).state_dict_metadata)
 
 
 def check_shapes(checkpoint: Path, model: torch.nn.Module) -> None:
     """Raise `ConfigError` when a weight of `model` (whole, may be on the meta device) is stored in another shape."""
-    stored: dict[str, Any] = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    stored: dict[str, Any] = read_metadata(checkpoint).state_dict_metadata
     for name, parameter in model.named_parameters():
         if name in stored and stored[name].size != parameter.shape:
             raise ConfigError(
@@ -187,11 +296,3 @@ def _global_tensors(engine: Engine, local: dict[str, Tensor], topology: Topology
             value = DTensor.from_local(value.contiguous(), mesh, [Shard(dim)], run_check=False)
         out[key] = value
     return out
-
-
-class _quiet(warnings.catch_warnings):  # noqa: N801
-    """DCP warns about single-process use and typed storage, neither of which concerns the user."""
-
-    def __enter__(self) -> None:  # type: ignore[override]
-        super().__enter__()
-        warnings.simplefilter("ignore")

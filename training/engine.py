@@ -38,6 +38,8 @@ with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its banner w
     from deepspeed.utils import (
         safe_get_full_fp32_param,
         safe_get_full_optimizer_state,
+        safe_get_local_fp32_param,
+        safe_get_local_optimizer_state,
         safe_set_full_fp32_param,
         safe_set_full_optimizer_state,
         safe_set_local_fp32_param,
@@ -202,6 +204,20 @@ class Engine(ABC):
             yield name, self.state.read(parameter)
             for moment in MOMENTS:
                 yield f"{name}/{moment}", self.state.read(parameter, moment)
+
+    def own_state(self) -> Iterator[tuple[str, int, Tensor]]:
+        """`name` and `name/moment` with the range of the flattened fp32 tensor that this replica keeps: where it
+        begins, and its values.  They are the optimizer's own memory: copy them before the next step."""
+        rank, size = self.topology.replicas.rank(), self.topology.replicas.size()
+        for index, (name, parameter) in enumerate(self.parameters.items()):
+            if parameter.requires_grad:
+                for key, moment in zip((name, *moment_keys(name)), (None, *MOMENTS), strict=True):
+                    yield key, *self.state.own(parameter, moment)
+                continue
+            weight = self._untrained[name] if name in self._untrained else self.state.weight(parameter).float()
+            if index % size == rank:
+                yield name, 0, weight.flatten()
+                yield from ((k, 0, self._untrained[k].flatten()) for k in moment_keys(name) if k in self._untrained)
 
     @torch.no_grad()
     def write_state(self, values: dict[str, Tensor]) -> None:
@@ -422,6 +438,13 @@ class _Flat:
             return safe_get_full_fp32_param(parameter)
         return safe_get_full_optimizer_state(parameter, moment)
 
+    def own(self, parameter: nn.Parameter, moment: str | None = None) -> tuple[int, Tensor]:
+        """This rank's range of the flattened fp32 weight or moment: where it begins, and its values."""
+        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None:
+            return 0, torch.empty(0)
+        return mapping.lp_fragment_address.start, mapping.get_hp_fragment(moment)
+
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
         parameter.copy_(value)
         if parameter.requires_grad:
@@ -448,6 +471,15 @@ class _Partitioned(_Flat):
 
     def held(self, parameter: nn.Parameter) -> int:
         return parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+
+    def own(self, parameter: nn.Parameter, moment: str | None = None) -> tuple[int, Tensor]:
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        start = size * self.zero.dp_process_group.rank()
+        if moment is None:
+            values = safe_get_local_fp32_param(parameter)
+        else:
+            values = safe_get_local_optimizer_state(parameter, moment)
+        return start, values[: max(0, min(size, parameter.ds_numel - start))]  # type: ignore[attr-defined]
 
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
         with GatheredParameters([parameter], modifier_rank=0):  # kept as slices again when it leaves

@@ -32,9 +32,10 @@ class Trainer:
     def __init__(self, config: RunConfig, topology: Topology, tracker: Tracker | None) -> None:
         self.config, self.topology = config, topology
         self.folder = config.run.folder
-        self.checkpoints = CheckpointFolder(self.folder / "checkpoints", topology)
+        keep = config.checkpoint.keep_last, config.checkpoint.keep_every_steps
+        self.checkpoints = CheckpointFolder(self.folder / "checkpoints", topology, keep)
         self.stream, self.valid = open_stream(config, "train"), open_stream(config, "valid")
-        self.last = self.checkpoints.latest()
+        self.last = self.checkpoints.choose()
         self.step = read_run_state(self.last).step if self.last else 0
         self.run_id = broadcast(tracker.run_id if tracker else "")
         self.reporter = Reporter(config, self.step, tracker)
@@ -176,8 +177,6 @@ class Trainer:
             versions={name: importlib.metadata.version(name) for name in ("torch", "deepspeed", "megatron-core")},
         )
         self.last = self.checkpoints.save(engine, state)
-        self.checkpoints.prune(self.config.checkpoint.keep_last, self.config.checkpoint.keep_every_steps)
-        log.info("saved %s", self.last)
 
     def _farewell(self) -> None:
         if self._done():

@@ -42,16 +42,16 @@ def test_memory_phase_starts_from_any_topologys_warmup(
     assert after["next"][0] == pytest.approx(before["next"][0], rel=1e-6)  # memory closed: the same loss
 
 
-def test_a_pointer_to_nothing_whole_is_refused(saved: tuple[Path, dict], tmp_path: Path) -> None:
+def test_a_pointer_to_nothing_whole_is_refused_when_nothing_else_is_there(
+    saved: tuple[Path, dict], tmp_path: Path
+) -> None:
     folder = tmp_path / "checkpoints"
     shutil.copytree(saved[0], folder)
-    assert latest_checkpoint(folder) is not None
+    checkpoint = folder / f"step-{STEPS:08d}"
     (folder / "latest").write_text("../elsewhere\n")
-    with pytest.raises(TrainingError, match="latest"):
-        latest_checkpoint(folder)
-    (folder / "latest").write_text(f"step-{STEPS:08d}\n")
-    (folder / f"step-{STEPS:08d}" / ".metadata").unlink()
-    with pytest.raises(TrainingError, match="no whole checkpoint"):
+    assert latest_checkpoint(folder) == checkpoint  # the only one, and whole
+    (checkpoint / ".metadata").unlink()
+    with pytest.raises(TrainingError, match=r"elsewhere.*metadata: is missing"):
         latest_checkpoint(folder)
     assert latest_checkpoint(tmp_path) is None
 

@@ -147,8 +147,6 @@ def prune(folder: str, keep_last: int, keep_every: int | None) -> list[str]:
     for step in (10, 20, 30, 40, 50, 80):
         path = Path(folder) / f"step-{step:08d}"
         path.mkdir()
-        (path / "state.json").touch()
-        (path / ".metadata").touch()
     (Path(folder) / "latest").write_text("step-00000050\n")
     checkpoints.prune(keep_last, keep_every)
     return sorted(path.name for path in Path(folder).glob("step-*"))

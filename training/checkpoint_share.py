@@ -1,0 +1,123 @@
+"""What one rank writes of a checkpoint: boxes of tensors, cut where ZeRO cut them, with nothing gathered.
+
+ZeRO gives every replica a range of each flattened tensor.  A range of a flattened tensor is a few boxes of the tensor
+itself (a part of a row, whole rows, a part of a row), and a box has its place in the whole tensor on any topology,
+which is what torch.distributed.checkpoint stores.  So no rank ever holds more than its own share.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
+
+
+@dataclass(frozen=True)
+class Box:
+    """A part of the tensor `key`: where it begins in the whole tensor, of shape `size`, and its values."""
+
+    key: str
+    size: torch.Size
+    offsets: torch.Size
+    values: Tensor
+
+
+def boxes_of_range(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(offsets, sizes) of boxes that cover elements [start, stop) of a row-major tensor, in their order in it."""
+    if start >= stop:
+        return
+    if len(shape) < 2:
+        yield ((start,), (stop - start,)) if shape else ((), ())
+        return
+    inner = shape[1:]
+    row = math.prod(inner)
+    first, last = -(-start // row), stop // row  # the whole rows are [first, last)
+    if first > last:  # it begins and ends inside one row
+        yield from _in_row(last, inner, start - last * row, stop - last * row)
+        return
+    yield from _in_row(first - 1, inner, start - (first - 1) * row, row if start < first * row else 0)
+    if first < last:
+        yield (first, *(0 for _ in inner)), (last - first, *inner)
+    yield from _in_row(last, inner, 0, stop - last * row)
+
+
+def _in_row(
+    row: int, inner: tuple[int, ...], start: int, stop: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    for offsets, sizes in boxes_of_range(inner, start, stop):
+        yield (row, *offsets), (1, *sizes)
+
+
+def boxes(
+    key: str, shape: tuple[int, ...], start: int, values: Tensor, sharded_dim: int | None, rank: int, ranks: int
+) -> Iterator[Box]:
+    """The boxes of `values`, elements from `start` on of this tensor-parallel rank's tensor of `shape`.
+
+    sharded_dim: the dimension that `ranks` tensor-parallel ranks share evenly, this one being `rank`; None: not shared.
+    """
+    size, shift = list(shape), [0] * len(shape)
+    if sharded_dim is not None:
+        size[sharded_dim], shift[sharded_dim] = shape[sharded_dim] * ranks, shape[sharded_dim] * rank
+    done = 0
+    for offsets, sizes in boxes_of_range(shape, start, start + values.numel()):
+        count = math.prod(sizes)
+        place = torch.Size(o + s for o, s in zip(offsets, shift, strict=True))
+        yield Box(key, torch.Size(size), place, values[done : done + count].view(sizes))
+        done += count
+
+
+class Staging:
+    """Copies of this rank's share in CPU memory, in the same memory every time: one share is all it ever takes."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+        self._used: set[str] = set()
+
+    def begin(self) -> None:
+        """Forget what the copy before used."""
+        self._used.clear()
+
+    def copy(self, key: str, values: Tensor) -> Tensor:
+        """`values` as they are now."""
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.numel() != values.numel() or buffer.dtype != values.dtype:
+            buffer = self._buffers[key] = torch.empty(
+                values.numel(), dtype=values.dtype, pin_memory=values.device.type == "cuda"
+            )
+        self._used.add(key)
+        buffer.copy_(values, non_blocking=True)
+        return buffer
+
+    def end(self) -> None:
+        """Wait for copies from a GPU; free the memory of what is gone (another phase)."""
+        for key in self._buffers.keys() - self._used:
+            del self._buffers[key]
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+
+class SharePlanner(DefaultSavePlanner):
+    """Tells torch.distributed.checkpoint to write the boxes; those that several ranks hold are written once."""
+
+    def __init__(self, share: list[Box]) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self._share = {(box.key, box.offsets): box for box in share}
+
+    def create_local_plan(self) -> SavePlan:
+        self.plan = SavePlan([_write_item(box) for box in self._share.values()])
+        return self.plan
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        assert index.offset is not None
+        return self._share[index.fqn, index.offset].values
+
+
+def _write_item(box: Box) -> WriteItem:
+    chunk = ChunkStorageMetadata(box.offsets, box.values.size())
+    data = TensorWriteData(chunk, TensorProperties.create_from_tensor(box.values), box.size)
+    return WriteItem(MetadataIndex(box.key, box.offsets), WriteItemType.SHARD, tensor_data=data)
