@@ -47,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     # Imports after the arguments: --help answers at once.
-    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
+    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, RankError, TrainingError
 
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
     try:
@@ -59,7 +59,7 @@ def main() -> int:
             time.sleep(3)  # the launcher ends all ranks when one has left: rank 0 speaks first
         return EXIT_BAD_INPUT
     except TrainingError as error:
-        if rank == 0:
+        if rank == 0 or isinstance(error, RankError):
             print(f"failed: {error}", file=sys.stderr)
         return 1
 
@@ -84,4 +84,10 @@ def launch(arguments: argparse.Namespace) -> int:
 if __name__ == "__main__":
     # The repository's packages are importable from a checkout that is not installed.
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    sys.exit(main())
+    code = main()
+    if code == 1:
+        # other ranks may be gone: threads that still wait for them must not keep this one
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -74,6 +74,7 @@ class CheckpointFolder:
         self._staging = Staging()
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[Path] | None = None
+        self.last: Path | None = None  # the newest one that is known to be whole
 
     def save(self, engine: Engine, state: RunState) -> Path:
         """Write `step-XXXXXXXX` and point `latest` at it; returns when it is on disk."""
@@ -92,9 +93,11 @@ class CheckpointFolder:
         self._pending = self._pool.submit(self._write, share, state)
 
     def wait(self) -> Path | None:
-        """The checkpoint in writing, once it is on disk.  Raises `TrainingError` on every rank when it failed."""
+        """The newest checkpoint, once it is on disk.  Raises `TrainingError` on every rank when it failed."""
         pending, self._pending = self._pending, None
-        return pending.result() if pending else None
+        if pending is not None:
+            self.last = pending.result()
+        return self.last
 
     def _write(self, share: list[Box], state: RunState) -> Path:
         try:
@@ -154,6 +157,7 @@ class CheckpointFolder:
             if problems and self.topology.is_main:
                 log.warning("damaged: %s; falling back to %s", "; ".join(problems), path)
                 point(self.folder, path)
+            self.last = path
             return path
         if problems or has_pointer(self.folder):
             raise nothing_whole(self.folder, problems)
@@ -172,11 +176,6 @@ class CheckpointFolder:
         everywhere: list[Any] = [None] * self.topology.info.world_size
         dist.all_gather_object(everywhere, own, group=self._group)
         return next((text for text in everywhere if text), "")
-
-    def rewind(self, checkpoint: Path | None) -> None:
-        """Make `checkpoint` the latest again; what was saved after it is deleted after the next save."""
-        if self.topology.is_main and checkpoint is not None:
-            point(self.folder, checkpoint)
 
     def prune(self, keep_last: int, keep_every: int | None) -> None:
         """Delete all but the newest `keep_last` checkpoints and those at multiples of `keep_every` steps."""

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from data_prep import DataConfig
 from model import ModelConfig
 from training.errors import ConfigError
+from training.faults import FaultConfig
 from training.logs import without_secrets
 from training.tracking import TrackingConfig
 
@@ -134,6 +135,9 @@ class TrainingSection(Section):
 
 class CheckpointSection(Section):
     every_steps: Positive = Field(100, description="a checkpoint every so many steps, and at every phase's end")
+    asynchronous: bool = Field(
+        True, description="written beside training from a copy of each rank's share in CPU memory"
+    )
     keep_last: Positive = Field(2, description="newest checkpoints that are kept")
     keep_every_steps: Positive | None = Field(None, description="checkpoints at multiples of this are kept for ever")
 
@@ -148,6 +152,7 @@ class RunConfig(Section):
     training: TrainingSection
     parallel: ParallelSection = Field(default_factory=ParallelSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    faults: FaultConfig = Field(default_factory=FaultConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
     @model_validator(mode="after")

@@ -25,6 +25,7 @@ from model.parallel import vocab_parallel_cross_entropy
 from model.stages import EmbeddingStage, Layer, flat_layers, tied_logits
 from training.batches import MicroBatch, StepBatch, iterate
 from training.config import Phase, RunConfig
+from training.faults import LossGuard
 from training.planning.stages import cut_stages
 from training.topology import Topology
 
@@ -70,6 +71,7 @@ class Engine(ABC):
         __compatible_ops__["deepspeed_shm_comm"] = False
         samples = phase.tokens_per_step // config.data.sequence_length
         self.micro_batches = samples // (config.training.micro_batch_size * topology.data_size)
+        self.guard = LossGuard()
         deepspeed.init_distributed(auto_mpi_discovery=False)  # adopts the groups that topology.py started
         self.module = self._build_module()
         self.parameters: dict[str, nn.Parameter] = dict(self._canonical_parameters())
@@ -112,6 +114,7 @@ class Engine(ABC):
             group["lr"] = learning_rate
         for memory in memories(self.module):
             memory.take_gates()  # forget what evaluations left
+        self.guard.begin()
         loss = self._forward_backward(self._normalised(batch))
         return StepResult(float(loss), float(self.ds.get_global_grad_norm() or 0.0), self._gates())
 
@@ -274,7 +277,7 @@ class PlainEngine(Engine):
     def _build_module(self) -> nn.Module:
         net = LanguageModel(self.config.model, self.topology.layout, self.phase.memory)
         net.initialize(self.config.run.seed)
-        return LossModel(net)
+        return LossModel(net, self.guard)
 
     def _canonical_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self.module.net.named_parameters()
@@ -311,16 +314,16 @@ class PlainEngine(Engine):
 class LossModel(nn.Module):
     """A micro-batch -> its weighted loss."""
 
-    def __init__(self, net: LanguageModel) -> None:
+    def __init__(self, net: LanguageModel, guard: LossGuard) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.guard = net, guard
 
     def forward(self, micro: MicroBatch) -> Tensor:
         net, before, documents = self.net, micro.documents[:, 0], micro.documents[:, 1:]
         begin = net.layout.segments.rank * micro.ids.size(1)
         hidden, _ = net.hidden(micro.ids, documents, net.after(before, begin) if begin else None)
         losses = vocab_parallel_cross_entropy(net.head.logits(hidden), micro.labels, net.tp)
-        return (losses * micro.weights).sum()
+        return self.guard((losses * micro.weights).sum())
 
 
 class PipelineEngine(Engine):
@@ -332,7 +335,7 @@ class PipelineEngine(Engine):
         self._layers = layers
 
         def loss(logits: Tensor, labels: tuple[Tensor, Tensor]) -> Tensor:
-            return (vocab_parallel_cross_entropy(logits, labels[0], tp) * labels[1]).sum()
+            return self.guard((vocab_parallel_cross_entropy(logits, labels[0], tp) * labels[1]).sum())
 
         with contextlib.redirect_stdout(io.StringIO()):
             cut = cut_stages(stage_costs(config.model, self.phase.memory), topology.pipeline_size)

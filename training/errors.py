@@ -12,6 +12,10 @@ class TrainingError(RuntimeError):
     """Training cannot go on: a loss that is not finite, a damaged checkpoint.  The last good checkpoint stays."""
 
 
+class RankError(TrainingError):
+    """A failure of one rank alone, which it must tell itself."""
+
+
 BAD_INPUT = (ConfigError, ModelError, DataError)  # exit code 2: nothing was written
 
 EXIT_FINISHED = 0

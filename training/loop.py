@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import logging
-import math
 import time
 from collections import deque
 from pathlib import Path
@@ -10,18 +9,23 @@ from pathlib import Path
 from model.cost import flops_per_token
 from training.batches import Prefetcher, evaluation_shares, rank_share, read
 from training.checkpoint import CheckpointFolder, RunState, read_run_state, restore
+from training.checkpoint_files import step_of
 from training.config import Phase, RunConfig
 from training.devices import peak_flops
 from training.engine import Engine, StepResult, build_engine
 from training.errors import EXIT_FINISHED, EXIT_RUN_AGAIN, TrainingError
+from training.faults import Judge, read_skipped, write_skipped
 from training.hf_weights import load_backbone
 from training.logs import without_secrets
+from training.postmortem import not_finite
 from training.preflight import open_stream
 from training.records import EvalRecord, StepRecord
 from training.reporting import Reporter
 from training.schedule import Position, learning_rate, position
+from training.signals import StopSignal
 from training.topology import Topology, broadcast
 from training.tracking import Tracker
+from training.watchdog import Watchdog
 
 log = logging.getLogger("memtrain")
 
@@ -29,21 +33,27 @@ log = logging.getLogger("memtrain")
 class Trainer:
     """One run on one rank, from wherever its folder says it stands to its end."""
 
-    def __init__(self, config: RunConfig, topology: Topology, tracker: Tracker | None) -> None:
-        self.config, self.topology = config, topology
+    def __init__(
+        self, config: RunConfig, topology: Topology, tracker: Tracker | None, signal: StopSignal, watchdog: Watchdog
+    ) -> None:
+        self.config, self.topology, self.signal, self.watchdog = config, topology, signal, watchdog
         self.folder = config.run.folder
         keep = config.checkpoint.keep_last, config.checkpoint.keep_every_steps
         self.checkpoints = CheckpointFolder(self.folder / "checkpoints", topology, keep)
         self.stream, self.valid = open_stream(config, "train"), open_stream(config, "valid")
-        self.last = self.checkpoints.choose()
-        self.step = read_run_state(self.last).step if self.last else 0
+        last = self.checkpoints.choose()
+        self.step = read_run_state(last).step if last else 0
         self.run_id = broadcast(tracker.run_id if tracker else "")
         self.reporter = Reporter(config, self.step, tracker)
         self.prefetcher = Prefetcher(self.stream, config.training.micro_batch_size, topology.segment_share)
+        self.judge = Judge(config.faults)
+        self.skipped = set(read_skipped(self.folder))
+        self.stopping = False  # all ranks know of a signal
+        self.engine: Engine | None = None
         self.speeds: deque[float] = deque(maxlen=20)
 
     def run(self) -> int:
-        """Train until the end or `training.stop_after_steps`; the exit code.  Collective."""
+        """Train until the end, a signal or `training.stop_after_steps`; the exit code.  Collective."""
         status = "FAILED"
         try:
             if self.last is not None:
@@ -56,9 +66,15 @@ class Trainer:
             status = "KILLED"
             raise
         finally:
+            self._beat("closing")
             self.prefetcher.close()
             self.reporter.close(status)  # type: ignore[arg-type]
+        self.checkpoints.close()
         return EXIT_FINISHED if self._done() else EXIT_RUN_AGAIN
+
+    @property
+    def last(self) -> Path | None:
+        return self.checkpoints.last
 
     def _position(self) -> Position:
         return position(self.config.phases, self.config.data.sequence_length, self.step)
@@ -68,26 +84,40 @@ class Trainer:
 
     def _stopped(self) -> bool:
         stop = self.config.training.stop_after_steps
-        return stop is not None and self.step >= stop
+        return self.stopping or (stop is not None and self.step >= stop)
+
+    def _beat(self, doing: str, phase: Phase | None = None) -> None:
+        self.watchdog.beat(self.step, phase.name if phase else "", doing)
 
     def _run_phase(self, at: Position) -> None:
-        """Build the phase's engine, bring it to `at`, train to the phase's end or to the stop."""
+        """Build the phase's engine, bring it to `at`, train to the phase's end, a stop, or a return to a checkpoint."""
         phase = self.config.phases[at.phase_index]
-        engine = build_engine(self.config, phase, self.topology)
+        self._beat("building", phase)
+        self.engine = engine = build_engine(self.config, phase, self.topology)
         self._bring_in_weights(engine, phase, at)
         counts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in engine.counts().items())
         self.reporter.note(f"phase {phase.name}: {phase.steps} steps; on this rank: {counts}")
+        self.judge.new_phase()
         end = self.step - at.phase_step + phase.steps
-        every = self.config.checkpoint.every_steps
         while self.step < end and not self._stopped():
-            self._train_step(engine, phase)
-            at_end = self.step == end
-            eval_every = self.config.training.eval_every_steps
-            if at_end or (eval_every and self.step % eval_every == 0):
-                self._evaluate(engine, phase, at_end)
-            if at_end or self.step % every == 0 or self._stopped():
-                self._save(engine, phase)
+            if not self._train_step(engine, phase):
+                break
+            self._after_step(engine, phase, at_end=self.step == end)
         engine.close()
+        self.engine = None
+
+    def _after_step(self, engine: Engine, phase: Phase, at_end: bool) -> None:
+        """Evaluate and save where it is time for it."""
+        eval_every = self.config.training.eval_every_steps
+        if at_end or (eval_every and self.step % eval_every == 0):
+            self._beat("evaluation", phase)
+            self._evaluate(engine, phase, at_end)
+        must_be_there = at_end or self._stopped()
+        if must_be_there or self.step % self.config.checkpoint.every_steps == 0:
+            self._beat("saving", phase)
+            self._save(engine, phase)
+            if must_be_there or not self.config.checkpoint.asynchronous:
+                self.checkpoints.wait()
 
     def _bring_in_weights(self, engine: Engine, phase: Phase, at: Position) -> None:
         kind, _, path = phase.init_from.partition(":")
@@ -101,22 +131,51 @@ class Trainer:
         elif kind == "previous" and self.last is not None:
             restore(engine, self.last, self.topology, moments=True, rng=True)
 
-    def _train_step(self, engine: Engine, phase: Phase) -> None:
+    def _train_step(self, engine: Engine, phase: Phase) -> bool:
+        """One step, or one passed over; False: the run went back to its last checkpoint."""
+        if self.step + 1 in self.skipped:
+            self.step += 1
+            self.reporter.note(f"step {self.step} is passed over: it led to a spike of the loss")
+            return True
+        self._beat("data", phase)
         at, started = self._position(), time.perf_counter()
-        batch = self.prefetcher.get(self._share(at), self._following(at))
+        share = self._share(at)
+        batch = self.prefetcher.get(share, self._following(at))
         waited = time.perf_counter() - started
         tokens_in_phase = (at.phase_step + 1) * phase.tokens_per_step
         lr = learning_rate(phase.lr, tokens_in_phase, phase.steps * phase.tokens_per_step)
+        self._beat("step", phase)
         result = engine.train_step(batch, lr)
+        verdict = self.judge.verdict(self.step + 1, result.loss, result.grad_norm, bool(self.signal))
+        self.stopping = self.stopping or verdict.stop
         self.step += 1
-        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-            raise TrainingError(
-                f"step {self.step} ({phase.name}): loss {result.loss}, gradient norm {result.grad_norm}; samples "
-                f"{at.samples}..{at.samples + phase.tokens_per_step // self.config.data.sequence_length - 1}; "
-                "the last checkpoint is from before it: start a new run.name with a lower learning rate, its first "
-                f"phase with init_from: checkpoint:{self.last}"
-            )
+        if verdict.spike:
+            self._roll_back(result.loss)
+            return False
+        if not verdict.finite:
+            text = not_finite(self.step, phase.name, result, engine.guard, share, self.config, self.topology)
+            if self.judge.too_many_bad:
+                raise TrainingError(f"{text}; {self._way_out()}")
+            self.reporter.note(f"{text}; its update is left out")
         self._report(result, phase, lr, waited, time.perf_counter() - started)
+        return True
+
+    def _way_out(self) -> str:
+        return (
+            f"more than faults.nonfinite_steps {self.config.faults.nonfinite_steps} of 100 steps were so: start a new "
+            f"run.name with a lower learning rate, its first phase with init_from: checkpoint:{self.last}"
+        )
+
+    def _roll_back(self, loss: float) -> None:
+        """Back to the last checkpoint; the batches that led here will be passed over, in later lives too."""
+        self.checkpoints.wait()
+        spike, back_to = self.step, step_of(self.last) if self.last else 0
+        self.skipped |= set(self.judge.roll_back(spike, back_to))
+        if self.topology.is_main:
+            write_skipped(self.folder, sorted(self.skipped))
+        self.step = back_to
+        self.reporter.rewind(back_to)
+        self.reporter.note(f"step {spike}: the loss spiked to {loss:.3f}; back to step {back_to}, past the batches")
 
     def _share(self, at: Position) -> range:
         samples = self.config.phases[at.phase_index].tokens_per_step // self.config.data.sequence_length
@@ -174,16 +233,20 @@ class Trainer:
             stream=self.stream.fingerprint,
             mlflow_run_id=self.run_id,
             config=without_secrets(self.config.model_dump(mode="json")),
+            skipped=sorted(step for step in self.skipped if step <= self.step),
             versions={name: importlib.metadata.version(name) for name in ("torch", "deepspeed", "megatron-core")},
         )
-        self.last = self.checkpoints.save(engine, state)
+        self.checkpoints.start(engine, state)
+
+    def _why(self) -> str:
+        return f" by {self.signal.name or 'a signal to another rank'}" if self.stopping else ""
 
     def _farewell(self) -> None:
         if self._done():
             self.reporter.note(f"finished: {self.step} steps, {self._position().tokens:,} tokens")
         else:
             self.reporter.note(
-                f"stopped after step {self.step} of {self.config.total_steps}, saved; run the same again"
+                f"stopped after step {self.step} of {self.config.total_steps}{self._why()}, saved; run the same again"
             )
         self.reporter.note(f"checkpoint: {self.last}")
         if command := self.reporter.ui_command:

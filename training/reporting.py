@@ -62,6 +62,12 @@ class Reporter:
         self._tracker.metrics(record.step, values, always=True)
         self._plot()
 
+    def rewind(self, step: int) -> None:
+        """The run went back to `step`: what was recorded after it will be recorded again."""
+        if self.active:
+            self._metrics.close()
+            self._metrics = MetricsFile.open(self.folder / "metrics.jsonl", step)
+
     def _plot(self) -> None:
         plot_loss(self.folder / "metrics.jsonl", self.folder / "loss.png")
         self._tracker.artifact(self.folder / "loss.png")

@@ -1,17 +1,23 @@
 """One process of a run: find out who it is, refuse what cannot work, then train."""
 
+import logging
+
 import torch
 import torch.distributed as dist
 
 from training.config import RunConfig
 from training.devices import keep_freed_memory
-from training.errors import EXIT_FINISHED, ConfigError
+from training.errors import EXIT_FINISHED, ConfigError, RankError, TrainingError
 from training.logs import quiet_libraries, setup_logging
 from training.planning import lines_at_start
 from training.preflight import check
 from training.reporting import open_folder, start_tracker
-from training.topology import RankInfo, broadcast, initialize
+from training.signals import StopSignal
+from training.topology import RankInfo, Topology, broadcast, initialize
 from training.tracking import Tracker
+from training.watchdog import Watchdog
+
+log = logging.getLogger("memtrain")
 
 
 def run(config: RunConfig, local_rank: int | None = None) -> int:
@@ -29,21 +35,45 @@ def run(config: RunConfig, local_rank: int | None = None) -> int:
     if topology.device.type == "cpu":
         keep_freed_memory()
     quiet_libraries()
-    try:
-        tracker = _start_tracking(config, info)
-        setup_logging(config.run.folder, info.rank)
-        from training.loop import Trainer
+    with StopSignal() as signal:
+        try:
+            tracker = _start_tracking(config, info)
+            setup_logging(config.run.folder, info.rank)
+            return _train(config, topology, tracker, signal)
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
 
-        trainer = Trainer(config, topology, tracker)
+
+def _train(config: RunConfig, topology: Topology, tracker: Tracker | None, signal: StopSignal) -> int:
+    """Watched by a thread; what a library raises becomes a `TrainingError` that says what to do."""
+    from training.loop import Trainer
+    from training.postmortem import is_lost_peer, is_out_of_memory, out_of_memory
+
+    rank = topology.info.rank
+    watchdog = Watchdog(config.run.folder, rank, topology.info.world_size, config.faults.hang_seconds)
+    trainer = None
+    try:
+        trainer = Trainer(config, topology, tracker, signal, watchdog)
         name = torch.cuda.get_device_name(topology.device) if topology.device.type == "cuda" else "CPU"
-        for line in lines_at_start(config, info.world_size, name):
+        for line in lines_at_start(config, topology.info.world_size, name):
             trainer.reporter.note(line)
         code = trainer.run()
         dist.barrier()  # the launcher ends all ranks once one has left with a code, and rank 0 closes MLflow last
-        return code
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    except Exception as error:
+        log.info("rank %d ends", rank, exc_info=True)
+        engine = trainer.engine if trainer else None
+        if is_out_of_memory(error):
+            raise RankError(f"rank {rank}: {out_of_memory(error, config, engine, topology.device)}") from error
+        if is_lost_peer(error):
+            reason = " ".join(str(error).split())[:200]
+            raise TrainingError(
+                f"rank {rank} lost another rank ({reason}); log/rank-*.log of {config.run.folder} say which ended and "
+                "why. Run the same command again to continue from the last checkpoint"
+            ) from error
+        raise
+    watchdog.close()  # only here: a failing rank that cannot end is ended by it
+    return code
 
 
 def _start_tracking(config: RunConfig, info: RankInfo) -> Tracker | None:

@@ -6,6 +6,7 @@ To DeepSpeed, data x segment is one dimension: ranks with the same weights and d
 import math
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import product
 
 import torch
@@ -150,7 +151,9 @@ def initialize(config: RunConfig, info: RankInfo) -> Topology:
         # one process alone needs no port
         store = dist.HashStore() if info.world_size == 1 else None
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        dist.init_process_group(backend, store=store, rank=info.rank, world_size=info.world_size)
+        # later than the watchdog, which says who is missing
+        timeout = timedelta(seconds=2 * config.faults.hang_seconds + 60)
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=info.rank, world_size=info.world_size)
     parallel = config.parallel
     data = info.world_size // (parallel.tensor * parallel.pipeline * parallel.segment)
     shape = (parallel.pipeline, data, parallel.segment, parallel.tensor)
