@@ -26,6 +26,7 @@ setup(
         "matplotlib>=3.10",
         "safetensors>=0.5",
         "psutil>=6",
+        "fsspec>=2024.6",
     ],
     extras_require={
         "remote": ["s3fs>=2025.3"],

@@ -29,7 +29,6 @@ from training.checkpoint_files import (
     latest_checkpoint,
     nothing_whole,
     point,
-    verify,
 )
 from training.checkpoint_share import Box, Staging, boxes
 from training.checkpoint_writer import Writer, has_pointer
@@ -163,6 +162,11 @@ class CheckpointFolder:
             raise nothing_whole(self.folder, problems)
         return None
 
+    def check(self, path: Path) -> None:
+        """Every byte of a checkpoint of another run.  Raises `TrainingError` when it is damaged."""
+        if problem := self._problem(path):
+            raise TrainingError(f"init_from: {problem}; copy the checkpoint again, or use another")
+
     def _problem(self, path: Path) -> str:
         """What is wrong with a checkpoint, or nothing; the ranks share the reading."""
         own = ""
@@ -246,15 +250,6 @@ def _load(values: dict[str, Tensor], checkpoint: Path) -> None:
     except dcp.CheckpointException as error:
         causes = "; ".join(str(cause) for cause, _stack in error.failures.values())
         raise TrainingError(f"{checkpoint}: cannot be loaded ({' '.join(causes.split())[:300]})") from None
-
-
-def check_checkpoint(checkpoint: Path, field_name: str) -> None:
-    """Raise `ConfigError` unless every byte of `checkpoint` is what was written."""
-    try:
-        verify(checkpoint)
-        read_metadata(checkpoint)
-    except DamagedError as error:
-        raise ConfigError(f"{field_name}: {error}; copy the checkpoint again, or use another") from None
 
 
 def load_weights(checkpoint: Path, parameters: dict[str, torch.nn.Parameter]) -> None:

@@ -8,6 +8,7 @@ import torch
 from data_prep import PreparedFolder, Tokenizer
 from model.network import LanguageModel, is_memory_name
 from training.checkpoint import RunState, latest_checkpoint, load_weights, read_run_state, stored_names
+from training.checkpoint_files import verify
 from training.config import RunConfig, parse_config
 from training.errors import ConfigError
 
@@ -45,6 +46,7 @@ def find_checkpoint(path: Path) -> Path:
 def load_trained(path: Path, device: torch.device | None = None) -> Trained:
     """Load a run's latest checkpoint, or the one named."""
     checkpoint = find_checkpoint(path)
+    verify(checkpoint)
     state = read_run_state(checkpoint)
     config = parse_config(state.config)
     memory_on = any(is_memory_name(name) for name in stored_names(checkpoint))

@@ -20,6 +20,7 @@ from training.logs import without_secrets
 from training.postmortem import not_finite
 from training.preflight import open_stream
 from training.records import EvalRecord, StepRecord
+from training.remote import local_copy
 from training.reporting import Reporter
 from training.schedule import Position, learning_rate, position
 from training.signals import StopSignal
@@ -127,7 +128,9 @@ class Trainer:
         elif kind == "hf":
             load_backbone(engine.parameters, Path(path), self.config.model, self.topology.tensor, engine.write_state)
         elif kind == "checkpoint":
-            restore(engine, Path(path), self.topology, moments=False, rng=False)
+            origin = local_copy(path, "init_from")
+            self.checkpoints.check(origin)
+            restore(engine, origin, self.topology, moments=False, rng=False)
         elif kind == "previous" and self.last is not None:
             restore(engine, self.last, self.topology, moments=True, rng=True)
 
@@ -163,13 +166,13 @@ class Trainer:
     def _way_out(self) -> str:
         return (
             f"more than faults.nonfinite_steps {self.config.faults.nonfinite_steps} of 100 steps were so: start a new "
-            f"run.name with a lower learning rate, its first phase with init_from: checkpoint:{self.last}"
+            f"run.name with a lower learning rate, its first phase with init_from: checkpoint:{self.checkpoints.wait()}"
         )
 
     def _roll_back(self, loss: float) -> None:
         """Back to the last checkpoint; the batches that led here will be passed over, in later lives too."""
-        self.checkpoints.wait()
-        spike, back_to = self.step, step_of(self.last) if self.last else 0
+        last = self.checkpoints.wait()
+        spike, back_to = self.step, step_of(last) if last else 0
         self.skipped |= set(self.judge.roll_back(spike, back_to))
         if self.topology.is_main:
             write_skipped(self.folder, sorted(self.skipped))

@@ -8,9 +8,11 @@ import torch
 from data_prep import PreparedFolder, TokenStream
 from model.network import LanguageModel
 from training.checkpoint import check_shapes, latest_checkpoint, read_run_state
+from training.checkpoint_files import DamagedError, check_sizes
 from training.config import RunConfig, parse_config, read_yaml
 from training.errors import ConfigError
 from training.hf_weights import check_folder as check_hf_folder
+from training.remote import local_copy
 from training.schedule import position
 from training.topology import RankInfo, check_world
 
@@ -31,10 +33,20 @@ def check(config: RunConfig, info: RankInfo) -> None:
         if kind == "hf":
             check_hf_folder(Path(path), config.model, f"phases.{index}.init_from")
         if kind == "checkpoint":
-            read_run_state(Path(path))
-            with torch.device("meta"):
-                check_shapes(Path(path), LanguageModel(config.model, memory_on=phase.memory))
+            check_origin(path, f"phases.{index}.init_from", config, phase.memory)
     check_folder(config)
+
+
+def check_origin(address: str, field: str, config: RunConfig, memory: bool) -> None:
+    """Refuse a checkpoint to start from that is not there, not whole or of another model."""
+    path = local_copy(address, field)
+    read_run_state(path)
+    try:
+        check_sizes(path)
+        with torch.device("meta"):
+            check_shapes(path, LanguageModel(config.model, memory_on=memory))
+    except DamagedError as error:
+        raise ConfigError(f"{field}: {error}; copy the checkpoint again, or use another") from None
 
 
 def open_stream(config: RunConfig, split: str) -> TokenStream:

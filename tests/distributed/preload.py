@@ -2,4 +2,7 @@
 
 import torch.distributed.checkpoint  # noqa: F401
 
-import training.engine  # noqa: F401
+import training.engine
+import training.loop
+import training.plots
+import training.session  # noqa: F401

@@ -1,0 +1,126 @@
+"""Look at checkpoints and make others of them.
+
+python launchers/checkpoint.py list runs/quickstart
+python launchers/checkpoint.py verify runs/quickstart
+python launchers/checkpoint.py copy runs/quickstart/checkpoints/step-00000400 backup/step-00000400
+python launchers/checkpoint.py average soup runs/a/checkpoints/step-00000360 runs/a/checkpoints/step-00000400
+python launchers/checkpoint.py export runs/quickstart hf-llama
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+EPILOG = """\
+PATH is a checkpoint folder, or a run's folder for its latest checkpoint; it may be an address that fsspec knows
+(s3://BUCKET/PATH/step-XXXXXXXX), which is fetched and verified first.
+
+exit codes: 0 done; 1 a checkpoint is damaged; 2 bad input, nothing was written.
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    command = commands.add_parser("list", help="the checkpoints of a run: step, phase, tokens, size, whether whole")
+    command.add_argument("run", type=Path, metavar="RUN")
+    command = commands.add_parser("verify", help="read every byte and compare the checksums")
+    command.add_argument("paths", nargs="+", metavar="PATH", help="of a run's folder: all its checkpoints")
+    command = commands.add_parser("copy", help="a verified copy, whole or not at all")
+    command.add_argument("source", metavar="PATH")
+    command.add_argument("target", type=Path, metavar="NEW")
+    command = commands.add_parser("average", help="the mean of several checkpoints' weights, to start a phase from")
+    command.add_argument("target", type=Path, metavar="NEW")
+    command.add_argument("sources", nargs="+", metavar="PATH")
+    command = commands.add_parser("export", help="the backbone as a Hugging Face Llama folder (safetensors)")
+    command.add_argument("source", metavar="PATH")
+    command.add_argument("target", type=Path, metavar="NEW")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    # Imports after the arguments: --help answers at once.
+    from training.checkpoint_files import DamagedError
+    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
+
+    try:
+        return act(arguments)
+    except DamagedError as error:
+        print(f"damaged: {error}", file=sys.stderr)
+        return 1
+    except (*BAD_INPUT, TrainingError, OSError) as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def act(arguments: argparse.Namespace) -> int:
+    from training import checkpoint_tools as tools
+
+    if arguments.command == "list":
+        show(arguments.run)
+    elif arguments.command == "verify":
+        return verify([path for text in arguments.paths for path in all_of(text)])
+    elif arguments.command == "copy":
+        tools.copy(one_of(arguments.source), arguments.target)
+        print(f"copied to {arguments.target}")
+    elif arguments.command == "average":
+        tools.average([one_of(text) for text in arguments.sources], arguments.target)
+        print(f"the mean of {len(arguments.sources)}: {arguments.target}; use it as init_from: checkpoint:PATH")
+    else:
+        left_out = tools.export(one_of(arguments.source), arguments.target)
+        note = f"; {left_out:,} memory parameters have no place in a Llama and are left out" if left_out else ""
+        print(f"exported to {arguments.target}{note}")
+    return 0
+
+
+def show(run: Path) -> None:
+    """One line a checkpoint."""
+    from training.checkpoint_tools import listed
+
+    for found in listed(run):
+        state, mark = found.state, "  <- latest" if found.latest else ""
+        about = f"phase {state.phase}  tokens {state.tokens:,}" if state else f"DAMAGED: {found.problem}"
+        print(f"{found.path.name}  {found.bytes / 1e6:,.1f} MB  {about}{mark}")
+
+
+def verify(paths: list[Path]) -> int:
+    from training.checkpoint_files import DamagedError
+    from training.checkpoint_files import verify as verify_one
+    from training.safe_reader import read_metadata
+
+    damaged = 0
+    for path in paths:
+        try:
+            files = verify_one(path)
+            read_metadata(path)
+            print(f"{path}: whole, {len(files)} files, {sum(entry.bytes for entry in files.values()) / 1e6:,.1f} MB")
+        except DamagedError as error:
+            damaged += 1
+            print(f"DAMAGED: {error}", file=sys.stderr)
+    return 1 if damaged else 0
+
+
+def one_of(text: str) -> Path:
+    """The checkpoint that `text` names, or the latest of the run it is."""
+    from training.inference import find_checkpoint
+    from training.remote import local_copy
+
+    return find_checkpoint(local_copy(text, "PATH"))
+
+
+def all_of(text: str) -> list[Path]:
+    from training.checkpoint_files import steps_of
+    from training.remote import local_copy
+
+    path = local_copy(text, "PATH")
+    found = steps_of(path / "checkpoints") or steps_of(path)
+    return found or [path]
+
+
+if __name__ == "__main__":
+    # The repository's packages are importable from a checkout that is not installed.
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Faults that a life's ranks bring about themselves, at a step and a rank that the test chose."""
+
+import math
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from training.batches import StepBatch
+
+
+@dataclass(frozen=True)
+class AtSteps:
+    """On `rank`, or on all with -1, in the run's steps first..last."""
+
+    rank: int
+    first: int
+    last: int
+
+    def here(self) -> bool:
+        return self.rank in (-1, int(os.environ["RANK"]))
+
+    def wrap(self, change: Callable[[StepBatch], StepBatch]) -> None:
+        """Change the batch of these steps."""
+        from training.loop import Trainer
+
+        original = Trainer._train_step
+
+        def train_step(trainer: Any, engine: Any, phase: Any) -> bool:
+            if self.first <= trainer.step + 1 <= self.last:
+                plain = engine._normalised
+                engine._normalised = lambda batch: change(plain(batch))
+                try:
+                    return original(trainer, engine, phase)
+                finally:
+                    engine._normalised = plain
+            return original(trainer, engine, phase)
+
+        Trainer._train_step = train_step  # type: ignore[method-assign]
+
+
+@dataclass(frozen=True)
+class Scaled(AtSteps):
+    """Multiplies every label's weight: NaN makes the loss one, 100 makes it spike."""
+
+    factor: float = math.nan
+
+    def __call__(self) -> None:
+        if self.here():
+            self.wrap(
+                lambda batch: StepBatch([replace(m, weights=m.weights * self.factor) for m in batch.micro_batches])
+            )
+
+
+@dataclass(frozen=True)
+class Hang(AtSteps):
+    """Waits for ever in the middle of a step."""
+
+    def __call__(self) -> None:
+        def wait_for_ever(batch: StepBatch) -> StepBatch:
+            threading.Event().wait()
+            return batch
+
+        if self.here():
+            self.wrap(wait_for_ever)
+
+
+@dataclass(frozen=True)
+class OutOfMemory(AtSteps):
+    """Asks for more memory than there is."""
+
+    def __call__(self) -> None:
+        def too_much(batch: StepBatch) -> StepBatch:
+            import torch
+
+            torch.empty(1 << 60)
+            return batch
+
+        if self.here():
+            self.wrap(too_much)
+
+
+@dataclass(frozen=True)
+class FullDisk:
+    """The disk has no room for a checkpoint, from the n-th on."""
+
+    after: int
+
+    def __call__(self) -> None:
+        asked = []
+        usage = shutil.disk_usage
+
+        def full(path: Any) -> Any:
+            asked.append(path)
+            return usage(path)._replace(free=1000) if len(asked) > self.after else usage(path)
+
+        shutil.disk_usage = full  # type: ignore[assignment]

@@ -1,0 +1,169 @@
+"""What people do with checkpoints beside training: list, copy, average, hand to Hugging Face's tools."""
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
+
+from data_prep.files import sync
+from model.config import ModelConfig
+from training.checkpoint import RunState, _load, read_run_state
+from training.checkpoint_files import (
+    METADATA,
+    POINTER,
+    STATE_FILE,
+    DamagedError,
+    FileEntry,
+    check_sizes,
+    pointed,
+    steps_of,
+    verify,
+    write_manifest,
+)
+from training.checkpoint_share import Box, SharePlanner
+from training.checkpoint_writer import _Storage
+from training.errors import ConfigError
+from training.inference import load_trained
+from training.safe_reader import read_metadata
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A checkpoint of a run, as far as can be told without reading its tensors."""
+
+    path: Path
+    bytes: int
+    latest: bool
+    problem: str
+    state: RunState | None
+
+
+def listed(run: Path) -> Iterator[Listed]:
+    """The checkpoints of a run folder, oldest first.  Raises `ConfigError` when it has none."""
+    folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
+    if not steps_of(folder):
+        raise ConfigError(f"{run}: holds no checkpoints; pass a run's folder such as runs/NAME")
+    try:
+        latest = pointed(folder)
+    except DamagedError:
+        latest = None
+    for path in steps_of(folder):
+        problem, state = "", None
+        try:
+            check_sizes(path)
+            state = read_run_state(path)
+        except (DamagedError, ConfigError) as error:
+            problem = str(error)
+        size = sum(file.stat().st_size for file in path.iterdir())
+        yield Listed(path, size, path == latest, problem, state)
+
+
+def copy(source: Path, target: Path) -> None:
+    """A verified copy, whole or not at all.  Raises `DamagedError` or `ConfigError`."""
+    files = verify(source)
+    with _made(target) as partial:
+        for name in [*files, "manifest.json"]:
+            shutil.copyfile(source / name, partial / name)
+            sync(partial / name)
+        verify(partial)
+
+
+def average(sources: Sequence[Path], target: Path) -> None:
+    """A checkpoint whose weights are the means of `sources`' weights; it has no optimizer state.
+
+    Raises `DamagedError` when one is damaged, `ConfigError` when their weights differ in name or shape.
+    """
+    states = []
+    for path in sources:
+        verify(path)
+        states.append(read_run_state(path))
+    shapes = [_weights(path) for path in sources]
+    for path, found in zip(sources, shapes, strict=True):
+        if found != shapes[0]:
+            name = sorted({n for n in found.keys() | shapes[0].keys() if found.get(n) != shapes[0].get(n)})[0]
+            raise ConfigError(f"{path}: {name} is not as in {sources[0]}; average checkpoints of one model")
+    boxes = []
+    for name, shape in shapes[0].items():
+        total = torch.zeros(shape, dtype=torch.float64)
+        for path in sources:
+            value = torch.empty(shape)
+            _load({name: value}, path)
+            total += value
+        boxes.append(Box(name, shape, torch.Size([0] * len(shape)), (total / len(sources)).float()))
+    state = replace(states[-1], optimizer_steps={}, mlflow_run_id="")
+    with _made(target) as partial, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # DCP's, of typed storage and of a single process
+        dcp.save({}, storage_writer=_Storage(partial), planner=SharePlanner(boxes), no_dist=True)
+        (partial / STATE_FILE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+        sync(partial / STATE_FILE)
+        names = [STATE_FILE, METADATA, *(path.name for path in partial.glob("__*"))]
+        write_manifest(partial, {name: FileEntry.of(partial / name) for name in names})
+
+
+def _weights(path: Path) -> dict[str, torch.Size]:
+    """Name and shape of every weight, without moments and random state."""
+    stored: dict[str, Any] = read_metadata(path).state_dict_metadata
+    return {name: entry.size for name, entry in stored.items() if "/" not in name and name != "rng"}
+
+
+def export(source: Path, target: Path) -> int:
+    """The backbone as a Hugging Face Llama folder; returns the number of memory parameters that are left out."""
+    trained = load_trained(source)
+    left_out = sum(parameter.numel() for _, parameter in trained.net.memory_parameters())
+    weights = {name: value.contiguous() for name, value in trained.net.to_hf().items()}
+    with _made(target) as partial:
+        save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+        text = json.dumps(_llama_config(trained.config.model, trained.config.data.sequence_length), indent=2)
+        (partial / "config.json").write_text(text + "\n", encoding="utf-8")
+        for path in partial.iterdir():
+            sync(path)
+    return left_out
+
+
+def _llama_config(model: ModelConfig, length: int) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.ffn_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_heads,
+        "num_key_value_heads": model.num_kv_heads,
+        "head_dim": model.head_width,
+        "hidden_act": "silu",
+        "max_position_embeddings": length,
+        "rms_norm_eps": model.norm_eps,
+        "rope_theta": model.rope_theta,
+        "tie_word_embeddings": model.tie_embeddings,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "torch_dtype": "float32",
+    }
+
+
+@contextmanager
+def _made(target: Path) -> Iterator[Path]:
+    """A folder to fill, renamed to `target` once it is; raises `ConfigError` when `target` is there already."""
+    if target.exists():
+        raise ConfigError(f"{target}: is there already; choose another name or delete it")
+    if target.name == POINTER:
+        raise ConfigError(f"{target}: is the name of the pointer; choose another")
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        sync(partial)
+        partial.rename(target)
+        sync(target.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
