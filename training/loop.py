@@ -87,8 +87,8 @@ class Trainer:
         stop = self.config.training.stop_after_steps
         return self.stopping or (stop is not None and self.step >= stop)
 
-    def _beat(self, doing: str, phase: Phase | None = None) -> None:
-        self.watchdog.beat(self.step, phase.name if phase else "", doing)
+    def _beat(self, doing: str, phase: Phase | None = None, step: int | None = None) -> None:
+        self.watchdog.beat(self.step if step is None else step, phase.name if phase else "", doing)
 
     def _run_phase(self, at: Position) -> None:
         """Build the phase's engine, bring it to `at`, train to the phase's end, a stop, or a return to a checkpoint."""
@@ -140,14 +140,14 @@ class Trainer:
             self.step += 1
             self.reporter.note(f"step {self.step} is passed over: it led to a spike of the loss")
             return True
-        self._beat("data", phase)
+        self._beat("data", phase, self.step + 1)
         at, started = self._position(), time.perf_counter()
         share = self._share(at)
         batch = self.prefetcher.get(share, self._following(at))
         waited = time.perf_counter() - started
         tokens_in_phase = (at.phase_step + 1) * phase.tokens_per_step
         lr = learning_rate(phase.lr, tokens_in_phase, phase.steps * phase.tokens_per_step)
-        self._beat("step", phase)
+        self._beat("step", phase, self.step + 1)
         result = engine.train_step(batch, lr)
         verdict = self.judge.verdict(self.step + 1, result.loss, result.grad_norm, bool(self.signal))
         self.stopping = self.stopping or verdict.stop

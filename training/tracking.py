@@ -1,8 +1,9 @@
 """Records a run in MLflow: one run for the whole life of a training, however often it is stopped and resumed.
 
 Only rank 0 starts a tracker, and only this file imports mlflow, lazily, because that takes seconds. During
-training nothing here waits or raises: calls go into a queue that one thread empties in batches, and what the
-server refuses is counted and said once.
+training nothing here waits or raises: calls go into a queue that one thread empties in batches. Metrics that the
+server does not take are kept in the run's folder and sent when it answers again, in this life or a later one; what
+else it refuses is counted and said once.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from training.errors import ConfigError
 from training.logs import without_secret, without_secrets
+from training.spool import SPOOL_FILE, Point, Spool
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -68,14 +70,17 @@ class Tracker:
     uri: str  # without a password
     lost: int  # calls the store refused
 
-    def __init__(self, client: MlflowClient, uri: str, run: Run, log_every_steps: int) -> None:
+    def __init__(self, client: MlflowClient, uri: str, run: Run, log_every_steps: int, spool: Spool) -> None:
         """Use `Tracker.start`."""
+        self._spool = spool
         self.run_id = run.info.run_id
         self.uri = without_secret(uri)
         self._client = client
         self._every = log_every_steps
         # The store keeps each key's highest step. Per key: an evaluation may come after its step's loss.
         self._last_step = {metric.key: int(metric.step) for metric in run.data.to_proto().metrics}
+        for point in spool.waiting:  # of an earlier life; they will be sent
+            self._last_step[point.key] = max(point.step, self._last_step.get(point.key, -1))
         self._nonfinite: set[str] = set()
         self.lost = 0
         self._queue: queue.Queue[list[Metric] | Callable[[], Any] | None] = queue.Queue()
@@ -130,7 +135,7 @@ class Tracker:
                 f"({type(error).__name__}: {without_secret(str(error))[:300]}). "
                 "Correct the address or start the server, or train without MLflow: tracking.enabled=false"
             ) from None
-        return cls(client, uri, run, config.log_every_steps)
+        return cls(client, uri, run, config.log_every_steps, Spool(output_dir / run_name / SPOOL_FILE))
 
     def ui_command(self) -> str:
         """The shell command that opens this store's page, or the address of a server; never a password."""
@@ -182,7 +187,10 @@ class Tracker:
         if self._thread.is_alive():
             log.warning("MLflow (%s) does not answer; the end of the run is not recorded there", self.uri)
         elif self.lost:
-            log.warning("MLflow (%s) lost %d calls of this run; metrics.jsonl has them all", self.uri, self.lost)
+            kept = (
+                f"; {self._spool.path} keeps {n} values for the next start" if (n := len(self._spool.waiting)) else ""
+            )
+            log.warning("MLflow (%s) lost %d calls of this run; metrics.jsonl has all%s", self.uri, self.lost, kept)
 
     def _send_all(self) -> None:
         """The thread: until `close`, take what waits, join the metrics, send; only the end must be last."""
@@ -194,24 +202,39 @@ class Tracker:
                 waiting.append(self._queue.get())
             ended = waiting[-1] is None
             metrics = [metric for item in waiting if isinstance(item, list) for metric in item]
-            for start in range(0, len(metrics), MAX_BATCH):
-                self._attempt(partial(self._client.log_batch, self.run_id, metrics[start : start + MAX_BATCH]))
+            self._send(metrics)
             for item in waiting:
                 if callable(item):
                     self._attempt(item)
+
+    def _send(self, metrics: list[Metric]) -> None:
+        """What waits from before, then `metrics`; what the store does not take waits on."""
+        from mlflow.entities import Metric
+
+        now = [Point(m.key, m.value, m.timestamp, m.step) for m in metrics]
+        everything = [*self._spool.waiting, *now]
+        for start in range(0, len(everything), MAX_BATCH):
+            part = [Metric(p.key, p.value, p.timestamp, p.step) for p in everything[start : start + MAX_BATCH]]
+            if not self._attempt(partial(self._client.log_batch, self.run_id, part)):
+                self._spool.keep(now)  # all of it: sending a value twice at its step is no harm
+                return
+        if self._spool.waiting:
+            self._spool.clear()
 
     def _end(self, status: Status) -> None:
         with _environment(SILENT):
             self._client.set_terminated(self.run_id, status)
 
-    def _attempt(self, call: Callable[[], Any]) -> None:
+    def _attempt(self, call: Callable[[], Any]) -> bool:
         try:
             call()
+            return True
         except Exception as error:  # whatever the server does, training goes on
             self.lost += 1
             if self.lost == 1:
                 reason = without_secret(f"{type(error).__name__}: {error}")[:300]
                 log.warning("MLflow (%s) refused a call, training goes on without it: %s", self.uri, reason)
+            return False
 
 
 class NullTracker(Tracker):

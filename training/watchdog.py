@@ -20,6 +20,7 @@ from typing import Any
 log = logging.getLogger("memtrain")
 
 EXIT_HANGING = 1
+_PROJECT = Path(__file__).resolve().parents[1]
 # frames that mean: this rank did its part and waits for others
 _COLLECTIVES = ("distributed/distributed_c10d.py", "deepspeed/comm/torch.py", "_functional_collectives.py")
 
@@ -146,13 +147,21 @@ class Watchdog:
 
 
 def _main_thread(ident: int | None) -> tuple[str, bool]:
-    """The innermost line of the main thread, and whether it waits in a collective."""
+    """The main thread's innermost line of this project and what that calls, and whether it waits in a collective."""
     frame: FrameType | None = sys._current_frames().get(ident or 0)
     if frame is None:
         return "an ended main thread", False
-    where = f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+    innermost, own = _line(frame), ""
     while frame is not None:
         if frame.f_code.co_filename.endswith(_COLLECTIVES):
             return f"{frame.f_code.co_name}, for other ranks", True
+        if not own and Path(frame.f_code.co_filename).is_relative_to(_PROJECT):
+            own = _line(frame)
         frame = frame.f_back
-    return where, False
+    return (f"{own}, in {innermost}" if own not in ("", innermost) else innermost), False
+
+
+def _line(frame: FrameType) -> str:
+    path = Path(frame.f_code.co_filename)
+    shown = path.relative_to(_PROJECT) if path.is_relative_to(_PROJECT) else path.name
+    return f"{shown}:{frame.f_lineno} {frame.f_code.co_name}"

@@ -268,7 +268,7 @@ def hangs(bench: Bench, claims: list[bool]) -> None:
     with life(site, "hanging", limit, fault=Hang(rank, step, step)) as running:
         codes = running.follow(300)
     text = running.text()
-    where = f"rank {rank}, step {step - 1}, phase {'warmup' if step <= SHORT // 2 else 'memory'}, step, at "
+    where = f"rank {rank}, step {step}, phase {'warmup' if step <= SHORT // 2 else 'memory'}, step, at "
     stacks = site.run("hanging") / "log" / f"stacks-rank-{rank}.txt"
     kept = stacks.exists() and "wait_for_ever" in stacks.read_text(encoding="utf-8")
     seconds = re.search(rf"no progress for {HANG_SECONDS} s", text) is not None
@@ -282,6 +282,8 @@ def hangs(bench: Bench, claims: list[bool]) -> None:
         running.signal(rank, signal.SIGSTOP)
         codes = running.follow(300)
     named = re.search(rf"Hanging: rank {rank}, .* giving no sign of life", running.text()) is not None
+    text = running.text()
+    bench.say(next((line for line in text.splitlines() if line.startswith("failed")), text[-1500:]))
     check(claims, "a frozen rank is named by the others, and the job ends", float(named), "1", named)
 
 
