@@ -79,7 +79,10 @@ def read_manifest(folder: Path) -> dict[str, FileEntry]:
 
 
 def check_sizes(folder: Path) -> dict[str, FileEntry]:
-    """The manifest's files, all there with their sizes; reads no content.  Raises `DamagedError` naming the first."""
+    """The manifest's files, all there with their sizes, and `state.json`, which is small, with its content.
+
+    Raises `DamagedError` naming the first that is not.
+    """
     files = read_manifest(folder)
     for name, entry in files.items():
         path = folder / name
@@ -87,6 +90,7 @@ def check_sizes(folder: Path) -> dict[str, FileEntry]:
             raise DamagedError(f"{path}: is missing")
         if (found := path.stat().st_size) != entry.bytes:
             raise DamagedError(f"{path}: has {found} bytes, the manifest says {entry.bytes}")
+    check_files(folder, files, [STATE_FILE])  # it is used before all is verified
     return files
 
 

@@ -92,6 +92,11 @@ def test_a_file_that_is_not_whole_sends_back_to_the_checkpoint_before(folder: Pa
     assert latest_checkpoint(folder) == folder / "step-00000010"
 
 
+def test_a_state_that_changed_is_never_used(folder: Path) -> None:
+    (folder / "step-00000020" / STATE_FILE).write_text("[]")
+    assert latest_checkpoint(folder) == folder / "step-00000010"
+
+
 @pytest.mark.parametrize("text", ["step-00000099", "../elsewhere", "", "/etc", "step-00000010/../../x", "\udcff"])
 def test_a_wrong_pointer_leads_to_the_newest_whole_one(folder: Path, text: str) -> None:
     (folder / "latest").write_bytes(text.encode("utf-8", "surrogateescape"))
