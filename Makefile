@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test parity slow-test gpu-test lint bench gpu-bench clean
+.PHONY: quickstart test parity faults slow-test gpu-test lint bench gpu-bench clean
 
 $(READY): setup.py constraints.txt
 	@echo "making $(VENV) and installing what constraints.txt pins: a minute or two"
@@ -34,6 +34,10 @@ test: $(READY)
 parity: $(READY)
 	$(BIN)/python -m tests.distributed.parity
 
+# kills, damage, signals, other topologies, bad losses, hangs, full disks: about half an hour on 2 cores
+faults: $(READY)
+	$(BIN)/python -m tests.e2e.faults --kills 50 --damage 20
+
 slow-test: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
@@ -52,6 +56,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/linear.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/checkpoint.py
 
 # needs a CUDA device; under nine minutes
 gpu-bench: $(READY)

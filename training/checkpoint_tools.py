@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 
 from data_prep.files import sync
 from model.config import ModelConfig
-from training.checkpoint import RunState, _load, read_run_state
 from training.checkpoint_files import (
     METADATA,
     POINTER,
@@ -28,10 +27,12 @@ from training.checkpoint_files import (
     verify,
     write_manifest,
 )
+from training.checkpoint_load import load_tensors
 from training.checkpoint_share import Box, SharePlanner
-from training.checkpoint_writer import _Storage
+from training.checkpoint_writer import Storage
 from training.errors import ConfigError
 from training.inference import load_trained
+from training.run_state import RunState, read_run_state
 from training.safe_reader import read_metadata
 
 
@@ -95,13 +96,13 @@ def average(sources: Sequence[Path], target: Path) -> None:
         total = torch.zeros(shape, dtype=torch.float64)
         for path in sources:
             value = torch.empty(shape)
-            _load({name: value}, path)
+            load_tensors({name: value}, path)
             total += value
         boxes.append(Box(name, shape, torch.Size([0] * len(shape)), (total / len(sources)).float()))
     state = replace(states[-1], optimizer_steps={}, mlflow_run_id="")
     with _made(target) as partial, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # DCP's, of typed storage and of a single process
-        dcp.save({}, storage_writer=_Storage(partial), planner=SharePlanner(boxes), no_dist=True)
+        dcp.save({}, storage_writer=Storage(partial), planner=SharePlanner(boxes), no_dist=True)
         (partial / STATE_FILE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
         sync(partial / STATE_FILE)
         names = [STATE_FILE, METADATA, *(path.name for path in partial.glob("__*"))]

@@ -57,7 +57,7 @@ class Writer:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # DCP's, of typed storage and of a single process
-                dcp.save({}, storage_writer=_Storage(aside), planner=SharePlanner(share), process_group=self.group)
+                dcp.save({}, storage_writer=Storage(aside), planner=SharePlanner(share), process_group=self.group)
         except Exception as error:  # DCP gathers what failed on any rank
             self._on_main(lambda: shutil.rmtree(aside, ignore_errors=True))
             raise TrainingError(self._failed(step, _cause(error))) from None
@@ -167,7 +167,7 @@ def _delete(path: Path) -> None:
         log.warning("%s cannot be deleted (%s); it is tried again after the next checkpoint", path, error)
 
 
-class _Storage(dcp.FileSystemWriter):
+class Storage(dcp.FileSystemWriter):
     """One synced file a rank; the folder's path on this machine does not get into the checkpoint."""
 
     def storage_meta(self) -> None:

@@ -39,6 +39,9 @@ class FaultConfig(BaseModel):
     )
     spike_skips: int = Field(1, ge=1, description="steps passed over, the last being the one of the spike")
     rollbacks: int = Field(3, ge=0, description="times that one start of a run goes back before it stops")
+    slow_factor: float = Field(
+        2.0, gt=1, description="a rank that computes so many times longer than the others of its stage is named"
+    )
     hang_seconds: float = Field(
         1800, ge=2, description="a rank without progress for so long dumps its stacks and ends the job"
     )

@@ -17,6 +17,7 @@ from training.errors import EXIT_FINISHED, EXIT_RUN_AGAIN, TrainingError
 from training.faults import Judge, read_skipped, write_skipped
 from training.hf_weights import load_backbone
 from training.logs import without_secrets
+from training.pace import Pace
 from training.postmortem import not_finite
 from training.preflight import open_stream
 from training.records import EvalRecord, StepRecord
@@ -99,11 +100,13 @@ class Trainer:
         counts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in engine.counts().items())
         self.reporter.note(f"phase {phase.name}: {phase.steps} steps; on this rank: {counts}")
         self.judge.new_phase()
+        self.pace = Pace(engine.module, self.topology, self.config.faults.slow_factor)
         end = self.step - at.phase_step + phase.steps
         while self.step < end and not self._stopped():
             if not self._train_step(engine, phase):
                 break
             self._after_step(engine, phase, at_end=self.step == end)
+        self.pace.close()
         engine.close()
         self.engine = None
 
@@ -149,6 +152,8 @@ class Trainer:
         lr = learning_rate(phase.lr, tokens_in_phase, phase.steps * phase.tokens_per_step)
         self._beat("step", phase, self.step + 1)
         result = engine.train_step(batch, lr)
+        if slow := self.pace.after_step():
+            self.reporter.note(slow)
         verdict = self.judge.verdict(self.step + 1, result.loss, result.grad_norm, bool(self.signal))
         self.stopping = self.stopping or verdict.stop
         self.step += 1

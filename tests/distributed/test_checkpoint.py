@@ -74,3 +74,17 @@ def test_a_memory_only_phase_hands_on_what_it_does_not_train(tmp_path: Path) -> 
     for name, value in before.items():
         assert torch.equal(after[name], value), f"{name} changed"
     assert steps == {"backbone": 3, "memory": 2}
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_each_replica_writes_its_share_alone(tmp_path: Path, zero: int) -> None:
+    """data 2 -> one rank: nothing changed on the way, and neither rank wrote much more than half."""
+    config = tiny_config(model__tie_embeddings=True, training__zero_stage=zero)
+    before = run_ranks(switch, 2, config, config, str(tmp_path), STEPS)[0]
+    sizes = [path.stat().st_size for path in sorted((tmp_path / f"step-{STEPS:08d}").glob("__*"))]
+    assert len(sizes) == 2
+    assert max(sizes) < 0.6 * sum(sizes)
+    alone = tiny_config(model__tie_embeddings=True)
+    after = run_ranks(switch, 1, alone, alone, str(tmp_path), 0)[0]["weights"]
+    for name, value in before["weights"].items():
+        assert torch.equal(after[name], value), f"{name} changed on its way"

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from benchmarks.claims import claim
 from tests.e2e.commands import losses, reproducible, steps_of
-from tests.e2e.injected import FullDisk, Hang, OutOfMemory, Scaled
+from tests.e2e.injected import FullDisk, Hang, OutOfMemory, Scaled, Slow
 from tests.e2e.lives import LENGTH, SAMPLES, Life, Site, difference, life, steps_so_far, through
 from training.checkpoint_files import latest_checkpoint, step_of
 
@@ -301,6 +301,10 @@ def machines(bench: Bench, claims: list[bool]) -> None:
     memory = through(site, "memory", fault=OutOfMemory(1, 5, 5))
     ok = set(memory.codes) == {1} and "rank 1: out of memory" in memory.text() and "optimizer state" in memory.text()
     check(claims, "a full memory is explained by the rank that had it", float(ok), "1", ok)
+
+    slow = through(bench.site("pace", 2 * SHORT), "slow", fault=Slow(1, 0.3))
+    ok = slow.codes == [0, 0] and re.search(r"rank 1 on \S+ takes [\d.]+ x the others' time", slow.text()) is not None
+    check(claims, "a slow rank is named", float(ok), "1", ok)
 
     with life(site, "dead") as running:
         while steps_so_far(running.run_folder) < 5 and not running.over:

@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,6 +66,26 @@ class Hang(AtSteps):
 
         if self.here():
             self.wrap(wait_for_ever)
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Every forward pass of `rank` takes longer."""
+
+    rank: int
+    seconds: float
+
+    def __call__(self) -> None:
+        from training.engine import LossModel
+
+        forward = LossModel.forward
+
+        def slowly(model: Any, micro: Any) -> Any:
+            time.sleep(self.seconds)
+            return forward(model, micro)
+
+        if self.rank == int(os.environ["RANK"]):
+            LossModel.forward = slowly  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from training.config import read_yaml
 from training.errors import ConfigError, TrainingError
 from training.faults import FaultConfig, Judge, LossGuard, read_skipped, write_skipped
+from training.pace import slow_ranks
 from training.postmortem import is_lost_peer, is_out_of_memory
 from training.remote import local_copy
 from training.signals import StopSignal
@@ -97,6 +98,14 @@ def test_errors_are_told_apart() -> None:
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
     assert is_lost_peer(RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:1] Connection closed"))
     assert not is_lost_peer(ValueError("gloo"))
+
+
+def test_a_slow_rank_is_compared_with_the_others_of_its_stage() -> None:
+    assert slow_ranks([0.1, 0.1, 0.5, 0.5], [0, 0, 1, 1], 2.0) == []  # stages differ by nature
+    assert slow_ranks([0.1, 0.35], [0, 0], 2.0) == [(1, pytest.approx(3.5))]
+    assert slow_ranks([0.1, 0.11, 0.09, 0.25], [0, 0, 0, 0], 2.0) == [(3, pytest.approx(2.5))]
+    assert slow_ranks([0.1], [0], 2.0) == []
+    assert slow_ranks([1e-5, 1e-3], [0, 0], 2.0) == []  # nothing that a clock can tell
 
 
 HANGING = """

@@ -1,0 +1,101 @@
+"""`launchers/checkpoint.py` on checkpoints that two ranks wrote, and a run that a signal stopped."""
+
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.e2e.commands import ROOT, reproducible, run_warm
+from tests.e2e.lives import Site, difference, life, steps_so_far, through
+from training.inference import load_trained
+
+CHECKPOINT = ROOT / "launchers" / "checkpoint.py"
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def site(prepared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """Run `two` has checkpoints at 4 and at 5, before the memory joins, and none after."""
+    made = Site.make(tmp_path_factory.mktemp("checkpoints"), prepared_data, STEPS)
+    assert through(made, "two", "training.stop_after_steps=5").codes == [75, 75]
+    return made
+
+
+def step(site: Site, number: int) -> Path:
+    return site.run("two") / "checkpoints" / f"step-{number:08d}"
+
+
+def command(site: Site, *arguments: str, code: int = 0) -> str:
+    done = run_warm(CHECKPOINT, *arguments, cwd=site.folder)
+    assert done.code == code, done.err
+    return done.out if code == 0 else done.err
+
+
+def test_list_and_verify(site: Site, tmp_path: Path) -> None:
+    lines = command(site, "list", "runs/two").splitlines()
+    assert [line.split()[0] for line in lines] == ["step-00000004", "step-00000005"]
+    assert "tokens 1,280" in lines[1]
+    assert [line.endswith("<- latest") for line in lines] == [False, True]
+    assert command(site, "verify", "runs/two").count("whole, 4 files") == 2
+
+    damaged = tmp_path / "step-00000005"
+    shutil.copytree(step(site, 5), damaged)
+    shard = damaged / "__1_0.distcp"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    assert "__1_0.distcp: its checksum is" in command(site, "verify", str(damaged), code=1)
+    command(site, "copy", str(damaged), str(tmp_path / "copy"), code=1)
+    assert not (tmp_path / "copy").exists()
+
+
+def test_copies_are_whole_and_overwrite_nothing(site: Site, tmp_path: Path) -> None:
+    target = tmp_path / "backup" / "step-00000005"
+    command(site, "copy", "runs/two", str(target))
+    assert command(site, "verify", str(target)).count("whole, 4 files") == 1
+    assert "is there already" in command(site, "copy", "runs/two", str(target), code=2)
+
+
+def test_the_average_starts_another_run(site: Site, tmp_path: Path) -> None:
+    target = tmp_path / "soup"
+    command(site, "average", str(target), *(str(step(site, number)) for number in (4, 5)))
+    paths = (step(site, 4), step(site, 5), target)
+    first, second, mean = (dict(load_trained(path).net.named_parameters()) for path in paths)
+    for name, value in mean.items():
+        assert torch.allclose(value, (first[name] + second[name]) / 2, atol=1e-7), name
+    begun = through(site, "begun", f"phases.0.init_from=checkpoint:{target}", "training.stop_after_steps=1", ranks=1)
+    assert begun.codes == [75], begun.text()
+
+
+def test_the_export_is_a_llama_with_the_same_logits(site: Site, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    command(site, "export", "runs/two", str(tmp_path / "llama"))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "llama").eval()
+    ids = torch.arange(8).unsqueeze(0)  # one segment: no memory yet in this phase, and attention is local to it
+    with torch.no_grad():
+        difference = (theirs(ids).logits - load_trained(step(site, 5)).net(ids).logits).abs().max()
+    assert float(difference) < 1e-4
+
+
+def test_bad_input_is_refused(site: Site, tmp_path: Path) -> None:
+    assert "runs/nowhere" in command(site, "list", "runs/nowhere", code=2)
+    assert "no checkpoint" in command(site, "export", "runs/nowhere", str(tmp_path / "x"), code=2)
+    assert not (tmp_path / "x").exists()
+
+
+def test_sigterm_to_one_rank_saves_on_all_and_the_rest_is_the_same_by_the_bit(site: Site) -> None:
+    whole = through(site, "whole")
+    assert whole.codes == [0, 0], whole.text()
+    with life(site, "stopped") as running:
+        while steps_so_far(running.run_folder) < 3 and not running.over:
+            time.sleep(0.001)
+        running.signal(1, signal.SIGTERM)
+        assert running.follow() == [75, 75], running.text()
+    assert "a signal to another rank, saved" in running.text()
+    assert 3 <= steps_so_far(site.run("stopped")) < STEPS
+    assert through(site, "stopped").codes == [0, 0]
+    assert reproducible(site.run("stopped")) == reproducible(site.run("whole"))
+    assert difference(site.run("stopped"), site.run("whole")) == ""
