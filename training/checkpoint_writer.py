@@ -8,7 +8,6 @@ its own, and a failure on one rank becomes the same answer on all.
 import json
 import logging
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,23 +43,22 @@ class Writer:
     def __init__(self, folder: Path, group: dist.ProcessGroup) -> None:
         self.folder, self.group = folder, group
         self.is_main = group.rank() == 0
+        self._step = 0  # of the checkpoint in writing
 
     def write(self, share: list[Box], step: int, state: dict[str, Any]) -> Path:
         """Write this rank's `share` of step `step` and make it the latest.  Collective.
 
         Raises `TrainingError` on every rank when it failed on any; the latest checkpoint is then what it was.
         """
-        final = self.folder / f"step-{step:08d}"
+        self._step, final = step, self.folder / f"step-{step:08d}"
         aside = self.folder / f".{final.name}{PARTIAL}"
         sizes = self._together(lambda: sum(box.values.nbytes for box in share))
         self._on_main(lambda: self._prepare(aside, sum(sizes)))
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # DCP's, of typed storage and of a single process
-                dcp.save({}, storage_writer=Storage(aside), planner=SharePlanner(share), process_group=self.group)
-        except Exception as error:  # DCP gathers what failed on any rank
+            dcp.save({}, storage_writer=Storage(aside), planner=SharePlanner(share), process_group=self.group)
+        except (Exception, dcp.CheckpointException) as error:  # DCP gathers what failed on any rank
             self._on_main(lambda: shutil.rmtree(aside, ignore_errors=True))
-            raise TrainingError(self._failed(step, _cause(error))) from None
+            raise TrainingError(self._failed(_cause(error))) from None
         entries = self._together(lambda: _entries(aside, self.group.rank()))
         self._on_main(lambda: self._publish(aside, final, entries, state))
         return final
@@ -68,8 +66,10 @@ class Writer:
     def _prepare(self, aside: Path, needed: int) -> None:
         """A fresh folder, and room in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in self.folder.glob(f".step-*{PARTIAL}"):
-            shutil.rmtree(path)  # of a life that was killed
+        for path in self.folder.glob(f".step-*{PARTIAL}"):  # of a life that was killed, as is the next
+            shutil.rmtree(path)
+        for path in self.folder.glob(f".{POINTER}.tmp-*"):
+            path.unlink()
         free = shutil.disk_usage(self.folder).free
         if free < needed + _SPARE:
             raise OSError(f"it needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free on its disk")
@@ -104,18 +104,17 @@ class Writer:
         dist.all_gather_object(everywhere, own, group=self.group)
         for rank, (_result, problem) in enumerate(everywhere):
             if problem:
-                raise TrainingError(self._failed(None, f"rank {rank}: {problem}"))
+                raise TrainingError(self._failed(f"rank {rank}: {problem}"))
         return [result for result, _problem in everywhere]
 
-    def _failed(self, step: int | None, problem: str) -> str:
+    def _failed(self, problem: str) -> str:
         try:
             good = pointed(self.folder)
         except DamagedError:
             good = None
         last = f"{good.name} is the last good one" if good else "none was written before"
-        of = "" if step is None else f" of step {step}"
         return (
-            f"checkpoint.folder: {self.folder}: the checkpoint{of} could not be written ({problem}); {last}: "
+            f"{self.folder}: the checkpoint of step {self._step} could not be written ({problem}); {last}: "
             "make room or repair the disk, then run the same command again"
         )
 
@@ -179,7 +178,7 @@ def _entries(folder: Path, rank: int) -> dict[str, FileEntry]:
     return {path.name: FileEntry.of(path) for path in sorted(folder.glob(f"__{rank}_*"))}
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     """DCP's error on any rank, in one line."""
     failures = getattr(error, "failures", None)
     if failures:

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from benchmarks.claims import claim
 from tests.e2e.commands import losses, reproducible, steps_of
-from tests.e2e.injected import FullDisk, Hang, OutOfMemory, Scaled, Slow
+from tests.e2e.injected import FullDisk, Hang, OutOfMemory, Scaled, ShortFiles, Slow
 from tests.e2e.lives import LENGTH, SAMPLES, Life, Site, difference, life, steps_so_far, through
 from training.checkpoint_files import latest_checkpoint, step_of
 
@@ -297,6 +297,13 @@ def machines(bench: Bench, claims: list[bool]) -> None:
     again = through(site, "full")
     ok = ok and again.codes == [0, 0] and "resuming after step 8" in again.text()
     check(claims, "a full disk is said, and the last good checkpoint stays", float(ok), "1", ok)
+
+    through(site, "filled", "training.stop_after_steps=8")
+    filled = through(site, "filled", fault=ShortFiles(100_000))
+    ok = set(filled.codes) == {1} and "step 12 could not be written" in filled.text()
+    ok = ok and "step-00000008 is the last good one" in filled.text() and saved_step(site.run("filled")) == 8
+    bench.say(next((line for line in filled.text().splitlines() if line.startswith("failed")), filled.text()[-1500:]))
+    check(claims, "a disk that fills up while a checkpoint is written leaves the last good one", float(ok), "1", ok)
 
     memory = through(site, "memory", fault=OutOfMemory(1, 5, 5))
     ok = set(memory.codes) == {1} and "rank 1: out of memory" in memory.text() and "optimizer state" in memory.text()

@@ -2,6 +2,7 @@
 
 import math
 import os
+import resource
 import shutil
 import threading
 import time
@@ -101,6 +102,16 @@ class OutOfMemory(AtSteps):
 
         if self.here():
             self.wrap(too_much)
+
+
+@dataclass(frozen=True)
+class ShortFiles:
+    """The system takes only so many bytes a file: writing fails in the middle, as on a disk that has filled up."""
+
+    bytes: int
+
+    def __call__(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.bytes, self.bytes))
 
 
 @dataclass(frozen=True)
