@@ -1,9 +1,11 @@
 """What people need to know when a step went wrong: which samples on which rank, and where the memory went."""
 
+import importlib
+
 import torch
 import torch.distributed as dist
 
-from training.config import RunConfig
+from training.config import Phase, RunConfig
 from training.engine import Engine, StepResult
 from training.faults import LossGuard
 from training.topology import Topology
@@ -38,11 +40,14 @@ def is_lost_peer(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("gloo" in str(error) or "Connection closed by peer" in str(error))
 
 
-def out_of_memory(error: BaseException, config: RunConfig, engine: Engine | None, device: torch.device) -> str:
+def out_of_memory(error: BaseException, config: RunConfig, engine: Engine | None, topology: Topology) -> str:
     """Where the memory of this rank went, and what can be changed."""
+    device = topology.device
     lines = [f"out of memory: {' '.join(str(error).split())[:300] or type(error).__name__}"]
     if engine is not None:
         lines.append("this rank holds " + _held(engine, config))
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        lines += planned(config, engine.phase, topology.info.world_size, name)
     if device.type == "cuda":
         used, most = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
         lines.append(f"on {device}: {used / 1e9:.2f} GB allocated, {most / 1e9:.2f} GB at most")
@@ -53,6 +58,18 @@ def out_of_memory(error: BaseException, config: RunConfig, engine: Engine | None
         "parallel.tensor or parallel.pipeline, or set training.offload=optimizer"
     )
     return "\n  ".join(lines)
+
+
+def planned(config: RunConfig, phase: Phase, world: int, device_name: str) -> list[str]:
+    """What the planner expected a rank of such a device to need, where there is a planner that knows it."""
+    try:
+        planner = importlib.import_module("training.planning.memory")
+        devices = importlib.import_module("training.planning.devices").DEVICES
+        device = next(device for key, device in devices.items() if key.lower() in device_name.lower())
+        parts = planner.memory_of(config, phase, planner.ranks_of(config, world), device).parts
+        return ["planned: " + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in parts.items())]
+    except Exception:  # it explains another failure and must not take its place
+        return []
 
 
 def _held(engine: Engine, config: RunConfig) -> str:

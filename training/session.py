@@ -64,7 +64,7 @@ def _train(config: RunConfig, topology: Topology, tracker: Tracker | None, signa
         log.info("rank %d ends", rank, exc_info=True)
         engine = trainer.engine if trainer else None
         if is_out_of_memory(error):
-            raise RankError(f"rank {rank}: {out_of_memory(error, config, engine, topology.device)}") from error
+            raise RankError(f"rank {rank}: {out_of_memory(error, config, engine, topology)}") from error
         if is_lost_peer(error):
             reason = " ".join(str(error).split())[:200]
             raise TrainingError(
