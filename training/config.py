@@ -16,7 +16,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from data_prep import DataConfig
 from model import ModelConfig
 from training.errors import ConfigError
-from training.faults import FaultConfig
 from training.logs import without_secrets
 from training.tracking import TrackingConfig
 
@@ -140,6 +139,31 @@ class CheckpointSection(Section):
     )
     keep_last: Positive = Field(2, description="newest checkpoints that are kept")
     keep_every_steps: Positive | None = Field(None, description="checkpoints at multiples of this are kept for ever")
+
+
+class FaultConfig(Section):
+    """What a run does about bad steps and ranks."""
+
+    nonfinite_steps: int = Field(
+        3,
+        ge=0,
+        description="steps among any 100 in a row whose loss or gradient norm is not finite, and whose update is "
+        "therefore left out, before the run stops",
+    )
+    spike_factor: float | None = Field(
+        None,
+        gt=1,
+        description="a loss above this times the median of the last 50 sends the run back to its last checkpoint, and "
+        "the steps that led to it are passed over; null: never",
+    )
+    spike_skips: int = Field(1, ge=1, description="steps passed over, the last being the one of the spike")
+    rollbacks: int = Field(3, ge=0, description="times that one start of a run goes back before it stops")
+    slow_factor: float = Field(
+        2.0, gt=1, description="a rank that computes so many times longer than the others of its stage is named"
+    )
+    hang_seconds: float = Field(
+        1800, ge=2, description="a rank without progress for so long dumps its stacks and ends the job"
+    )
 
 
 class RunConfig(Section):

@@ -9,42 +9,15 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from data_prep.files import write_text
+from training.config import FaultConfig
 from training.errors import TrainingError
 
 SKIPPED_FILE = "skipped.json"
 AMONG = 100  # steps over which those without a finite loss are counted
 HISTORY, ENOUGH = 50, 10  # losses whose median is the usual one, and how many make a median
-
-
-class FaultConfig(BaseModel):
-    """The `faults` section of a run's configuration."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    nonfinite_steps: int = Field(
-        3,
-        ge=0,
-        description="steps among any 100 in a row whose loss or gradient norm is not finite, and whose update is "
-        "therefore left out, before the run stops",
-    )
-    spike_factor: float | None = Field(
-        None,
-        gt=1,
-        description="a loss above this times the median of the last 50 sends the run back to its last checkpoint, and "
-        "the steps that led to it are passed over; null: never",
-    )
-    spike_skips: int = Field(1, ge=1, description="steps passed over, the last being the one of the spike")
-    rollbacks: int = Field(3, ge=0, description="times that one start of a run goes back before it stops")
-    slow_factor: float = Field(
-        2.0, gt=1, description="a rank that computes so many times longer than the others of its stage is named"
-    )
-    hang_seconds: float = Field(
-        1800, ge=2, description="a rank without progress for so long dumps its stacks and ends the job"
-    )
 
 
 class LossGuard:

@@ -12,9 +12,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from training.config import read_yaml
+from training.config import FaultConfig, read_yaml
 from training.errors import ConfigError, TrainingError
-from training.faults import FaultConfig, Judge, LossGuard, read_skipped, write_skipped
+from training.faults import Judge, LossGuard, read_skipped, write_skipped
 from training.pace import slow_ranks
 from training.postmortem import is_lost_peer, is_out_of_memory
 from training.remote import local_copy
