@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
+from data_prep.files import write_text
 from model import build_model
 from model.generation import Sampling, generate
 from tests.distributed.spawn import run_ranks
@@ -221,6 +222,13 @@ def table(results: dict[Cell, dict[str, float]]) -> Table:
     return out
 
 
+def save(results: dict[Cell, dict[str, float]], path: Path) -> None:
+    """What was measured so far."""
+    record = {"torch": torch.__version__, "machine": platform.machine(), "tolerance": TOLERANCE}
+    differences = [{"cell": str(cell), **difference} for cell, difference in results.items()]
+    write_text(path, json.dumps(record | {"cells": differences}, indent=0) + "\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cells whose name contains this")
@@ -239,16 +247,14 @@ def main() -> int:
             results[cell] = compare(run(cell), references[key])
             if not holds(results[cell]):
                 progress.console.print(f"DIFFERS {cell}: {results[cell]}")
+            if not options.only:
+                save(results, options.out)
     console.print(table(results))
     wrong, accepted = [cell for cell, d in results.items() if not holds(d)], check_refusals()
     for name in accepted:
         console.print(f"NOT REFUSED {name}")
     minutes = (time.monotonic() - started) / 60
     console.print(f"{len(results)} cells, {len(wrong)} differ; {len(list(refused()))} refused; {minutes:.0f} minutes")
-    if not options.only:
-        record = {"torch": torch.__version__, "machine": platform.machine(), "tolerance": TOLERANCE}
-        differences = [{"cell": str(cell), **d} for cell, d in results.items()]
-        options.out.write_text(json.dumps(record | {"cells": differences}, indent=0) + "\n", encoding="utf-8")
     return 1 if wrong or accepted else 0
 
 
