@@ -127,6 +127,30 @@ def test_a_hanging_process_is_named_and_ends(tmp_path: Path) -> None:
     assert "wait_for_ever" in (tmp_path / "log" / "stacks-rank-0.txt").read_text()
 
 
+def test_a_suspended_process_does_not_hang(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", SUSPENDED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "watched\n"
+    child.send_signal(signal.SIGSTOP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(timeout=4)  # twice as long as it may hang
+    child.send_signal(signal.SIGCONT)
+    assert child.wait(timeout=30) == 0
+
+
+SUSPENDED = """
+import sys, time
+from pathlib import Path
+from training.watchdog import Watchdog
+watchdog = Watchdog(Path(sys.argv[1]), 0, 1, 2.0)
+print("watched", flush=True)
+end = time.process_time() + 0.5
+while time.process_time() < end:
+    watchdog.beat(1, "warmup", "step")
+watchdog.close()
+"""
+
+
 def test_a_watchdog_that_was_not_needed_leaves_nothing(tmp_path: Path) -> None:
     threads = threading.active_count()
     watchdog = Watchdog(tmp_path, 0, 1, 600.0)
