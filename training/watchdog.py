@@ -55,6 +55,7 @@ class Watchdog:
         self._stop = threading.Event()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._stacks = self._stacks_path.open("w", encoding="utf-8")
+        self._write(self._beat)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
