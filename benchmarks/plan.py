@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from claims import claim
@@ -72,7 +73,8 @@ def batch_of(config: RunConfig) -> StepBatch:
     ids = torch.randint(0, config.model.vocab_size, (SAMPLES, LENGTH + 1))
     documents = (torch.arange(LENGTH) >= LENGTH // 3).long().repeat(SAMPLES, 1)
     parts = zip(*(x.split(config.training.micro_batch_size) for x in (ids, documents)), strict=True)
-    return StepBatch([MicroBatch(i[:, :-1], d, i[:, 1:], torch.ones_like(d).float()) for i, d in parts])
+    ones = torch.ones(config.training.micro_batch_size, LENGTH)
+    return StepBatch([MicroBatch(i[:, :-1], F.pad(d, (1, 0), value=-1), i[:, 1:], ones) for i, d in parts])
 
 
 def measure(config: RunConfig) -> tuple[float, float]:
