@@ -54,7 +54,8 @@ class LanguageModel(nn.Module):
         in_turn = self.config.memory.in_turn and self.memory_on
         cut, documents, last_document = _stream(self, input_ids, document_ids, state)
         hidden, carried = self.embedding(input_ids), state.carried if state else None
-        states = list(state.layers) if state else [layer.initial_state(hidden) for layer in self._decoder]
+        given = state.layers if state else ()
+        states = list(given) or [layer.initial_state(hidden) for layer in self._decoder]
         if in_turn:
             run = run_depth if self.config.memory.is_depth else run_rmt
             arguments = (self.config, self._decoder, hidden, cut, states, carried, self.layout.layer)
@@ -85,12 +86,11 @@ class LanguageModel(nn.Module):
         Args: int64 [B], the documents of the tokens before.
         """
         zero = torch.zeros_like(document_ids)
-        hidden = self.final_norm.weight.new_empty(len(document_ids), 0, self.config.hidden_size)
         return StreamState(
             position=position,
             config=self.config,
             memory_on=self.memory_on,
-            layers=tuple(layer.initial_state(hidden) for layer in self._decoder),
+            layers=(),  # initial; made beside the hidden states (no weight may be touched here: ZeRO 3 would fetch it)
             documents=document_ids.new_zeros(len(document_ids), 0),
             bank_document=zero,
             last=LastDocument(document_ids, zero),

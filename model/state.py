@@ -29,7 +29,7 @@ class StreamState:
     position: int  # tokens read so far
     config: ModelConfig  # of the model that made it
     memory_on: bool  # whether that model had its memory
-    layers: tuple[LayerState, ...]
+    layers: tuple[LayerState, ...]  # empty: every layer's initial state
     documents: Tensor | None  # int64 [B, c] numbers of the cached tokens' documents; None: all one document
     bank_document: Tensor | None  # int64 [B] document the banks belong to (-1: none yet)
     last: "LastDocument | None" = None  # the document the last token belongs to; None: ids were never given
@@ -37,7 +37,9 @@ class StreamState:
 
     @property
     def batch(self) -> int:
-        return self.layers[0].keys.size(0)
+        if self.layers:
+            return self.layers[0].keys.size(0)
+        return 0 if self.bank_document is None else len(self.bank_document)
 
     def check(self, batch: int, config: ModelConfig, memory_on: bool) -> None:
         """Raise `ModelError` when this state does not belong to such a batch and model."""
