@@ -23,11 +23,9 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data_scale import huge_manifest, tokenizing  # noqa: E402
+from data_scale import huge_manifest, save_manifest, tokenizing  # noqa: E402
 
-from data_prep import Manifest, TokenStream  # noqa: E402
-from data_prep.files import file_checksum  # noqa: E402
-from data_prep.manifest import TokenizerEntry  # noqa: E402
+from data_prep import TokenStream  # noqa: E402
 from data_prep.writer import ShardWriter  # noqa: E402
 
 BATCH, LENGTH, BATCHES = 16, 2048, 3000
@@ -46,16 +44,7 @@ def write_folder(folder: Path, tokens: int = TOKENS) -> Path:
             document[0], document[-1] = 1, 2
             writer.add(document)
             written += len(document)
-    (folder / "tokenizer.model").write_bytes(b"not read here")
-    tokenizer = TokenizerEntry(
-        file="tokenizer.model",
-        kind="sentencepiece",
-        fingerprint=file_checksum(folder / "tokenizer.model"),
-        vocab_size=32_000,
-        bos_id=1,
-        eos_id=2,
-    )
-    Manifest(config_hash="", tokenizer=tokenizer, token_type="uint16", shards=writer.entries).save(folder)
+    save_manifest(folder, writer.entries)
     return folder
 
 

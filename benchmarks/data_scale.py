@@ -58,6 +58,20 @@ class SparseFile:
         self.closed = True
 
 
+def save_manifest(folder: Path, entries: list[ShardEntry]) -> None:
+    """What makes shards a prepared folder; its tokenizer is a name only."""
+    (folder / "tokenizer.model").write_bytes(b"not read here")
+    tokenizer = TokenizerEntry(
+        file="tokenizer.model",
+        kind="sentencepiece",
+        fingerprint=file_checksum(folder / "tokenizer.model"),
+        vocab_size=32_000,
+        bos_id=1,
+        eos_id=2,
+    )
+    Manifest(config_hash="", tokenizer=tokenizer, token_type="uint16", shards=entries).save(folder)
+
+
 def write_huge(folder: Path) -> Path:
     """A manifest of 1 T tokens: one sparse shard under 4,000 names."""
     folder.mkdir()
@@ -87,16 +101,7 @@ def write_huge(folder: Path) -> Path:
                 xxh3="0",
             )
         )
-    (folder / "tokenizer.model").write_bytes(b"not read here")
-    tokenizer = TokenizerEntry(
-        file="tokenizer.model",
-        kind="sentencepiece",
-        fingerprint=file_checksum(folder / "tokenizer.model"),
-        vocab_size=32_000,
-        bos_id=1,
-        eos_id=2,
-    )
-    Manifest(config_hash="", tokenizer=tokenizer, token_type="uint16", shards=entries).save(folder)
+    save_manifest(folder, entries)
     return folder
 
 
