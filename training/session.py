@@ -66,6 +66,7 @@ def _train(config: RunConfig, topology: Topology, tracker: Tracker | None, signa
         if is_out_of_memory(error):
             raise RankError(f"rank {rank}: {out_of_memory(error, config, engine, topology)}") from error
         if is_lost_peer(error):
+            watchdog.let_speak()
             reason = " ".join(str(error).split())[:200]
             raise TrainingError(
                 f"rank {rank} lost another rank ({reason}); log/rank-*.log of {config.run.folder} say which ended and "

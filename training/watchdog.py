@@ -52,7 +52,7 @@ class Watchdog:
         self._main = threading.main_thread().ident
         self._beat = Beat(rank, 0, "", "starting", time.time(), time.time())
         self._moved = time.monotonic()
-        self._stop = threading.Event()
+        self._stop, self._giving_up = threading.Event(), threading.Event()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._stacks = self._stacks_path.open("w", encoding="utf-8")
         self._write(self._beat)
@@ -63,6 +63,14 @@ class Watchdog:
         """The rank goes on: it now does `doing` for `step`."""
         self._moved = time.monotonic()
         self._beat = Beat(self.rank, step, phase, doing, time.time(), time.time())
+
+    def let_speak(self) -> None:
+        """Call where a lost rank was noticed: returns unless the thread is just ending the job, which says more.
+
+        The hanging rank may end first, and what this rank was waiting for then fails.
+        """
+        if self._giving_up.is_set():
+            self._thread.join()  # it ends the process
 
     def close(self) -> None:
         """Stop watching: the rank has come to its end."""
@@ -103,6 +111,7 @@ class Watchdog:
 
     def _give_up(self) -> None:
         """Say who hangs, and end this process as it is."""
+        self._giving_up.set()
         where, waiting = _main_thread(self._main)
         own = Beat(**(asdict(self._beat) | {"where": where, "waiting": waiting}))
         print(f"{own}: no progress for {self.seconds:g} s", file=self._stacks, flush=True)
@@ -113,6 +122,8 @@ class Watchdog:
         first = min(rank for rank, beat in beats.items() if beat.where)
         if self.rank == first:  # one voice on the screen; the others' files have it too
             print(f"failed: {message}", file=sys.stderr, flush=True)
+        else:
+            self._stop.wait(1.0)  # launchers end all ranks once one has ended: not before the voice
         log.error("%s", message)
         logging.shutdown()
         os._exit(EXIT_HANGING)
