@@ -53,6 +53,7 @@ def open_stream(config: RunConfig, split: str) -> TokenStream:
     """The training stream (mixed by phase, shuffled) or the validation stream (in order)."""
     data, length, seed = config.data, config.data.sequence_length, config.run.seed
     checksums = data.checksums == "first touch"
+    references = data.references.path if data.references else None
     if split == "valid":
         return TokenStream(
             data.path,
@@ -62,6 +63,7 @@ def open_stream(config: RunConfig, split: str) -> TokenStream:
             shuffle=False,
             checksums=checksums,
             cache=data.cache,
+            references=references,
         )
     mix, step = [], 0
     for phase in config.phases:
@@ -77,6 +79,7 @@ def open_stream(config: RunConfig, split: str) -> TokenStream:
         shuffle_shards=data.shuffle_shards,
         checksums=checksums,
         cache=data.cache,
+        references=references,
     )
 
 
