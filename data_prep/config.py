@@ -199,7 +199,7 @@ class RetrieverConfig(_Settings):
 class ReferencePrepareConfig(_Settings):
     """Documents to references, and references to the neighbours of every chunk of the training data."""
 
-    sources: list[SourceConfig] | None = Field(
+    sources: tuple[SourceConfig, ...] | None = Field(
         default=None, min_length=1, description="where the documents come from; null: from `documents`"
     )
     documents: Path | None = Field(
