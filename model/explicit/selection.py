@@ -1,0 +1,41 @@
+"""Which tokens of a reference a head keeps (Memory3, section 3)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def received_attention(q: Tensor, k: Tensor, lengths: Tensor, kind: Literal["softmax", "exp"]) -> Tensor:
+    """The score of each token j of a reference: w_j = sum_i softmax_j(q_i . k_j / sqrt(d)).
+
+    No causal mask; i and j run over the reference's own tokens, not BOS, not padding.  Query heads that share a
+    key/value head are summed.  kind `exp`: log sum_i exp(q_i . k_j / sqrt(d)), which orders tokens as the published
+    unnormalised sum does, and cannot overflow.
+
+    Args: q [R, n, H, d] and k [R, n, Hkv, d], both without positions; lengths int64 [R].
+    Returns fp32 [R, Hkv, n]; -inf where there is no token.
+    """
+    grouped = q.unflatten(2, (k.size(2), -1)).float()  # [R, n, Hkv, group, d]
+    scores = torch.einsum("righd,rjgd->rghij", grouped, k.float()) * q.size(-1) ** -0.5
+    absent = torch.arange(q.size(1), device=q.device) >= lengths.unsqueeze(1)  # [R, n]
+    here, there = absent[:, None, None, :, None], absent[:, None, None, None, :]
+    if kind == "exp":
+        received = scores.masked_fill(here, float("-inf")).logsumexp(dim=(2, 3))
+    else:
+        weights = scores.masked_fill(there, torch.finfo(torch.float32).min).softmax(dim=-1)
+        received = weights.masked_fill(here, 0.0).sum(dim=(2, 3))
+    return received.masked_fill(absent.unsqueeze(1), float("-inf"))
+
+
+def select(scores: Tensor, count: int) -> Tensor:
+    """int64 [R, Hkv, count]: the tokens with the highest scores [R, Hkv, n], highest first."""
+    return scores.topk(count, dim=-1).indices
+
+
+def take(x: Tensor, chosen: Tensor, lengths: Tensor) -> Tensor:
+    """Keys or values [R, n, Hkv, d] of the chosen tokens [R, Hkv, k] -> [R, k, Hkv, d], zero beyond the length."""
+    index = chosen.transpose(1, 2).unsqueeze(-1).expand(-1, -1, -1, x.size(-1))  # [R, k, Hkv, d]
+    present = torch.arange(chosen.size(-1), device=x.device) < lengths.unsqueeze(1)  # [R, k]
+    return x.gather(1, index) * present[:, :, None, None].to(x.dtype)
