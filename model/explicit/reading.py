@@ -90,8 +90,9 @@ class Reading:
 
     def encoded(self, index: int) -> int:
         """References whose tokens come into layer `index` to be written there."""
-        written = self.references is not None and self.references.tokens is not None
-        return self.references.count if self.references and written and index <= self.last_memory_layer else 0
+        if self.references is None or self.references.memories is not None or index > self.last_memory_layer:
+            return 0
+        return self.references.count
 
     @cached_property
     def first_chunk(self) -> int:
