@@ -101,8 +101,8 @@ class ExplicitConfig(BaseModel):
 
     bos: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (),
-        description="token ids of '<s>Reference:', before every reference and, as an attention sink, before the context; "
-        "empty: taken from the data's tokenizer when a run starts",
+        description="token ids of '<s>Reference:', before every reference and, as an attention sink, before the "
+        "context; empty: taken from the data's tokenizer when a run starts",
     )
     layers: Layers = Field(
         "half", description="memory layers: half (the first), all, the first k (a number), or a list of block indices"
@@ -116,7 +116,9 @@ class ExplicitConfig(BaseModel):
         "softmax", description="received attention: softmax weights, or exp of the scores as in the published run"
     )
     chunk_length: Positive = Field(64, description="tokens of a chunk, which finds references and reads them")
-    references: Positive = Field(5, description="references a chunk sees; in training those of as many chunks, one each")
+    references: Positive = Field(
+        5, description="references a chunk sees; in training those of as many chunks, one each"
+    )
     causal: bool = Field(
         True,
         description="training: a chunk reads what earlier chunks found; false: as published, its own find too, which "
@@ -235,8 +237,8 @@ class ModelConfig(BaseModel):
             return []
         if self.memory.in_turn:
             problems.append(
-                f"explicit with memory {self.memory.kind} {self.memory.flow or ''}: its segments are computed one after "
-                "the other, and references only all at once; use memory none, lm2 flow: time or delta"
+                f"explicit with memory {self.memory.kind} {self.memory.flow or ''}: its segments are computed one "
+                "after the other, and references only all at once; use memory none, lm2 flow: time or delta"
             )
         if self.segment_length % explicit.chunk_length:
             problems.append(

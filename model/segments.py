@@ -159,8 +159,8 @@ def pieces(
 ) -> Iterator[Piece]:
     """Cut `length` tokens that begin at stream position `start`; `documents` int64 [B, c+length], cached ones first.
 
-    in_turn: one segment a piece, never a run of them.  chunk_length: of explicit memory; a chunk that is open at `start`
-    is a piece of its own.
+    in_turn: one segment a piece, never a run of them.  chunk_length: of explicit memory; a chunk that is open at
+    `start` is a piece of its own.
     """
     begin = 0
     while begin < length:

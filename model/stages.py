@@ -102,7 +102,7 @@ class HeadStage(nn.Module):
 def packed_reading(
     config: ModelConfig, tp: TensorParallel, documents: Tensor, found: Tensor, tokens: Tensor | None = None
 ) -> Reading:
-    """The reading of whole samples, in which every chunk brings one reference; tokens int64 [B, M, R]: to embed them."""
+    """The reading of whole samples whose every chunk brings one reference; tokens int64 [B, M, R]: to embed them."""
     assert config.explicit is not None
     lengths, owners = found.unbind(-1)
     references = References(lengths, tokens, documents=owners, window=config.explicit.references)

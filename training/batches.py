@@ -33,7 +33,7 @@ class MicroBatch:
     found: Tensor | None = None
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
-        return MicroBatch(**{name: x if x is None else change(x) for name, x in vars(self).items()})
+        return replace(self, **{name: change(x) for name, x in vars(self).items() if x is not None})
 
     def to(self, device: torch.device) -> "MicroBatch":
         return self._each(lambda x: x.to(device, non_blocking=True))

@@ -47,7 +47,7 @@ class Trainer:
         self.step = read_run_state(last).step if last else 0
         self.run_id = broadcast(tracker.run_id if tracker else "")
         self.reporter = Reporter(config, self.step, tracker)
-        self.references = open_references(config)
+        self.references = open_references(config, self.stream)
         micro_batch_size, share = config.training.micro_batch_size, topology.segment_share
         self.prefetcher = Prefetcher(self.stream, micro_batch_size, share, self.references)
         self.judge = Judge(config.faults)
@@ -228,7 +228,7 @@ class Trainer:
         training, topology = self.config.training, self.topology
         samples = min(training.eval_samples, len(self.valid))
         share = evaluation_shares(samples, topology.data_rank, topology.data_size, training.micro_batch_size)
-        references = self.references if phase.memory else None
+        references = open_references(self.config, self.valid) if phase.memory else None
         batch = read(self.valid, share, training.micro_batch_size, topology.segment_share, references)
         loss = engine.evaluate(batch)
         wiped = engine.evaluate(batch, wipe_memory=True) if phase.memory and at_phase_end else None

@@ -12,6 +12,7 @@ from training.checkpoint_files import DamagedError, check_sizes
 from training.config import RunConfig, parse_config, read_yaml
 from training.errors import ConfigError
 from training.hf_weights import check_folder as check_hf_folder
+from training.references import ReferenceReader
 from training.remote import local_copy
 from training.schedule import position
 from training.topology import RankInfo, check_world
@@ -27,7 +28,7 @@ def check(config: RunConfig, info: RankInfo) -> None:
             f"of the tokenizer in {config.data.path}; set model.vocab_size to {manifest.tokenizer.vocab_size} or more"
         )
     for split in ("train", "valid"):
-        open_stream(config, split)
+        open_references(config, open_stream(config, split))
     for index, phase in enumerate(config.phases):
         kind, _, path = phase.init_from.partition(":")
         if kind == "hf":
@@ -81,6 +82,19 @@ def open_stream(config: RunConfig, split: str) -> TokenStream:
         cache=data.cache,
         references=references,
     )
+
+
+def open_references(config: RunConfig, stream: TokenStream) -> ReferenceReader | None:
+    """The references that the stream's chunks found; None for a model without explicit memory."""
+    explicit = config.model.explicit
+    if explicit is None or stream.table is None:
+        return None
+    if stream.table.store.length > explicit.reference_length:
+        raise ConfigError(
+            f"model.explicit.reference_length: {explicit.reference_length}, but references in "
+            f"{stream.table.store.folder} have up to {stream.table.store.length} tokens; set it to that"
+        )
+    return ReferenceReader(stream.table.store, explicit)
 
 
 def check_folder(config: RunConfig) -> None:

@@ -95,7 +95,7 @@ def attend(
     q, k, v = attention.split(h)
     carried = None if reading.fresh else state.references
     assert reading.fresh or carried is not None, "the state of a model without explicit memory"
-    encoded = encode(attention, *(x[:, length:] for x in (q, k, v)), reading, index, carried)
+    encoded = encode(attention, q[:, length:], k[:, length:], v[:, length:], reading, index, carried)
     sink_keys, sink_values = encoded.sink_keys, encoded.sink_values
     memory = reading.stored(index) if encoded.memory is None else encoded.memory
     keys, values, outputs = state.keys, state.values, []

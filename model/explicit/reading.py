@@ -24,7 +24,7 @@ from model.segments import Piece
 
 @dataclass(frozen=True)
 class OpenChunk:
-    """The references of a chunk that a call ended in.  present: bool [B, m]; documents: int64 [B, m], None: not given."""
+    """The references of a chunk that a call ended in: present, bool [B, m], and documents, int64 [B, m], if given."""
 
     present: Tensor
     documents: Tensor | None
@@ -267,8 +267,8 @@ def read(
     assert config.explicit is not None
     if not config.explicit.bos:
         raise ModelError(
-            "model.explicit.bos: empty; give the token ids of '<s>Reference:' (a training run takes them from its data's "
-            "tokenizer)"
+            "model.explicit.bos: empty; give the token ids of '<s>Reference:' (a training run takes them from its "
+            "data's tokenizer)"
         )
     reading = Reading(config, tp, start, ids.size(1), ids.size(0), references, documents, carried, fresh)
     if references is not None:

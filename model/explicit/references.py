@@ -1,6 +1,7 @@
 """What the chunks of one call may read."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,8 @@ class References:
         """What chunks [first, first + chunks) of the call's `all_chunks` see: for a call on these alone."""
         ahead = self.bundles - all_chunks  # bundles of earlier chunks
         begin, end = max(0, first + ahead - self.window + 1) * self.each, (first + ahead + chunks) * self.each
-        cut = {f.name: v[:, begin:end] for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        cut: dict[str, Any] = {name: value[:, begin:end] for name, value in tensors.items()}
         return replace(self, **cut)
 
     def none_found(self) -> "References":
@@ -65,8 +67,8 @@ class References:
                 low, high = int(self.tokens.min()), int(self.tokens.max())
                 if not 0 <= low <= high < config.vocab_size:
                     raise ModelError(
-                        f"references.tokens: ids from {low} to {high}, but model.vocab_size is {config.vocab_size}; use "
-                        "the tokenizer the model was trained with"
+                        f"references.tokens: ids from {low} to {high}, but model.vocab_size is {config.vocab_size}; "
+                        "use the tokenizer the model was trained with"
                     )
         if self.memories is not None:
             self._expect("memories", self.memories, [*shape, *memory_shape(config)])
@@ -75,8 +77,8 @@ class References:
             self._expect("documents", self.documents, shape)
         if self.each < 1 or self.window < 1 or self.count % self.each:
             raise ModelError(
-                f"references: {self.count} of them, {self.each} a chunk, in sight for {self.window} chunks; every chunk "
-                "must bring as many, and be in sight itself"
+                f"references: {self.count} of them, {self.each} a chunk, in sight for {self.window} chunks; every "
+                "chunk must bring as many, and be in sight itself"
             )
         if not chunks <= self.bundles < chunks + self.window:
             raise ModelError(

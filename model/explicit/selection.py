@@ -34,7 +34,7 @@ def received_attention(q: Tensor, k: Tensor, lengths: Tensor, kind: Literal["sof
 def select(scores: Tensor, count: int) -> Tensor:
     """int64 [R, Hkv, count]: the tokens with the highest scores, logarithms [R, Hkv, n], highest first.
 
-    Of equal ones, as a word that comes twice has in the first block, the earlier: a topology's rounding must not decide.
+    Of equal ones, as a word that comes twice has in the first block, the earlier: rounding must not decide.
     """
     place = torch.arange(scores.size(-1), device=scores.device)
     return (scores - _TIE * place * scores.abs().clamp(1, 1e9)).topk(count, dim=-1).indices

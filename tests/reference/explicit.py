@@ -93,7 +93,7 @@ class Block:
         kept = []
         for kv_head in range(self.config.num_kv_heads):
             scores = self.received(reference, kv_head)
-            order = sorted(range(len(reference)), key=lambda j: -scores[j])  # noqa: B023
+            order = sorted(range(len(reference)), key=lambda j: -scores[j])
             best = order[: self.explicit.tokens]
             kept.append([Kept(self.key(reference[j], kv_head), self.value(reference[j], kv_head), j) for j in best])
         return kept

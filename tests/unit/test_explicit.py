@@ -289,7 +289,7 @@ def test_references_that_do_not_fit_are_refused(wrong):
 
 def test_references_without_explicit_memory_and_without_bos_are_refused():
     ids, references = random_ids(1, BATCH, LENGTH), some_references(1)
-    with pytest.raises(ModelError, match="has none: set model.explicit"):
+    with pytest.raises(ModelError, match=r"has none: set model\.explicit"):
         build_model(tiny())(ids, references=references)
     with pytest.raises(ModelError, match=r"explicit.bos: empty"):
         build_model(tiny(explicit=EXPLICIT.model_copy(update={"bos": ()})))(ids)
