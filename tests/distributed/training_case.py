@@ -16,7 +16,7 @@ LENGTH, SAMPLES, VOCABULARY = 32, 8, 64
 
 def tiny_config(**changes: Any) -> RunConfig:
     """Two phases of a 4-layer model; `changes` are dotted keys with __ for the dots."""
-    raw: dict[str, Any] = {
+    raw: Any = {
         "run": {"name": "tiny"},
         "data": {"path": "unused", "sequence_length": LENGTH},
         "model": {
@@ -39,9 +39,9 @@ def tiny_config(**changes: Any) -> RunConfig:
     }
     for key, value in changes.items():
         *path, last = key.split("__")
-        node = raw
+        node: Any = raw
         for part in path:
-            node = node[part]
+            node = node[int(part) if isinstance(node, list) else part]
         node[last] = value
     return parse_config(raw)
 
