@@ -74,9 +74,10 @@ def stage_costs(config: ModelConfig, memory_on: bool) -> list[float]:
     attention = 2 * config.num_heads * config.head_width * window  # scores and their use
     backbone = 6.0 * (sum(_backbone_weights(config)) + attention)
     memory = 6.0 * (_memory_weights(config) + _memory_products(config))
+    explicit = [_explicit_products(config, i) if memory_on else 0.0 for i in range(config.num_layers)]
     if memory_on and config.memory.kind == "rmt":  # two sets of read vectors and the write vectors pass like tokens
         backbone *= 1 + 3 * config.slots / config.segment_length
-    decoders = [backbone + (memory if i in hosts else 0.0) for i in range(config.num_layers)]
+    decoders = [backbone + (memory if i in hosts else 0.0) + 6.0 * explicit[i] for i in range(config.num_layers)]
     return [0.0, *decoders, 0.0, 6.0 * config.hidden_size * config.vocab_size]
 
 
@@ -84,6 +85,24 @@ def _backbone_weights(config: ModelConfig) -> tuple[int, int]:
     """Weights of a block's attention and of its feed-forward."""
     size, heads = config.hidden_size, 2 * config.num_heads + 2 * config.num_kv_heads
     return size * config.head_width * heads, 3 * size * config.ffn_size
+
+
+def _explicit_products(config: ModelConfig, index: int) -> float:
+    """Multiply-adds that explicit memory adds to one token in block `index`: the token's own reads, and its share of
+    the reference that its chunk brings, which passes through the blocks up to the last memory layer."""
+    explicit = config.explicit
+    if explicit is None or index > (hosts := explicit.hosts(config.num_layers))[-1]:
+        return 0.0
+    width, length = config.num_heads * config.head_width, explicit.reference_length
+    attention, feed_forward = _backbone_weights(config)
+    projections = config.hidden_size * config.head_width * (config.num_heads + 2 * config.num_kv_heads)
+    passing = attention + feed_forward + width * length  # attends to half of the reference, scores and their use
+    each = projections if index == hosts[-1] else passing
+    reads = 0.0
+    if index in hosts:
+        each += width * length / 3  # received attention: scores, forward only
+        reads = 2 * width * explicit.references * explicit.tokens
+    return each * length / explicit.chunk_length + reads
 
 
 def _memory_parameters(config: ModelConfig, first: bool) -> Parameters:

@@ -96,7 +96,7 @@ def test_longer_references_than_the_model_takes_are_refused(stream: TokenStream)
     assert isinstance(stream.table.store, ReferenceStore)  # type: ignore[union-attr]
     short = config.model.explicit.model_copy(update={"reference_length": 9})  # type: ignore[union-attr]
     config = config.model_copy(update={"model": config.model.model_copy(update={"explicit": short})})
-    with pytest.raises(ConfigError, match="9, but references in .* have up to 10 tokens"):
+    with pytest.raises(ConfigError, match=r"9, but references in .* have up to 10 tokens"):
         open_references(config, stream)
 
 
