@@ -132,7 +132,7 @@ def test_overlap_of_real_sizes() -> None:
 
 
 def test_neighbours_are_about_the_same_thing(corpus: Path, tmp_path: Path) -> None:
-    store = prepare_references(data_config(corpus, tmp_path / "refs", length=48), QUIET)
+    store = prepare_references(data_config(corpus, tmp_path / "refs", length=48, max_overlap=1.0), QUIET)
     assert store.length == 48
     assert not (tmp_path / "refs" / "documents").exists()
     assert not list((tmp_path / "refs").glob("*.work-*"))
