@@ -116,12 +116,12 @@ def from_float32(array: NDArray[np.float32], dtype: DType) -> NDArray[Any]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process at a time changes a bank's manifest."""
+def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
+    """One process at a time changes a bank's manifest (or what the lock's name says); the others wait."""
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with (folder / name).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
