@@ -49,7 +49,7 @@ def encode(
     """BOS (if not carried) and references of the call in block `index`: q [B, P + M*R, H, d], k and v, unrotated."""
     config, p, contexts = reading.config, reading.sink, []
     if carried is None:
-        sink_keys, sink_values = rotate(k[:, :p], -p, config), v[:, :p]
+        sink_keys, sink_values = rotate(k[:, :p], -p, config), v[:, :p].clone()  # no view that keeps v alive
         contexts.append(_causal(rotate(q[:, :p], -p, config), sink_keys, sink_values))
     else:
         sink_keys, sink_values = carried.sink_keys, carried.sink_values

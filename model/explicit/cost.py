@@ -2,7 +2,7 @@
 
 The paper's conventions, which give its figures: a product of n by m numbers is 2nm operations; attention over a text of
 R tokens counts all R^2 pairs; of the last block that is computed, attention counts and the feed-forward does not;
-parameters learn a text by one training step on it (three forward passes, with the output head, at the training context).
+parameters learn a text by one training step on it (three forward passes, with the output head, in a long context).
 Everything is a closed formula of the configuration, in floating-point operations or bytes; no torch.
 """
 

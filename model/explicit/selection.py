@@ -42,6 +42,7 @@ def select(scores: Tensor, count: int) -> Tensor:
 
 def take(x: Tensor, chosen: Tensor, lengths: Tensor) -> Tensor:
     """Keys or values [R, n, Hkv, d] of the chosen tokens [R, Hkv, k] -> [R, k, Hkv, d], zero beyond the length."""
-    index = chosen.transpose(1, 2).unsqueeze(-1).expand(-1, -1, -1, x.size(-1))  # [R, k, Hkv, d]
+    rows, heads = (torch.arange(size, device=x.device) for size in chosen.shape[:2])
+    taken = x[rows[:, None, None], chosen.transpose(1, 2), heads]  # gather would keep x for its backward
     present = torch.arange(chosen.size(-1), device=x.device) < lengths.unsqueeze(1)  # [R, k]
-    return x.gather(1, index) * present[:, :, None, None].to(x.dtype)
+    return taken * present[:, :, None, None].to(x.dtype)
