@@ -174,6 +174,11 @@ class ModelConfig(BaseModel):
         return self.memory.kind != "none" or self.explicit is not None
 
     @property
+    def memory_name(self) -> str:
+        """The kinds of memory, for people: `lm2`, `none + explicit`."""
+        return self.memory.kind + (" + explicit" if self.explicit else "")
+
+    @property
     def head_width(self) -> int:
         """Width of one attention head."""
         return self.head_dim or self.hidden_size // self.num_heads

@@ -104,7 +104,8 @@ class Block:
         for head in range(kv_head * self.group, (kv_head + 1) * self.group):
             for x in reference:
                 query = self.query(x, head)
-                products = [float(query @ self.key(y, kv_head)) / math.sqrt(self.config.head_width) for y in reference]
+                keys = [self.key(y, kv_head) for y in reference]
+                products = [float((query @ key).detach()) / math.sqrt(self.config.head_width) for key in keys]
                 weights = [math.exp(p) for p in products]
                 if self.explicit.selection == "softmax":
                     weights = [w / sum(weights) for w in weights]

@@ -310,3 +310,14 @@ def test_settings_that_do_not_fit_are_refused(case):
     explicit, shape, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         tiny(**{"memory": NONE, "explicit": EXPLICIT.model_dump() | explicit} | shape)
+
+
+@torch.no_grad()
+def test_bf16_is_close_to_fp32():
+    net, ids, references = net_of(memory="lm2"), random_ids(1, BATCH, LENGTH), some_references(2)
+    exact = net(ids, references=references).logits
+    net = net.to(torch.bfloat16)
+    out = net(ids, references=references)
+    assert out.logits.dtype == torch.float32
+    assert (out.logits - exact).abs().mean() < 0.05 * exact.abs().mean()
+    assert distance(net(ids, references=stored(net, references)).logits, out.logits) < 0.02
