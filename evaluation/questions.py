@@ -65,7 +65,7 @@ def load_questions(path: Path) -> list[Question]:
 def normalised(text: str) -> str:
     """As usual for such questions: lower case, without punctuation, articles and extra white space."""
     plain = unicodedata.normalize("NFKC", text).lower()
-    bare = "".join(" " if sign in string.punctuation else sign for sign in plain)
+    bare = "".join(sign for sign in plain if sign not in string.punctuation and unicodedata.category(sign)[0] != "P")
     return " ".join(_ARTICLES.sub(" ", bare).split())
 
 
