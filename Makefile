@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test parity faults slow-test gpu-test lint bench gpu-bench clean
+.PHONY: quickstart test parity faults slow-test memory3-test gpu-test lint bench gpu-bench clean
 
 $(READY): setup.py constraints.txt
 	@echo "making $(VENV) and installing what constraints.txt pins: a minute or two"
@@ -41,6 +41,10 @@ faults: $(READY)
 slow-test: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
+# all of explicit memory that needs no data folder
+memory3-test: $(READY)
+	$(BIN)/python -m pytest -m "memory3 and not slow and not gpu"
+
 # needs a CUDA device
 gpu-test: $(READY)
 	$(BIN)/python -m pytest -m gpu --timeout 600
@@ -57,6 +61,7 @@ bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/checkpoint.py
+	$(BIN)/python benchmarks/explicit.py
 
 # needs a CUDA device; under nine minutes
 gpu-bench: $(READY)

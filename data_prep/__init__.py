@@ -6,6 +6,7 @@ from .errors import DataError
 from .folder import PreparedFolder
 from .manifest import Manifest
 from .prepare import prepare
+from .references import NeighbourTable, ReferenceStore
 from .stream import SampleOrigin, TokenStream
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -15,8 +16,10 @@ __all__ = [
     "DataConfig",
     "DataError",
     "Manifest",
+    "NeighbourTable",
     "PrepareConfig",
     "PreparedFolder",
+    "ReferenceStore",
     "SampleOrigin",
     "SourceConfig",
     "TokenStream",

@@ -3,7 +3,7 @@
 import itertools
 import re
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -184,6 +184,62 @@ class PrepareConfig(_Settings):
         return xxhash.xxh3_64_hexdigest(settings.encode())
 
 
+class RetrieverConfig(_Settings):
+    """How a chunk finds its reference."""
+
+    kind: Literal["bm25", "dense"] = Field(
+        default="bm25", description="bm25: by words, nothing to install; dense: by embeddings (needs the extra dense)"
+    )
+    k1: float = Field(default=1.5, ge=0, description="bm25: how soon a word's repetitions stop counting")
+    b: float = Field(default=0.75, ge=0, le=1, description="bm25: how much long references are held back")
+    model: str = Field(default="BAAI/bge-m3", description="dense: a sentence-transformers model, name or folder")
+    index: str = Field(default="Flat", description="dense: FAISS index factory, as Flat or IVF4096,PQ64")
+
+
+class ReferencePrepareConfig(_Settings):
+    """Documents to references, and references to the neighbours of every chunk of the training data."""
+
+    sources: tuple[SourceConfig, ...] | None = Field(
+        default=None, min_length=1, description="where the documents come from; null: from `documents`"
+    )
+    documents: Path | None = Field(
+        default=None, description="prepared folder whose documents are cut; null, without sources: data.path itself"
+    )
+    length: int = Field(default=128, ge=8, description="most tokens of a reference")
+    retriever: RetrieverConfig = Field(default=RetrieverConfig(), description="how a chunk finds its reference")
+    candidates: int = Field(
+        default=8, ge=1, description="references looked at for a chunk; the first that may be used is its neighbour"
+    )
+    max_overlap: float = Field(
+        default=0.9, gt=0, le=1, description="a reference of which more than this stands in the training sample is out"
+    )
+    max_overlap_valid: float = Field(default=2 / 3, gt=0, le=1, description="the same for the validation split")
+    exclude_same_document: bool = Field(
+        default=False, description="a chunk never gets a reference that was cut from its own document"
+    )
+    task_chunks: int = Field(default=16_384, ge=1, description="chunks of 64 tokens a task looks up")
+    workers: int | None = Field(default=None, ge=1, description="processes; null: all cores; never changes output")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "ReferencePrepareConfig":
+        if self.sources is not None and self.documents is not None:
+            raise ValueError(f"documents is {str(self.documents)!r}, but sources are given too: remove one")
+        return self
+
+    @property
+    def hash(self) -> str:
+        """xxh3 (hex) of all settings that can change the output."""
+        settings = self.model_dump_json(exclude={"workers", "task_chunks"}, exclude_defaults=True)
+        return xxhash.xxh3_64_hexdigest(settings.encode())
+
+
+class ReferencesConfig(_Settings):
+    """References for a model with explicit memory."""
+
+    path: Path = Field(description="folder of references, and of the tables that say which chunk found which")
+    prepare: ReferencePrepareConfig | None = Field(default=None, description="how to make it when it is not there")
+
+
 class CacheConfig(_Settings):
     """Where copies of remote files lie."""
 
@@ -215,6 +271,23 @@ class DataConfig(_Settings):
         "null: among all",
     )
     cache: CacheConfig = Field(default=CacheConfig(), description="copies of remote files")
+    references: ReferencesConfig | None = Field(
+        default=None, description="references for model.explicit: a folder, or {path, prepare}; null: none"
+    )
+
+    @field_validator("references", mode="before")
+    @classmethod
+    def _a_folder_is_enough(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str | Path) else value
+
+    @model_validator(mode="after")
+    def _samples_are_whole_chunks(self) -> "DataConfig":
+        if self.references is not None and self.sequence_length % 64:
+            raise ValueError(
+                f"sequence_length is {self.sequence_length}; with references it must be a multiple of 64, "
+                "the chunk that retrieves"
+            )
+        return self
 
     @model_validator(mode="after")
     def _packed_for_these_samples(self) -> "DataConfig":

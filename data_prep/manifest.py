@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import xxhash
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -69,7 +69,52 @@ class SkippedCounts(Record):
         return SkippedCounts(**{name: count + theirs[name] for name, count in self.model_dump().items()})
 
 
-class Manifest(Record):
+class Sealed(Record):
+    """A manifest file, which carries the checksum of all it says."""
+
+    checksum: str = Field(default="", description="xxh3 of all the rest; empty in folders made before it was there")
+
+    @classmethod
+    def parse(cls, text: bytes, path: str) -> Self:
+        """The manifest out of the bytes of the file `path`. Raises DataError when they are none."""
+        try:
+            manifest = cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "file"
+            raise DataError(
+                f"{path}: {place}: {first['msg']}; "
+                "the file was edited or another program wrote it: prepare the folder again"
+            ) from error
+        if manifest.checksum not in ("", manifest._own_checksum):
+            raise DataError(
+                f"{path}: its checksum is {manifest._own_checksum}, it says {manifest.checksum}: the file was edited "
+                "or damaged; copy it again, or prepare the folder again"
+            )
+        return manifest
+
+    @classmethod
+    def read(cls, folder: Path, made_by: str) -> Self:
+        """The manifest of `folder`. made_by: the command that makes such a folder. Raises DataError."""
+        path = folder / MANIFEST_FILE
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot read it ({error.strerror}); make the folder with {made_by}") from error
+        return cls.parse(text, str(path))
+
+    def save(self, folder: Path) -> None:
+        """Writes manifest.json into `folder`, whole or not at all."""
+        with replacing(folder / MANIFEST_FILE) as temporary:
+            whole = self.model_copy(update={"checksum": self._own_checksum})
+            temporary.write_text(whole.model_dump_json(indent=1) + "\n")
+
+    @property
+    def _own_checksum(self) -> str:
+        return xxhash.xxh3_64_hexdigest(self.model_dump_json(exclude={"checksum"}).encode())
+
+
+class Manifest(Sealed):
     """Everything about a prepared folder. `shards` are in reading order."""
 
     version: Literal[1] = 1
@@ -79,7 +124,6 @@ class Manifest(Record):
     shards: list[ShardEntry]
     skipped: dict[str, SkippedCounts] = {}
     created_with: dict[str, str] = {}
-    checksum: str = Field(default="", description="xxh3 of all the rest; empty in folders made before it was there")
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
@@ -89,14 +133,7 @@ class Manifest(Record):
             DataError: naming the file that is missing, cut short, foreign or malformed.
         """
         folder = Path(folder)
-        path = folder / MANIFEST_FILE
-        try:
-            text = path.read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"{path}: cannot read it ({error.strerror}); prepare the folder with launchers/prepare_data.py"
-            ) from error
-        manifest = cls.parse(text, str(path))
+        manifest = cls.read(folder, "launchers/prepare_data.py")
         manifest.check_sizes({entry.name: entry.stat().st_size for entry in os.scandir(folder)}, str(folder))
         manifest.check_tokenizer(folder / manifest.tokenizer.file)
         return manifest
@@ -114,22 +151,9 @@ class Manifest(Record):
                 )
 
     @classmethod
-    def parse(cls, text: bytes, path: str) -> "Manifest":
+    def parse(cls, text: bytes, path: str) -> Self:
         """The manifest out of the bytes of the file `path`. Raises DataError when they are none."""
-        try:
-            manifest = cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "file"
-            raise DataError(
-                f"{path}: {place}: {first['msg']}; "
-                "the file was edited or another program wrote it: prepare the folder again"
-            ) from error
-        if manifest.checksum not in ("", manifest._own_checksum):
-            raise DataError(
-                f"{path}: its checksum is {manifest._own_checksum}, it says {manifest.checksum}: the file was edited "
-                "or damaged; copy it again, or prepare the folder again"
-            )
+        manifest = super().parse(text, path)
         names = [shard.file for shard in manifest.shards]
         if len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
@@ -147,20 +171,10 @@ class Manifest(Record):
                 f"{self.tokenizer.fingerprint}; put that tokenizer back, or prepare the folder again"
             )
 
-    def save(self, folder: Path) -> None:
-        """Writes manifest.json into `folder`, whole or not at all."""
-        with replacing(folder / MANIFEST_FILE) as temporary:
-            whole = self.model_copy(update={"checksum": self._own_checksum})
-            temporary.write_text(whole.model_dump_json(indent=1) + "\n")
-
     def verify_checksums(self, folder: Path) -> None:
         """Reads every shard of `folder` and raises DataError at the first whose checksum differs."""
         for shard in self.shards:
             verify_shard(folder / shard.file, shard)
-
-    @property
-    def _own_checksum(self) -> str:
-        return xxhash.xxh3_64_hexdigest(self.model_dump_json(exclude={"checksum"}).encode())
 
     @property
     def fingerprint(self) -> str:

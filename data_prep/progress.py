@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
@@ -19,8 +21,8 @@ from rich.table import Table
 from .manifest import Manifest
 
 
-class ByteProgress:
-    """A bar over `total` bytes as a context manager, which gives the function that moves it on by n bytes."""
+class CountProgress:
+    """A bar over `total` things as a context manager, which gives the function that moves it on by n."""
 
     _STEP = 1 << 20  # of the total per update at most 1/1024, so that many small documents do not wait for the bar
 
@@ -29,14 +31,16 @@ class ByteProgress:
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
+            *self._columns(),
             TimeRemainingColumn(),
             console=console,
         )
         self._task = self._progress.add_task(title, total=total)
         self._step = min(self._STEP, total // 1024)
         self._waiting = 0
+
+    def _columns(self) -> list[ProgressColumn]:
+        return [MofNCompleteColumn()]
 
     def __enter__(self) -> Callable[[int], None]:
         self._progress.start()
@@ -53,6 +57,13 @@ class ByteProgress:
     ) -> None:
         self._progress.advance(self._task, self._waiting)
         self._progress.stop()
+
+
+class ByteProgress(CountProgress):
+    """The same over bytes, with their rate."""
+
+    def _columns(self) -> list[ProgressColumn]:
+        return [DownloadColumn(), TransferSpeedColumn()]
 
 
 def print_summary(console: Console, manifest: Manifest, folder: Path | str) -> None:

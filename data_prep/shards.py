@@ -7,12 +7,12 @@ the file one after another.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from .columns import numpy_view
 from .config import TokenType
 from .errors import DataError
 from .manifest import ShardEntry, verify_shard
@@ -34,15 +34,6 @@ class ShardViews:
     offsets: NDArray[np.int64]
     loss_mask: Mask | None
     raw: memoryview
-
-
-def _view(values: pa.Array) -> NDArray[Any]:
-    """A numpy view of an array without nulls. Not `to_numpy`, which imports pandas where it finds it: 0.3 s."""
-    kind = np.dtype(str(values.type))  # "uint16": Arrow and numpy agree on these names
-    buffer = values.buffers()[1]
-    if buffer is None or not len(values):
-        return np.empty(0, dtype=kind)
-    return np.frombuffer(buffer, dtype=kind, count=len(values), offset=values.offset * kind.itemsize)
 
 
 class Shard:
@@ -110,7 +101,7 @@ class Shard:
         lists = batch.column(name)
         if not pa.types.is_large_list(lists.type) or lists.type.value_type != values:
             raise self._foreign(f"{name} are {lists.type}, the manifest says {pa.large_list(values)}")
-        flat, offsets = _view(lists.values), _view(lists.offsets)
+        flat, offsets = numpy_view(lists.values), numpy_view(lists.offsets)
         if offsets[0] != 0 or offsets[-1] != len(flat):
             raise self._foreign(f"its documents cover {name} {offsets[0]} to {offsets[-1]} of {len(flat)}")
         return flat, offsets

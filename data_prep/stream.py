@@ -13,6 +13,7 @@ from .errors import DataError
 from .folder import PreparedFolder
 from .manifest import ShardEntry, Split
 from .mixing import Int64, Mix, MixSchedule
+from .references.neighbours import NeighbourTable
 from .remote import RemoteCache
 from .shards import Shard
 from .windows import SourceWindows
@@ -52,6 +53,7 @@ class TokenStream:
         shuffle_shards: int | None = None,
         checksums: bool = True,
         cache: CacheConfig | None = None,
+        references: Path | None = None,
     ) -> None:
         """Reads the manifest and checks file sizes; opens no shard.
 
@@ -62,6 +64,7 @@ class TokenStream:
                 themselves; None: among all. For a remote folder that is larger than the cache.
             checksums: compare a shard's checksum before its first token is used.
             cache: where copies of a remote folder's shards lie.
+            references: folder of references with a table for these data and samples; batches then have `neighbours`.
 
         Raises:
             DataError: the folder is incomplete, the split has no window, or the mix is unusable.
@@ -92,6 +95,8 @@ class TokenStream:
                 f"the {sequence_length + 1} that a sample of sequence_length {sequence_length} takes; "
                 "lower sequence_length or prepare more text"
             )
+        opened = [shard.entry for shard in self._shards]
+        self.table = NeighbourTable(references, self.manifest, opened, sequence_length) if references else None
         self._schedule = MixSchedule(mix, self.windows, sequence_length)
         self._dtype = np.dtype(self.manifest.token_type)
         self._token_bytes = self._dtype.itemsize
@@ -113,6 +118,8 @@ class TokenStream:
         parts: tuple[object, ...] = (self._data, self.split, self.sequence_length, self.seed, self.shuffle)
         if self.shuffle_shards is not None:
             parts += (self.shuffle_shards,)
+        if self.table is not None:
+            parts += (self.table.fingerprint,)
         return xxhash.xxh3_64_hexdigest(repr(parts).encode())
 
     def batch(self, indices: Sequence[int]) -> Batch:
@@ -131,7 +138,7 @@ class TokenStream:
             parts = [o[t * size : t * size + row_bytes] for o, t in zip(opened, starts, strict=True)]
         # One allocation and one copy a sample; assigning numpy rows one by one takes twice as long.
         tokens = np.frombuffer(bytearray().join(parts), dtype=self._dtype).reshape(len(parts), width)
-        return Batch(tokens, [self._shards[shard] for shard in shards], starts)
+        return Batch(tokens, [self._shards[shard] for shard in shards], starts, self.table, shards)
 
     def _open(self, shard: int) -> memoryview:
         raw = self._raw[shard] = self._shards[shard].open().raw

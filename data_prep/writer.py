@@ -4,12 +4,12 @@ from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from .columns import arrow_array
 from .config import TokenType
 from .files import file_checksum, replacing
 from .manifest import ShardEntry, Split
@@ -106,13 +106,13 @@ def write_shard(
     path: Path, split: Split, source: str, tokens: Tokens, loss_mask: Mask | None, offsets: Sequence[int]
 ) -> ShardEntry:
     """Writes one shard, whole or not at all, and describes it: document d is tokens[offsets[d]:offsets[d + 1]]."""
-    documents, ends = len(offsets) - 1, _arrow(np.array(offsets, dtype=np.int64))
+    documents, ends = len(offsets) - 1, arrow_array(np.array(offsets, dtype=np.int64))
     columns: dict[str, pa.Array] = {
-        "tokens": pa.LargeListArray.from_arrays(ends, _arrow(tokens)),
-        "source": pa.DictionaryArray.from_arrays(_arrow(np.zeros(documents, np.int32)), _names([source])),
+        "tokens": pa.LargeListArray.from_arrays(ends, arrow_array(tokens)),
+        "source": pa.DictionaryArray.from_arrays(arrow_array(np.zeros(documents, np.int32)), _names([source])),
     }
     if loss_mask is not None:
-        columns["loss_mask"] = pa.LargeListArray.from_arrays(ends, _arrow(loss_mask))
+        columns["loss_mask"] = pa.LargeListArray.from_arrays(ends, arrow_array(loss_mask))
     batch = pa.record_batch(list(columns.values()), names=list(columns))
     with replacing(path) as temporary, pa.ipc.new_file(temporary, batch.schema) as writer:
         writer.write_batch(batch)
@@ -131,9 +131,3 @@ def _names(names: Sequence[str]) -> pa.Array:
     encoded = [name.encode() for name in names]
     ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
     return pa.Array.from_buffers(pa.string(), len(names), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))])
-
-
-def _arrow(values: NDArray[Any]) -> pa.Array:
-    """The values in place. Not `pa.array`, which imports pandas where it finds it: 0.3 s in every process."""
-    values = np.ascontiguousarray(values)
-    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])

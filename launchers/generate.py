@@ -3,6 +3,10 @@
 python launchers/generate.py --checkpoint runs/quickstart --prompt "def main():"
 python launchers/generate.py --checkpoint runs/quickstart --prompt-file book.txt --max-tokens 500
 cat notes.txt | python launchers/generate.py --checkpoint runs/quickstart --prompt-file -
+python launchers/generate.py --checkpoint runs/memory3_small --references data/references --bank banks/small \\
+    --prompt "def main():" --prompt "class Queue:"
+    a model with explicit memory retrieves references every 64 tokens and reads their memories from the bank; without
+    --bank it writes them as it finds them. Several prompts are continued side by side
 """
 
 import argparse
@@ -23,7 +27,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--config", type=Path, metavar="FILE", help="instead: the run that this configuration trains")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="with --config: as for pretrain.py")
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", default="", metavar="TEXT", help="text to continue (default: none)")
+    prompt.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="text to continue (default: none); several are a batch"
+    )
     prompt.add_argument("--prompt-file", metavar="FILE", help="file to continue; - reads standard input")
     parser.add_argument("--max-tokens", type=int, default=200, metavar="N", help="tokens to generate (default 200)")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="X", help="0 is greedy (default 0.8)")
@@ -31,7 +37,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--top-p", type=float, default=None, metavar="P", help="draw from the likeliest mass P")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same text (default 0)")
     parser.add_argument("--data", type=Path, default=None, metavar="FOLDER", help="tokenizer's folder, if it moved")
+    parser.add_argument("--references", type=Path, metavar="FOLDER", help="references to retrieve from")
+    parser.add_argument("--bank", type=Path, metavar="FOLDER", help="their memories, by launchers/write_bank.py")
+    parser.add_argument("--cold", action="store_true", help="write memories that the bank lacks, and store them there")
     arguments = parser.parse_intermixed_args()
+    arguments.prompt = arguments.prompt or [""]
+    if arguments.bank is not None and arguments.references is None:
+        parser.error("--bank needs --references, the folder it was written of")
+    if arguments.cold and arguments.bank is None:
+        parser.error("--cold needs --bank, where what is written is stored")
     if (arguments.checkpoint is None) == (arguments.config is None):
         parser.error("give either --checkpoint PATH or --config FILE")
     return arguments
@@ -43,7 +57,10 @@ def main() -> int:
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
 
     try:
-        stream(arguments)
+        if arguments.references is not None or len(arguments.prompt) > 1:
+            batch(arguments)
+        else:
+            stream(arguments)
     except (*BAD_INPUT, TrainingError) as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -85,6 +102,43 @@ def stream(arguments: argparse.Namespace) -> None:
     print(note, file=sys.stderr)
 
 
+def batch(arguments: argparse.Namespace) -> None:
+    """Prompts side by side, with references where the model has explicit memory."""
+    import torch
+
+    from evaluation.memories import open_source
+    from model.explicit.generation import generate_with_memory
+    from model.generation import Sampling
+    from training.inference import load_trained
+
+    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
+    texts = arguments.prompt if arguments.prompt_file is None else [read_prompt(arguments)]
+    trained = load_trained(run_folder(arguments), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    tokenizer = trained.tokenizer(arguments.data)
+    prompts = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]
+    source = None
+    if arguments.references is not None:
+        folder, bank = arguments.references, arguments.bank
+        source = open_source(trained.net, folder, bank, tokenizer.fingerprint, cold=arguments.cold)
+    written: list[list[int]] = [[] for _ in prompts]
+    special = (tokenizer.bos_id, tokenizer.eos_id)
+    started = time.perf_counter()
+    tokens = generate_with_memory(
+        trained.net, prompts, source, arguments.max_tokens, sampling, arguments.seed, tokenizer.eos_id
+    )
+    for row, token in tokens:
+        if token not in special:
+            written[row].append(token)
+    seconds = time.perf_counter() - started
+    for number, (text, prompt, found) in enumerate(zip(texts, prompts, written, strict=True), start=1):
+        head = f"── {number} ──\n" if len(prompts) > 1 else ""
+        print(f"{head}{text}{added_text(tokenizer, prompt, found)}")
+    if source is not None:
+        source.close()
+    read, made = sum(map(len, prompts)), sum(map(len, written))
+    print(f"{read:,} tokens read, {made:,} written in {seconds:.1f} s, from {trained.path}", file=sys.stderr)
+
+
 def run_folder(arguments: argparse.Namespace) -> Path:
     """Where the checkpoint is looked for."""
     from training.config import load_config
@@ -113,7 +167,7 @@ def read_prompt(arguments: argparse.Namespace) -> str:
     from training.errors import ConfigError
 
     if arguments.prompt_file is None:
-        return str(arguments.prompt)
+        return str(arguments.prompt[0])
     try:
         if arguments.prompt_file == "-":
             return sys.stdin.read()

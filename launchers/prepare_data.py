@@ -29,6 +29,14 @@ examples:
       process does its part of the tasks, and the last command puts the folder together. Whatever was killed is
       started again by the same command; no finished task is repeated
 
+  python launchers/prepare_data.py --config F --references --plan
+  sbatch --array=0-63 --wrap \\
+      'python launchers/prepare_data.py --config F --references --tasks 64 --task $SLURM_ARRAY_TASK_ID'
+  python launchers/prepare_data.py --config F --references --merge
+      once the data are there: cuts data.references into references and indexes them; looks up, in parts, which
+      reference each 64 tokens of the data retrieve; writes the table that training reads. Without --references and
+      steps, all of it follows the data in one go
+
 the config's data.prepare section says what to read:
   data:
     path: data/mine              # the folder to make
@@ -39,6 +47,11 @@ the config's data.prepare section says what to read:
         - {kind: text, path: corpus/books}
       tokenizer: {vocab_size: 32000}     # or {path: tokenizer.json}
       valid_fraction: 0.01
+    references:                    # for models with explicit memory; docs/references.md
+      path: data/mine-references
+      prepare:
+        sources:
+          - {kind: jsonl, path: wiki/*.jsonl.zst, name: wiki}
 
 exit codes: 0 done, 2 bad input and no folder made, anything else a failure"""
 _NO_PREPARE = "data.prepare is missing; say in it what to read (see --help)"
@@ -58,9 +71,12 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     steps.add_argument("--plan", action="store_true", help="only list the input and make the tokenizer")
     steps.add_argument("--task", type=int, metavar="I", help="only tasks I, I + N, I + 2 N, … (I from 0; with --tasks)")
     steps.add_argument("--merge", action="store_true", help="only make the folder out of the finished tasks")
+    parser.add_argument("--references", action="store_true", help="the step is one of data.references, not of data")
     parser.add_argument("--tasks", type=int, metavar="N", help="processes that share the work (with --task)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace FILE's")
     options = parser.parse_intermixed_args(arguments)
+    if options.references and not (options.plan or options.merge or options.verify or options.task is not None):
+        parser.error("--references goes with a step: --plan, --tasks N --task I, --merge or --verify")
     if (options.tasks is None) != (options.task is None):
         parser.error("--tasks N and --task I go together")
     if options.task is not None and not 0 <= options.task < options.tasks:
@@ -76,7 +92,9 @@ def main(arguments: list[str]) -> int:
     options = parse_arguments(arguments)
     try:
         data = load_config(options.config, options.overrides).data
-        if options.plan or options.merge or options.task is not None:
+        if options.references:
+            run_references_step(data, options)
+        elif options.plan or options.merge or options.task is not None:
             run_step(data, options)
         else:
             run(data, options.verify)
@@ -90,6 +108,7 @@ def run(data: "DataConfig", verify: bool) -> None:
     """Makes or verifies the folder `data.path` and prints what is in it. Raises DataError."""
     from data_prep import DataError, PreparedFolder, prepare
     from data_prep.progress import print_summary
+    from data_prep.references.prepare import prepare_references
 
     console = Console()
     if verify:
@@ -102,6 +121,8 @@ def run(data: "DataConfig", verify: bool) -> None:
         raise DataError(_NO_PREPARE)
     prepare(data.prepare, data.path, console, data.cache)
     console.print(f"data is in {data.path}")
+    if data.references is not None and data.references.prepare is not None:
+        prepare_references(data, console)
 
 
 def run_step(data: "DataConfig", options: argparse.Namespace) -> None:
@@ -129,6 +150,36 @@ def run_step(data: "DataConfig", options: argparse.Namespace) -> None:
             console.print(f"part {options.task} of {options.tasks} is done; once all are: --merge")
         else:
             console.print(f"{preparation.work}: {len(plan.tasks)} tasks, for as many processes at most (--tasks)")
+
+
+def run_references_step(data: "DataConfig", options: argparse.Namespace) -> None:
+    """One step of preparing references and neighbours, or their check. Raises DataError."""
+    from data_prep import DataError, ReferenceStore
+    from data_prep.references.prepare import ReferencePreparation
+
+    console = Console()
+    if options.verify:
+        if data.references is None:
+            raise DataError("data.references is missing; there is nothing to verify")
+        store = ReferenceStore(data.references.path)
+        store.verify()
+        console.print(f"{store.folder}: {len(store):,} references are as they were written")
+        return
+    preparation = ReferencePreparation(data, console)
+    if preparation.finished() is not None:
+        console.print(f"{preparation.folder}: references and neighbours are already prepared so")
+        return
+    if options.merge:
+        preparation.merge()
+        return
+    with ExitStack() as stack:
+        pool = preparation.open_pool(stack)
+        if options.task is not None:
+            preparation.run_tasks(preparation.existing_plan()[options.task :: options.tasks], pool)
+            console.print(f"part {options.task} of {options.tasks} is done; once all are: --references --merge")
+        else:
+            tasks = preparation.plan(pool)
+            console.print(f"{preparation.folder}: {len(tasks)} tasks, for as many processes at most (--tasks)")
 
 
 if __name__ == "__main__":

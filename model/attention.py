@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.explicit.attend import Extra
 from model.layout import Layout
 from model.parallel import ColumnParallel, RowParallel
 from model.rope import rotate
@@ -31,29 +32,46 @@ class Attention(nn.Module):
         """
         q, k, v = self.project(h, piece.start)
         k, v = torch.cat((keys, k), dim=1), torch.cat((values, v), dim=1)  # [B, c+n, Hkv, d]
-        context = self.layout.inner(self._attend, q, k, v, piece)
+        context = self.layout.inner(self.attend, q, k, v, piece)
         first = k.size(1) - piece.kept
         return self.out(context), k[:, first:], v[:, first:]
 
     def project(self, h: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """h [B, n, D], the first at rotary position `start` -> q [B, n, H, d], k and v [B, n, Hkv, d] of this rank."""
+        q, k, v = self.split(h)
+        return rotate(q, start, self.config), rotate(k, start, self.config), v
+
+    def split(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """h [B, n, D] -> q [B, n, H, d], k and v [B, n, Hkv, d] of this rank, without positions."""
         qkv = self.qkv(h).unflatten(-1, (-1, self.group + 2, self.config.head_width))  # [B, n, Hkv, group+2, d]
         q, k, v = qkv.split((self.group, 1, 1), dim=3)
-        return rotate(q.flatten(2, 3), start, self.config), rotate(k.squeeze(3), start, self.config), v.squeeze(3)
+        return q.flatten(2, 3), k.squeeze(3), v.squeeze(3)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, piece: Piece) -> Tensor:
-        """q [B, n, H, d], k and v [B, c+n, Hkv, d] -> [B, n, H*d]."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, piece: Piece, extra: Extra | None = None) -> Tensor:
+        """q [B, n, H, d], k and v [B, c+n, Hkv, d] -> [B, n, H*d].  extra: keys of references before each segment."""
         batch, segments = q.size(0), piece.segments
         if piece.padding:
             k, v = (F.pad(x, (0, 0, 0, 0, piece.padding, 0)) for x in (k, v))
         # fold the segments into the batch: [B*S, H, n/S or W, d]
         q = q.unflatten(1, (segments, -1)).flatten(0, 1).transpose(1, 2)
         k, v = (windows(x, piece).flatten(0, 1).transpose(1, 2) for x in (k, v))
-        mask = piece.attention_mask(q.device)
-        if mask is not None and (mask.size(0) > 1 or mask.size(1) > 1):
-            mask = mask.expand(batch, segments, -1, -1).flatten(0, 1).unsqueeze(1)
+        if extra is None:
+            mask = piece.attention_mask(q.device)
+            mask = mask if mask is None else mask.unsqueeze(2)
+        else:
+            mask = extra.mask
+            more = (x.flatten(0, 1).transpose(1, 2) for x in (extra.keys, extra.values))
+            k, v = (torch.cat(pair, dim=2) for pair in zip(more, (k, v), strict=True))
+        if mask is not None:  # [B or 1, S or 1, 1 or Hkv, n/S, keys]
+            mask = mask[0] if mask.size(0) == mask.size(1) == 1 else _folded(mask, batch, segments)
+            mask = mask.repeat_interleave(self.group, dim=1) if mask.size(1) > 1 else mask
         grouped = self.group > 1
         if grouped and mask is not None and q.is_cuda:  # no fused kernel takes both a mask and grouped heads
             k, v, grouped = k.repeat_interleave(self.group, dim=1), v.repeat_interleave(self.group, dim=1), False
         context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
         return context.transpose(1, 2).flatten(2).unflatten(0, (batch, segments)).flatten(1, 2)
+
+
+def _folded(mask: Tensor, batch: int, segments: int) -> Tensor:
+    """[B or 1, S or 1, ...] -> [B*S, ...]."""
+    return mask.expand(batch, segments, -1, -1, -1).flatten(0, 1)

@@ -90,6 +90,57 @@ class MemoryConfig(BaseModel):
         return frozenset(self.layers)
 
 
+Layers = Literal["all", "half"] | Annotated[int, Field(gt=0, strict=True)] | tuple[int, ...]
+
+
+class ExplicitConfig(BaseModel):
+    """Explicit memory (Memory3, arXiv 2407.01178): references, written as a few keys and values a head, that the
+    chunks of the context attend to.  It has no parameters of its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    bos: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (),
+        description="token ids of '<s>Reference:', before every reference and, as an attention sink, before the "
+        "context; empty: taken from the data's tokenizer when a run starts",
+    )
+    layers: Layers = Field(
+        "half", description="memory layers: half (the first), all, the first k (a number), or a list of block indices"
+    )
+    kv_heads: Literal["all"] | tuple[int, ...] = Field(
+        "all", description="key/value heads with memory: all, or a list of their indices"
+    )
+    reference_length: Positive = Field(128, description="tokens of a reference at most")
+    tokens: Positive = Field(8, description="k, tokens of a reference whose key and value a head keeps")
+    selection: Literal["softmax", "exp"] = Field(
+        "softmax", description="received attention: softmax weights, or exp of the scores as in the published run"
+    )
+    chunk_length: Positive = Field(64, description="tokens of a chunk, which finds references and reads them")
+    references: Positive = Field(
+        5, description="references a chunk sees; in training those of as many chunks, one each"
+    )
+    causal: bool = Field(
+        True,
+        description="training: a chunk reads what earlier chunks found; false: as published, its own find too, which "
+        "its own tokens were the query for",
+    )
+
+    def hosts(self, num_layers: int) -> tuple[int, ...]:
+        """Indices of the memory layers, in order."""
+        match self.layers:
+            case "half":
+                return tuple(range((num_layers + 1) // 2))
+            case "all":
+                return tuple(range(num_layers))
+            case int():
+                return tuple(range(self.layers))
+        return tuple(sorted(set(self.layers)))
+
+    def heads(self, num_kv_heads: int) -> tuple[int, ...]:
+        """Indices of the key/value heads with memory, in order."""
+        return tuple(range(num_kv_heads)) if self.kv_heads == "all" else tuple(sorted(set(self.kv_heads)))
+
+
 class ModelConfig(BaseModel):
     """A Llama-3-style decoder and its memory.
 
@@ -115,6 +166,17 @@ class ModelConfig(BaseModel):
     tie_embeddings: bool = Field(False, description="output head shares the embedding's weight")
     init_std: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
     memory: MemoryConfig = Field(default_factory=MemoryConfig)
+    explicit: ExplicitConfig | None = Field(None, description="explicit memory beside `memory`; null: none")
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether a phase's `memory: on` turns anything on."""
+        return self.memory.kind != "none" or self.explicit is not None
+
+    @property
+    def memory_name(self) -> str:
+        """The kinds of memory, for people: `lm2`, `none + explicit`."""
+        return self.memory.kind + (" + explicit" if self.explicit else "")
 
     @property
     def head_width(self) -> int:
@@ -139,7 +201,7 @@ class ModelConfig(BaseModel):
             problems.append(f"head width {self.head_width} must be even for RoPE: change num_heads or head_dim")
         if self.num_heads % self.num_kv_heads:
             problems.append(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
-        problems += self._memory_problems()
+        problems += self._memory_problems() + self._explicit_problems()
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -172,4 +234,39 @@ class ModelConfig(BaseModel):
                 f"memory.layers {memory.layers} names blocks {outside}, but num_layers is {self.num_layers}: "
                 f"use indices 0..{self.num_layers - 1}, a count up to {self.num_layers}, or 'all'"
             )
+        return problems
+
+    def _explicit_problems(self) -> list[str]:
+        explicit, problems = self.explicit, []
+        if explicit is None:
+            return []
+        if self.memory.in_turn:
+            problems.append(
+                f"explicit with memory {self.memory.kind} {self.memory.flow or ''}: its segments are computed one "
+                "after the other, and references only all at once; use memory none, lm2 flow: time or delta"
+            )
+        if self.segment_length % explicit.chunk_length:
+            problems.append(
+                f"explicit.chunk_length {explicit.chunk_length} must divide segment_length {self.segment_length}: a "
+                "chunk lies in one segment"
+            )
+        if explicit.tokens > explicit.reference_length:
+            problems.append(
+                f"explicit.tokens {explicit.tokens} are more than a reference has, explicit.reference_length "
+                f"{explicit.reference_length}: lower explicit.tokens"
+            )
+        lists = {
+            "layers": (explicit.hosts(self.num_layers), self.num_layers, "num_layers"),
+            "kv_heads": (explicit.heads(self.num_kv_heads), self.num_kv_heads, "num_kv_heads"),
+        }
+        for name, (chosen, count, field) in lists.items():
+            outside = [i for i in chosen if not 0 <= i < count]
+            if outside or not chosen:
+                problems.append(
+                    f"explicit.{name} {getattr(explicit, name)}: must name at least one of 0..{count - 1} ({field} is "
+                    f"{count})" + (f", but names {outside}" if outside else "")
+                )
+        outside = [i for i in explicit.bos if i >= self.vocab_size]
+        if outside:
+            problems.append(f"explicit.bos: ids {outside} are not below vocab_size {self.vocab_size}")
         return problems

@@ -5,6 +5,7 @@ an entry for each layer follows `model.stages.flat_layers`: embedding, decoder l
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from model.config import ModelConfig
 
@@ -40,6 +41,32 @@ class Parameters:
         return self.split // tensor + self.whole
 
 
+@dataclass(frozen=True)
+class Role:
+    """What a decoder layer has beside Llama's.
+
+    hosts: a recurrent memory; reads: it is a memory layer of explicit memory; references: what of them it computes, the
+    whole block, or in the last memory layer only keys and values.
+    """
+
+    hosts: bool = False
+    reads: bool = False
+    references: Literal["none", "whole", "keys"] = "none"
+
+
+def roles(config: ModelConfig, memory_on: bool) -> list[Role]:
+    """The role of each decoder layer."""
+    if not memory_on:
+        return [Role()] * config.num_layers
+    hosts = config.memory.hosts(config.num_layers)
+    reads = config.explicit.hosts(config.num_layers) if config.explicit else ()
+    last = max(reads, default=-1)
+    return [
+        Role(i in hosts, i in reads, "whole" if i < last else "keys" if i == last else "none")
+        for i in range(config.num_layers)
+    ]
+
+
 def layer_parameters(config: ModelConfig, memory_on: bool) -> list[Parameters]:
     """Parameters of each layer.  A tied head counts with the embedding; a last stage apart from it holds a copy."""
     hosts = config.memory.hosts(config.num_layers) if memory_on else frozenset()
@@ -69,14 +96,16 @@ def flops_per_token(config: ModelConfig, memory_on: bool) -> float:
 
 def stage_costs(config: ModelConfig, memory_on: bool) -> list[float]:
     """Training FLOPs of one token in each layer: what `training.planning.cut_stages` balances."""
-    hosts = config.memory.hosts(config.num_layers) if memory_on else frozenset()
     window = config.segment_length * (config.attention_span - 0.5)
     attention = 2 * config.num_heads * config.head_width * window  # scores and their use
     backbone = 6.0 * (sum(_backbone_weights(config)) + attention)
     memory = 6.0 * (_memory_weights(config) + _memory_products(config))
     if memory_on and config.memory.kind == "rmt":  # two sets of read vectors and the write vectors pass like tokens
         backbone *= 1 + 3 * config.slots / config.segment_length
-    decoders = [backbone + (memory if i in hosts else 0.0) for i in range(config.num_layers)]
+    decoders = [
+        backbone + (memory if role.hosts else 0.0) + 6.0 * _explicit_products(config, role)
+        for role in roles(config, memory_on)
+    ]
     return [0.0, *decoders, 0.0, 6.0 * config.hidden_size * config.vocab_size]
 
 
@@ -84,6 +113,24 @@ def _backbone_weights(config: ModelConfig) -> tuple[int, int]:
     """Weights of a block's attention and of its feed-forward."""
     size, heads = config.hidden_size, 2 * config.num_heads + 2 * config.num_kv_heads
     return size * config.head_width * heads, 3 * size * config.ffn_size
+
+
+def _explicit_products(config: ModelConfig, role: Role) -> float:
+    """Multiply-adds that explicit memory adds to one token in a block: the token's own reads, and its share of the
+    reference that its chunk brings."""
+    explicit = config.explicit
+    if explicit is None or role.references == "none":
+        return 0.0
+    width, length = config.num_heads * config.head_width, explicit.reference_length
+    attention, feed_forward = _backbone_weights(config)
+    projections = config.hidden_size * config.head_width * (config.num_heads + 2 * config.num_kv_heads)
+    passing = attention + feed_forward + width * length  # attends to half of the reference, scores and their use
+    each: float = projections if role.references == "keys" else passing
+    reads = 0.0
+    if role.reads:
+        each += width * length / 3  # received attention: scores, forward only
+        reads = 2 * width * explicit.references * explicit.tokens
+    return each * length / explicit.chunk_length + reads
 
 
 def _memory_parameters(config: ModelConfig, first: bool) -> Parameters:

@@ -1,6 +1,7 @@
 """The decoder layer, and the other modules a model is made of: embedding, norm, head."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 
 from model.attention import Attention
 from model.config import ModelConfig
+from model.explicit.attend import attend, encode
+from model.explicit.reading import Memory, Reading
 from model.layout import Layout
 from model.memory import LM2DepthMemory, RecurrentMemory, RMTMemory, build_memory
 from model.memory.rmt import Frame
@@ -41,7 +44,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: ModelConfig, layout: Layout, index: int, memory_on: bool) -> None:
         super().__init__()
-        self.config, self.layout, self.tp = config, layout, layout.tensor
+        self.config, self.layout, self.index, self.tp = config, layout, index, layout.tensor
         tp = self.tp
         self.attention_norm = new_norm(config, tp)
         self.attention = Attention(config, layout)
@@ -57,18 +60,25 @@ class DecoderLayer(nn.Module):
         return LayerState(empty, empty, memory)
 
     def forward(
-        self, hidden: Tensor, pieces: Sequence[Piece], state: LayerState | None = None
+        self,
+        hidden: Tensor,
+        pieces: Sequence[Piece],
+        state: LayerState | None = None,
+        reading: Reading | None = None,
     ) -> tuple[Tensor, LayerState]:
         """The residual stream of L tokens, cut into pieces -> ([B, L, D], state after the last piece).
 
         With sequence parallelism the stream is this rank's [B, L/tp, D]; attention, feed-forward and memory see all L.
+        reading: of a model with explicit memory, where what travels behind the tokens (`model.explicit.attend`) goes
+        through the block with them; references end with the last memory layer.
         """
         state = state or self.initial_state(hidden)
-        h, keys, values, partials = self.tp.enter(self.attention_norm(hidden)), state.keys, state.values, []
-        for piece in pieces:
-            partial, keys, values = self.attention(h[:, piece.begin : piece.end], piece, keys, values)
-            partials.append(partial)
-        x = hidden + self.tp.leave(_joined(partials))
+        h = self.tp.enter(self.attention_norm(hidden))
+        if reading is None:
+            partial, state = self._attention(h, pieces, state)
+        else:
+            partial, state = attend(self.attention, h, pieces, state, reading, self.index)
+        x = hidden[:, : partial.size(1)] + self.tp.leave(partial) if reading else hidden + self.tp.leave(partial)
         h = self.tp.enter(self.mlp_norm(x))
         partial, memory_state = self.mlp(h), state.memory
         if self.memory is not None:
@@ -78,8 +88,23 @@ class DecoderLayer(nn.Module):
                 arguments = (h[:, piece.begin : piece.end], piece, memory_state)
                 part, memory_state = self.layout.inner(self.memory, *arguments)
                 recalled.append(part)
-            partial = partial + _joined(recalled)
-        return x + self.tp.leave(partial), LayerState(keys, values, memory_state)
+            partial = _added(partial, _joined(recalled))
+        return x + self.tp.leave(partial), replace(state, memory=memory_state)
+
+    def _attention(self, h: Tensor, pieces: Sequence[Piece], state: LayerState) -> tuple[Tensor, LayerState]:
+        """h [B, L, D] -> attention's partial output [B, L, D] and the state with what it carries."""
+        keys, values, partials = state.keys, state.values, []
+        for piece in pieces:
+            partial, keys, values = self.attention(h[:, piece.begin : piece.end], piece, keys, values)
+            partials.append(partial)
+        return _joined(partials), replace(state, keys=keys, values=values)
+
+    def write(self, hidden: Tensor, reading: Reading) -> tuple[Tensor, Memory | None]:
+        """BOS and references alone: [B, P + M*R, D] -> the same after the block, and what a memory layer keeps."""
+        h = self.tp.enter(self.attention_norm(hidden))
+        encoded = encode(self.attention, *self.attention.split(h), reading, self.index)
+        partial = self.attention.out(torch.cat(encoded.contexts, dim=1))
+        return self._feed_forward(hidden[:, : partial.size(1)] + self.tp.leave(partial)), encoded.memory
 
     def depth_piece(
         self, x: Tensor, slots: Tensor, piece: Piece, state: LayerState
@@ -114,6 +139,14 @@ def new_embedding(config: ModelConfig, tp: TensorParallel) -> VocabParallel:
 def new_norm(config: ModelConfig, tp: TensorParallel) -> RMSNorm:
     """A norm of the residual stream: two in every layer, and one before the head."""
     return RMSNorm(config.hidden_size, config.norm_eps, tp)
+
+
+def _added(partial: Tensor, recalled: Tensor) -> Tensor:
+    """What the memory recalled [B, L, D] onto the tokens' part of [B, L + what travels behind them, D]."""
+    length = recalled.size(1)
+    if length == partial.size(1):
+        return partial + recalled
+    return torch.cat((partial[:, :length] + recalled, partial[:, length:]), dim=1)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

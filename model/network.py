@@ -10,6 +10,8 @@ from model import hub
 from model.config import ModelConfig
 from model.decoder import DecoderLayer, new_embedding, new_norm
 from model.errors import ModelError
+from model.explicit.reading import Reading, read, with_references
+from model.explicit.references import References
 from model.in_turn import run_depth, run_rmt
 from model.initialization import initialize
 from model.layout import Layout
@@ -36,6 +38,7 @@ class LanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.layout, self.memory_on = config, layout or Layout(), memory_on
+        self.explicit = config.explicit if memory_on else None
         self.tp = self.layout.tensor
         self.embedding = new_embedding(config, self.tp)
         self.layers = nn.ModuleList(DecoderLayer(config, self.layout, i, memory_on) for i in range(config.num_layers))
@@ -48,21 +51,27 @@ class LanguageModel(nn.Module):
             initialize(module, prefix, self.config, seed, self.tp)
 
     def hidden(
-        self, input_ids: Tensor, document_ids: Tensor | None = None, state: StreamState | None = None
+        self,
+        input_ids: Tensor,
+        document_ids: Tensor | None = None,
+        state: StreamState | None = None,
+        references: References | None = None,
     ) -> tuple[Tensor, StreamState]:
         """int64 [B, L] -> normalised last hidden [B, L, D] and the next state."""
         in_turn = self.config.memory.in_turn and self.memory_on
         cut, documents, last_document = _stream(self, input_ids, document_ids, state)
-        hidden, carried = self.embedding(input_ids), state.carried if state else None
+        reading = self._reading(input_ids, document_ids, state, references)
+        travelling = input_ids if reading is None else with_references(input_ids, reading)
+        hidden, carried = self.embedding(travelling), state.carried if state else None
         given = state.layers if state else ()
-        states = list(given) or [layer.initial_state(hidden) for layer in self._decoder]
+        states = list(given) or [layer.initial_state(hidden) for layer in self.decoder_layers]
         if in_turn:
             run = run_depth if self.config.memory.is_depth else run_rmt
-            arguments = (self.config, self._decoder, hidden, cut, states, carried, self.layout.layer)
+            arguments = (self.config, self.decoder_layers, hidden, cut, states, carried, self.layout.layer)
             hidden, states, carried = run(*arguments)  # type: ignore[operator]
         else:
-            for index, layer in enumerate(self._decoder):
-                hidden, states[index] = self.layout.layer(layer, hidden, cut, states[index])
+            for index, layer in enumerate(self.decoder_layers):
+                hidden, states[index] = self.layout.layer(layer, hidden, cut, states[index], reading)
         last = cut[-1]
         following = StreamState(
             position=last.start + last.length,
@@ -73,11 +82,31 @@ class LanguageModel(nn.Module):
             bank_document=last.next_bank_document,
             last=last_document,
             carried=_detach(carried),
+            references=None if reading is None else reading.open_chunk(last),
         )
-        return self.final_norm(hidden), following
+        return self.final_norm(hidden[:, : input_ids.size(1)] if reading else hidden), following
+
+    def _reading(
+        self,
+        input_ids: Tensor,
+        document_ids: Tensor | None,
+        state: StreamState | None,
+        references: References | None,
+    ) -> Reading | None:
+        """What the call's chunks see of references; None in a model without explicit memory."""
+        if self.explicit is None:
+            if references is not None:
+                why = "is off" if self.config.explicit else "has none: set model.explicit"
+                raise ModelError(f"references: given, but the model's explicit memory {why}; pass references=None")
+            return None
+        if document_ids is None and state and state.last:
+            document_ids = state.last.ids.unsqueeze(1).expand_as(input_ids)
+        start, opened = (state.position, state.references) if state else (0, None)
+        return read(self.config, self.tp, input_ids, start, references, document_ids, opened, fresh=state is None)
 
     @property
-    def _decoder(self) -> list[DecoderLayer]:
+    def decoder_layers(self) -> list[DecoderLayer]:
+        """The blocks, in order."""
         return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
 
     def after(self, document_ids: Tensor, position: int) -> StreamState:
@@ -97,7 +126,11 @@ class LanguageModel(nn.Module):
         )
 
     def forward(
-        self, input_ids: Tensor, document_ids: Tensor | None = None, state: StreamState | None = None
+        self,
+        input_ids: Tensor,
+        document_ids: Tensor | None = None,
+        state: StreamState | None = None,
+        references: References | None = None,
     ) -> ModelOutput:
         """Logits of a batch of token streams.
 
@@ -105,10 +138,11 @@ class LanguageModel(nn.Module):
             input_ids: int64 [B, L], any L >= 1; L need not be a multiple of the segment length.
             document_ids: int64 [B, L], a document ends where the id changes; None: the document goes on.
             state: the previous call's `out.state`, to go on with the same B streams.
+            references: what the chunks that begin in this call may read; only with explicit memory.  None: nothing.
 
         Raises `ModelError` for shapes that do not fit each other or a state of another model or batch.
         """
-        hidden, following = self.hidden(input_ids, document_ids, state)
+        hidden, following = self.hidden(input_ids, document_ids, state, references)
         return ModelOutput(self.tp.gather(self.head.logits(hidden)).float(), following)
 
     def memory_parameters(self) -> list[tuple[str, nn.Parameter]]:
@@ -173,7 +207,8 @@ def _stream(
         numbers, last = number_documents(document_ids, input_ids, last, fresh=start == 0)
         documents = torch.cat((documents, numbers), dim=1)
     span = config.attention_span
-    cut = pieces(start, input_ids.size(1), config.segment_length, span, documents, bank_document, in_turn)
+    chunk = net.explicit.chunk_length if net.explicit else None
+    cut = pieces(start, input_ids.size(1), config.segment_length, span, documents, bank_document, in_turn, chunk)
     return list(cut), documents, last
 
 

@@ -23,18 +23,21 @@ def inverse_frequencies(width: int, theta: float, scaling: RopeScaling | None) -
     return (1 - kept) * frequencies / scaling.factor + kept * frequencies
 
 
-@lru_cache(maxsize=8)  # a pure function of its arguments: the decoder layers of one call share the table
-def _table(start: int, length: int, width: int, theta: float, scaling: RopeScaling | None, device: str) -> Tensor:
+@lru_cache(maxsize=16)  # a pure function of its arguments: the decoder layers of one call share the table
+def _table(
+    start: int, length: int, step: int, width: int, theta: float, scaling: RopeScaling | None, device: str
+) -> Tensor:
     # Angles in fp64: at position one million an fp32 angle is off by 0.06 rad, and streaming would drift.
     with torch.inference_mode(False):  # a table first made under inference_mode must still serve training
-        positions = torch.arange(start, start + length, dtype=torch.float64)
+        positions = torch.arange(length, dtype=torch.float64) * step + start
         angles = positions.unsqueeze(1) * inverse_frequencies(width, theta, scaling)
         return torch.stack((angles.cos(), angles.sin())).float().to(device)  # [2, length, width/2]
 
 
-def rotate(x: Tensor, start: int, config: ModelConfig) -> Tensor:
-    """Rotate queries or keys [B, L, H, d] whose first token stands at position `start` of the stream."""
-    table = _table(start, x.size(1), x.size(3), config.rope_theta, config.rope_scaling, str(x.device))
+def rotate(x: Tensor, start: int, config: ModelConfig, step: int = 1) -> Tensor:
+    """Rotate queries or keys [B, L, H, d] whose first token stands at position `start` of the stream, the next ones at
+    `step` positions from each other."""
+    table = _table(start, x.size(1), step, x.size(3), config.rope_theta, config.rope_scaling, str(x.device))
     cos, sin = table.to(x.dtype).unsqueeze(2)  # each [L, 1, d/2]
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -155,10 +155,12 @@ def pieces(
     documents: Tensor | None = None,
     bank_document: Tensor | None = None,
     in_turn: bool = False,
+    chunk_length: int | None = None,
 ) -> Iterator[Piece]:
     """Cut `length` tokens that begin at stream position `start`; `documents` int64 [B, c+length], cached ones first.
 
-    in_turn: one segment a piece, never a run of them.
+    in_turn: one segment a piece, never a run of them.  chunk_length: of explicit memory; a chunk that is open at
+    `start` is a piece of its own.
     """
     begin = 0
     while begin < length:
@@ -166,6 +168,8 @@ def pieces(
         offset = at % segment_length
         whole = min(left, segment_length) if in_turn else left - left % segment_length
         take = min(left, segment_length - offset) if offset else whole or left
+        if chunk_length and at % chunk_length:
+            take = min(take, chunk_length - at % chunk_length)
         cut = None
         if documents is not None:
             cached = min(at, offset + (attention_span - 1) * segment_length)

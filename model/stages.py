@@ -2,6 +2,10 @@
 
 documents: int64 [B, 1 + L], that of the token before the first (-1: a sample begins) and those of the tokens.  With
 sequence parallelism hidden is [B, L/tp, D].
+
+With explicit memory (hidden, documents, found) travels.  hidden holds, behind the tokens, the reference BOS and, up to
+the last memory layer, the references: [B, L + P + M*R, D], one float tensor.  found: int64 [B, M, 2], each reference's
+length and the document whose tokens found it.
 """
 
 from dataclasses import dataclass
@@ -12,6 +16,8 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.decoder import DecoderLayer, new_embedding, new_norm
+from model.explicit.reading import Reading, with_references
+from model.explicit.references import References
 from model.initialization import initialize
 from model.layout import Layout
 from model.memory.lm2_depth import initial_slots
@@ -20,15 +26,20 @@ from model.segments import pieces
 
 
 class EmbeddingStage(nn.Module):
-    """(ids, documents) -> (hidden, documents)."""
+    """(ids, documents) -> (hidden, documents); (ids, documents, references, found) -> (hidden, documents, found)."""
 
     def __init__(self, config: ModelConfig, tp: TensorParallel, memory_on: bool) -> None:
         super().__init__()
+        self.config, self.tp = config, tp
         self.embedding = new_embedding(config, tp)
         self.carries_slots = memory_on and config.memory.is_depth
 
-    def forward(self, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        ids, documents = inputs
+    def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        ids, documents, *explicit = inputs
+        if explicit:
+            tokens, found = explicit
+            reading = packed_reading(self.config, self.tp, documents, found, tokens)
+            return self.embedding(with_references(ids, reading)), documents, found
         hidden = self.embedding(ids)
         if (
             self.carries_slots
@@ -47,12 +58,15 @@ class DecoderStage(nn.Module):
         self.layer = DecoderLayer(config, layout, index, memory_on)
         self.carries_slots = memory_on and config.memory.is_depth
 
-    def forward(self, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        hidden, documents = inputs
+    def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, documents, *explicit = inputs
         before, own = documents[:, 0], documents[:, 1:]
         config, length = self.config, own.size(1)
         begin = self.segments.rank * length
         cut = list(pieces(begin, length, config.segment_length, config.attention_span, own, before))
+        if explicit:
+            reading = packed_reading(config, self.layer.tp, documents, explicit[0])
+            return self.layer(hidden, cut, None, reading)[0], documents, explicit[0]
         if not self.carries_slots:
             return self.layer(hidden, cut)[0], documents
         tokens, slots = hidden.split(length, dim=1)
@@ -62,16 +76,16 @@ class DecoderStage(nn.Module):
 
 
 class NormStage(nn.Module):
-    """(hidden, documents) -> hidden."""
+    """(hidden, documents) or (hidden, documents, found) -> hidden."""
 
     def __init__(self, config: ModelConfig, tp: TensorParallel, memory_on: bool) -> None:
         super().__init__()
         self.norm = new_norm(config, tp)
-        self.carries_slots = memory_on and config.memory.is_depth
+        self.more_travels = memory_on and (config.memory.is_depth or config.explicit is not None)
 
-    def forward(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
-        hidden, documents = inputs
-        return self.norm(hidden[:, : documents.size(1) - 1] if self.carries_slots else hidden)
+    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        hidden, documents = inputs[:2]
+        return self.norm(hidden[:, : documents.size(1) - 1] if self.more_travels else hidden)
 
 
 class HeadStage(nn.Module):
@@ -83,6 +97,16 @@ class HeadStage(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.head.logits(hidden)
+
+
+def packed_reading(
+    config: ModelConfig, tp: TensorParallel, documents: Tensor, found: Tensor, tokens: Tensor | None = None
+) -> Reading:
+    """The reading of whole samples whose every chunk brings one reference; tokens int64 [B, M, R]: to embed them."""
+    assert config.explicit is not None
+    lengths, owners = found.unbind(-1)
+    references = References(lengths, tokens, documents=owners, window=config.explicit.references)
+    return Reading(config, tp, 0, documents.size(1) - 1, len(documents), references, documents[:, 1:])
 
 
 def tied_logits(stage: EmbeddingStage, hidden: Tensor) -> Tensor:

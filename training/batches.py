@@ -1,8 +1,8 @@
 """From the token stream to the micro-batches of one step on one rank."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_prep import Batch, TokenStream
+from training.references import ReferenceReader
+
+PipelineItem = tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -18,26 +21,38 @@ class MicroBatch:
 
     ids, labels: int64 [B, L]; documents: int64 [B, 1 + L], that of the token before the first too (-1: the sample
     begins here); weights: fp32 [B, L], what each label's loss counts.
+    With explicit memory, of the U references that the chunks bring: references, int64 [B, U, R], their tokens; found,
+    int64 [B, U, 2], their lengths (0: none) and the documents whose tokens found them.
     """
 
     ids: Tensor
     documents: Tensor
     labels: Tensor
     weights: Tensor
+    references: Tensor | None = None
+    found: Tensor | None = None
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
+        return replace(self, **{name: change(x) for name, x in vars(self).items() if x is not None})
 
     def to(self, device: torch.device) -> "MicroBatch":
-        return MicroBatch(
-            *(x.to(device, non_blocking=True) for x in (self.ids, self.documents, self.labels, self.weights))
-        )
+        return self._each(lambda x: x.to(device, non_blocking=True))
 
     def pinned(self) -> "MicroBatch":
         """In page-locked memory, from which a GPU copies while it computes."""
-        return MicroBatch(*(x.pin_memory() for x in (self.ids, self.documents, self.labels, self.weights)))
+        return self._each(lambda x: x.pin_memory())
+
+    def without_references(self) -> "MicroBatch":
+        """As if no chunk had found anything."""
+        return self if self.found is None else replace(self, found=self.found * self.found.new_tensor([0, 1]))
 
     @property
-    def pipeline_item(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def pipeline_item(self) -> PipelineItem:
         """(inputs of the first stage, labels of the last)."""
-        return (self.ids, self.documents), (self.labels, self.weights)
+        inputs: tuple[Tensor, ...] = (self.ids, self.documents)
+        if self.references is not None and self.found is not None:
+            inputs += (self.references, self.found)
+        return inputs, (self.labels, self.weights)
 
 
 @dataclass(frozen=True)
@@ -52,25 +67,34 @@ class StepBatch:
 
 
 def read(
-    stream: TokenStream, indices: Sequence[int], micro_batch_size: int, segments: tuple[int, int] = (0, 1)
+    stream: TokenStream,
+    indices: Sequence[int],
+    micro_batch_size: int,
+    segments: tuple[int, int] = (0, 1),
+    references: ReferenceReader | None = None,
 ) -> StepBatch:
     """The samples `indices`, in micro-batches; an index of -1 stands for an empty sample that counts nothing.
 
-    segments: (rank, size) of the ranks that share the segments of every sample.
+    segments: (rank, size) of the ranks that share the segments of every sample; references: where the texts are that
+    the chunks found, for a phase with explicit memory.
     """
     real = [i for i in indices if i >= 0]
     batch = stream.batch(real or [0])
     rows = np.cumsum([i >= 0 for i in indices]) - 1
     return StepBatch(
         [
-            _micro_batch(batch, rows[i : i + micro_batch_size], indices[i : i + micro_batch_size], segments)
+            _micro_batch(batch, rows[i : i + micro_batch_size], indices[i : i + micro_batch_size], segments, references)
             for i in range(0, len(indices), micro_batch_size)
         ]
     )
 
 
 def _micro_batch(
-    batch: Batch, rows: NDArray[np.int64], indices: Sequence[int], segments: tuple[int, int]
+    batch: Batch,
+    rows: NDArray[np.int64],
+    indices: Sequence[int],
+    segments: tuple[int, int],
+    references: ReferenceReader | None,
 ) -> MicroBatch:
     """Rows of the batch, widened from the shards' types to those that torch's embedding and loss take."""
     rows = np.maximum(rows, 0)
@@ -80,7 +104,9 @@ def _micro_batch(
     length = weights.shape[1] // segments[1]
     begin, end = segments[0] * length, (segments[0] + 1) * length
     tokens = batch.tokens[rows, begin : end + 1].astype(np.int64)
-    parts = (tokens[:, :-1], documents[:, begin : end + 1].astype(np.int64), tokens[:, 1:], weights[:, begin:end])
+    parts = [tokens[:, :-1], documents[:, begin : end + 1].astype(np.int64), tokens[:, 1:], weights[:, begin:end]]
+    if references is not None:
+        parts += references.read(batch, rows, documents)
     return MicroBatch(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
 
 
@@ -93,24 +119,40 @@ def rank_share(first: int, samples: int, data_rank: int, data_size: int) -> rang
     return range(first + data_rank * share, first + (data_rank + 1) * share)
 
 
+@dataclass(frozen=True)
+class Share:
+    """One rank's samples of a step, and whether their references are wanted."""
+
+    indices: range
+    references: bool = False
+
+
 class Prefetcher:
     """Reads the next step's batch while this one is computed."""
 
-    def __init__(self, stream: TokenStream, micro_batch_size: int, segments: tuple[int, int] = (0, 1)) -> None:
+    def __init__(
+        self,
+        stream: TokenStream,
+        micro_batch_size: int,
+        segments: tuple[int, int] = (0, 1),
+        references: ReferenceReader | None = None,
+    ) -> None:
         self.stream, self.micro_batch_size, self.segments = stream, micro_batch_size, segments
+        self.references = references
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="data")
-        self._next: tuple[range, Future[StepBatch]] | None = None
+        self._next: tuple[Share, Future[StepBatch]] | None = None
 
-    def get(self, indices: range, following: range | None) -> StepBatch:
-        """The batch of `indices`; starts reading `following`."""
-        batch = self._next[1].result() if self._next and self._next[0] == indices else self._read(indices)
+    def get(self, share: Share, following: Share | None) -> StepBatch:
+        """The batch of `share`; starts reading `following`."""
+        batch = self._next[1].result() if self._next and self._next[0] == share else self._read(share)
         self._next = None
         if following is not None:
             self._next = (following, self._pool.submit(self._read, following))
         return batch
 
-    def _read(self, indices: range) -> StepBatch:
-        batch = read(self.stream, indices, self.micro_batch_size, self.segments)
+    def _read(self, share: Share) -> StepBatch:
+        references = self.references if share.references else None
+        batch = read(self.stream, share.indices, self.micro_batch_size, self.segments, references)
         return StepBatch([m.pinned() for m in batch.micro_batches]) if torch.cuda.is_available() else batch
 
     def close(self) -> None:
@@ -125,6 +167,6 @@ def evaluation_shares(samples: int, data_rank: int, data_size: int, micro_batch_
     return padded[data_rank * share : (data_rank + 1) * share]
 
 
-def iterate(batch: StepBatch) -> Iterator[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
+def iterate(batch: StepBatch) -> Iterator[PipelineItem]:
     """The micro-batches in the form the pipeline pulls."""
     return iter([m.pipeline_item for m in batch.micro_batches])

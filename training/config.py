@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from data_prep import DataConfig
+from data_prep.references import CHUNK
 from model import ModelConfig
 from training.errors import ConfigError
 from training.logs import without_secrets
@@ -81,7 +82,7 @@ class LearningRate(Section):
 
 class Phase(Section):
     name: str = Field(min_length=1, description="what logs and plots call it")
-    memory: bool = Field(description="on: the memories are computed and trained; off: plain Llama")
+    memory: bool = Field(description="on: the memories are computed and trained, references are read; off: plain Llama")
     tokens: Positive = Field(description="length of the phase, tokens (rounded up to whole steps)")
     tokens_per_step: Positive = Field(description="global batch, tokens; a multiple of data.sequence_length")
     lr: LearningRate
@@ -237,7 +238,7 @@ def _parallel_problems(config: RunConfig) -> list[str]:
         )
     if parallel.pipeline > 1 and model.memory.in_turn:
         problems += _in_turn_problems(config)
-    problems += _sequence_problems(config) + _segment_problems(config)
+    problems += _sequence_problems(config) + _segment_problems(config) + _explicit_problems(config)
     if parallel.pipeline > 1 and stage > 1:
         problems.append(
             f"training.zero_stage: {stage} with parallel.pipeline {parallel.pipeline}; DeepSpeed's pipeline needs "
@@ -298,6 +299,29 @@ def _segment_problems(config: RunConfig) -> list[str]:
     return problems
 
 
+def _explicit_problems(config: RunConfig) -> list[str]:
+    """Explicit memory: what travels behind the tokens is not split by tokens, and its chunks are the table's."""
+    explicit, parallel, problems = config.model.explicit, config.parallel, []
+    if explicit is None:
+        return []
+    if parallel.sequence and parallel.tensor > 1:
+        problems.append(
+            "parallel.sequence: on with model.explicit, whose references travel whole behind the tokens; set "
+            "parallel.sequence=false"
+        )
+    if parallel.segment > 1:
+        problems.append(
+            f"parallel.segment: {parallel.segment} with model.explicit: a chunk reads what chunks of the rank before "
+            "found; set parallel.segment=1"
+        )
+    if config.data.references and explicit.chunk_length != CHUNK:
+        problems.append(
+            f"model.explicit.chunk_length: {explicit.chunk_length}, but the tables of data.references have what every "
+            f"{CHUNK} tokens found; set it to {CHUNK}"
+        )
+    return problems
+
+
 def _kind(config: RunConfig) -> str:
     return "rmt" if config.model.memory.kind == "rmt" else "lm2 flow: depth"
 
@@ -323,8 +347,17 @@ def _phase_problems(config: RunConfig, index: int) -> list[str]:
             f"{where}.tokens_per_step: {phase.tokens_per_step} is no multiple of data.sequence_length "
             f"{config.data.sequence_length}; use a multiple"
         )
-    if phase.memory and config.model.memory.kind == "none":
-        problems.append(f"{where}.memory: on, but model.memory.kind is none; set the kind or memory: off")
+    if phase.memory and not config.model.has_memory:
+        problems.append(
+            f"{where}.memory: on, but model.memory.kind is none and there is no model.explicit; set one or memory: off"
+        )
+    if phase.memory and config.model.explicit and config.data.references is None:
+        problems.append(
+            f"{where}.memory: on with model.explicit, but data.references is missing, the folder of references and of "
+            "what each chunk found; set it (launchers/prepare_data.py makes it) or memory: off"
+        )
+    if phase.trains == "memory" and config.model.memory.kind == "none":
+        problems.append(f"{where}.trains: memory, but explicit memory has no parameters of its own; set trains: all")
     fresh = phase.init_from == "scratch" or (index == 0 and phase.init_from == "previous")
     if fresh and phase.trains == "memory":
         problems.append(f"{where}.trains: memory alone cannot train on a fresh backbone; set init_from")

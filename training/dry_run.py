@@ -15,7 +15,7 @@ def describe(config: RunConfig) -> str:
     memory = sum(p.numel() for _, p in net.memory_parameters())
     lines = [
         f"run {config.run.name}: {config.total_steps:,} steps, {config.total_tokens:,} tokens",
-        f"model: {total:,} parameters, {memory:,} of them memory ({config.model.memory.kind})",
+        f"model: {total:,} parameters, {memory:,} of them memory ({config.model.memory_name})",
     ]
     for phase in config.phases:
         flops = flops_per_token(config.model, phase.memory)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.cost import stage_costs
+from model.explicit import References
 from model.memory import RMTMemory, memories, wiped
 from model.network import LanguageModel, is_memory_name
 from model.parallel import vocab_parallel_cross_entropy
@@ -121,6 +122,8 @@ class Engine(ABC):
     def evaluate(self, batch: StepBatch, wipe_memory: bool = False) -> float:
         """Loss in nats per token over all ranks' batches.  Collective."""
         context = wiped(self.module) if wipe_memory else contextlib.nullcontext()
+        if wipe_memory:
+            batch = StepBatch([micro.without_references() for micro in batch.micro_batches])
         with context, torch.no_grad():
             loss = float(self._forward(self._normalised(batch)))
         self.module.train()
@@ -321,7 +324,11 @@ class LossModel(nn.Module):
     def forward(self, micro: MicroBatch) -> Tensor:
         net, before, documents = self.net, micro.documents[:, 0], micro.documents[:, 1:]
         begin = net.layout.segments.rank * micro.ids.size(1)
-        hidden, _ = net.hidden(micro.ids, documents, net.after(before, begin) if begin else None)
+        references = None
+        if net.explicit is not None and micro.references is not None and micro.found is not None:
+            lengths, owners = micro.found.unbind(-1)
+            references = References(lengths, micro.references, documents=owners, window=net.explicit.references)
+        hidden, _ = net.hidden(micro.ids, documents, net.after(before, begin) if begin else None, references)
         losses = vocab_parallel_cross_entropy(net.head.logits(hidden), micro.labels, net.tp)
         return self.guard((losses * micro.weights).sum())
 

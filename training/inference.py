@@ -49,7 +49,10 @@ def load_trained(path: Path, device: torch.device | None = None) -> Trained:
     verify(checkpoint)
     state = read_run_state(checkpoint)
     config = parse_config(state.config)
-    memory_on = any(is_memory_name(name) for name in stored_names(checkpoint))
+    # a recurrent memory's parameters say whether it was on; explicit memory has none
+    in_phase = any(phase.memory for phase in config.phases if phase.name == state.phase)
+    explicit = config.model.explicit is not None and in_phase
+    memory_on = explicit or any(is_memory_name(name) for name in stored_names(checkpoint))
     net = LanguageModel(config.model, memory_on=memory_on)
     load_weights(checkpoint, dict(net.named_parameters()))
     return Trained(net.to(device or torch.device("cpu")).eval(), config, state, checkpoint)

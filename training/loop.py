@@ -7,7 +7,7 @@ from collections import deque
 from pathlib import Path
 
 from model.cost import flops_per_token
-from training.batches import Prefetcher, evaluation_shares, rank_share, read
+from training.batches import Prefetcher, Share, evaluation_shares, rank_share, read
 from training.checkpoint import CheckpointFolder, RunState, read_run_state, restore
 from training.checkpoint_files import step_of
 from training.config import Phase, RunConfig
@@ -19,7 +19,7 @@ from training.hf_weights import load_backbone
 from training.logs import without_secrets
 from training.pace import Pace
 from training.postmortem import not_finite
-from training.preflight import open_stream
+from training.preflight import open_references, open_stream
 from training.records import EvalRecord, StepRecord
 from training.remote import local_copy
 from training.reporting import Reporter
@@ -47,7 +47,9 @@ class Trainer:
         self.step = read_run_state(last).step if last else 0
         self.run_id = broadcast(tracker.run_id if tracker else "")
         self.reporter = Reporter(config, self.step, tracker)
-        self.prefetcher = Prefetcher(self.stream, config.training.micro_batch_size, topology.segment_share)
+        self.references = open_references(config, self.stream)
+        micro_batch_size, share = config.training.micro_batch_size, topology.segment_share
+        self.prefetcher = Prefetcher(self.stream, micro_batch_size, share, self.references)
         self.judge = Judge(config.faults)
         self.skipped = set(read_skipped(self.folder))
         self.stopping = False  # all ranks know of a signal
@@ -161,7 +163,7 @@ class Trainer:
             self._roll_back(result.loss)
             return False
         if not verdict.finite:
-            text = not_finite(self.step, phase.name, result, engine.guard, share, self.config, self.topology)
+            text = not_finite(self.step, phase.name, result, engine.guard, share.indices, self.config, self.topology)
             if self.judge.too_many_bad:
                 raise TrainingError(f"{text}; {self._way_out()}")
             self.reporter.note(f"{text}; its update is left out")
@@ -185,11 +187,13 @@ class Trainer:
         self.reporter.rewind(back_to)
         self.reporter.note(f"step {spike}: the loss spiked to {loss:.3f}; back to step {back_to}, past the batches")
 
-    def _share(self, at: Position) -> range:
-        samples = self.config.phases[at.phase_index].tokens_per_step // self.config.data.sequence_length
-        return rank_share(at.samples, samples, self.topology.data_rank, self.topology.data_size)
+    def _share(self, at: Position) -> Share:
+        phase = self.config.phases[at.phase_index]
+        samples = phase.tokens_per_step // self.config.data.sequence_length
+        indices = rank_share(at.samples, samples, self.topology.data_rank, self.topology.data_size)
+        return Share(indices, references=phase.memory and self.references is not None)
 
-    def _following(self, at: Position) -> range | None:
+    def _following(self, at: Position) -> Share | None:
         following = position(self.config.phases, self.config.data.sequence_length, at.step + 1)
         return self._share(following) if following.phase_index < len(self.config.phases) else None
 
@@ -224,7 +228,8 @@ class Trainer:
         training, topology = self.config.training, self.topology
         samples = min(training.eval_samples, len(self.valid))
         share = evaluation_shares(samples, topology.data_rank, topology.data_size, training.micro_batch_size)
-        batch = read(self.valid, share, training.micro_batch_size, topology.segment_share)
+        references = open_references(self.config, self.valid) if phase.memory else None
+        batch = read(self.valid, share, training.micro_batch_size, topology.segment_share, references)
         loss = engine.evaluate(batch)
         wiped = engine.evaluate(batch, wipe_memory=True) if phase.memory and at_phase_end else None
         self.reporter.evaluation(EvalRecord(self.step, self._position().tokens, phase.name, loss, wiped))

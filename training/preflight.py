@@ -12,6 +12,7 @@ from training.checkpoint_files import DamagedError, check_sizes
 from training.config import RunConfig, parse_config, read_yaml
 from training.errors import ConfigError
 from training.hf_weights import check_folder as check_hf_folder
+from training.references import ReferenceReader
 from training.remote import local_copy
 from training.schedule import position
 from training.topology import RankInfo, check_world
@@ -27,7 +28,7 @@ def check(config: RunConfig, info: RankInfo) -> None:
             f"of the tokenizer in {config.data.path}; set model.vocab_size to {manifest.tokenizer.vocab_size} or more"
         )
     for split in ("train", "valid"):
-        open_stream(config, split)
+        open_references(config, open_stream(config, split))
     for index, phase in enumerate(config.phases):
         kind, _, path = phase.init_from.partition(":")
         if kind == "hf":
@@ -53,6 +54,7 @@ def open_stream(config: RunConfig, split: str) -> TokenStream:
     """The training stream (mixed by phase, shuffled) or the validation stream (in order)."""
     data, length, seed = config.data, config.data.sequence_length, config.run.seed
     checksums = data.checksums == "first touch"
+    references = data.references.path if data.references else None
     if split == "valid":
         return TokenStream(
             data.path,
@@ -62,6 +64,7 @@ def open_stream(config: RunConfig, split: str) -> TokenStream:
             shuffle=False,
             checksums=checksums,
             cache=data.cache,
+            references=references,
         )
     mix, step = [], 0
     for phase in config.phases:
@@ -77,7 +80,21 @@ def open_stream(config: RunConfig, split: str) -> TokenStream:
         shuffle_shards=data.shuffle_shards,
         checksums=checksums,
         cache=data.cache,
+        references=references,
     )
+
+
+def open_references(config: RunConfig, stream: TokenStream) -> ReferenceReader | None:
+    """The references that the stream's chunks found; None for a model without explicit memory."""
+    explicit = config.model.explicit
+    if explicit is None or stream.table is None:
+        return None
+    if stream.table.store.length > explicit.reference_length:
+        raise ConfigError(
+            f"model.explicit.reference_length: {explicit.reference_length}, but references in "
+            f"{stream.table.store.folder} have up to {stream.table.store.length} tokens; set it to that"
+        )
+    return ReferenceReader(stream.table.store, explicit)
 
 
 def check_folder(config: RunConfig) -> None:

@@ -11,6 +11,7 @@ from training.errors import EXIT_FINISHED, ConfigError, RankError, TrainingError
 from training.logs import quiet_libraries, setup_logging
 from training.planning import lines_at_start
 from training.preflight import check
+from training.references import explained, with_bos
 from training.reporting import open_folder, start_tracker
 from training.signals import StopSignal
 from training.topology import RankInfo, Topology, broadcast, initialize
@@ -23,6 +24,7 @@ log = logging.getLogger("memtrain")
 def run(config: RunConfig, local_rank: int | None = None) -> int:
     """Run or continue `config`; the exit code.  Raises one of `BAD_INPUT` before anything is written."""
     info = RankInfo.discover(local_rank)
+    config = with_bos(config)
     check(config, info)
     if is_finished(config):
         if info.rank == 0:
@@ -56,7 +58,7 @@ def _train(config: RunConfig, topology: Topology, tracker: Tracker | None, signa
     try:
         trainer = Trainer(config, topology, tracker, signal, watchdog)
         name = torch.cuda.get_device_name(topology.device) if topology.device.type == "cuda" else "CPU"
-        for line in lines_at_start(config, topology.info.world_size, name):
+        for line in [*explained(config), *lines_at_start(config, topology.info.world_size, name)]:
             trainer.reporter.note(line)
         code = trainer.run()
         dist.barrier()  # the launcher ends all ranks once one has left with a code, and rank 0 closes MLflow last

@@ -29,7 +29,7 @@ from data_prep.files import write_text
 from model import build_model
 from model.generation import Sampling, generate
 from tests.distributed.spawn import run_ranks
-from tests.distributed.training_case import LENGTH, step_batch, tiny_config, whole_weights
+from tests.distributed.training_case import LENGTH, SAMPLES, step_batch, tiny_config, whole_weights
 from training.checkpoint import CheckpointFolder, RunState, restore
 from training.config import RunConfig
 from training.engine import build_engine
@@ -47,7 +47,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "lm2 depth": {"kind": "lm2", "flow": "depth", "heads": 2},
     "lm2 depth, one segment": {"kind": "lm2", "flow": "depth", "heads": 2},  # what a pipeline takes of it
     "rmt": {"kind": "rmt", "slots": 2, "rmt_open": 1.0},
+    "lm2 time, explicit": {"kind": "lm2", "slots": 4, "heads": 2},  # with references, in longer samples
 }
+EXPLICIT = {"bos": [1, 2], "reference_length": 12, "tokens": 3, "references": 3}
+EXPLICIT_LENGTH = 256  # four chunks
 THROUGH_TIME = ("none", "lm2 time", "delta")
 
 
@@ -83,15 +86,17 @@ class Cell:
 
     def config(self) -> RunConfig:
         """Raises `ConfigError` where the combination is refused."""
-        on = self.kind != "none"
+        on, explicit = self.kind != "none", self.kind.endswith("explicit")
+        length = EXPLICIT_LENGTH if explicit else LENGTH
+        segment = 128 if explicit else LENGTH if self.kind.endswith("one segment") else 8
+        step = {"tokens": 16 * SAMPLES * length, "tokens_per_step": SAMPLES * length, "lr": {"peak": RATE}}
         return tiny_config(
+            data={"path": "unused", "sequence_length": length, "references": "unused" if explicit else None},
             model__memory=KINDS[self.kind],
+            model__explicit=EXPLICIT if explicit else None,
             model__tie_embeddings=self.tied,
-            model__segment_length=LENGTH if self.kind.endswith("one segment") else 8,
-            phases=[
-                {"name": name, "memory": memory, "tokens": 4096, "tokens_per_step": 256, "lr": {"peak": RATE}}
-                for name, memory in (("warmup", False), ("memory", on))
-            ],
+            model__segment_length=segment,
+            phases=[{"name": name, "memory": memory, **step} for name, memory in (("warmup", False), ("memory", on))],
             parallel={k: getattr(self, k) for k in ("tensor", "pipeline", "segment", "sequence")},
             training={
                 "micro_batch_size": 1 if self.data > 2 else 2,
@@ -140,6 +145,8 @@ def refused() -> Iterator[Cell]:
         yield Cell("lm2 time", False, pipeline=2, zero=zero)
     yield Cell("lm2 time", False, pipeline=2, offload="optimizer")
     yield Cell("lm2 time", False, data=2, offload="all")
+    yield Cell("lm2 time, explicit", False, segment=2)
+    yield Cell("lm2 time, explicit", False, tensor=2, sequence=True)
     for kind in ("rmt", "lm2 depth"):
         yield Cell(kind, False, pipeline=2)
         yield Cell(kind, False, segment=2)
@@ -157,7 +164,9 @@ def scenario(config: RunConfig, folder: str) -> dict[str, Any]:
             assert latest is not None
             restore(engine, latest, topology, moments=True, rng=True)
         for step in steps:
-            batch = step_batch(step, topology, config.training.micro_batch_size)
+            explicit = config.model.explicit if index else None
+            micro_batch_size, length = config.training.micro_batch_size, config.data.sequence_length
+            batch = step_batch(step, topology, micro_batch_size, length, explicit)
             results.append(engine.train_step(batch, RATE * min(1.0, (step + 1) / 4)))
         if not index:
             state = RunState(WARMUP, 0, 0, "warmup", WARMUP, engine.optimizer_steps(), "", "", {}, {})

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from model.config import ExplicitConfig
 from training.batches import MicroBatch, StepBatch, rank_share
 from training.config import RunConfig, parse_config
 from training.engine import Engine, build_engine
@@ -15,7 +16,7 @@ LENGTH, SAMPLES, VOCABULARY = 32, 8, 64
 
 def tiny_config(**changes: Any) -> RunConfig:
     """Two phases of a 4-layer model; `changes` are dotted keys with __ for the dots."""
-    raw: dict[str, Any] = {
+    raw: Any = {
         "run": {"name": "tiny"},
         "data": {"path": "unused", "sequence_length": LENGTH},
         "model": {
@@ -38,30 +39,51 @@ def tiny_config(**changes: Any) -> RunConfig:
     }
     for key, value in changes.items():
         *path, last = key.split("__")
-        node = raw
+        node: Any = raw
         for part in path:
-            node = node[part]
+            node = node[int(part) if isinstance(node, list) else part]
         node[last] = value
     return parse_config(raw)
 
 
-def step_batch(step: int, topology: Topology, micro_batch_size: int) -> StepBatch:
-    """This rank's share of fixed random samples with random document boundaries and unequal valid counts."""
+def step_batch(
+    step: int,
+    topology: Topology,
+    micro_batch_size: int,
+    length: int = LENGTH,
+    explicit: ExplicitConfig | None = None,
+) -> StepBatch:
+    """This rank's share of fixed random samples with random document boundaries and unequal valid counts; with
+    `explicit`, every chunk brings a random reference, and some bring none."""
     generator = torch.Generator().manual_seed(1000 + step)
-    ids = torch.randint(0, VOCABULARY, (SAMPLES, LENGTH + 1), generator=generator)
-    documents = (torch.rand(SAMPLES, LENGTH + 1, generator=generator) < 0.05).cumsum(1)
+    ids = torch.randint(0, VOCABULARY, (SAMPLES, length + 1), generator=generator)
+    documents = (torch.rand(SAMPLES, length + 1, generator=generator) < 0.05 * LENGTH / length).cumsum(1)
     share = rank_share(0, SAMPLES, topology.data_rank, topology.data_size)
     micro_batches = []
     for first in range(share.start, share.stop, micro_batch_size):
         rows = slice(first, first + micro_batch_size)
         t, d = ids[rows], documents[rows]
         rank, size = topology.segment_share
-        own = slice(rank * LENGTH // size, (rank + 1) * LENGTH // size)
+        own = slice(rank * length // size, (rank + 1) * length // size)
         before = torch.nn.functional.pad(d[:, :-1], (1, 0), value=-1)[:, own.start : own.stop + 1]
         weights = (d[:, 1:] == d[:, :-1]).float()[:, own]
-        parts = (t[:, :-1][:, own], before, t[:, 1:][:, own], weights)
+        parts = [t[:, :-1][:, own], before, t[:, 1:][:, own], weights]
+        if explicit is not None:
+            parts += [x[rows] for x in _references(step, documents, explicit)]
         micro_batches.append(MicroBatch(*(x.contiguous() for x in parts)))
     return StepBatch(micro_batches)
+
+
+def _references(step: int, documents: torch.Tensor, explicit: ExplicitConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [SAMPLES, U, R] and found [SAMPLES, U, 2], as `training.references` gives them."""
+    generator = torch.Generator().manual_seed(2000 + step)
+    owners = torch.nn.functional.pad(
+        documents[:, explicit.chunk_length - 1 :: explicit.chunk_length][:, :-1], (1, 0), value=-1
+    )
+    shape = *owners.shape, explicit.reference_length
+    tokens = torch.randint(0, VOCABULARY, shape, generator=generator)
+    lengths = torch.randint(0, explicit.reference_length + 1, owners.shape, generator=generator)
+    return tokens, torch.stack((lengths, owners), dim=-1)
 
 
 def start(config: RunConfig, phase_index: int) -> tuple[Engine, Topology]:
@@ -98,11 +120,13 @@ def whole_weights(engine: Engine, topology: Topology) -> dict[str, torch.Tensor]
 def train(config: RunConfig, phase_index: int, steps: int) -> dict[str, Any]:
     """Losses, norms and final weights of `steps` steps."""
     engine, topology = start(config, phase_index)
-    results = [
-        engine.train_step(step_batch(s, topology, config.training.micro_batch_size), 3e-3 * min(1.0, (s + 1) / 4))
-        for s in range(steps)
-    ]
-    batch = step_batch(99, topology, config.training.micro_batch_size)
+    explicit = config.model.explicit if config.phases[phase_index].memory else None
+
+    def batch_of(step: int) -> StepBatch:
+        return step_batch(step, topology, config.training.micro_batch_size, config.data.sequence_length, explicit)
+
+    results = [engine.train_step(batch_of(s), 3e-3 * min(1.0, (s + 1) / 4)) for s in range(steps)]
+    batch = batch_of(99)
     return {
         "loss": [r.loss for r in results],
         "grad_norm": [r.grad_norm for r in results],

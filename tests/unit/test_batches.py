@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep import TokenStream
-from training.batches import Prefetcher, StepBatch, evaluation_shares, iterate, rank_share, read
+from training.batches import Prefetcher, Share, StepBatch, evaluation_shares, iterate, rank_share, read
 
 LENGTH = 64
 
@@ -134,13 +134,14 @@ def test_pipeline_pulls_inputs_then_labels(stream: TokenStream) -> None:
 
 def test_prefetcher_gives_what_reading_gives(stream: TokenStream) -> None:
     prefetcher = Prefetcher(stream, 2)
-    steps = [range(0, 4), range(4, 8), range(8, 12)]
+    steps = [Share(range(0, 4)), Share(range(4, 8)), Share(range(8, 12))]
     try:
         for now, following in zip(steps, [*steps[1:], None], strict=True):
-            assert_equal(prefetcher.get(now, following), read(stream, now, 2))
-        prefetcher.get(range(0, 4), range(4, 8))
-        assert_equal(prefetcher.get(range(40, 44), None), read(stream, range(40, 44), 2))  # not what was announced
-        assert_equal(prefetcher.get(range(4, 8), None), read(stream, range(4, 8), 2))
+            assert_equal(prefetcher.get(now, following), read(stream, now.indices, 2))
+        prefetcher.get(steps[0], steps[1])
+        other = Share(range(40, 44))
+        assert_equal(prefetcher.get(other, None), read(stream, other.indices, 2))  # not what was announced
+        assert_equal(prefetcher.get(steps[1], None), read(stream, range(4, 8), 2))
     finally:
         prefetcher.close()
 

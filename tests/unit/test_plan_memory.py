@@ -5,6 +5,9 @@ import torch
 from torch import Tensor
 
 from model import MemoryConfig, ModelConfig, build_model
+from model.config import ExplicitConfig
+from model.cost import Role
+from model.explicit import References
 from model.parallel import TensorParallel, vocab_parallel_cross_entropy
 from tests.reference.small import one_thread
 from training.planning.activations import Shape, head_kept, layer_kept
@@ -20,7 +23,10 @@ KINDS = {
 }
 
 
-def small(memory: MemoryConfig, layers: int) -> ModelConfig:
+EXPLICIT = ExplicitConfig(bos=(1, 2), layers="all", reference_length=64, chunk_length=32, tokens=4)
+
+
+def small(memory: MemoryConfig, layers: int, explicit: ExplicitConfig | None = None) -> ModelConfig:
     return ModelConfig(
         vocab_size=512,
         hidden_size=64,
@@ -30,6 +36,7 @@ def small(memory: MemoryConfig, layers: int) -> ModelConfig:
         ffn_size=160,
         segment_length=128,
         memory=memory,
+        explicit=explicit,
     )
 
 
@@ -45,9 +52,14 @@ def saved_bytes(config: ModelConfig, item: torch.dtype, batch: int, length: int)
         return x
 
     ids = torch.randint(0, config.vocab_size, (batch, length))
+    references = None
+    if config.explicit:
+        tokens = torch.randint(0, config.vocab_size, (batch, length // 32, 64))
+        lengths = torch.full((batch, length // 32), 64)
+        references = References(lengths, tokens, documents=torch.zeros_like(lengths), window=5)
     documents = (torch.arange(length) >= length // 3).long().repeat(batch, 1)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        hidden, _ = net.hidden(ids, documents)
+        hidden, _ = net.hidden(ids, documents, references=references)
         loss = vocab_parallel_cross_entropy(net.head.logits(hidden), ids, TensorParallel()).sum()
     total = sum(x.untyped_storage().nbytes() for x in kept.values())
     del loss
@@ -60,5 +72,20 @@ def test_activations_are_those_autograd_keeps(kind: str, item: torch.dtype) -> N
     batch, length = 2, 256 if kind not in ("lm2-depth", "rmt") else 128
     shape = Shape(small(KINDS[kind], 2), True, batch, length, 1, False, item.itemsize, fused_norms=False)
     one, two = (saved_bytes(small(KINDS[kind], layers), item, batch, length) for layers in (1, 2))
-    assert layer_kept(shape, hosts=kind != "none").total == pytest.approx(two - one, rel=0.05)
+    assert layer_kept(shape, Role(hosts=kind != "none")).total == pytest.approx(two - one, rel=0.05)
     assert head_kept(shape) == pytest.approx(2 * one - two, rel=0.05)
+
+
+@pytest.mark.memory3
+@pytest.mark.parametrize("item", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("references", ["whole", "none"])
+def test_activations_with_references_are_those_autograd_keeps(references: str, item: torch.dtype) -> None:
+    """One block more that references pass through, and one more above the memory layers."""
+    batch, length = 2, 256
+    layers = "all" if references == "whole" else 1
+    explicit = EXPLICIT.model_copy(update={"layers": layers})
+    small_one, large = (small(KINDS["none"], n, explicit) for n in (2, 3))
+    shape = Shape(large, True, batch, length, 1, False, item.itemsize, fused_norms=False)
+    role = Role(reads=references == "whole", references=references)  # type: ignore[arg-type]
+    difference = saved_bytes(large, item, batch, length) - saved_bytes(small_one, item, batch, length)
+    assert layer_kept(shape, role).total == pytest.approx(difference, rel=0.05)

@@ -7,6 +7,7 @@ B batch, T tokens of a segment, W keys its tokens look at, D hidden, H heads, N 
 from dataclasses import dataclass
 
 from model.config import ModelConfig
+from model.cost import Role
 
 FP32 = 4  # bytes
 DELTA_CHUNK = 64  # tokens whose triangular system `model.memory.delta` solves at once
@@ -48,11 +49,35 @@ class Shape:
         """Bytes of the residual stream of the micro-batch."""
         return self.tokens * self.model.hidden_size * self.item
 
+    @property
+    def references(self) -> int:
+        """References that the micro-batch's chunks bring, each a sequence of its own."""
+        explicit = self.model.explicit if self.memory_on else None
+        return self.tokens // explicit.chunk_length if explicit else 0
+
+    @property
+    def reference_tokens(self) -> int:
+        """Tokens of these references."""
+        return self.references * self.model.explicit.reference_length if self.model.explicit else 0
+
+    @property
+    def in_sight(self) -> int:
+        """m: kept tokens of references before each segment: those that any of its chunks sees."""
+        explicit = self.model.explicit if self.memory_on else None
+        if explicit is None:
+            return 0
+        return (-(-self.segment // explicit.chunk_length) + explicit.references - 1) * explicit.tokens
+
+    def travelling(self, role: Role) -> int:
+        """Tokens that come into a layer: the micro-batch's, and those of references."""
+        return self.tokens + (self.reference_tokens if role.references != "none" else 0)
+
 
 @dataclass(frozen=True)
 class Kept:
-    """Bytes a decoder layer keeps of one micro-batch."""
+    """Bytes a decoder layer keeps of one micro-batch; `entering`: its input, which the norms keep."""
 
+    entering: float = 0.0
     norms: float = 0.0  # and the residual stream
     attention: float = 0.0
     feed_forward: float = 0.0
@@ -63,30 +88,51 @@ class Kept:
     def total(self) -> float:
         return self.norms + self.attention + self.feed_forward + self.memory + self.banks
 
-    def after(self, checkpointing: str, shape: Shape) -> float:
+    def after(self, checkpointing: str) -> float:
         """What stays until the backward pass; the rest is computed again there."""
         if checkpointing == "full":
-            return float(shape.residual) / (shape.tensor if shape.sequence else 1)
+            return self.entering
         if checkpointing == "selective":  # attention and memory begin with what the norms keep
             return self.norms + self.feed_forward
         return self.total
 
 
-def layer_kept(shape: Shape, hosts: bool) -> Kept:
+def layer_kept(shape: Shape, role: Role) -> Kept:
     """Everything one decoder layer keeps."""
     model, a, t, n = shape.model, shape.item, shape.tensor, shape.tokens
+    entering = shape.travelling(role) * model.hidden_size * a / (t if shape.sequence else 1)
     if model.memory.kind == "rmt" and shape.memory_on:  # its vectors pass like tokens
         n = round(n * (1 + 3 * model.slots / shape.segment))
-    norms = 2 * n * norm_kept(shape) / (t if shape.sequence else 1)
+    more = shape.reference_tokens if role.references != "none" else 0  # into the block
+    through = more if role.references == "whole" else 0
+    norms = (2 * n + more + through) * norm_kept(shape) / (t if shape.sequence else 1)
     width = model.head_width * (2 * model.num_heads + 2 * model.num_kv_heads)  # q, k, v and the result
     attention = n * (width * a / t + FP32 * model.num_heads / t + shape.window * a)  # log-sums, mask
-    feed_forward = n * 4 * model.ffn_size * a / t  # gate and up, silu of the gate, their product
-    if not (hosts and shape.memory_on):
-        return Kept(norms, attention, feed_forward)
+    attention += _references_kept(shape, role)
+    feed_forward = (n + through) * 4 * model.ffn_size * a / t  # gate and up, silu of the gate, their product
+    if not (role.hosts and shape.memory_on):
+        return Kept(entering, norms, attention, feed_forward)
     if model.memory.kind == "rmt":
-        return Kept(norms, _rmt_attention(shape, n), feed_forward)
+        return Kept(entering, norms, _rmt_attention(shape, n), feed_forward)
     memory, banks = _memory_kept(shape)
-    return Kept(norms, attention, feed_forward, n * memory, n * banks)
+    return Kept(entering, norms, attention, feed_forward, n * memory, n * banks)
+
+
+def _references_kept(shape: Shape, role: Role) -> float:
+    """Bytes that explicit memory adds to a layer's attention: the references' own, and their keys before segments."""
+    model, a, t = shape.model, shape.item, shape.tensor
+    if model.explicit is None or not shape.memory_on:
+        return 0.0
+    sink = len(model.explicit.bos)
+    before = sink + (shape.in_sight if role.reads else 0)
+    pairs = 2 * model.head_width * model.num_kv_heads * a / t  # keys and values of one token
+    reads = shape.batch * shape.segments * before * pairs + shape.tokens * before * a  # and the wider mask
+    through = shape.tokens + (shape.reference_tokens if role.references == "whole" else 0)
+    reads += through * model.head_width * model.num_heads * a / t  # all contexts side by side
+    if role.references != "whole":
+        return reads
+    own = shape.reference_tokens * (model.head_width * 2 * model.num_heads * a / t + pairs + FP32 * model.num_heads / t)
+    return reads + own + shape.references * sink * pairs
 
 
 def norm_kept(shape: Shape) -> float:
@@ -110,7 +156,7 @@ def layer_transient(shape: Shape, kept: Kept, checkpointing: str) -> float:
     recomputed = kept.total if checkpointing == "full" else 0.0
     if checkpointing == "selective":
         recomputed = kept.attention + kept.memory + kept.banks
-    return recomputed + max(kept.feed_forward, kept.attention, kept.memory) + 2 * shape.residual
+    return recomputed + max(kept.feed_forward, kept.attention, kept.memory) + 2 * kept.entering
 
 
 def _rmt_attention(shape: Shape, tokens: float) -> float:

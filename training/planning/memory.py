@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from model.config import ModelConfig
-from model.cost import layer_parameters, stage_costs
+from model.cost import Role, layer_parameters, roles, stage_costs
 from training.config import Phase, RunConfig
 from training.planning.activations import FP32, Shape, head_kept, head_transient, layer_kept, layer_transient
 from training.planning.devices import Device
@@ -60,7 +60,7 @@ class Stage:
     index: int
     parameters: int
     trained: int
-    decoders: tuple[bool, ...]  # one a decoder layer: whether it hosts a memory
+    decoders: tuple[Role, ...]  # one a decoder layer
     has_embedding: bool
     has_head: bool
 
@@ -95,7 +95,7 @@ def ranks_of(config: RunConfig, world: int) -> Ranks:
 def stages_of(model: ModelConfig, memory_on: bool, memory_alone: bool, tensor: int, pipeline: int) -> list[Stage]:
     """The stages of the best cut; memory_alone: only the memory's parameters are trained."""
     costs, counts = stage_costs(model, memory_on), layer_parameters(model, memory_on)
-    hosts = model.memory.hosts(model.num_layers) if memory_on else frozenset()
+    every = roles(model, memory_on)
     cut, stages = cut_stages(costs, pipeline), []
     for index in range(pipeline):
         layers = range(cut[index], cut[index + 1])
@@ -103,7 +103,7 @@ def stages_of(model: ModelConfig, memory_on: bool, memory_alone: bool, tensor: i
         memory = sum(counts[i].memory_split // tensor + counts[i].memory_whole for i in layers)
         if model.tie_embeddings and index == pipeline - 1 > 0:
             own += counts[0].per_rank(tensor)  # the embedding's second copy, as head
-        decoders = tuple(i - 1 in hosts for i in layers if 0 < i <= model.num_layers)
+        decoders = tuple(every[i - 1] for i in layers if 0 < i <= model.num_layers)
         trained = memory if memory_alone else own
         stages.append(Stage(index, own, trained, decoders, index == 0, index == pipeline - 1))
     return stages
@@ -140,16 +140,16 @@ def _stage_memory(config: RunConfig, stage: Stage, shape: Shape, ranks: Ranks, m
         config.training.activation_checkpointing,
         min(micro_batches, ranks.pipeline - stage.index),
     )
-    layers = {hosts: layer_kept(shape, hosts) for hosts in set(stage.decoders)}
-    kept = sum(layers[hosts].after(checkpointing, shape) for hosts in stage.decoders)
-    banks = sum(layers[hosts].banks for hosts in stage.decoders) if checkpointing == "none" else 0.0
+    layers = {role: layer_kept(shape, role) for role in set(stage.decoders)}
+    kept = sum(layers[role].after(checkpointing) for role in stage.decoders)
+    banks = sum(layers[role].banks for role in stage.decoders) if checkpointing == "none" else 0.0
     widest = max(layer_transient(shape, layer, checkpointing) for layer in layers.values())
     logits = 0.0
     if stage.has_head:
         logits = head_kept(shape)
         widest = max(widest, head_transient(shape))  # the loss is through before a layer's backward begins
     if ranks.pipeline > 1:  # what comes in and what goes out, and their gradients
-        widest += 4 * shape.residual * (2 if config.model.memory.is_depth else 1)
+        widest += 4 * travelling_residual(shape, stage)
     return Memory(
         weights=state.weights,
         gradients=state.gradients,
@@ -160,6 +160,13 @@ def _stage_memory(config: RunConfig, stage: Stage, shape: Shape, ranks: Ranks, m
         buffers=state.buffers,
         host=state.host,
     )
+
+
+def travelling_residual(shape: Shape, stage: Stage) -> float:
+    """Bytes that come into a stage, or leave the first one, for one micro-batch."""
+    if shape.memory_on and shape.model.memory.is_depth:
+        return 2.0 * shape.residual
+    return shape.travelling(stage.decoders[0]) * shape.model.hidden_size * shape.item
 
 
 def state_bytes(config: RunConfig, parameters: int, trained: int, shards: int) -> Memory:

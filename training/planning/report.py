@@ -27,7 +27,7 @@ def show_model(console: Console, config: RunConfig) -> None:
     backbone = parameters.total - parameters.memory
     console.print(
         f"run {config.run.name}: {parameters.total:,} parameters, {backbone:,} backbone + {parameters.memory:,} memory "
-        f"({config.model.memory.kind})"
+        f"({config.model.memory_name})"
     )
     table = _table("phase", "memory", "tokens", "tokens a step", "steps", "GFLOP a token")
     for phase in config.phases:

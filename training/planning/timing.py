@@ -83,9 +83,9 @@ def _compute(config: RunConfig, shape: Shape, stage: Stage, device: Device, micr
     """Seconds of one micro-batch's forward and backward on one stage."""
     precision, checkpointing = config.training.precision, config.training.activation_checkpointing
     seconds = 0.0
-    for hosts in set(stage.decoders):
-        layer = decoder_work(shape, hosts, device, precision).repeated(checkpointing)
-        seconds += stage.decoders.count(hosts) * layer
+    for role in set(stage.decoders):
+        layer = decoder_work(shape, role, device, precision).repeated(checkpointing)
+        seconds += stage.decoders.count(role) * layer
     if stage.has_embedding:
         seconds += embedding_work(shape, device)
     if stage.has_head:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from training.config import Phase, RunConfig
 from training.planning.activations import FP32, Shape
 from training.planning.devices import Device
-from training.planning.memory import BUCKET, ITEM, Ranks, Stage
+from training.planning.memory import BUCKET, ITEM, Ranks, Stage, travelling_residual
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def traffic_of(
     """Everything `stage` sends in a step."""
     return Traffic(
         tensor=_tensor(config, shape, stage, ranks, device, micro_batches),
-        pipeline=_pipeline(shape, ranks, device, micro_batches),
+        pipeline=_pipeline(shape, stage, ranks, device, micro_batches),
         segment=_segment(shape, stage, ranks, device, micro_batches),
         data=_data(config, stage, ranks, device, micro_batches),
         host=_host(config, stage, ranks, device, micro_batches),
@@ -53,17 +53,19 @@ def _tensor(config: RunConfig, shape: Shape, stage: Stage, ranks: Ranks, device:
     again = {"none": 0, "selective": 1, "full": 2}[config.training.activation_checkpointing]
     count = len(stage.decoders) * (4.0 + again) + stage.has_embedding + stage.has_head
     if shape.model.memory.is_depth:
-        count += 1.5 * sum(stage.decoders)
+        count += 1.5 * sum(role.hosts for role in stage.decoders)
+    if shape.reference_tokens:  # references travel behind the tokens
+        more = sum(role.references != "none" for role in stage.decoders) / len(stage.decoders)
+        count *= 1 + more * shape.reference_tokens / shape.tokens
     size = 2 * shape.residual * (ranks.tensor - 1) / ranks.tensor
     return Link(count * size * micro_batches, count * micro_batches * device.collective(size, ranks.tensor, stride=1))
 
 
-def _pipeline(shape: Shape, ranks: Ranks, device: Device, micro_batches: int) -> Link:
+def _pipeline(shape: Shape, stage: Stage, ranks: Ranks, device: Device, micro_batches: int) -> Link:
     """The residual stream on and its gradient back, and the documents' numbers."""
     if ranks.pipeline == 1:
         return Link()
-    hidden = shape.residual * (2 if shape.memory_on and shape.model.memory.is_depth else 1)
-    size = 2 * hidden + 8 * shape.tokens
+    size = 2 * travelling_residual(shape, stage) + 8 * shape.tokens
     return Link(micro_batches * size, micro_batches * size / device.link(2 * ranks.world, _stride(ranks)))
 
 
@@ -74,7 +76,7 @@ def _segment(shape: Shape, stage: Stage, ranks: Ranks, device: Device, micro_bat
     model = shape.model
     rows = model.slots if model.memory.kind == "lm2" else model.hidden_size // max(1, model.memory.heads)
     bank = shape.batch * rows * model.hidden_size / ranks.tensor * FP32
-    layers = sum(stage.decoders)
+    layers = sum(role.hosts for role in stage.decoders)
     seconds = device.collective(bank, ranks.segment, ranks.tensor) * (ranks.segment - 1)
     return Link(2 * layers * bank * micro_batches, 2 * layers * seconds * micro_batches)
 

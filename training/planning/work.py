@@ -6,6 +6,7 @@ B batch, T tokens of a segment, D hidden, H heads, N slots, d head width, F neur
 
 from dataclasses import dataclass
 
+from model.cost import Role
 from training.planning.activations import DELTA_CHUNK, FP32, Shape
 from training.planning.devices import Device
 from training.planning.passes import PASSES
@@ -28,7 +29,7 @@ class Work:
         return self.total + again / 3
 
 
-def decoder_work(shape: Shape, hosts: bool, device: Device, precision: str) -> Work:
+def decoder_work(shape: Shape, role: Role, device: Device, precision: str) -> Work:
     """One decoder layer on one micro-batch."""
     model, t, a, tokens = shape.model, shape.tensor, shape.item, shape.tokens
     if shape.memory_on and model.memory.kind == "rmt":
@@ -36,17 +37,36 @@ def decoder_work(shape: Shape, hosts: bool, device: Device, precision: str) -> W
     size, ffn, width = model.hidden_size, model.ffn_size // t, model.head_width
     heads, kv_heads = model.num_heads // t, model.num_kv_heads // t
     segment, windows = shape.segment, shape.batch * shape.segments
-    attention = device.linear(tokens, size, width * (heads + 2 * kv_heads), precision)
+    window = shape.window + (shape.in_sight if role.reads else 0)
+    all_tokens = shape.travelling(role) if shape.reference_tokens else tokens
+    attention = device.linear(all_tokens, size, width * (heads + 2 * kv_heads), precision)
+    attention += device.attention(windows, heads, segment, window, width, precision)
+    attention += device.passes("heads", all_tokens, (heads + 2 * kv_heads) * width, a, width)
+    attention += device.passes("mask", tokens, window, 1, segment) + _references_work(shape, role, device, precision)
+    if role.references == "whole":
+        tokens = all_tokens
     attention += device.linear(tokens, heads * width, size, precision)
-    attention += device.attention(windows, heads, segment, shape.window, width, precision)
-    attention += device.passes("heads", tokens, (heads + 2 * kv_heads) * width, a, width)
-    attention += device.passes("mask", tokens, shape.window, 1, segment)
     outer = device.linear(tokens, size, 2 * ffn, precision) + device.linear(tokens, ffn, size, precision)
     rows = tokens // t if shape.sequence else tokens
     outer += device.passes("swiglu", tokens, 2 * ffn, a)
     outer += 2 * (device.passes("residual", rows, size, a) + device.passes("norm", rows, size, a))
-    memory = _memory_work(shape, device, precision) if hosts else 0.0
+    memory = _memory_work(shape, device, precision) if role.hosts else 0.0
     return Work(attention + memory, outer)
+
+
+def _references_work(shape: Shape, role: Role, device: Device, precision: str) -> float:
+    """Attention of the references among themselves, and the scores by which their tokens are chosen."""
+    model = shape.model
+    if model.explicit is None or role.references == "none":
+        return 0.0
+    heads, length, width = model.num_heads // shape.tensor, model.explicit.reference_length, model.head_width
+    seconds = 0.0
+    if role.references == "whole":
+        seconds += device.attention(shape.references, heads, length, length, width, precision)
+    if role.reads:  # forward only
+        seconds += device.batched(shape.references * heads, length, length, width) / 3
+        seconds += device.passes("loss", shape.references * length, heads * length, FP32) / 3
+    return seconds
 
 
 def head_work(shape: Shape, device: Device, precision: str) -> float:

@@ -1,0 +1,232 @@
+"""Reading a bank: any memories by id, with a bounded cache and a thread that fetches ahead."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from ..columns import map_columns
+from ..errors import DataError
+from .layout import MADE_BY, NUMPY_TYPES, BankManifest, MemoryShape
+from .quantise import Quantiser
+from .writer import NOWHERE, BankWriter, memory_rows, merge_bank
+
+Ids = NDArray[np.int64]
+WriteMissing = Callable[[Ids], NDArray[Any]]  # ids int64 [n] -> memories [n, L_mem, 2, H_kv, k, D]
+
+
+class Bank:
+    """A bank of one model's memories. Opening reads the manifest; files are mapped when they are first read.
+
+    Warm: all memories were written before. Cold: with `write_missing`, one that is not there is encoded when it is
+    first asked for, and stored. Every row is compared with its checksum as it is read.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        model_fingerprint: str,
+        *,
+        store_fingerprint: str | None = None,
+        cache_bytes: int = 1 << 30,
+        write_missing: WriteMissing | None = None,
+        shard_bytes: int = 1 << 28,
+    ) -> None:
+        """
+        Args:
+            model_fingerprint: of the weights that read; a bank of others is refused.
+            store_fingerprint: of the references whose ids are asked for; None: not compared.
+            cache_bytes: decoded memories kept in RAM; the one used longest ago goes first.
+            write_missing: makes memories of references that are not in the bank; None: they raise.
+            shard_bytes: how much of those is kept before it is written.
+
+        Raises:
+            DataError: no bank, a file that is missing or cut short, or another model's or other references'.
+        """
+        self.folder = Path(folder).expanduser()
+        self._write_missing, self._shard_bytes = write_missing, shard_bytes
+        self._lock = threading.RLock()
+        self._cache: OrderedDict[int, NDArray[Any]] = OrderedDict()
+        self._cache_bytes, self._cached = cache_bytes, 0
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bank")
+        self.hits, self.misses = 0, 0
+        self._new: dict[int, NDArray[Any]] = {}  # encoded, not yet stored
+        self._load()
+        self._check_whose(model_fingerprint, store_fingerprint)
+
+    def _load(self) -> None:
+        self.manifest = BankManifest.read(self.folder, MADE_BY)
+        self.shape = MemoryShape.of(self.manifest.shape)
+        self.dtype = self.manifest.dtype
+        expected = {file.file: file.bytes for file in self.manifest.files}
+        expected[self.manifest.index] = self.manifest.index_bytes
+        for name, size in expected.items():
+            path = self.folder / name
+            found = path.stat().st_size if path.is_file() else None
+            if found != size:
+                what = "is missing" if found is None else f"has {found} bytes, the manifest says {size}"
+                raise DataError(f"{path}: {what}; copy it again, or write the bank again with {MADE_BY}")
+        (self._places,) = map_columns(self.folder / self.manifest.index, ["place"])
+        self._deleted = frozenset(self.manifest.deleted)
+        self._files: dict[int, tuple[NDArray[np.uint64], NDArray[np.uint8]]] = {}
+        entry = self.manifest.quantiser
+        self._quantiser = Quantiser.load(self.folder, entry) if entry else None
+
+    def _check_whose(self, model_fingerprint: str, store_fingerprint: str | None) -> None:
+        manifest = self.manifest
+        if manifest.model_fingerprint != model_fingerprint:
+            raise DataError(
+                f"{self.folder}: was written by model {manifest.model_fingerprint}, this one is {model_fingerprint}: "
+                f"its keys and values mean nothing to other weights; write the bank again with {MADE_BY}"
+            )
+        if store_fingerprint not in (None, manifest.store_fingerprint):
+            raise DataError(
+                f"{self.folder}: was written of references {manifest.store_fingerprint}, these are "
+                f"{store_fingerprint}; give the folder it was written of, or write the bank again with {MADE_BY}"
+            )
+
+    def __len__(self) -> int:
+        """Memories that can be read from disk."""
+        gone = sum(self._place(id) != NOWHERE for id in self._deleted)
+        return self.manifest.memories - gone
+
+    def __contains__(self, id: int) -> bool:
+        return id not in self._deleted and self._place(id) != NOWHERE
+
+    def read(self, ids: Ids) -> NDArray[Any]:
+        """Memories [n, L_mem, 2, H_kv, k, D] of references int64 [n]; bfloat16 as uint16; zeros for id -1.
+
+        Raises DataError for an id that is not there (without `write_missing`) and for a damaged row.
+        """
+        out = np.zeros((len(ids), *self.shape.array), dtype=NUMPY_TYPES[self.dtype])
+        found = self._get([id for id in dict.fromkeys(np.asarray(ids).tolist()) if id >= 0])
+        for row, id in enumerate(np.asarray(ids).tolist()):
+            if id >= 0:
+                out[row] = found[id]
+        return out
+
+    def prefetch(self, ids: Ids) -> Future[None]:
+        """Brings memories into the cache from a thread of its own, while something else is computed."""
+
+        def fetch() -> None:
+            # Only what is stored: the model is asked in the thread that uses it.
+            self._get([id for id in dict.fromkeys(np.asarray(ids).tolist()) if id in self])
+
+        return self._pool.submit(fetch)
+
+    def verify(self) -> None:
+        """Reads every row and raises DataError at the first that is damaged."""
+        for number, file in enumerate(self.manifest.files):
+            for row in range(file.memories):
+                self._row(number, row)
+
+    def close(self) -> None:
+        """Stores what was encoded since, and ends the thread."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            self._store_new()
+
+    def __enter__(self) -> "Bank":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _get(self, ids: list[int]) -> dict[int, NDArray[Any]]:
+        """id -> memory; from the cache, the disk, or the model."""
+        found: dict[int, NDArray[Any]] = {}
+        with self._lock:
+            for id in ids:
+                if (memory := self._cache.get(id)) is not None:
+                    self._cache.move_to_end(id)
+                    found[id] = memory
+            self.hits += len(found)
+            missing = [id for id in ids if id not in found]
+            self.misses += len(missing)
+            found |= {id: self._new[id] for id in missing if id in self._new}
+            stored = [id for id in missing if id not in found and id in self]
+            found |= self._read_stored(stored)
+            unknown = [id for id in missing if id not in found]
+            if unknown:
+                found |= self._encode(unknown)
+            for id in missing:
+                self._keep(id, found[id])
+        return found
+
+    def _read_stored(self, ids: list[int]) -> dict[int, NDArray[Any]]:
+        if not ids:
+            return {}
+        places = [self._place(id) for id in ids]
+        rows = np.stack([self._row(place >> 32, place & 0xFFFFFFFF) for place in places])
+        if self._quantiser is not None:
+            memories = self._quantiser.decode(rows, self.shape, self.dtype)
+        else:
+            memories = rows.view(NUMPY_TYPES[self.dtype]).reshape(len(ids), *self.shape.array)
+        return dict(zip(ids, memories, strict=True))
+
+    def _encode(self, ids: list[int]) -> dict[int, NDArray[Any]]:
+        if self._write_missing is None:
+            raise DataError(
+                f"{self.folder}: has no memory of reference {ids[0]}; write it with {MADE_BY}, or open the bank so "
+                "that missing ones are written when they are asked for"
+            )
+        memories = self._write_missing(np.array(ids, dtype=np.int64))
+        made = dict(zip(ids, memories, strict=True))
+        self._new |= made
+        if len(self._new) * self.shape.bytes(self.dtype) >= self._shard_bytes:
+            self._store_new()
+        return made
+
+    def _store_new(self) -> None:
+        if not self._new:
+            return
+        manifest = self.manifest
+        ids = np.array(list(self._new), dtype=np.int64)
+        # Named by what is in it, so that several processes that read at a time do not meet.
+        part = f"cold.{xxhash.xxh3_64_hexdigest(ids.tobytes() + str(id(self)).encode())}"
+        writer = BankWriter(
+            self.folder,
+            manifest.shape,
+            manifest.dtype,
+            manifest.model_fingerprint,
+            manifest.store_fingerprint,
+            part=part,
+            quantiser=self._quantiser,
+        )
+        with writer:
+            writer.write(ids, np.stack(list(self._new.values())))
+        merge_bank(self.folder)
+        self._new.clear()
+        self._load()
+
+    def _keep(self, id: int, memory: NDArray[Any]) -> None:
+        """Into the cache; what was used longest ago goes."""
+        if id in self._cache or memory.nbytes > self._cache_bytes:
+            return
+        memory = np.array(memory)  # not a view that would keep its neighbours in RAM
+        self._cache[id] = memory
+        self._cached += memory.nbytes
+        while self._cached > self._cache_bytes:
+            self._cached -= self._cache.popitem(last=False)[1].nbytes
+
+    def _place(self, id: int) -> int:
+        return int(self._places[id]) if 0 <= id < len(self._places) else NOWHERE
+
+    def _row(self, number: int, row: int) -> NDArray[np.uint8]:
+        if number not in self._files:
+            checks, rows, _ = memory_rows(self.folder / self.manifest.files[number].file)
+            self._files[number] = checks, rows
+        checks, rows = self._files[number]
+        if xxhash.xxh3_64_intdigest(rows[row].data) != int(checks[row]):
+            path = self.folder / self.manifest.files[number].file
+            raise DataError(f"{path}: memory {row} is damaged; copy the file again, or write the bank again")
+        return rows[row]

@@ -1,0 +1,153 @@
+"""What a bank of memories is on disk, and how large: the arithmetic of arXiv 2407.01178, sections on sparsity.
+
+A bank is a folder of Arrow files, a row a memory: `id`, `check` (xxh3 of the row's bytes) and `memory` (the bytes);
+`index-*.arrow` with the place of each id; `manifest.json`. A memory is one reference's keys and values: an array
+[L_mem, 2, H_kv, k, D] (memory layers; key, value; key/value heads; chosen tokens; head width).
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from ..errors import DataError
+from ..manifest import Count, FileName, Record, Sealed
+
+# (smallest budget of a code, bytes of its coarse part, bits of each half of that)
+_COARSE = ((13, 4, 14), (9, 3, 12), (4, 2, 8), (2, 1, 4))
+
+MADE_BY = "launchers/write_bank.py"
+DType = Literal["bfloat16", "float16", "float32"]
+# numpy knows no bfloat16: its 16 bits travel as uint16.
+NUMPY_TYPES: dict[str, np.dtype[Any]] = {
+    "bfloat16": np.dtype(np.uint16),
+    "float16": np.dtype(np.float16),
+    "float32": np.dtype(np.float32),
+}
+
+
+@dataclass(frozen=True)
+class MemoryShape:
+    """One memory: [layers, 2, heads, tokens, width]."""
+
+    layers: int
+    heads: int
+    tokens: int
+    width: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...]) -> "MemoryShape":
+        """Of an array's shape (L_mem, 2, H_kv, k, D). Raises DataError when it is none."""
+        if len(shape) != 5 or shape[1] != 2 or min(shape) < 1:
+            raise DataError(f"bank: memories of shape {tuple(shape)}; a memory is [L_mem, 2, H_kv, k, D]")
+        return cls(shape[0], *shape[2:])
+
+    @property
+    def array(self) -> tuple[int, int, int, int, int]:
+        return self.layers, 2, self.heads, self.tokens, self.width
+
+    @property
+    def vectors(self) -> int:
+        """Keys and values of a memory."""
+        return 2 * self.layers * self.heads * self.tokens
+
+    def bytes(self, dtype: DType = "bfloat16") -> int:
+        return self.vectors * self.width * NUMPY_TYPES[dtype].itemsize
+
+    def coded_bytes(self, code_bytes: int) -> int:
+        """With `code_bytes` a key or value instead of `width` numbers."""
+        return self.vectors * code_bytes
+
+
+class BankFile(Record):
+    """Memories in the order they were written."""
+
+    file: FileName
+    memories: Count
+    bytes: Count
+
+
+class QuantiserEntry(Record):
+    """The trained codecs, one for keys and one for values."""
+
+    factory: str
+    keys: FileName
+    values: FileName
+    code_bytes: int = Field(gt=0)
+    xxh3: str
+
+
+class BankManifest(Sealed):
+    """`index` says where each id is; a deleted id is in no list that is read."""
+
+    version: Literal[1] = 1
+    kind: Literal["bank"] = "bank"
+    model_fingerprint: str
+    store_fingerprint: str
+    shape: tuple[int, int, int, int, int]
+    dtype: DType
+    quantiser: QuantiserEntry | None = None
+    index: FileName
+    index_bytes: Count
+    memories: Count
+    deleted: list[int] = Field(default=[])
+    files: list[BankFile]
+
+
+def to_float32(array: NDArray[Any], dtype: DType) -> NDArray[np.float32]:
+    """Stored numbers as float32, any shape; bfloat16 comes as uint16."""
+    if dtype == "bfloat16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32)
+
+
+def from_float32(array: NDArray[np.float32], dtype: DType) -> NDArray[Any]:
+    """float32 numbers as they are stored, rounded to nearest, ties to even; finite numbers only."""
+    if dtype != "bfloat16":
+        return array.astype(NUMPY_TYPES[dtype])
+    bits = np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+@contextmanager
+def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
+    """One process at a time changes a bank's manifest (or what the lock's name says); the others wait."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def bank_factory(width: int) -> str:
+    """A FAISS codec for head width D that takes at least 11 times fewer bytes than bfloat16.
+
+    The published one for D = 80, OPQ20x80-Residual2x14-PQ8x10, is what this gives there: 14 bytes for 160.
+    Raises DataError for a width that leaves no byte to code.
+    """
+    budget = 2 * width // 11
+    if budget < 2 or width % 2:
+        raise DataError(f"quantise: head width {width} must be even and at least 12; or give a FAISS factory")
+    coarse, coarse_bits = next(known[1:] for known in _COARSE if budget >= known[0])
+    left = 8 * (budget - coarse)
+    parts = [m for m in (1, 2, 4, 8, 16, 32) if width % m == 0 and left // m >= 4]
+    _, bits, part = max((m * min(left // m, 10), min(left // m, 10), m) for m in parts)
+    rotation = max(m for m in (1, 2, 4, 5, 8, 10, 16, 20) if width % m == 0)
+    return f"OPQ{rotation}_{width},Residual2x{coarse_bits},PQ{part}x{bits}"
+
+
+def compression(shape: MemoryShape, code_bytes: int) -> float:
+    """How many times smaller than in bfloat16."""
+    return shape.bytes("bfloat16") / shape.coded_bytes(code_bytes)
+
+
+def sparsity(layers: int, query_heads: int, length: int, memory: MemoryShape) -> float:
+    """How many times fewer numbers than keys and values of all layers, query heads and tokens (160 as published)."""
+    return math.prod([layers, query_heads, length]) / math.prod([memory.layers, memory.heads, memory.tokens])

@@ -1,0 +1,237 @@
+"""Writing a bank: any number of processes write shards, one of them then puts index and manifest over all."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+from ..columns import map_batch, map_columns, numpy_view, write_columns
+from ..errors import DataError
+from ..manifest import MANIFEST_FILE
+from .layout import (
+    MADE_BY,
+    NUMPY_TYPES,
+    BankFile,
+    BankManifest,
+    DType,
+    MemoryShape,
+    locked,
+)
+from .quantise import Quantiser
+
+_SHARD_BYTES = 268_435_456
+NOWHERE = -1
+
+
+class BankWriter:
+    """Writes memories into shards of about `shard_bytes`; each shard is whole or absent.
+
+    Used as a context manager, or `flush`ed at the end. What is written shows in the bank after `merge_bank`.
+    Raises DataError when memories are not of the bank's shape and type.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        shape: tuple[int, ...],
+        dtype: DType,
+        model_fingerprint: str,
+        store_fingerprint: str,
+        *,
+        part: str = "0",
+        quantiser: Quantiser | None = None,
+        shard_bytes: int = _SHARD_BYTES,
+    ) -> None:
+        """shape: (L_mem, 2, H_kv, k, D). part: of this process alone among those that write at a time."""
+        self.folder, self.shape, self.dtype = Path(folder), MemoryShape.of(shape), dtype
+        self._quantiser, self._part = quantiser, part
+        self._notes = {
+            "model": model_fingerprint,
+            "references": store_fingerprint,
+            "shape": "x".join(map(str, shape)),
+            "dtype": dtype,
+            "codec": quantiser.fingerprint if quantiser else "",
+        }
+        code = quantiser.code_bytes if quantiser else None
+        self._row_bytes = self.shape.coded_bytes(code) if code else self.shape.bytes(dtype)
+        self._rows_a_shard = max(1, shard_bytes // self._row_bytes)
+        self._ids: list[NDArray[np.int64]] = []
+        self._rows: list[NDArray[np.uint8]] = []
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, ids: NDArray[np.int64], memories: NDArray[Any]) -> None:
+        """Memories [n, L_mem, 2, H_kv, k, D] of references int64 [n]; bfloat16 as uint16."""
+        if memories.shape != (len(ids), *self.shape.array) or memories.dtype != NUMPY_TYPES[self.dtype]:
+            raise DataError(
+                f"{self.folder}: memories are {memories.dtype} {memories.shape}; this bank takes "
+                f"{NUMPY_TYPES[self.dtype]} {(len(ids), *self.shape.array)}"
+            )
+        if self._quantiser is not None:
+            rows = self._quantiser.encode(memories, self.dtype)
+        else:
+            rows = np.ascontiguousarray(memories).reshape(len(ids), -1).view(np.uint8)
+        self._ids.append(np.array(ids, dtype=np.int64))
+        self._rows.append(np.array(rows))
+        while sum(map(len, self._ids)) >= self._rows_a_shard:
+            self._write_shard(self._rows_a_shard)
+
+    def flush(self) -> None:
+        """Writes what is left as a smaller shard."""
+        if self._ids:
+            self._write_shard(self._rows_a_shard)
+
+    def written(self) -> NDArray[np.int64]:
+        """Ids int64 [n], sorted, that are in whole shards of the folder already, by any process: what to leave out
+        when going on after a kill."""
+        found = [np.empty(0, dtype=np.int64)]
+        for path in shard_paths(self.folder):
+            check_notes(path, self._notes)
+            found += map_columns(path, ["id"])
+        return np.unique(np.concatenate(found))
+
+    def __enter__(self) -> "BankWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.flush()
+
+    def _write_shard(self, count: int) -> None:
+        ids, rows = np.concatenate(self._ids), np.concatenate(self._rows)
+        self._ids, self._rows = ([ids[count:]], [rows[count:]]) if len(ids) > count else ([], [])
+        checks = np.array([xxhash.xxh3_64_intdigest(row.data) for row in rows[:count]], dtype=np.uint64)
+        number = 1 + max((_number(p) for p in shard_paths(self.folder) if _part(p) == self._part), default=-1)
+        path = self.folder / f"bank-{self._part}-{number:05d}.arrow"
+        write_columns(path, {"id": ids[:count], "check": checks, "memory": rows[:count]}, self._notes)
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    """The shards that lie in a bank's folder, listed in its manifest or not."""
+    return sorted(folder.glob("bank-*.arrow"))
+
+
+def _part(path: Path) -> str:
+    return path.stem.split("-", 1)[1].rsplit("-", 1)[0]
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.rsplit("-", 1)[1])
+
+
+def notes_of(path: Path) -> dict[str, str]:
+    """What the shard's writer said of it."""
+    found = map_batch(path).schema.metadata or {}
+    return {name.decode(): value.decode() for name, value in found.items()}
+
+
+def check_notes(path: Path, notes: dict[str, str]) -> None:
+    """Raises DataError when a shard was written by another model, of other references, or in another form."""
+    found = notes_of(path)
+    for name, value in notes.items():
+        if found.get(name) != value:
+            raise DataError(
+                f"{path}: was written with {name} {found.get(name)!r}, this bank has {value!r}; write into another "
+                "folder, or delete this one"
+            )
+
+
+def merge_bank(folder: Path | str) -> BankManifest:
+    """Puts index and manifest over all shards of the folder; of an id that is there twice the later file counts.
+
+    Can be repeated, also while the bank is read. A deleted id that was written anew is back.
+    Raises DataError when there is no shard or they are not of one kind.
+    """
+    folder = Path(folder)
+    with locked(folder):
+        paths = shard_paths(folder)
+        if not paths:
+            raise DataError(f"{folder}: has no shard of a bank; write one with {MADE_BY}")
+        notes = notes_of(paths[0])
+        old = BankManifest.read(folder, MADE_BY) if (folder / MANIFEST_FILE).is_file() else None
+        known = {file.file for file in old.files} if old else set()
+        paths.sort(key=lambda path: path.name not in known)  # those that came later last
+        if old is not None:
+            order = {file.file: n for n, file in enumerate(old.files)}
+            paths.sort(key=lambda path: order.get(path.name, len(order)))
+        for path in paths:
+            check_notes(path, notes)
+        codec = Quantiser.load(folder).entry if notes["codec"] else None
+        if codec is not None and codec.xxh3 != notes["codec"]:
+            raise DataError(f"{folder}: its codec is not the one its shards were written with; write the bank again")
+        columns = [map_columns(path, ["id"])[0] for path in paths]
+        manifest = BankManifest(
+            model_fingerprint=notes["model"],
+            store_fingerprint=notes["references"],
+            shape=MemoryShape.of(tuple(map(int, notes["shape"].split("x")))).array,
+            dtype=_dtype(notes["dtype"]),
+            quantiser=codec,
+            files=[
+                BankFile(file=p.name, memories=len(ids), bytes=p.stat().st_size)
+                for p, ids in zip(paths, columns, strict=True)
+            ],
+            deleted=_still_deleted(old, paths, columns, known),
+            **_write_index(folder, columns),
+        )
+        manifest.save(folder)
+        _remove_old_indexes(folder, manifest.index)
+        return manifest
+
+
+def delete_memories(folder: Path | str, ids: NDArray[np.int64]) -> BankManifest:
+    """Takes memories out: nothing reads them again. Their bytes stay until the bank is written anew."""
+    folder = Path(folder)
+    with locked(folder):
+        old = BankManifest.read(folder, MADE_BY)
+        deleted = sorted({*old.deleted, *np.asarray(ids).tolist()})
+        manifest = old.model_copy(update={"deleted": deleted})
+        manifest.save(folder)
+        return manifest
+
+
+def _write_index(folder: Path, columns: list[NDArray[np.int64]]) -> dict[str, Any]:
+    """The place of each id: file number << 32 | row, or NOWHERE. A new file, so that readers keep theirs."""
+    size = 1 + max((int(ids.max()) for ids in columns if len(ids)), default=-1)
+    places = np.full(size, NOWHERE, dtype=np.int64)
+    for number, ids in enumerate(columns):
+        places[ids] = (number << 32) | np.arange(len(ids), dtype=np.int64)
+    mark = xxhash.xxh3_64_hexdigest(places.tobytes())
+    path = folder / f"index-{mark}.arrow"
+    write_columns(path, {"place": places})
+    return {"index": path.name, "index_bytes": path.stat().st_size, "memories": int((places != NOWHERE).sum())}
+
+
+def _remove_old_indexes(folder: Path, current: str) -> None:
+    for path in folder.glob("index-*.arrow"):
+        if path.name != current:
+            path.unlink()  # who has it mapped keeps it
+
+
+def _still_deleted(
+    old: BankManifest | None, paths: list[Path], columns: list[NDArray[np.int64]], known: set[str]
+) -> list[int]:
+    if old is None or not old.deleted:
+        return []
+    new = [ids for path, ids in zip(paths, columns, strict=True) if path.name not in known]
+    back = np.concatenate([np.empty(0, np.int64), *new])
+    return sorted(set(old.deleted) - set(back.tolist()))
+
+
+def _dtype(name: str) -> DType:
+    for known in ("bfloat16", "float16", "float32"):
+        if name == known:
+            return known  # type: ignore[return-value]
+    raise DataError(f"bank: numbers of type {name!r}; known are bfloat16, float16 and float32")
+
+
+def memory_rows(path: Path) -> tuple[NDArray[np.uint64], NDArray[np.uint8], pa.Schema]:
+    """(checks uint64 [n], rows uint8 [n, bytes], schema) of a shard, in place."""
+    batch = map_batch(path)
+    if batch.schema.names != ["id", "check", "memory"]:
+        raise DataError(f"{path}: has columns {batch.schema.names}; it is no shard of a bank")
+    return numpy_view(batch.column("check")), numpy_view(batch.column("memory")), batch.schema

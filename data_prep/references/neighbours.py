@@ -1,0 +1,144 @@
+"""Which reference each chunk of a training stream retrieved: computed once, looked up for nothing."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from pydantic import Field
+
+from ..columns import map_columns, write_columns
+from ..errors import DataError
+from ..files import file_checksum
+from ..manifest import Count, FileName, Manifest, Record, Sealed, ShardEntry
+from .store import ReferenceStore
+
+CHUNK = 64  # tokens of a chunk: what one retrieval is asked with (papers' value)
+NO_REFERENCE = -1
+
+
+class TableFile(Record):
+    """The neighbours of one shard's chunks."""
+
+    shard: FileName
+    file: FileName
+    chunks: Count
+    xxh3: str
+
+
+class TableManifest(Sealed):
+    """What a table was made of and how."""
+
+    version: Literal[1] = 1
+    kind: Literal["neighbours"] = "neighbours"
+    data_fingerprint: str
+    store_fingerprint: str
+    settings_hash: str
+    sequence_length: int = Field(gt=0)
+    files: list[TableFile]
+
+
+def chunks_in(entry: ShardEntry) -> int:
+    """Whole chunks of a shard: chunk c is its tokens [64 c, 64 c + 64)."""
+    return entry.tokens // CHUNK
+
+
+def table_folder(references: Path, data_fingerprint: str, sequence_length: int) -> Path:
+    """Where the table of one data folder's chunks lies among the references."""
+    return references / f"neighbours-{data_fingerprint}-{sequence_length}"
+
+
+def write_table_file(folder: Path, shard: str, neighbours: NDArray[np.int32]) -> TableFile:
+    """Writes the neighbours int32 [chunks] of one shard, whole or not at all."""
+    path = folder / f"neighbours-{Path(shard).stem}.arrow"
+    write_columns(path, {"reference": np.asarray(neighbours, dtype=np.int32)})
+    return TableFile(shard=shard, file=path.name, chunks=len(neighbours), xxh3=file_checksum(path))
+
+
+def write_table(
+    store: ReferenceStore,
+    data: Manifest,
+    sequence_length: int,
+    neighbours: Mapping[str, NDArray[np.int32]] | Iterable[tuple[str, NDArray[np.int32]]],
+    settings_hash: str = "",
+) -> Path:
+    """Writes a whole table: shard's file name -> reference of each of its chunks. Returns its folder."""
+    folder = table_folder(store.folder, data.fingerprint, sequence_length)
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs = neighbours.items() if isinstance(neighbours, Mapping) else neighbours
+    files = [write_table_file(folder, shard, found) for shard, found in pairs]
+    TableManifest(
+        data_fingerprint=data.fingerprint,
+        store_fingerprint=store.fingerprint,
+        settings_hash=settings_hash,
+        sequence_length=sequence_length,
+        files=files,
+    ).save(folder)
+    return folder
+
+
+class NeighbourTable:
+    """The neighbours of a data folder's chunks, memory-mapped at the first look at a shard.
+
+    Raises DataError when the table is missing, damaged, or was made for other data, references or samples.
+    """
+
+    def __init__(
+        self, references: Path | str, data: Manifest, shards: Sequence[ShardEntry], sequence_length: int
+    ) -> None:
+        """shards: those that `look_up` numbers, in its order. sequence_length: tokens of a sample."""
+        if sequence_length % CHUNK:
+            raise DataError(
+                f"data.sequence_length is {sequence_length}; with data.references it must be a multiple of {CHUNK}, "
+                "so that a sample is whole chunks"
+            )
+        self.store = ReferenceStore(references)
+        self.store.check_tokenizer(data.tokenizer.fingerprint, "data.path")
+        self.folder = table_folder(self.store.folder, data.fingerprint, sequence_length)
+        self.manifest = TableManifest.read(self.folder, "launchers/prepare_data.py --config F")
+        if self.manifest.store_fingerprint != self.store.fingerprint:
+            raise DataError(
+                f"{self.folder}: was made with references {self.manifest.store_fingerprint}, these are "
+                f"{self.store.fingerprint}; delete it and run launchers/prepare_data.py again"
+            )
+        by_shard = {file.shard: file for file in self.manifest.files}
+        for entry in shards:
+            if entry.file not in by_shard or by_shard[entry.file].chunks != chunks_in(entry):
+                raise DataError(f"{self.folder}: has not the chunks of {entry.file}; delete it and prepare it again")
+        self._files = [by_shard[entry.file] for entry in shards]
+        self._columns: dict[int, NDArray[np.int32]] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """xxh3 (hex) of the table's content."""
+        parts = [file.xxh3 for file in self.manifest.files]
+        return xxhash.xxh3_64_hexdigest(repr((self.store.fingerprint, parts)).encode())
+
+    def look_up(self, shard: int, first_token: int, chunks: int) -> NDArray[np.int64]:
+        """References int64 [chunks] of the chunks from the one that begins at `first_token`; -1: none.
+
+        Chunks before the shard's begin have none. `first_token` is a multiple of 64.
+        """
+        column = self._columns.get(shard)
+        if column is None:
+            column = self._columns[shard] = self._open(shard)
+        if first_token % CHUNK:
+            raise DataError(f"neighbours: first token {first_token} begins no chunk; it must be a multiple of {CHUNK}")
+        first = first_token // CHUNK
+        if first >= 0:
+            return column[first : first + chunks].astype(np.int64)
+        before = np.full(min(-first, chunks), NO_REFERENCE, dtype=np.int64)
+        return np.concatenate([before, column[: max(0, first + chunks)].astype(np.int64)])
+
+    def _open(self, shard: int) -> NDArray[np.int32]:
+        entry = self._files[shard]
+        path = self.folder / entry.file
+        (column,) = map_columns(path, ["reference"])
+        if file_checksum(path) != entry.xxh3 or len(column) != entry.chunks or column.dtype != np.int32:
+            raise DataError(
+                f"{path}: is damaged: its checksum is not the manifest's; delete {self.folder} and run "
+                "launchers/prepare_data.py again"
+            )
+        return column

@@ -1,0 +1,171 @@
+"""Questions about passages: from the weights alone, with the passages in the prompt, with them as explicit memory.
+
+The corpus is JSONL of `question`, `answers` (any of them is right), `passage` and `title`, as Natural Questions with a
+gold passage each.  References are the passages of all questions, so that each has to be found among all the others.
+"""
+
+import json
+import re
+import string
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from data_prep import Tokenizer
+from data_prep.errors import DataError
+from evaluation.memories import MemorySource
+from evaluation.results import Row, share_row
+from model.explicit.generation import generate_with_memory
+from model.generation import Sampling
+from model.network import LanguageModel
+
+Mode = Literal["closed book", "text in prompt", "explicit memory"]
+MODES: tuple[Mode, ...] = ("closed book", "text in prompt", "explicit memory")
+PROMPT = "Question: {question}\nAnswer:"
+WITH_TEXT = "{text}\n\n"
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question; `passage` answers it."""
+
+    question: str
+    answers: tuple[str, ...]
+    passage: str
+    title: str = ""
+
+
+def load_questions(path: Path) -> list[Question]:
+    """Reads a JSONL file, or the one JSONL file of a folder. Raises DataError that names file and line."""
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    if len(files) != 1:
+        raise DataError(f"{path}: holds {len(files)} *.jsonl files; give one file of questions")
+    found = []
+    try:
+        lines = files[0].read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{files[0]}: cannot be read as UTF-8 text ({error}); give a JSONL file") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            answers = tuple(map(str, record["answers"]))
+            found.append(Question(record["question"], answers, record["passage"], record.get("title", "")))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{files[0]}:{number}: is no question ({error!r}); a line is JSON with question, answers and passage"
+            ) from error
+    if not found:
+        raise DataError(f"{files[0]}: holds no question")
+    return found
+
+
+def normalised(text: str) -> str:
+    """As usual for such questions: lower case, without punctuation, articles and extra white space."""
+    plain = unicodedata.normalize("NFKC", text).lower()
+    bare = "".join(sign for sign in plain if sign not in string.punctuation and unicodedata.category(sign)[0] != "P")
+    return " ".join(_ARTICLES.sub(" ", bare).split())
+
+
+def exact(answer: str, right: Sequence[str]) -> bool:
+    """Whether the answer's first line is one of the right ones."""
+    line = answer.strip().split("\n", 1)[0]
+    return any(normalised(line) == normalised(each) for each in right)
+
+
+def contains(answer: str, right: Sequence[str]) -> bool:
+    """Whether one of the right answers stands in the answer, as whole words."""
+    found = f" {normalised(answer)} "
+    return any(f" {normalised(each)} " in found for each in right if normalised(each))
+
+
+SCORERS: dict[str, Callable[[str, Sequence[str]], bool]] = {"exact": exact, "contains": contains}
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What the model said to one question."""
+
+    question: str
+    answers: tuple[str, ...]
+    said: str
+    mode: Mode
+
+
+def ask(
+    net: LanguageModel,
+    tokenizer: Tokenizer,
+    questions: Sequence[Question],
+    mode: Mode,
+    source: MemorySource | None = None,
+    max_tokens: int = 16,
+    batch_size: int = 16,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[Answered]:
+    """Greedy answers, up to a line's end.
+
+    source: needed for "explicit memory", and for "text in prompt", where the same retriever chooses what is read; its
+    references stand before the question, the best one last.  Raises DataError when it is missing.
+    """
+    if mode != "closed book" and source is None:
+        raise DataError(f"nq: {mode} needs references; give --references FOLDER (and --bank FOLDER)")
+    prompts = [_prompt(tokenizer, question, source if mode == "text in prompt" else None) for question in questions]
+    memories = source if mode == "explicit memory" else None
+    said = [""] * len(questions)
+    for batch in _batches([len(prompt) for prompt in prompts], batch_size):
+        written: list[list[int]] = [[] for _ in batch]
+        chosen = [prompts[index] for index in batch]
+        for row, token in generate_with_memory(net, chosen, memories, max_tokens, Sampling(0), 0, tokenizer.eos_id):
+            written[row].append(token)
+        for index, tokens in zip(batch, written, strict=True):
+            kept = [token for token in tokens if token not in (tokenizer.bos_id, tokenizer.eos_id)]
+            said[index] = tokenizer.decode(kept).strip().split("\n", 1)[0]
+        advance(len(batch))
+    return [Answered(q.question, q.answers, text, mode) for q, text in zip(questions, said, strict=True)]
+
+
+def _prompt(tokenizer: Tokenizer, question: Question, source: MemorySource | None) -> list[int]:
+    asked = PROMPT.format(question=question.question)
+    text = ""
+    if source is not None:
+        found = source.texts([tokenizer.encode(asked)])[0]
+        text = "".join(WITH_TEXT.format(text=each.strip()) for each in reversed(found))
+    return [tokenizer.bos_id, *tokenizer.encode(text + asked)]
+
+
+def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Indices of prompts of about equal length."""
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def rows_of(answered: Sequence[Answered], task: str = "nq") -> list[Row]:
+    """A row a scorer: task "nq/closed book" and so on, with the Wilson interval of the share that is right."""
+    rows = []
+    for scorer, is_right in SCORERS.items():
+        right = sum(is_right(each.said, each.answers) for each in answered)
+        rows.append(share_row(right, len(answered), task=f"{task}/{answered[0].mode}", scorer=scorer))
+    return rows
+
+
+def evaluate_questions(
+    net: LanguageModel,
+    tokenizer: Tokenizer,
+    questions: Sequence[Question],
+    source: MemorySource | None,
+    modes: Sequence[Mode] | None = None,
+    **options: int,
+) -> tuple[list[Row], list[Answered]]:
+    """Rows and answers in each of the modes; None: all that `source` and the model allow."""
+    if modes is None:
+        modes = MODES if source is not None else MODES[:1]
+    rows: list[Row] = []
+    everything: list[Answered] = []
+    for mode in modes:
+        answered = ask(net, tokenizer, questions, mode, source, **options)  # type: ignore[arg-type]
+        rows += rows_of(answered)
+        everything += answered
+    return rows, everything

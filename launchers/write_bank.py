@@ -1,0 +1,193 @@
+"""Write a bank: every reference of a folder, encoded by a trained model, as the few keys and values it keeps.
+
+python launchers/write_bank.py --checkpoint runs/memory3_small --references data/references --output banks/small
+torchrun --nproc_per_node 8 launchers/write_bank.py --checkpoint … --references … --output …
+    (or deepspeed, or srun) all ranks write, each its share; each holds the whole model
+sbatch --array=0-63 --wrap 'python launchers/write_bank.py … --share $SLURM_ARRAY_TASK_ID/64'
+    the same as an array: the last one to end puts index and manifest over all
+python launchers/write_bank.py … --quantise auto
+    keys and values as codes of a trained FAISS quantiser, at least 11 times smaller (needs the extra quantise)
+
+Started again it goes on where it was killed. Training the model further makes its bank worthless: write it anew.
+exit codes: 0 this share is written, 2 bad input and nothing written, anything else a failure
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+
+    from data_prep import ReferenceStore
+    from data_prep.bank import BankWriter, Quantiser
+    from model.network import LanguageModel
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="run or checkpoint folder")
+    parser.add_argument("--references", type=Path, required=True, metavar="FOLDER", help="prepared references")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="the bank to make, or to go on with"
+    )
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of a number")
+    parser.add_argument(
+        "--quantise", metavar="FACTORY", help="FAISS codec, as OPQ20x80-Residual2x14-PQ8x10; auto chooses by head width"
+    )
+    parser.add_argument(
+        "--quantise-sample", type=int, default=4096, metavar="N", help="references the codec is trained on (4096)"
+    )
+    parser.add_argument("--share", metavar="I/N", help="only part I of N (from 0); default: by the launcher's ranks")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="references encoded at once (32)")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed passes it
+    options = parser.parse_args(arguments)
+    try:
+        options.part, options.parts = share_of(options.share)
+    except ValueError:
+        parser.error(f"--share is {options.share}; it must be I/N with 0 <= I < N, as 0/4")
+    if options.batch_size < 1 or options.quantise_sample < 1:
+        parser.error("--batch-size and --quantise-sample must be at least 1")
+    return options
+
+
+def share_of(text: str | None) -> tuple[int, int]:
+    """(part, parts): as given, or the rank among those that torchrun, deepspeed or srun started."""
+    if text is not None:
+        part, parts = map(int, text.split("/"))
+    elif "WORLD_SIZE" in os.environ:
+        part, parts = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    elif "SLURM_STEP_ID" in os.environ:
+        part, parts = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+    else:
+        part, parts = 0, 1
+    if not 0 <= part < parts:
+        raise ValueError
+    return part, parts
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command and returns its exit code."""
+    options = parse_arguments(arguments)
+    # Imports after the arguments: --help answers at once.
+    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
+
+    try:
+        write_bank(options)
+    except (*BAD_INPUT, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return 0
+
+
+def write_bank(options: argparse.Namespace) -> None:
+    """Writes this process's share. Raises DataError, ModelError, ConfigError or TrainingError on bad input."""
+    import numpy as np
+    from rich.console import Console
+
+    from data_prep import ReferenceStore
+    from data_prep.bank import BankWriter
+    from data_prep.progress import CountProgress
+    from evaluation.memories import as_stored, write_memories
+    from model.explicit.references import memory_shape
+    from model.fingerprint import weights_fingerprint
+    from training.inference import load_trained
+
+    device = share_device(options.part)
+    store = ReferenceStore(options.references)
+    trained = load_trained(options.checkpoint, device)
+    check_model(trained.net, store, trained.tokenizer().fingerprint, options.checkpoint)
+    console = Console(stderr=True, quiet=options.part > 0)
+    with console.status("training the codec"):
+        codec = make_codec(options, trained.net, store) if options.quantise else None
+    writer = BankWriter(
+        options.output,
+        memory_shape(trained.net.config),
+        options.dtype,
+        weights_fingerprint(trained.net),
+        store.fingerprint,
+        part=f"{options.part}of{options.parts}",
+        quantiser=codec,
+    )
+    edges = np.linspace(0, len(store), options.parts + 1).astype(np.int64)
+    mine = np.arange(edges[options.part], edges[options.part + 1])
+    left = np.setdiff1d(mine, writer.written())
+    if len(left) < len(mine):
+        console.print(f"{options.output}: {len(mine) - len(left):,} of {len(mine):,} references were written before")
+    with writer, CountProgress(console, "writing memories", len(left)) as advance:
+        for first in range(0, len(left), options.batch_size):
+            ids = left[first : first + options.batch_size]
+            writer.write(ids, as_stored(write_memories(trained.net, *store.read(ids)), options.dtype))
+            advance(len(ids))
+    finish(writer, len(store), console)
+
+
+def share_device(part: int) -> "torch.device":
+    """The GPU of this rank, or the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", part)))
+    return torch.device("cuda", local % torch.cuda.device_count())
+
+
+def check_model(net: "LanguageModel", store: "ReferenceStore", tokenizer: str, checkpoint: Path) -> None:
+    """Raises DataError unless the model can write these references."""
+    from data_prep import DataError
+
+    if net.explicit is None:
+        raise DataError(
+            f"--checkpoint: {checkpoint} has no explicit memory, or is of a phase with memory: off; give one of a "
+            "phase that was trained with references"
+        )
+    if store.manifest.tokenizer.fingerprint != tokenizer:
+        raise DataError(f"--references: {store.folder} was made with another tokenizer than {checkpoint}'s")
+    if store.length > net.explicit.reference_length:
+        raise DataError(
+            f"--references: {store.folder} has references of up to {store.length} tokens, the model writes "
+            f"{net.explicit.reference_length} (model.explicit.reference_length); cut them shorter"
+        )
+
+
+def make_codec(options: argparse.Namespace, net: "LanguageModel", store: "ReferenceStore") -> "Quantiser":
+    """The bank's codec: whoever comes first trains it, the others wait and read it."""
+    import numpy as np
+
+    from data_prep.bank import Quantiser
+    from data_prep.bank.layout import locked
+    from evaluation.memories import as_stored, write_memories
+
+    with locked(options.output, ".codec.lock"):
+        if Quantiser.is_saved(options.output):
+            return Quantiser.load(options.output)
+        count = min(options.quantise_sample, len(store))
+        ids = np.sort(np.random.default_rng(0).permutation(len(store))[:count])
+        parts = [ids[at : at + options.batch_size] for at in range(0, count, options.batch_size)]
+        sample = [as_stored(write_memories(net, *store.read(part)), options.dtype) for part in parts]
+        codec = Quantiser.train(np.concatenate(sample), options.dtype, options.quantise)
+        codec.save(options.output)
+    return codec
+
+
+def finish(writer: "BankWriter", references: int, console: "Console") -> None:
+    """Index and manifest, once all references are there: whoever ends last sees that they are."""
+    from data_prep.bank import merge_bank
+
+    done = len(writer.written())
+    if done < references:
+        console.print(f"{writer.folder}: {done:,} of {references:,} references are written; other shares have the rest")
+        return
+    manifest = merge_bank(writer.folder)
+    size = sum(file.bytes for file in manifest.files)
+    codec = f", codec {manifest.quantiser.factory}" if manifest.quantiser else ""
+    console.print(f"{writer.folder}: {manifest.memories:,} memories in {size:,} bytes{codec}")
+
+
+if __name__ == "__main__":
+    # The repository's packages are importable from a checkout that is not installed.
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.exit(main(sys.argv[1:]))

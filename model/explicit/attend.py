@@ -1,0 +1,162 @@
+"""Attention of a block that has references: one softmax over [BOS; the chunk's memories; causal context].
+
+What passes through a block is packed, [B, L + P + M*R, D]: the tokens, the BOS, the references (no BOS when it is
+carried, no references above the last memory layer), so that they share its products and its all-reduces.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.explicit.reading import LayerReferences, Memory, Reading
+from model.explicit.selection import received_attention, select, take
+from model.rope import rotate
+from model.segments import Piece
+from model.state import LayerState
+
+if TYPE_CHECKING:
+    from model.attention import Attention
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What BOS and references become in one block.
+
+    contexts: of the BOS [B, P, H*d] and of the references [B, M*R, H*d], those that go on: the BOS not when it is
+        carried, the references not from the last memory layer;
+    sink_keys, sink_values: [B, P, Hkv, d]; memory: None but in a memory layer.
+    """
+
+    contexts: list[Tensor]
+    sink_keys: Tensor
+    sink_values: Tensor
+    memory: Memory | None
+
+
+def encode(
+    attention: "Attention",
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    reading: Reading,
+    index: int,
+    carried: LayerReferences | None = None,
+) -> Encoded:
+    """BOS (if not carried) and references of the call in block `index`: q [B, P + M*R, H, d], k and v, unrotated."""
+    config, p, contexts = reading.config, reading.sink, []
+    if carried is None:
+        sink_keys, sink_values = rotate(k[:, :p], -p, config), v[:, :p].clone()  # no view that keeps v alive
+        contexts.append(_causal(rotate(q[:, :p], -p, config), sink_keys, sink_values))
+    else:
+        sink_keys, sink_values = carried.sink_keys, carried.sink_values
+    count, memory = reading.encoded(index), None
+    if count:
+        references = reading.references
+        assert references is not None
+        q, k, v = (x[:, p:].unflatten(1, (count, -1)).flatten(0, 1) for x in (q, k, v))  # [B*M, R, H, d]
+        keys = rotate(k, 0, config)
+        if index in reading.memory_layers:
+            lengths = references.lengths.flatten()
+            scores = received_attention(q, k, lengths, reading.explicit.selection)
+            chosen = select(scores, reading.explicit.tokens)
+            memory = Memory(*(take(x, chosen, lengths).unflatten(0, (-1, count)) for x in (keys, v)))
+        if index != reading.last_memory_layer:
+            before = (x.repeat_interleave(count, dim=0) for x in (sink_keys, sink_values))
+            keys, v = (torch.cat(pair, dim=1) for pair in zip(before, (keys, v), strict=True))
+            context = attention.layout.inner(_causal, rotate(q, 0, config), keys, v)
+            contexts.append(context.view(len(references.lengths), -1, context.size(-1)))
+    return Encoded(contexts, sink_keys, sink_values, memory)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q [R, n, H, d], k and v [R, P + n, Hkv, d] -> [R, n, H*d]."""
+    ahead = k.size(1) - q.size(1)
+    mask = torch.ones(q.size(1), k.size(1), dtype=torch.bool, device=q.device).tril(ahead) if ahead else None
+    grouped = q.size(2) > k.size(2)
+    if grouped and mask is not None and q.is_cuda:  # no fused kernel takes both a mask and grouped heads
+        k, v, grouped = *(x.repeat_interleave(q.size(2) // k.size(2), dim=2) for x in (k, v)), False
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+    return context.transpose(1, 2).flatten(2)
+
+
+def attend(
+    attention: "Attention", h: Tensor, pieces: Sequence[Piece], state: LayerState, reading: Reading, index: int
+) -> tuple[Tensor, LayerState]:
+    """h [B, L + P + M*R, D], normalised and copied into the tensor-parallel region, in block `index`.
+
+    Returns this rank's partial output, for the tokens, the BOS and the references that go on, and the layer's state.
+    """
+    length = reading.length
+    q, k, v = attention.split(h)
+    carried = None if reading.fresh else state.references
+    assert reading.fresh or carried is not None, "the state of a model without explicit memory"
+    encoded = encode(attention, q[:, length:], k[:, length:], v[:, length:], reading, index, carried)
+    sink_keys, sink_values = encoded.sink_keys, encoded.sink_values
+    memory = reading.stored(index) if encoded.memory is None else encoded.memory
+    keys, values, outputs = state.keys, state.values, []
+    for piece in pieces:
+        part = slice(piece.begin, piece.end)
+        own_q, own_k = (rotate(x[:, part], piece.start, reading.config) for x in (q, k))
+        keys, values = torch.cat((keys, own_k), dim=1), torch.cat((values, v[:, part]), dim=1)
+        if reading.in_open_chunk(piece) and carried is not None:
+            more = carried.keys.unsqueeze(1), carried.values.unsqueeze(1)
+        else:
+            more = _before(sink_keys, sink_values, memory, piece, reading)
+        with_references = more[0].size(2) > sink_keys.size(1)
+        extra = Extra(*more, reading.mask(piece, with_references, q.device))
+        outputs.append(attention.layout.inner(attention.attend, own_q, keys, values, piece, extra))
+        first = keys.size(1) - piece.kept
+        keys, values = keys[:, first:], values[:, first:]
+    partial = attention.out(torch.cat([*outputs, *encoded.contexts], dim=1))
+    references = _carried(sink_keys, sink_values, memory, pieces[-1], reading, carried)
+    return partial, LayerState(keys, values, state.memory, references)
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Keys and values [B, S, P + m, Hkv, d] before those of the context, and who sees what of both (`Reading.mask`)."""
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor
+
+
+def _before(
+    sink_keys: Tensor, sink_values: Tensor, memory: Memory | None, piece: Piece, reading: Reading
+) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, S, P or P+m, Hkv, d] of BOS and memories that stand before each segment of a piece."""
+    wide = (-1, piece.segments, -1, -1, -1)
+    keys = reading.before_segments(sink_keys.unsqueeze(1).expand(wide), piece)
+    values = sink_values.unsqueeze(1).expand(wide)
+    if memory is None:
+        return keys, values
+    more_keys, more_values = reading.in_sight(memory, piece)
+    return torch.cat((keys, more_keys), dim=2), torch.cat((values, more_values), dim=2)
+
+
+def _carried(
+    sink_keys: Tensor,
+    sink_values: Tensor,
+    memory: Memory | None,
+    piece: Piece,
+    reading: Reading,
+    carried: LayerReferences | None,
+) -> LayerReferences:
+    """The layer's share of the references that the next call still sees."""
+    if not reading.leaves_open(piece):
+        none = sink_keys[:, :0]
+        return LayerReferences(sink_keys, sink_values, none, none)
+    if reading.in_open_chunk(piece) and carried is not None:
+        return carried
+    keys = reading.before_segments(sink_keys.unsqueeze(1), piece).squeeze(1)
+    if memory is None:
+        return LayerReferences(sink_keys, sink_values, keys, sink_values)
+    more_keys, more_values = reading.last_chunk(memory, piece)
+    return LayerReferences(
+        sink_keys, sink_values, torch.cat((keys, more_keys), dim=1), torch.cat((sink_values, more_values), dim=1)
+    )

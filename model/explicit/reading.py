@@ -1,0 +1,287 @@
+"""How the chunks of one call see references: the same in every layer, so it is worked out once.
+
+A reference's tokens stand at positions 0..R-1, the BOS before them; a segment's tokens go on at R.  So references, all
+at the same places, lie before the segment, and nothing depends on where the segment lies in the stream.
+
+B batch, S segments, T tokens of a segment, C chunks of a segment, M references of the call, k kept tokens of each,
+P tokens of the BOS, R longest reference, W keys of the context that a segment's tokens look at.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.config import ExplicitConfig, ModelConfig
+from model.errors import ModelError
+from model.explicit.references import References
+from model.parallel import TensorParallel
+from model.rope import rotate
+from model.segments import Piece
+
+
+@dataclass(frozen=True)
+class OpenChunk:
+    """The references of a chunk that a call ended in: present, bool [B, m], and documents, int64 [B, m], if given."""
+
+    present: Tensor
+    documents: Tensor | None
+
+
+@dataclass(frozen=True)
+class LayerReferences:
+    """One layer's share of what is carried: the BOS at its own place, and before the open chunk's segment the BOS and,
+    in a memory layer, the open chunk's references.  Each [B, P or P+m, Hkv, d]; the last two are empty between chunks.
+    """
+
+    sink_keys: Tensor
+    sink_values: Tensor
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Keys and values [B, M, k, Hkv, d] of the call's references in one layer, at their own places."""
+
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One call on `length` tokens from stream position `start` on; in pipeline stages as in the whole model.
+
+    documents: int64 [B, length], the ids of the tokens' documents; None: one document.
+    opened: of the chunk that is open at `start`; None when none is, or nothing was carried.
+    fresh: the BOS is computed with the tokens, for it was not carried.
+    """
+
+    config: ModelConfig
+    tp: TensorParallel
+    start: int
+    length: int
+    batch: int
+    references: References | None
+    documents: Tensor | None = None
+    opened: OpenChunk | None = None
+    fresh: bool = True
+    _masks: dict[tuple[int, bool], Tensor] = field(default_factory=dict)  # every layer asks for the same ones
+
+    @cached_property
+    def explicit(self) -> ExplicitConfig:
+        assert self.config.explicit is not None
+        return self.config.explicit
+
+    @cached_property
+    def memory_layers(self) -> tuple[int, ...]:
+        return self.explicit.hosts(self.config.num_layers)
+
+    @property
+    def last_memory_layer(self) -> int:
+        return self.memory_layers[-1]
+
+    @property
+    def sink(self) -> int:
+        """P, when the BOS is computed in this call; else 0."""
+        return len(self.explicit.bos) if self.fresh else 0
+
+    def encoded(self, index: int) -> int:
+        """References whose tokens come into layer `index` to be written there."""
+        if self.references is None or self.references.memories is not None or index > self.last_memory_layer:
+            return 0
+        return self.references.count
+
+    @cached_property
+    def first_chunk(self) -> int:
+        """The first chunk that begins in this call, counted from the stream's begin."""
+        return -(-self.start // self.explicit.chunk_length)
+
+    @cached_property
+    def chunks(self) -> int:
+        """U: chunks that begin in this call."""
+        return -(-(self.start + self.length) // self.explicit.chunk_length) - self.first_chunk
+
+    @cached_property
+    def own_heads(self) -> Tensor:
+        """bool [Hkv of this rank]: the key/value heads with memory."""
+        every = torch.zeros(self.config.num_kv_heads, dtype=torch.bool)
+        every[list(self.explicit.heads(self.config.num_kv_heads))] = True
+        return every.chunk(self.tp.size)[self.tp.rank]
+
+    def stored(self, index: int) -> Memory | None:
+        """Layer `index`'s part of memories that were given, for this rank's heads; zero for heads without memory."""
+        if index not in self.memory_layers or self.references is None or self.references.memories is None:
+            return None
+        own = self.references.memories[:, :, self.memory_layers.index(index)]  # [B, M, 2, H_mem, k, d]
+        heads = self.explicit.heads(self.config.num_kv_heads)
+        local = self.config.num_kv_heads // self.tp.size
+        first = self.tp.rank * local
+        places = [i for i, head in enumerate(heads) if first <= head < first + local]
+        if len(places) < len(heads):
+            own = own[:, :, :, places]
+        if len(places) < local:
+            filled = own.new_zeros(*own.shape[:3], local, *own.shape[4:])
+            filled[:, :, :, [heads[i] - first for i in places]] = own
+            own = filled
+        keys, values = own.transpose(3, 4).unbind(2)
+        return Memory(keys, values)
+
+    def in_sight(self, memory: Memory, piece: Piece) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, S, m, Hkv, d] of the references that each segment of a piece has in sight, before it."""
+        keys, values = (self._windows(x, piece).flatten(2, 3) for x in (memory.keys, memory.values))
+        return self.before_segments(keys, piece), values
+
+    def before_segments(self, keys: Tensor, piece: Piece) -> Tensor:
+        """Keys [B, S, m, Hkv, d] at places in a reference's window -> before each segment of the piece."""
+        begin = piece.start - piece.offset - self.explicit.reference_length
+        turned = rotate(keys.flatten(2, 3), begin, self.config, step=piece.segment_length)
+        return turned.view(keys.shape)
+
+    def mask(self, piece: Piece, with_references: bool, device: torch.device) -> Tensor:
+        """bool [B or 1, S or 1, 1 or Hkv, n/S, P + m + W]: what each token may see of BOS, references and context."""
+        key = (piece.begin, with_references)
+        if key not in self._masks:
+            self._masks[key] = self._mask(piece, with_references, device)
+        return self._masks[key]
+
+    def _mask(self, piece: Piece, with_references: bool, device: torch.device) -> Tensor:
+        queries = piece.length // piece.segments
+        context = piece.attention_mask(device)
+        if context is None:
+            context = torch.ones(queries, queries, dtype=torch.bool, device=device).tril()[None, None]
+        parts = [context.unsqueeze(2)]
+        if with_references and (visible := self._visible(piece, device)) is not None:
+            visible = visible.unsqueeze(2)
+            if not bool(self.own_heads.all()):
+                visible = visible & self.own_heads.to(device)[None, None, :, None, None]
+            parts.insert(0, visible)
+        sink = torch.ones(1, 1, 1, queries, len(self.explicit.bos), dtype=torch.bool, device=device)
+        parts.insert(0, sink)
+        shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+        return torch.cat([part.expand(*shape, -1) for part in parts], dim=-1)
+
+    def _visible(self, piece: Piece, device: torch.device) -> Tensor | None:
+        """bool [B, S or 1, n/S, m]: the references each token sees; None: there are none."""
+        queries = piece.length // piece.segments
+        if self.in_open_chunk(piece):
+            if self.opened is None:
+                return None
+            visible = self.opened.present[:, None, None]
+            owners = self.opened.documents
+            owners = owners if owners is None else owners.unsqueeze(1)
+        else:
+            if self.references is None:
+                return None
+            chunk = torch.arange(queries, device=device) // self.explicit.chunk_length
+            seen = torch.arange(self._span(piece), device=device) - chunk.unsqueeze(1)  # [n/S, J]
+            seen = (seen >= 0) & (seen < self.references.window)
+            present = self._windows(self._present, piece).flatten(2)  # [B, S, m]
+            visible = seen.repeat_interleave(present.size(2) // seen.size(1), dim=1) & present.unsqueeze(2)
+            owners = self._owners
+            owners = owners if owners is None else self._windows(owners, piece).flatten(2)
+        if owners is not None and self.documents is not None:
+            own = self.documents[:, piece.begin : piece.end].unflatten(1, (piece.segments, -1))
+            visible = visible & (own.unsqueeze(3) == owners.unsqueeze(2))
+        return visible
+
+    def in_open_chunk(self, piece: Piece) -> bool:
+        """Whether the piece is (part of) the chunk that was open when the call began."""
+        return piece.start % self.explicit.chunk_length > 0
+
+    @cached_property
+    def _present(self) -> Tensor:
+        """bool [B, M, k]"""
+        assert self.references is not None
+        slots = torch.arange(self.explicit.tokens, device=self.references.lengths.device)
+        return slots < self.references.lengths.unsqueeze(2)
+
+    @cached_property
+    def _owners(self) -> Tensor | None:
+        """int64 [B, M, k]"""
+        if self.references is None or self.references.documents is None:
+            return None
+        return self.references.documents.unsqueeze(2).expand(-1, -1, self.explicit.tokens)
+
+    def _span(self, piece: Piece) -> int:
+        """J: bundles that a segment of the piece has in sight."""
+        assert self.references is not None
+        queries = piece.length // piece.segments
+        return -(-queries // self.explicit.chunk_length) + self.references.window - 1
+
+    def _bundles(self, x: Tensor) -> Tensor:
+        """[B, M, k, ...] -> [B, U + window - 1, each * k, ...]: those before the first one that was given are zero."""
+        references = self.references
+        assert references is not None
+        x = x.unflatten(1, (-1, references.each)).flatten(2, 3)
+        missing = self.chunks + references.window - 1 - x.size(1)
+        return F.pad(x, [0, 0] * (x.dim() - 2) + [missing, 0]) if missing else x
+
+    def _windows(self, x: Tensor, piece: Piece) -> Tensor:
+        """[B, M, k, ...] -> [B, S, J, each * k, ...]: what each segment of the piece has in sight."""
+        per_segment = -(-(piece.length // piece.segments) // self.explicit.chunk_length)
+        first, span = piece.start // self.explicit.chunk_length - self.first_chunk, self._span(piece)
+        own = self._bundles(x)[:, first : first + (piece.segments - 1) * per_segment + span]
+        return own.unfold(1, span, per_segment).movedim(-1, 2)
+
+    def open_chunk(self, piece: Piece) -> OpenChunk | None:
+        """What is carried of the chunk that the call's last piece ends in; None: it ends with a chunk."""
+        if not self.leaves_open(piece):
+            return None
+        if self.in_open_chunk(piece):
+            return self.opened
+        if self.references is None:
+            return None
+        return OpenChunk(
+            self._last(self._present, piece), None if self._owners is None else self._last(self._owners, piece)
+        )
+
+    def leaves_open(self, piece: Piece) -> bool:
+        """Whether a chunk is open after the piece."""
+        return (piece.start + piece.length) % self.explicit.chunk_length > 0
+
+    def _last(self, x: Tensor, piece: Piece) -> Tensor:
+        """[B, M, k, ...] -> [B, window * each * k, ...]: what the last chunk of the last piece has in sight."""
+        assert self.references is not None
+        return self._bundles(x)[:, -self.references.window :].flatten(1, 2)
+
+    def last_chunk(self, memory: Memory, piece: Piece) -> tuple[Tensor, Tensor]:
+        """Keys, before the segment, and values [B, m, Hkv, d] of the last chunk's references."""
+        keys, values = self._last(memory.keys, piece), self._last(memory.values, piece)
+        return self.before_segments(keys.unsqueeze(1), piece).squeeze(1), values
+
+
+def read(
+    config: ModelConfig,
+    tp: TensorParallel,
+    ids: Tensor,
+    start: int,
+    references: References | None,
+    documents: Tensor | None,
+    carried: OpenChunk | None,
+    fresh: bool,
+) -> Reading:
+    """The reading of a call on ids int64 [B, L]; raises `ModelError` when the references do not fit it."""
+    assert config.explicit is not None
+    if not config.explicit.bos:
+        raise ModelError(
+            "model.explicit.bos: empty; give the token ids of '<s>Reference:' (a training run takes them from its "
+            "data's tokenizer)"
+        )
+    reading = Reading(config, tp, start, ids.size(1), ids.size(0), references, documents, carried, fresh)
+    if references is not None:
+        references.check(ids.size(0), reading.chunks, config)
+    return reading
+
+
+def with_references(ids: Tensor, reading: Reading) -> Tensor:
+    """Tokens int64 [B, L] and what travels behind them: the BOS, and the references to be written."""
+    parts = [ids]
+    if reading.fresh:
+        parts.append(ids.new_tensor(reading.explicit.bos).expand(ids.size(0), -1))
+    if reading.encoded(0):
+        assert reading.references is not None and reading.references.tokens is not None
+        parts.append(reading.references.tokens.flatten(1))
+    return torch.cat(parts, dim=1)

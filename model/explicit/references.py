@@ -1,0 +1,101 @@
+"""What the chunks of one call may read."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.errors import ModelError
+
+
+@dataclass(frozen=True)
+class References:
+    """References for the U chunks that begin in a call; chunk c is the stream's tokens [C*c, C*(c+1)).
+
+    Every chunk brings `each` references, which stay in sight for `window` chunks, its own included: training has
+    each 1 and window 5, generation each 5 and window 1.  They stand in the order of their chunks, the last ones being
+    the last chunk's; M = each*U, or more where chunks before the call still are in sight.
+
+    lengths: int64 [B, M], tokens of each reference; 0: there is none.
+    tokens: int64 [B, M, R], filled up with any id: written in this call, so that gradients reach the writing.
+    memories: [B, M, L_mem, 2, H_kv, k, d], already written (`model.explicit.write`).  One of the two is given.
+    documents: int64 [B, M], id of the document whose tokens found it: another document's do not see it; None: all do.
+        The ids are those of the call, and must differ between documents that come within `window` chunks.
+    """
+
+    lengths: Tensor
+    tokens: Tensor | None = None
+    memories: Tensor | None = None
+    documents: Tensor | None = None
+    each: int = 1
+    window: int = 1
+
+    @property
+    def count(self) -> int:
+        """M."""
+        return self.lengths.size(1)
+
+    @property
+    def bundles(self) -> int:
+        """Chunks that bring something."""
+        return self.count // self.each
+
+    def part(self, first: int, chunks: int, all_chunks: int) -> "References":
+        """What chunks [first, first + chunks) of the call's `all_chunks` see: for a call on these alone."""
+        ahead = self.bundles - all_chunks  # bundles of earlier chunks
+        begin, end = max(0, first + ahead - self.window + 1) * self.each, (first + ahead + chunks) * self.each
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        cut: dict[str, Any] = {name: value[:, begin:end] for name, value in tensors.items()}
+        return replace(self, **cut)
+
+    def none_found(self) -> "References":
+        """The same with every reference taken away."""
+        return replace(self, lengths=torch.zeros_like(self.lengths))
+
+    def check(self, batch: int, chunks: int, config: ModelConfig) -> None:
+        """Raise `ModelError` when the references do not fit a call on `chunks` new chunks."""
+        explicit = config.explicit
+        assert explicit is not None
+        if (self.tokens is None) == (self.memories is None):
+            raise ModelError("references: give either their tokens, to be written, or their memories")
+        shape = [batch, self.count]
+        if self.tokens is not None:
+            self._expect("tokens", self.tokens, [*shape, explicit.reference_length])
+            if self.tokens.device.type == "cpu" and self.tokens.numel():
+                low, high = int(self.tokens.min()), int(self.tokens.max())
+                if not 0 <= low <= high < config.vocab_size:
+                    raise ModelError(
+                        f"references.tokens: ids from {low} to {high}, but model.vocab_size is {config.vocab_size}; "
+                        "use the tokenizer the model was trained with"
+                    )
+        if self.memories is not None:
+            self._expect("memories", self.memories, [*shape, *memory_shape(config)])
+        self._expect("lengths", self.lengths, shape)
+        if self.documents is not None:
+            self._expect("documents", self.documents, shape)
+        if self.each < 1 or self.window < 1 or self.count % self.each:
+            raise ModelError(
+                f"references: {self.count} of them, {self.each} a chunk, in sight for {self.window} chunks; every "
+                "chunk must bring as many, and be in sight itself"
+            )
+        if not chunks <= self.bundles < chunks + self.window:
+            raise ModelError(
+                f"references: {self.bundles} bundles of {self.each} for the {chunks} chunks of "
+                f"{explicit.chunk_length} tokens that begin in this call; give {chunks}, and up to {self.window - 1} "
+                "more of the chunks before (fill up with lengths of 0), or None when no chunk begins"
+            )
+
+    @staticmethod
+    def _expect(name: str, value: Tensor, shape: list[int]) -> None:
+        if list(value.shape) != shape:
+            raise ModelError(f"references.{name}: shape {list(value.shape)}, but it must be {shape}")
+
+
+def memory_shape(config: ModelConfig) -> tuple[int, int, int, int, int]:
+    """(L_mem, 2, H_kv, k, d) of one reference's explicit memory: keys, then values."""
+    explicit = config.explicit
+    assert explicit is not None
+    layers, heads = len(explicit.hosts(config.num_layers)), len(explicit.heads(config.num_kv_heads))
+    return layers, 2, heads, explicit.tokens, config.head_width

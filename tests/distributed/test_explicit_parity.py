@@ -1,0 +1,66 @@
+"""Explicit memory gives the same numbers on any topology: loss, gradient norm, every weight and moment (fp32)."""
+
+from functools import lru_cache
+from typing import Any
+
+import pytest
+
+from tests.distributed.spawn import run_ranks
+from tests.distributed.test_parity import assert_same
+from tests.distributed.training_case import SAMPLES, tiny_config, train
+from training.config import RunConfig
+from training.errors import ConfigError
+
+pytestmark = pytest.mark.memory3
+STEPS, LENGTH = 4, 256
+MEMORIES: dict[str, dict[str, Any]] = {"none": {"kind": "none"}, "lm2": {"kind": "lm2", "slots": 4, "heads": 2}}
+
+
+def config_with(memory: str = "none", **changes: Any) -> RunConfig:
+    """Four chunks a sample in two segments; two of the four blocks are memory layers."""
+    return tiny_config(
+        data={"path": "unused", "sequence_length": LENGTH, "references": "unused"},
+        model__memory=MEMORIES[memory],
+        model__segment_length=128,
+        model__explicit={"bos": [1, 2], "reference_length": 12, "tokens": 3, "references": 3},
+        phases=[
+            {"name": n, "memory": on, "tokens": 8192, "tokens_per_step": SAMPLES * LENGTH, "lr": {"peak": 3e-3}}
+            for n, on in (("warmup", False), ("memory", True))
+        ],
+        **changes,
+    )
+
+
+@lru_cache
+def one_rank(memory: str) -> dict[str, Any]:
+    return run_ranks(train, 1, config_with(memory), 1, STEPS)[0]
+
+
+TOPOLOGIES = [  # memory, tensor, pipeline, data, training
+    ("none", 2, 1, 1, {}),
+    ("none", 1, 2, 1, {}),
+    ("lm2", 2, 2, 1, {}),
+    ("none", 1, 4, 1, {"activation_checkpointing": "full"}),  # a stage that begins above the memory layers
+    ("lm2", 1, 1, 2, {"zero_stage": 2, "activation_checkpointing": "selective"}),
+    ("none", 1, 1, 2, {"zero_stage": 3, "activation_checkpointing": "full"}),
+]
+
+
+@pytest.mark.parametrize("memory, tensor, pipeline, data, training", TOPOLOGIES)
+def test_explicit_memory_equals_one_rank(memory, tensor, pipeline, data, training):
+    training = {"micro_batch_size": 2} | training
+    config = config_with(memory, training=training, parallel={"tensor": tensor, "pipeline": pipeline})
+    for found in run_ranks(train, tensor * pipeline * data, config, 1, STEPS):
+        assert_same(found, one_rank(memory))
+
+
+def test_references_are_read():
+    assert one_rank("none")["wiped"] != pytest.approx(one_rank("none")["valid"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "parallel, words", [({"segment": 2}, "found; set parallel.segment=1"), ({"tensor": 2, "sequence": True}, "travel")]
+)
+def test_what_would_split_references_is_refused(parallel, words):
+    with pytest.raises(ConfigError, match=words):
+        config_with(parallel=parallel)
