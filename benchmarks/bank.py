@@ -75,7 +75,7 @@ def main() -> None:
             wrote = write(folder, shape, count)
             opened = open_seconds(folder)
             lookups = lookup_seconds(folder, count, LOOKUPS // share)
-            middle, high = np.percentile(lookups, [50, 99])
+            middle, high = np.percentile(lookups, [50, 99]).tolist()
             size = sum(path.stat().st_size for path in folder.iterdir())
             print(
                 f"{name}: {count:,} memories of {shape.bytes():,} bytes, {size / 1e9:.2f} GB, written in {wrote:.1f} s"
