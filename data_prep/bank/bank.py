@@ -105,11 +105,10 @@ class Bank:
 
         Raises DataError for an id that is not there (without `write_missing`) and for a damaged row.
         """
-        out = np.zeros((len(ids), *self.shape.array), dtype=NUMPY_TYPES[self.dtype])
+        out = np.empty((len(ids), *self.shape.array), dtype=NUMPY_TYPES[self.dtype])
         found = self._get([id for id in dict.fromkeys(np.asarray(ids).tolist()) if id >= 0])
         for row, id in enumerate(np.asarray(ids).tolist()):
-            if id >= 0:
-                out[row] = found[id]
+            out[row] = found[id] if id >= 0 else 0
         return out
 
     def prefetch(self, ids: Ids) -> Future[None]:
@@ -166,12 +165,12 @@ class Bank:
         if not ids:
             return {}
         places = [self._place(id) for id in ids]
-        rows = np.stack([self._row(place >> 32, place & 0xFFFFFFFF) for place in places])
+        rows = [self._row(place >> 32, place & 0xFFFFFFFF) for place in places]
         if self._quantiser is not None:
-            memories = self._quantiser.decode(rows, self.shape, self.dtype)
-        else:
-            memories = rows.view(NUMPY_TYPES[self.dtype]).reshape(len(ids), *self.shape.array)
-        return dict(zip(ids, memories, strict=True))
+            return dict(zip(ids, self._quantiser.decode(np.stack(rows), self.shape, self.dtype), strict=True))
+        # Views of the file: copied once, into what is given out.
+        kind, shape = NUMPY_TYPES[self.dtype], self.shape.array
+        return {id: row.view(kind).reshape(shape) for id, row in zip(ids, rows, strict=True)}
 
     def _encode(self, ids: list[int]) -> dict[int, NDArray[Any]]:
         if self._write_missing is None:
