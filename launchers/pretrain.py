@@ -48,9 +48,11 @@ def main() -> int:
     arguments = parse_arguments()
     # Imports after the arguments: --help answers at once.
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT, RankError, TrainingError
+    from training.ranks import RankInfo
 
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    rank = 0
     try:
+        rank = RankInfo.discover(arguments.local_rank).rank
         return launch(arguments)
     except BAD_INPUT as error:
         if rank == 0:

@@ -11,9 +11,10 @@ from training.errors import EXIT_FINISHED, ConfigError, RankError, TrainingError
 from training.logs import quiet_libraries, setup_logging
 from training.planning import lines_at_start
 from training.preflight import check
+from training.ranks import RankInfo
 from training.reporting import open_folder, start_tracker
 from training.signals import StopSignal
-from training.topology import RankInfo, Topology, broadcast, initialize
+from training.topology import Topology, broadcast, initialize
 from training.tracking import Tracker
 from training.watchdog import Watchdog
 
