@@ -126,7 +126,6 @@ def initialize(config: RunConfig, info: RankInfo) -> Topology:
         torch.cuda.set_device(info.local_rank)
     device = torch.device("cuda", info.local_rank) if cuda else torch.device("cpu")
     if not dist.is_initialized():
-        info.export()
         # later than the watchdog, which says who is missing
         connect(info, "cpu:gloo,cuda:nccl" if cuda else "gloo", 2 * config.faults.hang_seconds + 60)
     parallel = config.parallel
@@ -144,6 +143,7 @@ def initialize(config: RunConfig, info: RankInfo) -> Topology:
 
 def connect(info: RankInfo, backend: str, seconds: float) -> None:
     """Meet the other ranks.  Raises `ConfigError` where the port is taken, `TrainingError` where nobody is met."""
+    info.export()
     where, timeout = f"{info.master_addr}:{info.master_port}", timedelta(seconds=seconds)
     store = dist.HashStore() if info.world_size == 1 else None  # one process alone needs no port
     try:

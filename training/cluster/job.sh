@@ -42,7 +42,7 @@ try_again() {
 # counts starts since the last new checkpoint, whoever ended them
 count_attempt() {
   local before attempts
-  read -r before attempts <"$state/attempts" 2>/dev/null || { before= attempts=0; }
+  read -r before attempts 2>/dev/null <"$state/attempts" || { before= attempts=0; }
   [[ $before == "$(latest)" ]] || attempts=0
   printf '%s %s\n' "$(latest)" $((attempts + 1)) >"$state/attempts"
   if ((attempts >= max_attempts)); then
@@ -54,7 +54,7 @@ count_attempt() {
 
 # one process a node looks at it and meets the others; each leaves a line: ok, bad REASON, or unclear REASON
 check_nodes() {
-  local node verdict left bad=0 unclear=0
+  local node verdict silent left bad=0 unclear=0
   rm -rf "$state/nodes" && mkdir -p "$state/nodes"
   for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
     grep -qxF "$node" "$state/excluded-nodes" && { say "$node was found bad before"; try_again 1; }
@@ -62,8 +62,12 @@ check_nodes() {
   timeout -k 10 "$check_seconds" srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
     --wait=0 "${container_options[@]}" "${python[@]}" "$project/launchers/check_nodes.py" "${check_options[@]}" "$state/nodes" &
   wait_for $!
+  silent='unclear left no verdict, see above' # nobody answered: rather the check itself, such as a wrong Python
+  if ((code == 124 || code == 137)) || [[ -n $(ls "$state/nodes") ]]; then
+    silent="bad gave no answer within $check_seconds s"
+  fi
   for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
-    verdict=$(cat "$state/nodes/$node" 2>/dev/null || echo "bad gave no answer within $check_seconds s")
+    verdict=$(cat "$state/nodes/$node" 2>/dev/null || echo "$silent")
     case $verdict in
       ok*) continue ;;
       bad*) bad=1; say "node $node is bad: ${verdict#bad }"; echo "$node" >>"$state/excluded-nodes" ;;
