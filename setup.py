@@ -8,6 +8,7 @@ setup(
     description="Distributed pretraining of language models that have a memory",
     python_requires=">=3.11",
     packages=find_packages(include=["data_prep*", "model*", "training*"]),
+    package_data={"training.cluster": ["*.sh"]},
     install_requires=[
         "torch>=2.13",
         "deepspeed>=0.19.8",

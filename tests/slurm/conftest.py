@@ -16,9 +16,11 @@ from tests.e2e.commands import ROOT, Done, run_warm
 from tests.slurm.sandbox import Sandbox, until, why_not
 
 SUBMIT = ROOT / "launchers" / "submit.py"
-STEPS_A_PHASE, LENGTH = 100, 64
+STEPS_A_PHASE, LENGTH = 60, 64
 STEPS = 2 * STEPS_A_PHASE
 TOKENS_A_STEP = 4 * LENGTH
+# tensor parallel inside a node, pipeline across
+TWO_BY_TWO = ("parallel.tensor=2", "parallel.pipeline=2")
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
@@ -27,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(here):
             item.add_marker(pytest.mark.slurm)
-            item.add_marker(pytest.mark.timeout(420))
+            item.add_marker(pytest.mark.timeout(600))
 
 
 @pytest.fixture(scope="session")
@@ -78,12 +80,12 @@ class Site:
             assert self.box.job(job).get("JobState") not in ENDED, self.output(name)
             return self.step(name) >= step
 
-        until(past, 150, f"step {step} of {name}")
+        until(past, 240, f"step {step} of {name}")
 
     def until_restarts(self, job: str, count: int) -> None:
         until(lambda: self.box.job(job).get("Restarts") == str(count), 60, f"restart {count} of job {job}")
 
-    def end(self, job: str, seconds: float = 150) -> str:
+    def end(self, job: str, seconds: float = 240) -> str:
         """Wait for the job's end; how it ended, such as COMPLETED."""
         until(lambda: self.box.job(job).get("JobState") in ENDED, seconds, f"the end of job {job}")
         return self.box.job(job)["JobState"]
@@ -146,3 +148,11 @@ def shared_site(sandbox: Sandbox, prepared_data: Path, tmp_path_factory: pytest.
 def scratch(box: Sandbox) -> Path:
     """A folder that is another small disk on every node."""
     return box.root / "scratch" / "local"
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(shared_site: Site) -> Path:
+    """A run on 2 nodes x 2 ranks from its first step to its last."""
+    (job,) = shared_site.submitted("plain", *TWO_BY_TWO)
+    assert shared_site.end(job) == "COMPLETED", shared_site.output("plain")
+    return shared_site.run("plain")

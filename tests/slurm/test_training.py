@@ -6,31 +6,27 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.commands import PRETRAIN, losses, reproducible, run_warm
-from tests.slurm.conftest import ENDED, STEPS, STEPS_A_PHASE, Site, scratch
+from tests.e2e.commands import PRETRAIN, deepspeed, losses, reproducible, run, run_warm
+from tests.slurm.conftest import ENDED, STEPS, STEPS_A_PHASE, TWO_BY_TWO, Site, scratch
 from tests.slurm.sandbox import until
 
-# tensor parallel inside a node, pipeline across
-TWO_BY_TWO = ("parallel.tensor=2", "parallel.pipeline=2")
 ONE_RANK = ("cluster.nodes=1", "cluster.ranks_per_node=1")
 NO_CHECK = ("cluster.preflight.enabled=false",)
 SHORT = ("training.stop_after_steps=3", "tracking.enabled=false")
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(shared_site: Site) -> Path:
-    """A run on 2 nodes x 2 ranks from its first step to its last."""
-    (job,) = shared_site.submitted("plain", *TWO_BY_TWO)
-    assert shared_site.end(job) == "COMPLETED", shared_site.output("plain")
-    return shared_site.run("plain")
-
-
 def test_two_nodes_train_as_one_process_does(site: Site, uninterrupted: Path) -> None:
-    done = run_warm(PRETRAIN, "--config", "run.yaml", "run.name=local", "tracking.enabled=false", cwd=site.folder)
-    assert done.code == 0, done.err
-    local, cluster = losses(site.run("local")), losses(uninterrupted)
-    assert cluster.keys() == local.keys() == set(range(1, STEPS + 1))
-    assert max(abs(cluster[step] - local[step]) for step in local) < 1e-3  # fp32, summed in another order, 200 steps
+    """The bits of 4 ranks on one machine, and one rank's losses as long as rounding has not grown."""
+    options = ("--config", "run.yaml", "tracking.enabled=false", "training.stop_after_steps=20")
+    done = run(deepspeed(4, *options, "run.name=local", *TWO_BY_TWO), site.folder, timeout=300)
+    assert done.code in (1, 75), done.err  # the launcher's way of saying 75
+    one = run_warm(PRETRAIN, *options, "run.name=one", cwd=site.folder)
+    assert one.code == 75, one.err
+    cluster = losses(uninterrupted)
+    assert cluster.keys() == set(range(1, STEPS + 1))
+    first = {step: cluster[step] for step in range(1, 21)}
+    assert losses(site.run("local")) == first
+    assert losses(site.run("one")) == pytest.approx(first, abs=1e-4)
     logs = {rank: (uninterrupted / "log" / f"rank-{rank}.log").exists() for rank in range(4)}
     assert all(logs.values()), logs
     output = site.output("plain")
@@ -48,7 +44,7 @@ def test_a_requeue_after_the_end_ends_at_once(site: Site, uninterrupted: Path) -
     assert (uninterrupted / "metrics.jsonl").stat().st_mtime_ns == before
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_every_interruption_is_survived_in_one_run(site: Site, uninterrupted: Path) -> None:
     name, box = "interrupted", site.box
     (job,) = site.submitted(name, *TWO_BY_TWO, "cluster.partition=low", "cluster.preflight.enabled=false")
@@ -57,7 +53,7 @@ def test_every_interruption_is_survived_in_one_run(site: Site, uninterrupted: Pa
     box.ask("scancel", "--signal=USR2", job)
     site.until_restarts(job, 1)
 
-    site.until_step(name, 45, job)
+    site.until_step(name, 30, job)
     words = ["--partition=high", "--nodes=2", "--ntasks-per-node=4", "--output=/dev/null", "--wrap=true"]
     high = subprocess.run(
         ["sbatch", "--parsable", *words], env=os.environ | box.environment, capture_output=True, text=True, check=True
@@ -65,26 +61,26 @@ def test_every_interruption_is_survived_in_one_run(site: Site, uninterrupted: Pa
     site.until_restarts(job, 2)
     assert site.end(high, 60) == "COMPLETED"
 
-    site.until_step(name, 80, job)
+    site.until_step(name, 50, job)
     box.kill_node("n2")  # the ranks on n1 lose theirs, and the job queues itself again
     site.until_restarts(job, 3)
     box.start_node("n2")
 
-    site.until_step(name, 115, job)
+    site.until_step(name, 75, job)
     box.kill_node("n1")  # with it the job's script: Slurm queues it again
     site.until_restarts(job, 4)
     box.start_node("n1")
 
-    site.until_step(name, 150, job)
+    site.until_step(name, 95, job)
     box.ask("scontrol", "requeue", job)
     site.until_restarts(job, 5)
 
     assert site.end(job) == "COMPLETED", site.output(name)
     assert reproducible(site.run(name)) == reproducible(uninterrupted)
-    (run,) = site.mlflow_runs(name)
-    assert run["status"] == "FINISHED"
-    assert run["tags"]["restarts"] == "5"
-    assert run["steps"] == dict.fromkeys(range(1, STEPS + 1), 1)
+    (tracked,) = site.mlflow_runs(name)
+    assert tracked["status"] == "FINISHED"
+    assert tracked["tags"]["restarts"] == "5"
+    assert tracked["steps"] == dict.fromkeys(range(1, STEPS + 1), 1)
     output = site.output(name)
     assert output.count("stopped after step") == 2, output  # USR2 and preemption were saved before the end
     assert output.count("by SIGUSR2, saved") == 1
@@ -193,8 +189,8 @@ def test_phases_as_dependent_jobs(site: Site) -> None:
     assert site.step(name) >= STEPS_A_PHASE
     assert site.end(second) == "COMPLETED", site.output(name)
     assert losses(site.run(name)).keys() == set(range(1, STEPS + 1))
-    (run,) = site.mlflow_runs(name)
-    assert (run["status"], run["tags"]["restarts"]) == ("FINISHED", "2")
+    (tracked,) = site.mlflow_runs(name)
+    assert (tracked["status"], tracked["tags"]["restarts"]) == ("FINISHED", "2")
 
 
 def test_a_phase_that_fails_takes_its_successors_along(site: Site) -> None:

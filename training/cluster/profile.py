@@ -141,6 +141,8 @@ class ClusterProfile(Section):
             )
         if bad := [name for name in self.variables if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII)]:
             problems.append(f"variables: {bad[0]!r} cannot be the name of an environment variable; rename it")
+        if bad := [option for option in self.sbatch if not option.startswith("-")]:
+            problems.append(f"sbatch: {bad[0]!r} is no option of sbatch; write it like --mail-type=END")
         if problems:
             raise ValueError("\n".join(problems))
         return self
