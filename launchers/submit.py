@@ -4,6 +4,7 @@ python launchers/submit.py --config configs/quickstart.yaml --cluster configs/cl
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -19,6 +20,9 @@ examples:
       the data as a Slurm array of 64 parts and a merge; again after a failure: only what is missing
   python launchers/submit.py --config F --cluster C --after 1234
       trains when job 1234 (such as that merge) has ended well
+  python launchers/submit.py --config F --cluster C --evaluate '--tasks perplexity,babilong --samples 50' \\
+      checkpoint.keep_every_steps=1000
+      a job of one rank for every 1,000th step's checkpoint and the last; results in RUN/evaluation/
 
 the same command again after the run was given up continues it, without the nodes that were found bad.
 exit codes: 0 submitted; 2 refused, nothing was written or submitted.  Those of the jobs are in docs/slurm.md.
@@ -36,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--phases-as-jobs", action="store_true", help="one job a phase, in a chain")
     parser.add_argument("--after", action="append", default=[], metavar="JOB", help="wait until JOB has ended well")
     parser.add_argument(
-        "--evaluate", action="append", default=[], metavar="TASK", help="a job for every kept checkpoint; repeatable"
+        "--evaluate", default="", metavar="'OPTIONS'", help="of launchers/evaluate.py: a job for every kept checkpoint"
     )
     parser.add_argument("--prepare-data", type=int, metavar="N", help="prepare the run's data in N parts instead")
     options = parser.parse_intermixed_args()
@@ -73,7 +77,7 @@ def submit(options: argparse.Namespace) -> list[str]:
     job = RunJob(config, options.config.resolve(), theirs, Path.cwd())
     if options.prepare_data is not None:
         return submit_preparation(job, profile, options.prepare_data, options.dry_run)
-    wish = Wish(options.phases_as_jobs, tuple(options.after), tuple(options.evaluate), options.dry_run)
+    wish = Wish(options.phases_as_jobs, tuple(options.after), tuple(shlex.split(options.evaluate)), options.dry_run)
     return submit_run(job, profile, wish)
 
 

@@ -37,7 +37,7 @@ def test_shipped_profiles_load_and_make_scripts_that_bash_can_read(path: Path, t
     profile, run = load_profile(path), job(tmp_path)
     scripts = [
         training_script(run, profile, evaluation=True),
-        evaluation_script(run, profile, ("mmlu",)),
+        evaluation_script(run, profile, ("--tasks", "mmlu")),
         preparation_script(run, profile, tmp_path / "data.slurm", 8),
     ]
     for script in scripts:

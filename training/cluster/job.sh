@@ -24,10 +24,14 @@ reached() {
 # ends the job after it was put back into the queue, or with code $1 where that cannot be
 try_again() {
   local job_state nodes
-  job_state=$(scontrol -o show job "$job" | grep -o 'JobState=[A-Z_]*')
+  for _ in 1 2 3 4 5 6; do # a controller may be slow to answer
+    job_state=$(scontrol -o show job "$job" | grep -o 'JobState=[A-Z_]*') && break
+    sleep 10
+  done
   case $job_state in
     JobState=RUNNING | JobState=TIMEOUT) ;;
-    *) say "not queued again: $job_state"; exit "$1" ;; # cancelled, or Slurm queues it again itself
+    JobState=PENDING | JobState=REQUEUED) say "Slurm has queued it again itself"; exit "$1" ;;
+    *) say "not queued again: it is ${job_state#*=}"; exit "$1" ;;
   esac
   if ! scontrol requeue "$job"; then
     say "cannot be queued again; to go on submit $script"

@@ -100,7 +100,7 @@ def training_script(job: RunJob, profile: ClusterProfile, evaluation: bool = Fal
     )
 
 
-def evaluation_script(job: RunJob, profile: ClusterProfile, tasks: Sequence[str]) -> str:
+def evaluation_script(job: RunJob, profile: ClusterProfile, options: Sequence[str]) -> str:
     """`evaluate.sbatch` of a run: one rank, for the checkpoint that is its argument."""
     one = profile.model_copy(
         update={"nodes": 1, "ranks_per_node": 1, "gpus_per_node": min(1, profile.gpus_per_node), "memory": None}
@@ -115,11 +115,11 @@ def evaluation_script(job: RunJob, profile: ClusterProfile, tasks: Sequence[str]
             _assign("run", str(job.run)),
             _assign("python", one.python((PROJECT, job.folder, job.run.parent))),
             _assign("container_options", _container_options(job, profile)),
-            _assign("command", [str(PROJECT / "launchers" / "evaluate.py"), "--tasks", *tasks]),
+            _assign("command", [str(PROJECT / "launchers" / "evaluate.py"), *options]),
         ],
         "set -u\nunset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT\n"
         'srun --ntasks=1 "${container_options[@]}" "${python[@]}" "${command[@]}" \\\n'
-        '  --checkpoint "$run/checkpoints/$1" --output "$run/evaluation/$1"\n',
+        '  --checkpoint "$run/checkpoints/$1"\n',
     )
 
 

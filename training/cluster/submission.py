@@ -23,7 +23,7 @@ class Wish:
 
     phases_as_jobs: bool = False
     after: tuple[str, ...] = ()  # jobs that must have ended well
-    evaluate: tuple[str, ...] = ()  # tasks for every kept checkpoint
+    evaluate: tuple[str, ...] = ()  # options of launchers/evaluate.py, for every kept checkpoint
     dry_run: bool = False
 
 
