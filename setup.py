@@ -8,7 +8,6 @@ setup(
     description="Distributed pretraining of language models that have a memory",
     python_requires=">=3.11",
     packages=find_packages(include=["data_prep*", "model*", "training*"]),
-    package_data={"training.cluster": ["*.sh"]},
     install_requires=[
         "torch>=2.13",
         "deepspeed>=0.19.8",
@@ -48,4 +47,5 @@ setup(
             "types-PyYAML",
         ],
     },
+    package_data={"training.cluster": ["*.sh"]},  # the fixed part of the job scripts
 )
