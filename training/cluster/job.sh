@@ -68,7 +68,7 @@ check_nodes() {
   wait_for $!
   silent='unclear left no verdict, see above' # nobody answered: rather the check itself, such as a wrong Python
   if ((code == 124 || code == 137)) || [[ -n $(ls "$state/nodes") ]]; then
-    silent="bad gave no answer within $check_seconds s"
+    silent="bad gave no answer in $run within $check_seconds s"
   fi
   for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
     verdict=$(cat "$state/nodes/$node" 2>/dev/null || echo "$silent")

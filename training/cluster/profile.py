@@ -117,7 +117,9 @@ class ClusterProfile(Section):
     venv: Text | None = Field(None, description="folder of a virtual environment")
     container: Container | None = Field(None, description="container in which Python runs")
     variables: dict[Text, Text] = Field(default_factory=dict, description="environment variables of every rank")
-    signal_seconds: int = Field(300, ge=60, description="so long before the time limit the run is asked to save")
+    signal_seconds: int = Field(
+        300, ge=60, le=65535, description="so long before the time limit the run is asked to save"
+    )
     max_attempts: Positive = Field(3, description="starts in a row without a new checkpoint before the run is given up")
     preflight: Preflight = Field(default_factory=Preflight)
     data: DataJobs = Field(default_factory=DataJobs)

@@ -132,7 +132,7 @@ def submit_preparation(job: RunJob, profile: ClusterProfile, tasks: int, dry_run
     if data.prepare is None:
         raise ConfigError("data.prepare: missing; say in it what to read (python launchers/prepare_data.py --help)")
     job.check()
-    preparation = Preparation(data.prepare, job.folder / data.path)
+    preparation = Preparation(data.prepare, data.path)
     folder = preparation.folder.with_name(f"{preparation.folder.name}.slurm")
     script = preparation_script(job, profile, folder, tasks)
     one = profile.model_copy(
