@@ -2,11 +2,12 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.commands import PRETRAIN, ROOT, deepspeed, losses, reproducible, run, run_warm
+from tests.e2e.commands import PRETRAIN, ROOT, free_port, losses, reproducible, run, run_warm
 from tests.slurm.conftest import ENDED, STEPS, STEPS_A_PHASE, TWO_BY_TWO, Site, scratch
 from tests.slurm.sandbox import until
 
@@ -17,10 +18,11 @@ SHORT = ("training.stop_after_steps=3", "tracking.enabled=false")
 
 
 def test_two_nodes_train_as_one_process_does(site: Site, uninterrupted: Path) -> None:
-    """The bits of 4 ranks on one machine, and one rank's losses as long as rounding has not grown."""
+    """The bits of torchrun's 4 ranks on one machine, and one rank's losses as long as rounding has not grown."""
     options = ("--config", "run.yaml", "tracking.enabled=false", "training.stop_after_steps=20")
-    done = run(deepspeed(4, *options, "run.name=local", *TWO_BY_TWO), site.folder, timeout=300)
-    assert done.code in (1, 75), done.err  # the launcher's way of saying 75
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=4", f"--master-port={free_port()}"]
+    done = run([*torchrun, str(PRETRAIN), *options, "run.name=local", *TWO_BY_TWO], site.folder, timeout=300)
+    assert done.code == 1, done.err  # torchrun's way of saying 75
     one = run_warm(PRETRAIN, *options, "run.name=one", cwd=site.folder)
     assert one.code == 75, one.err
     cluster = losses(uninterrupted)
@@ -154,7 +156,7 @@ def test_a_sick_node_is_named_and_left_out(site: Site) -> None:
             ("cluster.partition=gpu",),
             "cluster.partition: 'gpu' is none of this cluster's; choose one of high, low, main",
         ),
-        (("parallel.tensor=4", "parallel.pipeline=2"), "parallel: 4 ranks were started, but tensor 4 x pipeline 2"),
+        (("cluster.nodes=1", *TWO_BY_TWO), "parallel: 2 ranks were started, but tensor 2 x pipeline 2"),
     ],
 )
 def test_what_can_never_run_is_refused_before_submission(site: Site, asked: tuple[str, ...], said: str) -> None:
