@@ -206,7 +206,7 @@ class Sandbox:
 
     def until_idle(self) -> None:
         """All nodes are free and well."""
-        until(lambda: all(self.node_state(node) == "idle" for node in self.nodes), 40, "idle nodes")
+        until(lambda: all(self.node_state(node) == "idle" for node in self.nodes), 120, "idle nodes")
 
     def cancel_all(self) -> None:
         """No job is left, not even a completing one."""

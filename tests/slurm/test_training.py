@@ -168,7 +168,7 @@ def test_what_can_never_run_is_refused_before_submission(site: Site, asked: tupl
 
 
 def test_nothing_in_a_name_is_executed(site: Site) -> None:
-    name = 'it\'s "a" $(touch pwned) `touch pwned` ; touch pwned & %j #x'
+    name = 'it\'s "a" $(touch pwned) `touch pwned` ; touch pwned &#x%j'
     (job,) = site.submitted(name, *ONE_RANK, *SHORT, "tracking.experiment=$(touch pwned)'\"")
     assert site.end(job) == "COMPLETED", site.output(name)
     assert (site.run(name) / "checkpoints" / "latest").read_text().strip() == "step-00000003"

@@ -10,7 +10,7 @@ from data_prep.prepare import Preparation
 from training.cluster import slurm
 from training.cluster.profile import ClusterProfile
 from training.cluster.script import PROJECT, RunJob, evaluation_script, preparation_script, training_script
-from training.errors import ConfigError
+from training.errors import BAD_INPUT, ConfigError
 from training.ranks import RankInfo
 
 STATE = "slurm"  # folder of a run with what its jobs tell each other
@@ -29,10 +29,21 @@ class Wish:
 
 def submit_run(job: RunJob, profile: ClusterProfile, wish: Wish) -> list[str]:
     """Submit a run; lines that say what was done and how to follow it.  Raises `BAD_INPUT` before writing."""
-    _check_run(job, profile, wish)
+    job.check()
     job = RunJob(job.config, job.config_file, job.overrides, job.folder, _found_bad(job))
     script = training_script(job, profile, evaluation=bool(wish.evaluate))
-    lines = _ask_cluster(profile, script, wish.dry_run)
+    problems: list[str] = []
+    lines: list[str] = []
+    try:
+        _check_run(job, profile, wish)
+    except BAD_INPUT as error:
+        problems.append(str(error))
+    try:
+        lines = _ask_cluster(profile, script, wish.dry_run)
+    except ConfigError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
     if wish.dry_run:
         return [script, *(f"# {line}" for line in lines), f"# not submitted; this would be {job.script}"]
     state = job.run / STATE
@@ -54,7 +65,6 @@ def _check_run(job: RunJob, profile: ClusterProfile, wish: Wish) -> None:
     from training.preflight import check
     from training.topology import check_world
 
-    job.check()
     alone = RankInfo(0, profile.ranks, 0)
     if wish.after:  # they may make the data
         check_world(job.config, alone)
