@@ -102,18 +102,17 @@ trap '[[ -n $step_pid ]] && kill -USR2 "$step_pid"' TERM USR2
 
 # a job for every kept checkpoint that has none yet
 evaluate_kept() {
-  local checkpoint step
+  local checkpoint step noted id
   [[ -n $evaluation ]] || return 0
+  mkdir -p "$state/evaluated"
   for checkpoint in "$run"/checkpoints/step-*[0-9]; do
     [[ -e $checkpoint/manifest.json ]] || continue
     step=$((10#${checkpoint##*-}))
     ((step == total_steps || (keep_every > 0 && step % keep_every == 0))) || continue
-    mkdir -p "$state/evaluated" && mkdir "$state/evaluated/${checkpoint##*/}" 2>/dev/null || continue
-    if id=$(sbatch --parsable "$evaluation" "${checkpoint##*/}"); then
-      say "${checkpoint##*/} is evaluated by job $id"
-    else
-      rmdir "$state/evaluated/${checkpoint##*/}"
-    fi
+    noted=$state/evaluated/${checkpoint##*/}
+    [[ ! -e $noted ]] && id=$(sbatch --parsable "$evaluation" "${checkpoint##*/}") || continue
+    echo "$id" >"$noted"
+    say "${checkpoint##*/} is evaluated by job $id"
   done
 }
 
@@ -129,7 +128,7 @@ watcher=
 srun "${srun_options[@]}" "${container_options[@]}" --wait=60 \
   "${python[@]}" "$project/launchers/pretrain.py" --config "$config" "${overrides[@]}" &
 wait_for $!
-[[ -z $watcher ]] || kill "$watcher"
+[[ -z $watcher ]] || { kill "$watcher"; wait "$watcher" 2>/dev/null; }
 evaluate_kept
 say "training ended with $code, checkpoint $(latest)"
 if [[ $code == 0 || $code == 75 ]] && reached; then

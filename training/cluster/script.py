@@ -5,7 +5,7 @@ Values stand only in the first two parts, so no value is ever read as a command.
 
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,6 @@ class RunJob:
     config_file: Path
     overrides: tuple[str, ...]
     folder: Path  # relative paths of the configuration start here
-    excluded: tuple[str, ...] = ()  # nodes that earlier jobs of this run found bad
 
     @property
     def run(self) -> Path:
@@ -57,8 +56,7 @@ class RunJob:
 def training_script(job: RunJob, profile: ClusterProfile, evaluation: bool = False) -> str:
     """`submit.sbatch` of a run."""
     config, run = job.config, job.run
-    options = ["--signal", f"USR2@{profile.signal_seconds}", "--requeue", "", "--open-mode", "append"]
-    exclude = sorted({*profile.exclude, *job.excluded})
+    options = {"--signal": f"USR2@{profile.signal_seconds}", "--requeue": "", "--open-mode": "append"}
     check, pyxis = profile.preflight, _container_options(job, profile)
     checks = [f"--min-memory-gib={check.min_memory_gib}", f"--min-disk-gib={check.min_disk_gib}"]
     checks += [f"--max-clock-skew={check.max_clock_skew_seconds}", f"--all-reduce-mib={check.all_reduce_mib}"]
@@ -67,8 +65,7 @@ def training_script(job: RunJob, profile: ClusterProfile, evaluation: bool = Fal
     return _script(
         f"memtrain: run {config.run.name!r} on {profile.nodes} nodes x {profile.ranks_per_node} ranks. "
         "Written by launchers/submit.py.",
-        _resources(profile, _job_name(config.run.name), run / "log" / "slurm-%j.out", exclude)
-        | dict(zip(options[::2], options[1::2], strict=True)),
+        _resources(profile, _job_name(config.run.name), run / "log" / "slurm-%j.out") | options,
         profile,
         [
             f"cd {shlex.quote(str(job.folder))}",
@@ -108,7 +105,7 @@ def evaluation_script(job: RunJob, profile: ClusterProfile, options: Sequence[st
     return _script(
         f"memtrain: evaluates the checkpoint that is its argument, of run {job.config.run.name!r}. "
         "Written by launchers/submit.py.",
-        _resources(one, _job_name(f"eval-{job.config.run.name}"), job.run / "log" / "evaluate-%j.out", profile.exclude),
+        _resources(one, _job_name(f"eval-{job.config.run.name}"), job.run / "log" / "evaluate-%j.out"),
         profile,
         [
             f"cd {shlex.quote(str(job.folder))}",
@@ -142,7 +139,7 @@ def preparation_script(job: RunJob, profile: ClusterProfile, data_folder: Path, 
     return _script(
         f"memtrain: prepares the data of {job.config_file.name}. Argument: plan, task or merge. "
         "Written by launchers/submit.py.",
-        _resources(one, "prepare", log, profile.exclude) | {"--requeue": "", "--open-mode": "append"},
+        _resources(one, "prepare", log) | {"--requeue": "", "--open-mode": "append"},
         profile,
         [
             f"cd {shlex.quote(str(job.folder))}",
@@ -174,7 +171,7 @@ def _container_options(job: RunJob, profile: ClusterProfile) -> list[str]:
     ]
 
 
-def _resources(profile: ClusterProfile, name: str, log: Path, exclude: Iterable[str]) -> dict[str, str]:
+def _resources(profile: ClusterProfile, name: str, log: Path) -> dict[str, str]:
     """The options of sbatch that a profile stands for; '' where there is nothing to say."""
     kind = f"{profile.gpu_type}:" if profile.gpu_type else ""
     asked = {
@@ -190,7 +187,7 @@ def _resources(profile: ClusterProfile, name: str, log: Path, exclude: Iterable[
         "--gpus-per-node": f"{kind}{profile.gpus_per_node}" if profile.gpus_per_node else None,
         "--mem": profile.memory,
         "--constraint": profile.constraint,
-        "--exclude": ",".join(exclude),
+        "--exclude": ",".join(profile.exclude),
         "--output": str(log.parent).replace("%", "%%") + "/" + log.name,
     }
     return {option: value for option, value in asked.items() if value}

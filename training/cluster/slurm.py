@@ -120,7 +120,7 @@ def nodes_of(partition: str) -> list[Node]:
 def _unfit(node: Node, profile: ClusterProfile, cpus: int) -> str:
     """Why a node can never serve a request, or nothing."""
     if node.name in profile.exclude:
-        return "excluded"
+        return "excluded (cluster.exclude, or slurm/excluded-nodes in the run's folder)"
     if node.cpus < cpus:
         return f"{node.cpus} cores, {cpus} asked"
     if profile.memory and node.memory < mebibytes(profile.memory):

@@ -30,7 +30,7 @@ class Wish:
 def submit_run(job: RunJob, profile: ClusterProfile, wish: Wish) -> list[str]:
     """Submit a run; lines that say what was done and how to follow it.  Raises `BAD_INPUT` before writing."""
     job.check()
-    job = RunJob(job.config, job.config_file, job.overrides, job.folder, _found_bad(job))
+    profile = profile.model_copy(update={"exclude": tuple(sorted({*profile.exclude, *_found_bad(job)}))})
     script = training_script(job, profile, evaluation=bool(wish.evaluate))
     problems: list[str] = []
     lines: list[str] = []
@@ -82,9 +82,10 @@ def _ask_cluster(profile: ClusterProfile, script: str, dry_run: bool) -> list[st
     return lines
 
 
-def _found_bad(job: RunJob) -> tuple[str, ...]:
+def _found_bad(job: RunJob) -> list[str]:
+    """Nodes that earlier jobs of the run found bad."""
     path = job.run / STATE / "excluded-nodes"
-    return tuple(sorted(set(path.read_text(encoding="utf-8").split()))) if path.exists() else ()
+    return path.read_text(encoding="utf-8").split() if path.exists() else []
 
 
 def _refuse_second(job: RunJob) -> None:
