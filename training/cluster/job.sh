@@ -14,6 +14,7 @@ mkdir -p "$state"
 touch "$state/excluded-nodes"
 
 say() { printf '%s job %s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$job" "$*"; }
+excluded() { { tr , '\n' <<<"$exclude"; cat "$state/excluded-nodes"; } | grep . | sort -u; }
 latest() { cat "$run/checkpoints/latest" 2>/dev/null || echo none; }
 reached() {
   local name
@@ -37,7 +38,7 @@ try_again() {
     say "cannot be queued again; to go on submit $script"
     exit "$1"
   fi
-  nodes=$(paste -sd, <(printf '%s' "$exclude" | tr , '\n' | cat - "$state/excluded-nodes" | grep . | sort -u))
+  nodes=$(excluded | paste -sd,)
   # Slurm takes this only of a waiting job, which this one is now, although its script still runs for a moment
   [[ -n $nodes ]] && scontrol update JobId="$job" ExcNodeList="$nodes"
   exit "$1"
@@ -58,7 +59,7 @@ count_attempt() {
 
 # one process a node looks at it and meets the others; each leaves a line: ok, bad REASON, or unclear REASON
 check_nodes() {
-  local node verdict silent left bad=0 unclear=0
+  local node verdict silent left unclear=0 bad=()
   rm -rf "$state/nodes" && mkdir -p "$state/nodes"
   for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
     grep -qxF "$node" "$state/excluded-nodes" && { say "$node was found bad before"; try_again 1; }
@@ -74,18 +75,21 @@ check_nodes() {
     verdict=$(cat "$state/nodes/$node" 2>/dev/null || echo "$silent")
     case $verdict in
       ok*) continue ;;
-      bad*) bad=1; say "node $node is bad: ${verdict#bad }"; echo "$node" >>"$state/excluded-nodes" ;;
+      bad*) bad+=("$node"); say "node $node is bad: ${verdict#bad }" ;;
       *) unclear=1; say "node $node: ${verdict#unclear }" ;;
     esac
   done
-  if ((bad)); then
-    left=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -o %N | sort -u | grep -vxFc -f "$state/excluded-nodes")
+  if ((${#bad[@]} > 1 && ${#bad[@]} == SLURM_JOB_NUM_NODES)); then
+    say "none of them is left out: what all of them lack is rather something they share"
+  elif ((${#bad[@]})); then
+    printf '%s\n' "${bad[@]}" >>"$state/excluded-nodes"
+    left=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -o %N | sort -u | grep -vxFc -f <(excluded))
     if ((left < SLURM_JOB_NUM_NODES)); then
       say "given up: without the bad nodes $SLURM_JOB_PARTITION has $left. Repair them and delete $state/excluded-nodes"
       exit 1
     fi
   fi
-  ((bad || unclear)) && try_again 1
+  ((${#bad[@]} || unclear)) && try_again 1
   return 0
 }
 
