@@ -101,10 +101,7 @@ def test_starts_without_progress_are_bounded(site: Site) -> None:
     assert site.box.job(job)["ExitCode"] == "2:0"
 
     name = "killed"
-    until_killed = "cluster.variables={PYTORCH_JIT: '0', MALLOC_TOP_PAD_: '1'}"
-    (job,) = site.submitted(
-        name, *ONE_RANK, *NO_CHECK, until_killed, "cluster.max_attempts=2", "checkpoint.every_steps=100000"
-    )
+    (job,) = site.submitted(name, *ONE_RANK, *NO_CHECK, "cluster.max_attempts=2", "checkpoint.every_steps=100000")
     for restart in (1, 2):
         site.until_step(name, 1, job)
         (site.run(name) / "metrics.jsonl").unlink()
@@ -118,14 +115,24 @@ def test_starts_without_progress_are_bounded(site: Site) -> None:
     assert "given up: 2 starts without a new checkpoint" in site.output(name)
 
 
-def test_a_cancelled_job_stays_cancelled_and_is_saved(site: Site) -> None:
-    (job,) = site.submitted("cancelled", *ONE_RANK, *NO_CHECK, "tracking.enabled=false")
-    site.until_step("cancelled", 3, job)
-    assert site.submit("cancelled", *ONE_RANK).code == 2  # a second job for the same run
-    site.box.ask("scancel", job)
+def test_the_time_limit_is_survived_and_a_cancelled_job_stays_cancelled(site: Site) -> None:
+    name, box = "long", site.box
+    (job,) = site.submitted(name, *ONE_RANK, *NO_CHECK, "phases.0.tokens=10000000", "tracking.enabled=false")
+    site.until_step(name, 3, job)
+    assert site.submit(name, *ONE_RANK).code == 2  # a second job for the same run
+
+    box.ask("scontrol", "update", f"JobId={job}", "TimeLimit=1")  # so the signal is due: 120 s before
+    site.until_restarts(job, 1)
+    box.ask("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+    assert "by SIGUSR2, saved" in site.output(name)
+
+    saved = site.step(name)
+    site.until_step(name, saved + 3, job)
+    box.ask("scancel", job)
     assert site.end(job) == "CANCELLED"
-    until(lambda: "not queued again: it is CANCELLED" in site.output("cancelled"), 20, "the script's last word")
-    assert "saved" in site.output("cancelled")
+    until(lambda: "not queued again, it was cancelled" in site.output(name), 60, "the script's last word")
+    assert "by SIGTERM, saved" in site.output(name)
+    assert box.job(job)["Restarts"] == "1"
 
 
 def test_a_sick_node_is_named_and_left_out(site: Site) -> None:

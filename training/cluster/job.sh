@@ -26,13 +26,13 @@ reached() {
 try_again() {
   local job_state nodes
   for _ in 1 2 3 4 5 6; do # a controller may be slow to answer
-    job_state=$(scontrol -o show job "$job" | grep -o 'JobState=[A-Z_]*') && break
+    job_state=$(scontrol -o show job "$job" | grep -oE '(JobState|Reason)=[^ ]*' | paste -sd' ') && break
     sleep 10
   done
   case $job_state in
-    JobState=RUNNING | JobState=TIMEOUT) ;;
-    JobState=PENDING | JobState=REQUEUED) say "Slurm has queued it again itself"; exit "$1" ;;
-    *) say "not queued again: it is ${job_state#*=}"; exit "$1" ;;
+    JobState=RUNNING* | *Reason=TimeLimit) ;;
+    JobState=PENDING* | JobState=REQUEUE*) say "Slurm has queued it again itself"; exit "$1" ;;
+    *) say "not queued again, it was cancelled ($job_state)"; exit "$1" ;;
   esac
   if ! scontrol requeue "$job"; then
     say "cannot be queued again; to go on submit $script"
