@@ -113,11 +113,11 @@ def _json(line: str) -> dict[str, Any] | None:
 
 
 @pytest.fixture
-def site(shared_site: Site) -> Iterator[Site]:
-    """The working folder, with an idle cluster before and after."""
-    yield shared_site
+def site(shared_site: Site) -> Site:
+    """The working folder, and an idle cluster."""
     shared_site.box.cancel_all()
     shared_site.box.until_idle()
+    return shared_site
 
 
 @pytest.fixture(scope="session")
