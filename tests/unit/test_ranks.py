@@ -1,14 +1,13 @@
 """Who a process is, however it was started."""
 
 import socket
-import subprocess
-import sys
 
 import pytest
 
-from tests.e2e.commands import environment, free_port
-from training.errors import ConfigError
+from tests.e2e.commands import free_port
+from training.errors import ConfigError, TrainingError
 from training.ranks import RankInfo, first_host
+from training.topology import connect
 
 STEP = {
     "SLURM_PROCID": "3",
@@ -73,18 +72,23 @@ def test_first_host_of_a_list(hosts: str, first: str | None) -> None:
     assert first_host(hosts) == first
 
 
-def test_a_port_in_use_is_said_plainly() -> None:
-    port = free_port()
-    code = (
-        "from training.ranks import RankInfo\nfrom training.topology import connect\n"
-        f"connect(RankInfo(0, 2, 0, '127.0.0.1', {port}), 'gloo', 20)"
-    )
+@pytest.fixture
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What meeting puts into the environment is taken out again."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+
+
+def test_a_port_in_use_is_said_plainly(own_environment: None) -> None:
     with socket.socket() as taken:
-        taken.bind(("0.0.0.0", port))
+        taken.bind(("0.0.0.0", 0))
         taken.listen()
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=120
-        )
-    assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
-    assert f"ConfigError: MASTER_PORT: {port} is in use on" in last and "--master_port N" in last
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"MASTER_PORT: {port} is in use on .*--master_port N"):
+            connect(RankInfo(0, 2, 0, "127.0.0.1", port), "gloo", 20)
+
+
+def test_a_first_rank_that_is_not_there_is_said_plainly(own_environment: None) -> None:
+    port = free_port()
+    with pytest.raises(TrainingError, match=rf"rank 1 on .* cannot meet the others at 127.0.0.1:{port}"):
+        connect(RankInfo(1, 2, 0, "127.0.0.1", port), "gloo", 1)

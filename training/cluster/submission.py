@@ -1,6 +1,7 @@
 """A run handed to Slurm: everything is refused that can be, the scripts are written, the jobs submitted."""
 
 import itertools
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,8 +119,6 @@ def _submit_chain(job: RunJob, wish: Wish) -> list[tuple[str, str]]:
 
 
 def _told(job: RunJob, profile: ClusterProfile, jobs: Sequence[tuple[str, str]]) -> list[str]:
-    import shlex
-
     where = f"{profile.nodes} nodes x {profile.ranks_per_node} ranks"
     lines = [f"submitted job {number}: {name or job.config.run.name}, {where}" for number, name in jobs]
     first, run = jobs[0][0], shlex.quote(str(job.run))
