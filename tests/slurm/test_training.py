@@ -220,6 +220,6 @@ def test_the_time_limit_is_survived_and_a_cancelled_job_stays_cancelled(site: Si
     site.until_step(name, saved + 3, job)
     box.ask("scancel", job)
     assert site.end(job) == "CANCELLED"
-    until(lambda: "not queued again, it was cancelled" in site.output(name), 60, "the script's last word")
+    until(lambda: "ends, the rest is Slurm's" in site.output(name), 60, "the script's last word")
     assert "by SIGTERM, saved" in site.output(name)
     assert box.job(job)["Restarts"] == "1"

@@ -31,8 +31,8 @@ try_again() {
   done
   case $job_state in
     JobState=RUNNING* | *Reason=TimeLimit) ;;
-    JobState=PENDING* | JobState=REQUEUE*) say "Slurm has queued it again itself"; exit "$1" ;;
-    *) say "not queued again, it was cancelled ($job_state)"; exit "$1" ;;
+    # cancelled, or Slurm itself queues it again because of a node or a preemption
+    *) say "ends, the rest is Slurm's: $job_state"; exit "$1" ;;
   esac
   if ! scontrol requeue "$job"; then
     say "cannot be queued again; to go on submit $script"
