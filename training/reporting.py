@@ -1,9 +1,7 @@
 """Rank 0's side of a run: console, metrics file, plot and MLflow; the other ranks do nothing here."""
 
-import json
 import os
 import platform
-import time
 
 from data_prep.files import write_text
 from training.config import RunConfig, dump_yaml
@@ -13,7 +11,6 @@ from training.records import EvalRecord, MetricsFile, StepRecord
 from training.tracking import Status, Tracker
 
 RUN_ID_FILE = "mlflow_run_id"
-STARTS_FILE = "starts.jsonl"  # a line for every start of the run: time, host, ranks, Slurm job
 
 
 class Reporter:
@@ -102,29 +99,8 @@ def start_tracker(config: RunConfig) -> Tracker:
         run_name=config.run.name,
         run_id=run_id or None,
         params=config.model_dump(mode="json"),
-        tags={
-            "host": platform.node(),
-            "world_size": os.environ.get("WORLD_SIZE", "1"),
-            "restarts": str(earlier_starts(config)),
-        },
+        tags={"host": platform.node(), "world_size": os.environ.get("WORLD_SIZE", "1")},
     )
-
-
-def earlier_starts(config: RunConfig) -> int:
-    """How often this run was started before."""
-    path = config.run.folder / STARTS_FILE
-    return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
-
-
-def _note_start(config: RunConfig) -> None:
-    start = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "host": platform.node(),
-        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
-    }
-    with (config.run.folder / STARTS_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(start) + "\n")
 
 
 def open_folder(config: RunConfig, tracker: Tracker) -> None:
@@ -134,4 +110,3 @@ def open_folder(config: RunConfig, tracker: Tracker) -> None:
     write_text(folder / "config.yaml", dump_yaml(config, without_password=True))
     if tracker.run_id:
         write_text(folder / RUN_ID_FILE, tracker.run_id + "\n")
-    _note_start(config)

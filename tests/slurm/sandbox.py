@@ -6,6 +6,7 @@ slurm-wlm, slurm-client, munge, iproute2; for ssh between nodes openssh-server.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "ip", "nsenter", "unshare")
+NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "ip", "nsenter", "unshare", "setpriv")
 BRIDGE, NETWORK, CONTROLLER = "mtbr0", "10.78.0", "mtctl"
 
 _CONF = """\
@@ -125,6 +126,11 @@ class Sandbox:
         return {"SLURM_CONF": str(self.root / "slurm.conf")}
 
     def start(self) -> None:
+        self._lock = Path("/run/lock/memtrain-slurm").open("w")  # noqa: SIM115 - held as long as this process lives
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError("another Slurm of these tests runs on this machine; wait for its end") from None
         for name in ("log", "state", "spool", "munge", "scratch/local", "ssh"):
             (self.root / name).mkdir(parents=True)
         self.root.chmod(0o755)
@@ -229,9 +235,10 @@ class Sandbox:
 
     def _daemon(self, name: str, command: list[str]) -> None:
         env = os.environ | self.environment
+        bound = ["setpriv", "--pdeathsig", "KILL", *command]  # no daemon outlives the tests, however they end
         with (self.root / "log" / f"{name}.out").open("ab") as log:
             self._daemons[name] = subprocess.Popen(
-                command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                bound, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
     def _start_munge(self) -> None:
