@@ -100,6 +100,12 @@ def test_names_that_a_script_cannot_hold_are_refused(tmp_path: Path, name: str) 
         job(tmp_path, name).check()
 
 
+def test_a_password_comes_into_no_script(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tracking\.uri: holds a password") as error:
+        job(tmp_path, "x", "tracking.uri=https://me:hidden@host").check()
+    assert "hidden" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -112,6 +118,7 @@ def test_names_that_a_script_cannot_hold_are_refused(tmp_path: Path, name: str) 
         ({"container": {"image": "x.sif"}}, "cluster.venv: set beside container"),
         ({"time": "5", "signal_seconds": 300}, "cluster.signal_seconds: 300 is not less than time 5"),
         ({"variables": {"A-B": "1"}}, "cluster.variables: 'A-B' cannot be the name"),
+        ({"variables": {"URI": "https://me:pw@host"}}, "cluster.variables.URI: holds a password"),
         ({"sbatch": ["END"]}, "cluster.sbatch: 'END' is no option"),
         ({"nodes": 0}, "cluster.nodes: 0 is refused"),
     ],

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 
 from training.config import Positive, Section, apply_override, explain, read_yaml
 from training.errors import ConfigError
+from training.logs import without_secret
 
 PREFIX = "cluster."  # of overrides that are the profile's
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -143,6 +144,10 @@ class ClusterProfile(Section):
             )
         if bad := [name for name in self.variables if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII)]:
             problems.append(f"variables: {bad[0]!r} cannot be the name of an environment variable; rename it")
+        if bad := [name for name, value in self.variables.items() if without_secret(value) != value]:
+            problems.append(
+                f"variables.{bad[0]}: holds a password, which would stand in the job script; export it instead"
+            )
         if bad := [option for option in self.sbatch if not option.startswith("-")]:
             problems.append(f"sbatch: {bad[0]!r} is no option of sbatch; write it like --mail-type=END")
         if problems:

@@ -12,6 +12,7 @@ from pathlib import Path
 from training.cluster.profile import ClusterProfile, DataJobs, one_line
 from training.config import RunConfig
 from training.errors import ConfigError
+from training.logs import without_secret
 
 PROJECT = Path(__file__).resolve().parents[2]
 _HERE = Path(__file__).resolve().parent
@@ -41,7 +42,7 @@ class RunJob:
         return min(self.config.total_steps, stop or self.config.total_steps)
 
     def check(self) -> None:
-        """Raise `ConfigError` for a name that a line of a script cannot hold."""
+        """Raise `ConfigError` for a name that a line of a script cannot hold, and for a password."""
         for field, value in (("run.name", self.run), ("--config", self.config_file), ("working folder", self.folder)):
             try:
                 one_line(str(value))
@@ -51,6 +52,11 @@ class RunJob:
                 raise ConfigError(
                     f"{field}: {str(value)!r} has a backslash, which Slurm's file names cannot; rename it"
                 )
+        if secret := [word for word in self.overrides if without_secret(word) != word]:
+            raise ConfigError(
+                f"{secret[0].partition('=')[0]}: holds a password, which would stand in the job script; give it by the "
+                "environment (MLFLOW_TRACKING_URI, MLFLOW_TRACKING_PASSWORD), which goes with the job"
+            )
 
 
 def training_script(job: RunJob, profile: ClusterProfile, evaluation: bool = False) -> str:
