@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test parity faults slow-test memory3-test gpu-test lint bench gpu-bench clean
+.PHONY: quickstart test parity faults slow-test memory3-test slurm-test gpu-test lint bench gpu-bench clean
 
 $(READY): setup.py constraints.txt
 	@echo "making $(VENV) and installing what constraints.txt pins: a minute or two"
@@ -44,6 +44,11 @@ slow-test: $(READY)
 # all of explicit memory that needs no data folder
 memory3-test: $(READY)
 	$(BIN)/python -m pytest -m "memory3 and not slow and not gpu"
+
+# a real Slurm of two nodes in network namespaces; needs root, and installs Debian's packages where they are missing
+slurm-test: $(READY)
+	@tests/slurm/install.sh
+	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -m slurm -rs tests/slurm
 
 # needs a CUDA device
 gpu-test: $(READY)

@@ -52,4 +52,5 @@ setup(
             "types-PyYAML",
         ],
     },
+    package_data={"training.cluster": ["*.sh"]},  # the fixed part of the job scripts
 )

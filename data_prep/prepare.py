@@ -82,6 +82,14 @@ class Preparation:
             raise DataError(f"{self.work}: nothing has been begun here; run --plan, or --tasks N --task I, first")
         return found
 
+    def pending(self, parts: int) -> list[int] | None:
+        """Which of `parts` equal shares (share i: tasks i, i + parts, …) have unfinished tasks; None without a plan."""
+        plan = load_plan(self.config, self.work)
+        if plan is None:
+            return None
+        unfinished = {n % parts for n in range(len(plan.tasks)) if load_result(self.work, n) is None}
+        return sorted(unfinished)
+
     def run_tasks(self, plan: Plan, numbers: Sequence[int], pool: Pool | None = None) -> None:
         """Does those of the tasks that are not finished: side by side while there is one for each process of the
         pool, then one after another with all processes at each."""

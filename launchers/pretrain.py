@@ -23,6 +23,7 @@ overrides are section.key=value, values are YAML; some that are used often:
   phases.0.tokens=1000000       a list element is named by its number
 
 exit codes: 0 finished; 2 bad input, nothing was written; 75 saved, run the same command again; else a failure.
+Started by deepspeed, torchrun, srun or python; launchers/submit.py makes a Slurm job of it (docs/slurm.md).
 The number of ranks that the launcher starts must be a multiple of parallel.tensor x parallel.pipeline; what is left
 over is data parallel.
 """
@@ -48,9 +49,11 @@ def main() -> int:
     arguments = parse_arguments()
     # Imports after the arguments: --help answers at once.
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT, RankError, TrainingError
+    from training.ranks import RankInfo
 
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    rank = 0
     try:
+        rank = RankInfo.discover(arguments.local_rank).rank
         return launch(arguments)
     except BAD_INPUT as error:
         if rank == 0:

@@ -379,7 +379,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     raw, problems = read_yaml(path), []
     for override in overrides:
         try:
-            _apply(raw, override)
+            apply_override(raw, override)
         except ConfigError as error:
             problems.append(str(error))
     try:
@@ -427,7 +427,7 @@ def parse_config(raw: dict[str, Any]) -> RunConfig:
         found = error.errors()
     # pydantic takes a list whose elements all failed for an empty one
     found = [e for e in found if e["type"] != "too_short" or len([o for o in found if o["loc"][:1] == e["loc"]]) == 1]
-    lines = [_explain(problem) for problem in found]
+    lines = [explain(problem) for problem in found]
     raise ConfigError("\n".join(lines + _hidden_problems(raw, [e["loc"] for e in found])))
 
 
@@ -446,7 +446,7 @@ def _hidden_problems(raw: dict[str, Any], wrong: list[tuple[int | str, ...]]) ->
     try:
         RunConfig.model_validate(trial)
     except ValidationError as error:
-        return [_explain(e) for e in error.errors() if e["loc"] == () and e["type"] == "value_error"]
+        return [explain(e) for e in error.errors() if e["loc"] == () and e["type"] == "value_error"]
     return []
 
 
@@ -456,7 +456,8 @@ def _has(node: Any, part: int | str) -> bool:
     return isinstance(node, list) and isinstance(part, int) and part < len(node)
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set what `section.key=value` names in nested dictionaries and lists; raises `ConfigError`."""
     key, equals, text = override.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):
@@ -490,12 +491,12 @@ def _index(node: list[Any], part: str, override: str) -> int:
     return int(part)
 
 
-def _explain(problem: Any) -> str:
-    """One pydantic error as `field: value, rule, way out`."""
+def explain(problem: Any, root: type[BaseModel] | None = None) -> str:
+    """One pydantic error of `root` (default: a run's configuration) as `field: value, rule, way out`."""
     where = ".".join(str(part) for part in problem["loc"])
     match problem["type"]:
         case "extra_forbidden":
-            known = _known_keys(problem["loc"][:-1])
+            known = _known_keys(problem["loc"][:-1], root or RunConfig)
             close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(sorted(known))}"
             return f"{where}: unknown key; {hint}"
@@ -511,9 +512,9 @@ def _shown(value: Any) -> str:
     return f"{value!r} " if isinstance(value, str | int | float) else ""
 
 
-def _known_keys(path: tuple[str | int, ...]) -> list[str]:
-    """Keys of the section at `path`, found by walking the field types."""
-    model: type[BaseModel] | None = RunConfig
+def _known_keys(path: tuple[str | int, ...], root: type[BaseModel]) -> list[str]:
+    """Keys of the section of `root` at `path`, found by walking the field types."""
+    model: type[BaseModel] | None = root
     for part in path:
         if model is None or isinstance(part, int) or part not in model.model_fields:
             continue  # list positions and union tags stand for no field

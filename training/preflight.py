@@ -12,10 +12,11 @@ from training.checkpoint_files import DamagedError, check_sizes
 from training.config import RunConfig, parse_config, read_yaml
 from training.errors import ConfigError
 from training.hf_weights import check_folder as check_hf_folder
+from training.ranks import RankInfo
 from training.references import ReferenceReader
 from training.remote import local_copy
 from training.schedule import position
-from training.topology import RankInfo, check_world
+from training.topology import check_world
 
 
 def check(config: RunConfig, info: RankInfo) -> None:
@@ -104,9 +105,10 @@ def check_folder(config: RunConfig) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"run.name: {folder} is a file, but must be the run's folder; choose another run.name")
     if not saved.exists():
-        # what a start leaves that was killed before its config.yaml was there
+        # what submission leaves, and a start that was killed before its config.yaml was there
+        expected = ("log", "slurm", "submit.sbatch", "evaluate.sbatch")
         others = folder.iterdir() if folder.exists() else ()
-        if any(path.name != "log" and not path.name.startswith(".config.yaml") for path in others):
+        if any(path.name not in expected and not path.name.startswith(".config.yaml") for path in others):
             raise ConfigError(
                 f"run.name: {folder} is not empty and holds no config.yaml, so it is no run; choose another run.name"
             )

@@ -11,10 +11,11 @@ from training.errors import EXIT_FINISHED, ConfigError, RankError, TrainingError
 from training.logs import quiet_libraries, setup_logging
 from training.planning import lines_at_start
 from training.preflight import check
+from training.ranks import RankInfo
 from training.references import explained, with_bos
 from training.reporting import open_folder, start_tracker
 from training.signals import StopSignal
-from training.topology import RankInfo, Topology, broadcast, initialize
+from training.topology import Topology, broadcast, initialize
 from training.tracking import Tracker
 from training.watchdog import Watchdog
 

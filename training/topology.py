@@ -4,7 +4,7 @@ To DeepSpeed, data x segment is one dimension: ranks with the same weights and d
 """
 
 import math
-import os
+import platform
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import product
@@ -17,26 +17,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from model.layout import Layout, SegmentParallel
 from model.parallel import TensorParallel
 from training.config import RunConfig
-from training.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class RankInfo:
-    """Who this process is, before anything is initialised."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-
-    @classmethod
-    def discover(cls, local_rank: int | None = None) -> "RankInfo":
-        """From RANK/WORLD_SIZE/LOCAL_RANK (deepspeed, torchrun), else SLURM_*, else one process alone."""
-        env = os.environ
-        if "WORLD_SIZE" in env and "RANK" in env:
-            return cls(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", local_rank or 0)))
-        if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env:
-            return cls(int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env["SLURM_LOCALID"]))
-        return cls(0, 1, 0)
+from training.errors import ConfigError, TrainingError
+from training.ranks import RankInfo
 
 
 @dataclass(frozen=True)
@@ -144,16 +126,8 @@ def initialize(config: RunConfig, info: RankInfo) -> Topology:
         torch.cuda.set_device(info.local_rank)
     device = torch.device("cuda", info.local_rank) if cuda else torch.device("cpu")
     if not dist.is_initialized():
-        # DeepSpeed looks for all five and tries MPI when one is missing
-        defaults = {"RANK": info.rank, "WORLD_SIZE": info.world_size, "LOCAL_RANK": info.local_rank}
-        for name, value in {**defaults, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
-            os.environ.setdefault(name, str(value))
-        # one process alone needs no port
-        store = dist.HashStore() if info.world_size == 1 else None
-        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         # later than the watchdog, which says who is missing
-        timeout = timedelta(seconds=2 * config.faults.hang_seconds + 60)
-        dist.init_process_group(backend, timeout=timeout, store=store, rank=info.rank, world_size=info.world_size)
+        connect(info, "cpu:gloo,cuda:nccl" if cuda else "gloo", 2 * config.faults.hang_seconds + 60)
     parallel = config.parallel
     data = info.world_size // (parallel.tensor * parallel.pipeline * parallel.segment)
     shape = (parallel.pipeline, data, parallel.segment, parallel.tensor)
@@ -165,6 +139,26 @@ def initialize(config: RunConfig, info: RankInfo) -> Topology:
         config.training.activation_checkpointing,
     )
     return Topology(info, mesh, replicas, layout, device)
+
+
+def connect(info: RankInfo, backend: str, seconds: float) -> None:
+    """Meet the other ranks.  Raises `ConfigError` where the port is taken, `TrainingError` where nobody is met."""
+    info.export()
+    where, timeout = f"{info.master_addr}:{info.master_port}", timedelta(seconds=seconds)
+    store = dist.HashStore() if info.world_size == 1 else None  # one process alone needs no port
+    try:
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=info.rank, world_size=info.world_size)
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        if "EADDRINUSE" in str(error):
+            raise ConfigError(
+                f"MASTER_PORT: {info.master_port} is in use on {platform.node()}, perhaps by another run; choose "
+                "another: deepspeed --master_port N, torchrun --master-port N, or MASTER_PORT=N for srun"
+            ) from None
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(
+            f"rank {info.rank} on {platform.node()} cannot meet the others at {where} ({reason}); rank 0 must run on "
+            "that machine, and its firewall let this port through"
+        ) from error
 
 
 def broadcast(value: str) -> str:

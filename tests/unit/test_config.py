@@ -14,7 +14,8 @@ from model.network import LanguageModel
 from training.config import RunConfig, dump_yaml, load_config, parse_config
 from training.dry_run import describe
 from training.errors import ConfigError
-from training.topology import RankInfo, check_world
+from training.ranks import RankInfo
+from training.topology import check_world
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -530,31 +531,6 @@ def test_batch_that_the_ranks_cannot_share(world: int, micro: int, multiple: int
     for phase in fitting["phases"]:
         phase["tokens_per_step"] = multiple
     check_world(parse_config(fitting), RankInfo(0, world, 0))
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, RankInfo(0, 1, 0)),
-        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, RankInfo(3, 8, 1)),
-        ({"RANK": "3", "WORLD_SIZE": "8"}, RankInfo(3, 8, 5)),  # --local_rank=5
-        (
-            {"SLURM_PROCID": "2", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1"},
-            RankInfo(2, 4, 1),
-        ),
-        # inside an sbatch script but without srun: one process alone
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, RankInfo(0, 1, 0)),
-    ],
-)
-def test_rank_from_the_launchers_environment(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: RankInfo
-) -> None:
-    names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_STEP_ID", "SLURM_NTASKS", "SLURM_LOCALID"]
-    for name in names:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert RankInfo.discover(5) == expected
 
 
 # -- the configurations that are shipped -----------------------------------------------------------------------------

@@ -1,0 +1,87 @@
+"""Hand a run to Slurm: a readable job script into the run's folder, submitted, queued again until the run is finished.
+
+python launchers/submit.py --config configs/quickstart.yaml --cluster configs/cluster/local.yaml
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+EPILOG = """\
+examples:
+  python launchers/submit.py --config F --cluster C --dry-run
+      prints the job script, having asked the cluster whether it could run it
+  python launchers/submit.py --config F --cluster C run.name=wide parallel.tensor=8 cluster.nodes=16
+      overrides change the run; those that begin with cluster. change the cluster's file
+  python launchers/submit.py --config F --cluster C --phases-as-jobs
+      a job for each phase, each waiting for the one before to end well
+  python launchers/submit.py --config F --cluster C --prepare-data 64
+      the data as a Slurm array of 64 parts and a merge; again after a failure: only what is missing
+  python launchers/submit.py --config F --cluster C --after 1234
+      trains when job 1234 (such as that merge) has ended well
+  python launchers/submit.py --config F --cluster C --evaluate '--tasks perplexity,babilong --samples 50' \\
+      checkpoint.keep_every_steps=1000
+      a job of one rank for every 1,000th step's checkpoint and the last; results in RUN/evaluation/
+
+the same command again after the run was given up continues it, without the nodes that were found bad.
+exit codes: 0 submitted; 2 refused, nothing was written or submitted.  Those of the jobs are in docs/slurm.md.
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file that describes the run")
+    parser.add_argument("--cluster", type=Path, required=True, metavar="FILE", help="YAML file of the cluster")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the files")
+    parser.add_argument("--dry-run", action="store_true", help="print the job script and stop")
+    parser.add_argument("--phases-as-jobs", action="store_true", help="one job a phase, in a chain")
+    parser.add_argument("--after", action="append", default=[], metavar="JOB", help="wait until JOB has ended well")
+    parser.add_argument(
+        "--evaluate", default="", metavar="'OPTIONS'", help="of launchers/evaluate.py: a job for every kept checkpoint"
+    )
+    parser.add_argument("--prepare-data", type=int, metavar="N", help="prepare the run's data in N parts instead")
+    options = parser.parse_intermixed_args()
+    if options.prepare_data is not None and options.prepare_data < 1:
+        parser.error("--prepare-data needs 1 part or more")
+    if bad := [job for job in options.after if not job.isdigit()]:
+        parser.error(f"--after {bad[0]}: must be the number of a job")
+    return options
+
+
+def main() -> int:
+    options = parse_arguments()
+    # Imports after the arguments: --help answers at once.
+    from training.errors import BAD_INPUT, EXIT_BAD_INPUT
+
+    try:
+        print("\n".join(submit(options)))
+    except BAD_INPUT as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return 0
+
+
+def submit(options: argparse.Namespace) -> list[str]:
+    from training.cluster.profile import PREFIX, load_profile
+    from training.cluster.script import RunJob
+    from training.cluster.submission import Wish, submit_preparation, submit_run
+    from training.config import load_config
+
+    ours = [text for text in options.overrides if text.startswith(PREFIX)]
+    theirs = tuple(text for text in options.overrides if not text.startswith(PREFIX))
+    profile = load_profile(options.cluster, ours)
+    config = load_config(options.config, theirs)
+    job = RunJob(config, options.config.resolve(), theirs, Path.cwd())
+    if options.prepare_data is not None:
+        return submit_preparation(job, profile, options.prepare_data, options.dry_run)
+    wish = Wish(options.phases_as_jobs, tuple(options.after), tuple(shlex.split(options.evaluate)), options.dry_run)
+    return submit_run(job, profile, wish)
+
+
+if __name__ == "__main__":
+    # The repository's packages are importable from a checkout that is not installed.
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""Cluster profiles, the job scripts made of them, and the verdict on nodes; no Slurm needed."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e.commands import ROOT
+from training.cluster.nodes import Wanted, judge, local_problem
+from training.cluster.profile import ClusterProfile, load_profile, mebibytes, minutes
+from training.cluster.script import RunJob, evaluation_script, preparation_script, training_script
+from training.config import load_config
+from training.errors import ConfigError
+
+GPU = ROOT / "configs" / "cluster" / "gpu.yaml"
+LOCAL = ROOT / "configs" / "cluster" / "local.yaml"
+EVIL = "a b'c\"d$(touch pwned)`touch pwned`;touch pwned & #%"
+
+
+def job(folder: Path, name: str = "quickstart", *overrides: str) -> RunJob:
+    config_file = ROOT / "configs" / "quickstart.yaml"
+    config = load_config(config_file)
+    config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+    return RunJob(config, config_file, overrides, folder)
+
+
+def change(path: Path, folder: Path, **values: Any) -> ClusterProfile:
+    raw = yaml.safe_load(path.read_text()) | values
+    (folder / "cluster.yaml").write_text(yaml.safe_dump({k: v for k, v in raw.items() if v is not None}))
+    return load_profile(folder / "cluster.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "cluster").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_profiles_load_and_make_scripts_that_bash_can_read(path: Path, tmp_path: Path) -> None:
+    profile, run = load_profile(path), job(tmp_path)
+    scripts = [
+        training_script(run, profile, evaluation=True),
+        evaluation_script(run, profile, ("--tasks", "mmlu")),
+        preparation_script(run, profile, tmp_path / "data.slurm", 8),
+    ]
+    for script in scripts:
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_gpu_script_reads_as_a_person_would_write_it(tmp_path: Path) -> None:
+    script = training_script(job(tmp_path), load_profile(GPU))
+    head = script.partition("# ---- from here")[0].splitlines()
+    for line in (
+        "#!/bin/bash -l",
+        "#SBATCH --partition=gpu",
+        "#SBATCH --account=my-project",
+        "#SBATCH --nodes=8",
+        "#SBATCH --ntasks-per-node=8",
+        "#SBATCH --gpus-per-node=h100:8",
+        "#SBATCH --mem=900G",
+        "#SBATCH --signal=USR2@600",
+        "module load cuda/12.8",
+        "source /project/my-project/memtrain/.venv/bin/activate",
+        "export OMP_NUM_THREADS=12",
+        "export NCCL_SOCKET_IFNAME=ib0",
+        "python=(python)",
+        "total_steps=400",
+    ):
+        assert line in head, line
+
+
+def test_containers(tmp_path: Path) -> None:
+    container = {"image": "/images/my train.sif", "mounts": ["/data"]}
+    profile = change(GPU, tmp_path, venv=None, modules=None, container=container)
+    script = training_script(job(tmp_path), profile)
+    assert (
+        f"python=(apptainer exec --nv --bind {ROOT},{tmp_path},{tmp_path}/runs,/data '/images/my train.sif'" in script
+    )
+    profile = change(GPU, tmp_path, venv=None, modules=None, container=container | {"runtime": "pyxis"})
+    script = training_script(job(tmp_path), profile)
+    assert "container_options=('--container-image=/images/my train.sif' --container-mounts=" in script
+    assert "/data:/data" in script and "python=(python)\n" in script
+
+
+def test_every_value_arrives_in_bash_as_it_was_and_none_is_executed(tmp_path: Path) -> None:
+    folder = tmp_path / EVIL
+    folder.mkdir()
+    profile = change(LOCAL, tmp_path, variables={"GREETING": EVIL})
+    run = job(folder, EVIL, f"run.name={EVIL}", "tracking.experiment=x y")
+    settings = training_script(run, profile).partition("# ---- from here")[0]
+    shown = 'printf "%s\\0" "$run" "$script" "$GREETING" "${overrides[@]}" "$PWD"'
+    done = subprocess.run(["bash", "-c", settings + shown], cwd=tmp_path, capture_output=True, text=True, check=True)
+    expected = [str(run.run), str(run.script), EVIL, f"run.name={EVIL}", "tracking.experiment=x y", str(folder)]
+    assert done.stdout.split("\0")[:-1] == expected
+    assert not list(tmp_path.rglob("pwned"))
+    options = [line for line in settings.splitlines() if line.startswith("#SBATCH")]
+    assert "#SBATCH --job-name=a_b_c_d_touch_pwned_touch_pwned_touch_pwned" in options
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "back\\slash", "bell\a"])
+def test_names_that_a_script_cannot_hold_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"run\.name"):
+        job(tmp_path, name).check()
+
+
+def test_a_password_comes_into_no_script(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tracking\.uri: holds a password") as error:
+        job(tmp_path, "x", "tracking.uri=https://me:hidden@host").check()
+    assert "hidden" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"partitoin": "gpu"}, "cluster.partitoin: unknown key; did you mean 'partition'"),
+        ({"time": None}, "cluster.time: missing"),
+        ({"time": "tomorrow"}, "cluster.time: 'tomorrow' is no time limit"),
+        ({"memory": "much"}, "cluster.memory: 'much' is no amount of memory"),
+        ({"partition": "a\n#SBATCH --uid=0"}, "holds a line break"),
+        ({"ranks_per_node": 16}, "cluster.ranks_per_node: 16 ranks on 8 GPUs"),
+        ({"container": {"image": "x.sif"}}, "cluster.venv: set beside container"),
+        ({"time": "5", "signal_seconds": 300}, "cluster.signal_seconds: 300 is not less than time 5"),
+        ({"variables": {"A-B": "1"}}, "cluster.variables: 'A-B' cannot be the name"),
+        ({"variables": {"URI": "https://me:pw@host"}}, "cluster.variables.URI: holds a password"),
+        ({"sbatch": ["END"]}, "cluster.sbatch: 'END' is no option"),
+        ({"nodes": 0}, "cluster.nodes: 0 is refused"),
+    ],
+)
+def test_profiles_are_refused_with_field_rule_and_way_out(tmp_path: Path, values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        change(GPU, tmp_path, **values)
+    assert said in str(error.value)
+
+
+def test_overrides_change_a_profile() -> None:
+    assert load_profile(GPU, ["cluster.nodes=3", "cluster.preflight.enabled=false"]).nodes == 3
+    with pytest.raises(ConfigError, match=r"--cluster: nowhere\.yaml does not exist"):
+        load_profile(Path("nowhere.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), ("90:30", 90.5), ("02:30:00", 150), ("1-12", 2160), ("1-12:30", 2190), ("2-00:00:30", 2880.5)],
+)
+def test_time_limits(text: str, expected: float) -> None:
+    assert minutes(text) == expected
+
+
+def test_amounts_of_memory() -> None:
+    assert [mebibytes(text) for text in ("512M", "400G", "2T")] == [512, 409600, 2097152]
+
+
+def fact(node: str, clock: float = 0.0, **versions: str) -> dict[str, Any]:
+    return {"node": node, "clock": 1000.0 + clock, "versions": {"torch": "2.13", "python": "3.11"} | versions}
+
+
+def test_nodes_alike_are_fine() -> None:
+    assert judge([fact("a"), fact("b", 0.4), fact("c", -0.4)], 5.0) == {}
+
+
+def test_the_one_that_differs_is_bad() -> None:
+    facts = [fact("a"), fact("b", torch="2.12"), fact("c"), fact("d", 60)]
+    verdicts = judge(facts, 5.0)
+    assert verdicts.keys() == {"b", "d"}
+    assert verdicts["b"] == "bad has torch 2.12, others 2.13"
+    assert verdicts["d"].startswith("bad its clock differs by +60")
+
+
+def test_of_two_that_differ_nobody_is_blamed() -> None:
+    assert judge([fact("a"), fact("b", torch="2.12")], 5.0) == {"b": "unclear has torch 2.12, others 2.13"}
+    verdicts = judge([fact("a"), fact("b", 8)], 5.0)
+    assert verdicts.keys() == {"a", "b"} and all(text.startswith("unclear") for text in verdicts.values())
+
+
+def test_what_a_node_lacks(tmp_path: Path) -> None:
+    def lacks(**values: Any) -> str:
+        usual = {"gpus": 0, "memory_gib": 0.01, "disk_gib": 0.001, "folders": [tmp_path], "clock_skew": 5.0}
+        return local_problem(Wanted(**(usual | {"all_reduce_mib": 1, "timeout": 5.0} | values)))
+
+    assert lacks() == ""
+    assert "GiB of memory available, 1e+06 needed" in lacks(memory_gib=1e6)
+    assert "GiB free, 1e+06 needed" in lacks(disk_gib=1e6)
+    assert "cannot be written (No such file" in lacks(folders=[tmp_path / "nowhere"])
+    assert list(tmp_path.iterdir()) == []

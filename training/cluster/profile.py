@@ -1,0 +1,184 @@
+"""What a cluster is and what a run asks of it: `configs/cluster/NAME.yaml`."""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+
+from training.config import Positive, Section, apply_override, explain, read_yaml
+from training.errors import ConfigError
+from training.logs import without_secret
+
+PREFIX = "cluster."  # of overrides that are the profile's
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_TIME = re.compile(r"(?:(\d+)-(\d+)(?::(\d+)(?::(\d+))?)?|(\d+)(?::(\d+))?(?::(\d+))?)")
+_MEMORY = re.compile(r"(\d+)([MGT])")
+_MIB = {"M": 1, "G": 1024, "T": 1024 * 1024}
+
+
+def one_line(text: str) -> str:
+    """`text`; raises `ValueError` where it would end a line of a script."""
+    if _CONTROL.search(text):
+        raise ValueError("holds a line break or another control character; remove it")
+    return text
+
+
+def _time(text: str) -> str:
+    if not _TIME.fullmatch(text):
+        raise ValueError("is no time limit; write HH:MM:SS or D-HH:MM:SS, in quotes")
+    return text
+
+
+def _memory(text: str) -> str:
+    if not _MEMORY.fullmatch(text):
+        raise ValueError("is no amount of memory; write it like 400G")
+    return text
+
+
+def minutes(time: str) -> float:
+    """A Slurm time limit in minutes."""
+    match = _TIME.fullmatch(time)
+    assert match is not None, time
+    days, hours, mins, secs, *short = (int(part) if part else 0 for part in match.groups())
+    if match[1]:
+        return days * 1440 + hours * 60 + mins + secs / 60
+    if match[7]:
+        return short[0] * 60 + short[1] + short[2] / 60
+    return short[0] + short[1] / 60  # MM or MM:SS
+
+
+def mebibytes(memory: str) -> int:
+    """An amount of memory as `scontrol` counts it."""
+    match = _MEMORY.fullmatch(memory)
+    assert match is not None, memory
+    return int(match[1]) * _MIB[match[2]]
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Text = Annotated[str, BeforeValidator(_as_text), Field(min_length=1), AfterValidator(one_line)]
+Time = Annotated[Text, AfterValidator(_time)]
+Memory = Annotated[Text, AfterValidator(_memory)]
+
+
+class Container(Section):
+    image: Text = Field(description="image: a .sif file, a .sqsh file or an address such as docker://…")
+    runtime: Literal["apptainer", "singularity", "pyxis"] = Field(
+        "apptainer", description="apptainer, singularity: the command; pyxis: srun's --container-image"
+    )
+    mounts: tuple[Text, ...] = Field((), description="folders to see inside, FOLDER or FOLDER:INSIDE; data above all")
+
+
+class Preflight(Section):
+    """What every node must have before ranks are started on it."""
+
+    enabled: bool = Field(True, description="check the nodes at every start")
+    timeout_seconds: Positive = Field(300, description="a node that says nothing for so long is a bad one")
+    min_memory_gib: float = Field(1.0, ge=0, description="memory that must be available")
+    min_disk_gib: float = Field(1.0, ge=0, description="space that must be free in the run's folder and in `folders`")
+    folders: tuple[Text, ...] = Field((), description="local folders of a node that must be writable, such as /scratch")
+    max_clock_skew_seconds: float = Field(5.0, gt=0, description="largest difference from the other nodes' clocks")
+    all_reduce_mib: Positive = Field(16, description="size of the all-reduce that is tried between all nodes")
+
+
+class DataJobs(Section):
+    """The jobs of `submit.py --prepare-data`; what is not set here is the profile's."""
+
+    cpus: Positive = Field(1, description="cores of each task; data.prepare.workers follows them")
+    memory: Memory | None = Field(None, description="memory of each task")
+    time: Time | None = Field(None, description="time limit of each job")
+    partition: Text | None = Field(None, description="partition without GPUs, if there is one")
+
+
+class ClusterProfile(Section):
+    """Everything between a run's configuration and Slurm."""
+
+    partition: Text | None = Field(None, description="partition; default: the cluster's")
+    account: Text | None = Field(None, description="account that is charged")
+    qos: Text | None = Field(None, description="quality of service")
+    reservation: Text | None = Field(None, description="reservation to run in")
+    time: Time = Field(
+        description="time limit of one job, HH:MM:SS or D-HH:MM:SS; the run goes on in as many as it needs"
+    )
+    nodes: Positive = Field(1, description="nodes")
+    ranks_per_node: Positive = Field(1, description="ranks on each node: one a GPU")
+    gpus_per_node: int = Field(0, ge=0, description="GPUs of each node; 0: the CPU trains")
+    gpu_type: Text | None = Field(None, description="type of GPU as Slurm calls it, such as h100")
+    cpus_per_rank: Positive = Field(1, description="cores of each rank")
+    memory: Memory | None = Field(None, description="memory of each node, such as 400G; 0M: all of it")
+    constraint: Text | None = Field(None, description="features that nodes must have")
+    exclude: tuple[Text, ...] = Field((), description="nodes that are never used")
+    sbatch: tuple[Text, ...] = Field((), description="further options of sbatch, such as --mail-type=END")
+    modules: tuple[Text, ...] = Field((), description="environment modules to load")
+    venv: Text | None = Field(None, description="folder of a virtual environment")
+    container: Container | None = Field(None, description="container in which Python runs")
+    variables: dict[Text, Text] = Field(default_factory=dict, description="environment variables of every rank")
+    signal_seconds: int = Field(
+        300, ge=60, le=65535, description="so long before the time limit the run is asked to save"
+    )
+    max_attempts: Positive = Field(3, description="starts in a row without a new checkpoint before the run is given up")
+    preflight: Preflight = Field(default_factory=Preflight)
+    data: DataJobs = Field(default_factory=DataJobs)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ClusterProfile":
+        problems = []
+        if self.gpus_per_node and self.ranks_per_node > self.gpus_per_node:
+            problems.append(
+                f"ranks_per_node: {self.ranks_per_node} ranks on {self.gpus_per_node} GPUs (gpus_per_node); a rank "
+                "needs a GPU of its own, so lower ranks_per_node"
+            )
+        if self.gpu_type and not self.gpus_per_node:
+            problems.append("gpu_type: set, but gpus_per_node is 0; set gpus_per_node")
+        if self.container and self.venv:
+            problems.append("venv: set beside container; Python comes from one of them, so remove the other")
+        if minutes(self.time) * 60 <= self.signal_seconds:
+            problems.append(
+                f"signal_seconds: {self.signal_seconds} is not less than time {self.time}; the run would be asked to "
+                "save before it began"
+            )
+        if bad := [name for name in self.variables if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII)]:
+            problems.append(f"variables: {bad[0]!r} cannot be the name of an environment variable; rename it")
+        if bad := [name for name, value in self.variables.items() if without_secret(value) != value]:
+            problems.append(
+                f"variables.{bad[0]}: holds a password, which would stand in the job script; export it instead"
+            )
+        if bad := [option for option in self.sbatch if not option.startswith("-")]:
+            problems.append(f"sbatch: {bad[0]!r} is no option of sbatch; write it like --mail-type=END")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    def python(self, visible: Sequence[Path]) -> list[str]:
+        """The words that start Python; a container sees the folders `visible` beside its mounts."""
+        if self.container is None:
+            return ["python"] if self.venv or self.modules else [sys.executable]
+        if self.container.runtime == "pyxis":
+            return ["python"]
+        binds = ",".join([*dict.fromkeys(str(path) for path in visible), *self.container.mounts])
+        gpu = ["--nv"] if self.gpus_per_node else []
+        return [self.container.runtime, "exec", *gpu, "--bind", binds, self.container.image, "python"]
+
+
+def load_profile(path: Path, overrides: Sequence[str] = ()) -> ClusterProfile:
+    """Read a profile and apply overrides `cluster.KEY=VALUE`; raises `ConfigError` that lists every problem."""
+    try:
+        raw = read_yaml(path)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--config", "--cluster").replace("quickstart", "cluster/local")) from None
+    try:
+        for override in overrides:
+            apply_override(raw, override.removeprefix(PREFIX))
+        return ClusterProfile.model_validate(raw)
+    except ValidationError as error:
+        lines = "\n".join(explain(problem, ClusterProfile) for problem in error.errors()).splitlines()
+        raise ConfigError("\n".join(PREFIX + line for line in lines)) from None
