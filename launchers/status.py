@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 EPILOG = """\
-state: finished; training; hanging (a rank gives no sign of life); waiting (its Slurm job waits); starting; stopped (the
-same command continues it); dead (killed: it left no word); new.
+state: finished; training; hanging (a rank gives no sign of life); waiting (its Slurm job waits); starting; stopped
+(saved, the same command continues it); failed; dead (killed: it left no word); new.
 It reads the run's folder, and asks squeue, scontrol, then sacct where there is Slurm. It writes nothing.
 
 exit codes: 0 told; 2 no run's folder.

@@ -6,6 +6,7 @@ from data_prep.files import write_text
 from training.checkpoint_files import latest_checkpoint, step_of
 from training.config import RunConfig, dump_yaml
 from training.console import Console
+from training.logs import without_secret
 from training.plots import plot_loss
 from training.records import EvalRecord, MetricsFile, StepRecord, read_metrics
 from training.schedule import position
@@ -83,6 +84,7 @@ class Reporter:
         if not self.active:
             return
         self._metrics.close()
+        facts.write_end(self.folder, status, without_secret(state))
         self._tracker.tags({"state": state} | _phase_tags(self._config, step))
         try:
             self._plot()

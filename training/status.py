@@ -24,7 +24,7 @@ SILENT_SECONDS = 15.0  # a rank's thread writes its heartbeat every second
 RECENT = 20  # steps whose speed says how long the rest takes
 ERRORS = 5
 _TAIL = 64 * 1024  # bytes of a rank's log that are looked at
-_LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ (WARNING|ERROR|CRITICAL)\s+\S+\s+(.*)")
+_LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ (WARNING|ERROR|CRITICAL)\s+(?!py\.warnings)\S+\s+(.*)")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Status:
 
     folder: Path
     name: str
-    state: str  # finished, training, hanging, waiting, starting, stopped, dead, new
+    state: str  # finished, training, hanging, waiting, starting, stopped, failed, dead, new
     about: str  # the state in words
     phase: str
     step: int
@@ -89,7 +89,7 @@ def status_of(run_folder: Path) -> Status:
     speed = _speed(steps[-RECENT:])
     ranks, world = heartbeats(run_folder), int(starts[-1]["world_size"]) if starts else 0
     job = _job_of(run_folder, starts)
-    state, about = _state(config, saved, step, ranks, world, job)
+    state, about = _state(config, saved, step, ranks, world, job, facts.read_end(run_folder))
     return Status(
         folder=run_folder,
         name=config.run.name,
@@ -127,11 +127,15 @@ def heartbeats(run_folder: Path) -> list[Heartbeat]:
 
 
 def _state(
-    config: RunConfig, saved: int | None, step: int, ranks: Sequence[Heartbeat], world: int, job: Job | None
+    config: RunConfig,
+    saved: int | None,
+    step: int,
+    ranks: Sequence[Heartbeat],
+    world: int,
+    job: Job | None,
+    end: tuple[str, str],
 ) -> tuple[str, str]:
     """One word, and what it means here."""
-    again = "the same command continues it" if saved else "the same command starts it"
-    kept = f"from step {saved}" if saved else "from the beginning"
     if saved is not None and saved >= config.total_steps:
         return "finished", f"all {config.total_steps} steps"
     living = [heartbeat.beat for heartbeat in ranks if heartbeat.alive]
@@ -140,16 +144,18 @@ def _state(
         if silent:
             return "hanging", f"no sign of life from rank {', '.join(map(str, silent[:8]))} of {world}"
         behind = min(living, key=lambda beat: beat.since)
-        return "training", f"{behind.doing}{f' of step {behind.step}' if behind.doing == 'step' else ''}"
+        return "training", f"step {behind.step}" if behind.doing == "step" else behind.doing
     if job and job.waits:
         return "waiting", f"Slurm job {job.id} {job.state}{f': {job.reason}' if job.reason else ''}"
     if job and job.runs:
         return "starting", f"Slurm job {job.id} runs, no rank has begun"
-    if ranks:
-        return "dead", f"ended without a word after step {step}; {again} {kept}"
-    if saved is not None and saved == step:
-        return "stopped", f"saved after step {saved}; {again}"
-    return ("stopped", f"ended after step {step}; {again} {kept}") if step else ("new", f"no step yet; {again}")
+    goes_on = f"the same command continues after step {saved}" if saved else "the same command starts it anew"
+    status, how = end
+    if how:
+        return {"FAILED": "failed"}.get(status, "stopped"), how if "saved" in how else f"{how}; {goes_on}"
+    if step or ranks:
+        return "dead", f"ended without a word after step {step}; {goes_on}"
+    return "new", f"no step yet; {goes_on}"
 
 
 def _speed(steps: Sequence[dict[str, Any]]) -> float | None:

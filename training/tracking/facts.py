@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.files import write_text
 from training.logs import without_secret
 
 RUN_ID_FILE = "mlflow_run_id"
 STARTS_FILE = "starts.jsonl"
+END_FILE = "ended.json"
 ENVIRONMENT_FILE = "environment.txt"
 # Files of a run's folder that MLflow gets, where they are: at every start, and at every end also the others.
 AT_START = ("config.yaml", ENVIRONMENT_FILE, "submit.sbatch")
@@ -151,9 +153,24 @@ def this_start(after_step: int, world_size: int) -> dict[str, Any]:
 
 
 def add_start(run_folder: Path, start: dict[str, Any]) -> None:
-    """Append it to `starts.jsonl`."""
+    """Append it to `starts.jsonl`; how the life before ended is over with."""
+    (run_folder / END_FILE).unlink(missing_ok=True)
     with (run_folder / STARTS_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(start) + "\n")
+
+
+def write_end(run_folder: Path, status: str, state: str) -> None:
+    """How this life ended; a killed one leaves no such file."""
+    write_text(run_folder / END_FILE, json.dumps({"status": status, "state": state}) + "\n")
+
+
+def read_end(run_folder: Path) -> tuple[str, str]:
+    """(status, state in words) that the last life ended with; empty when it was killed, or goes on."""
+    try:
+        end = json.loads((run_folder / END_FILE).read_text(encoding="utf-8"))
+        return str(end["status"]), str(end["state"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return "", ""
 
 
 def start_tags(starts: Sequence[dict[str, Any]]) -> dict[str, str]:

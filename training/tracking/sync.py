@@ -19,7 +19,6 @@ from training.tracking.store import (
     MissingError,
     Point,
     RefusedError,
-    Status,
     Store,
     environment,
     now_ms,
@@ -83,13 +82,12 @@ def _send(run_folder: Path, config: RunConfig, address: str, extra: tuple[Path, 
     known = delivery.store.look(delivery.run_id)
     outbox = Outbox(run_folder / OUTBOX_FILE)
     entries = outbox.peek()
-    said = next((entry["status"] for entry in reversed(entries) if "status" in entry), None)
     outbox.without("status")
     delivery.deliver(outbox.peek())
     values = _send_missing(delivery, config.tracking.log_every_steps)
     for path in (*facts.artifacts_of(run_folder), *extra):
         delivery.store.artifact(delivery.run_id, path, None)
-    status = _true_status(run_folder, config, said, known.status)
+    status = _true_status(run_folder, config, known.status)
     if status != known.status:
         with environment({"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}):
             delivery.store.end(delivery.run_id, status, now_ms())  # type: ignore[arg-type]
@@ -121,9 +119,10 @@ def _send_missing(delivery: Delivery, every: int) -> int:
     return sent
 
 
-def _true_status(run_folder: Path, config: RunConfig, said: Status | None, stored: str) -> str:
-    """FINISHED by its last checkpoint, else what its last life said of itself; one that could not was KILLED."""
+def _true_status(run_folder: Path, config: RunConfig, stored: str) -> str:
+    """FINISHED by its last checkpoint, else what its last life said of itself; one that said nothing was killed."""
     latest = latest_checkpoint(run_folder / "checkpoints")
     if latest is not None and step_of(latest) >= config.total_steps:
         return "FINISHED"
+    said, _ = facts.read_end(run_folder)
     return said or ("KILLED" if stored == "RUNNING" else stored)
