@@ -36,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     # Imports after the arguments: --help answers at once.
-    from training.errors import BAD_INPUT, EXIT_BAD_INPUT
+    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
     from training.logs import quiet_libraries
     from training.tracking.sync import sync
 
@@ -45,7 +45,7 @@ def main() -> int:
     for run in arguments.runs:
         try:
             done = sync(run, arguments.uri, tuple(arguments.artifact))
-        except BAD_INPUT as error:
+        except (*BAD_INPUT, TrainingError) as error:
             print(error, file=sys.stderr)
             code = EXIT_BAD_INPUT
             continue

@@ -13,7 +13,7 @@ import psutil
 
 from training.checkpoint_files import latest_checkpoint, step_of
 from training.config import RunConfig, load_config
-from training.errors import ConfigError
+from training.errors import ConfigError, TrainingError
 from training.job_state import Job, job_state
 from training.records import last_lines
 from training.schedule import position
@@ -81,7 +81,7 @@ def status_of(run_folder: Path) -> Status:
     config, lines = load_config(path), last_lines(run_folder / "metrics.jsonl")
     steps, starts = [line for line in lines if "loss" in line], facts.read_starts(run_folder)
     evaluations = [line for line in lines if "valid_loss" in line]
-    latest = latest_checkpoint(run_folder / "checkpoints")
+    latest, damage = _latest(run_folder)
     saved = step_of(latest) if latest else None
     step = max([line["step"] for line in steps] + [saved or 0])
     at = position(config.phases, config.data.sequence_length, min(step, config.total_steps - 1))
@@ -109,10 +109,18 @@ def status_of(run_folder: Path) -> Status:
         starts=starts,
         heartbeats=ranks,
         world_size=world,
-        errors=_last_errors(run_folder / "log"),
+        errors=[*_last_errors(run_folder / "log"), *damage],
         job=job,
         mlflow_run_id=facts.read_run_id(run_folder),
     )
+
+
+def _latest(run_folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint, and what is to be said where there should be one."""
+    try:
+        return latest_checkpoint(run_folder / "checkpoints"), []
+    except TrainingError as error:
+        return None, [str(error)]
 
 
 def heartbeats(run_folder: Path) -> list[Heartbeat]:

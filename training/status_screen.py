@@ -78,7 +78,7 @@ def _restarts(status: Status) -> str:
 def _ranks(heartbeats: Sequence[Heartbeat], world: int) -> str:
     """Health by node; ranks without a sign of life one by one."""
     if not any(heartbeat.alive for heartbeat in heartbeats):
-        return f"none of {world} alive" if world else "-"
+        return f"none of {world} alive" if heartbeats else "none: they came to their end" if world else "-"
     nodes: dict[str, int] = {}
     for heartbeat in heartbeats:
         nodes[heartbeat.beat.host] = nodes.get(heartbeat.beat.host, 0) + heartbeat.alive

@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 MAX_BATCH = 1000  # MLflow's own limits: metrics a call, params and tags a call, characters of a tag
 MAX_PARAMS = 100
 MAX_TAG = 5000
-# A store that does not answer gets seconds, not the minutes MLflow gives it: what it misses is sent again anyhow.
-IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+# At the start a person waits: a dead server gets seconds, not the minutes MLflow gives it. While training, a slow one
+# has time for its answer, but a refused connection is at once our own matter: what it misses is sent again.
+IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "120"}
 # Or the end of a run prints the server's address, password and all.
 SILENT = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
+# Or MLflow's page takes runs for evaluations of an assistant.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 REFUSALS = {
     "BAD_REQUEST",
     "INVALID_PARAMETER_VALUE",
@@ -90,7 +94,7 @@ class Store:
         if found is None:
             # another run of a sweep may be faster
             with contextlib.suppress(RefusedError), _translated():
-                self._client.create_experiment(experiment, artifact_location=artifacts)
+                self._client.create_experiment(experiment, artifact_location=artifacts, tags=EXPERIMENT_TAGS)
             with _translated():
                 found = self._client.get_experiment_by_name(experiment)
         if found is None or found.lifecycle_stage != "active":

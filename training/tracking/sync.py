@@ -15,6 +15,8 @@ from training.tracking.delivery import Delivery, Opening, recorded_points
 from training.tracking.outbox import OUTBOX_FILE, Outbox
 from training.tracking.store import (
     MAX_BATCH,
+    PATIENT,
+    SILENT,
     AwayError,
     MissingError,
     Point,
@@ -57,7 +59,8 @@ def sync(run_folder: Path, uri: str | None = None, extra: tuple[Path, ...] = ())
     tracking = config.tracking if uri is None else config.tracking.model_copy(update={"uri": uri})
     address = tracking.address(run_folder.parent)
     try:
-        return _send(run_folder, config, address, extra)
+        with environment(PATIENT, keep=True), environment(SILENT):
+            return _send(run_folder, config, address, extra)
     except MissingError as error:
         raise ConfigError(
             f"{run_folder}: {without_secret(address)} has no run {facts.read_run_id(run_folder)} ({error}); pass the "
@@ -89,8 +92,7 @@ def _send(run_folder: Path, config: RunConfig, address: str, extra: tuple[Path, 
         delivery.store.artifact(delivery.run_id, path, None)
     status = _true_status(run_folder, config, known.status)
     if status != known.status:
-        with environment({"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}):
-            delivery.store.end(delivery.run_id, status, now_ms())  # type: ignore[arg-type]
+        delivery.store.end(delivery.run_id, status, now_ms())  # type: ignore[arg-type]
     outbox.done(len(outbox))
     outbox.close()
     return Synced(delivery.run_id, delivery.store.uri, created, len(entries), values, status, delivery.refused)

@@ -18,7 +18,17 @@ from training.records import last_recorded_step
 from training.tracking.config import TrackingConfig
 from training.tracking.delivery import METRICS_FILE, Delivery, Opening
 from training.tracking.outbox import OUTBOX_FILE, Outbox
-from training.tracking.store import IMPATIENT, SILENT, AwayError, RefusedError, Status, Store, environment, now_ms
+from training.tracking.store import (
+    IMPATIENT,
+    PATIENT,
+    SILENT,
+    AwayError,
+    RefusedError,
+    Status,
+    Store,
+    environment,
+    now_ms,
+)
 from training.tracking.system import SystemSampler
 
 log = logging.getLogger("memtrain.tracking")
@@ -48,7 +58,7 @@ class Tracker:
         self._step = 0
         self._closing = threading.Event()
         self._settings = contextlib.ExitStack()
-        self._settings.enter_context(environment(IMPATIENT, keep=True))
+        self._settings.enter_context(environment(PATIENT, keep=True))
         self._settings.enter_context(environment(SILENT))
         self._thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
         self._thread.start()
