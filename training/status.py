@@ -1,5 +1,6 @@
 """How a run stands, told from its folder alone and, where there is one, from Slurm; nothing is written."""
 
+import contextlib
 import os
 import re
 import socket
@@ -23,6 +24,7 @@ from training.watchdog import Beat, read_beat
 SILENT_SECONDS = 15.0  # a rank's thread writes its heartbeat every second
 RECENT = 20  # steps whose speed says how long the rest takes
 ERRORS = 5
+JOBS = 8  # of a run, the last ones, that Slurm is asked about
 _TAIL = 64 * 1024  # bytes of a rank's log that are looked at
 _LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ (WARNING|ERROR|CRITICAL)\s+(?!py\.warnings)\S+\s+(.*)")
 
@@ -60,6 +62,7 @@ class Status:
     world_size: int
     errors: Sequence[str]
     job: Job | None
+    excluded_nodes: Sequence[str]  # found sick, not used again
     mlflow_run_id: str
 
     @property
@@ -75,35 +78,35 @@ class Status:
 
 def status_of(run_folder: Path) -> Status:
     """How the run in `run_folder` stands; raises `ConfigError` when it is no run's folder."""
-    path = run_folder / "config.yaml"
-    if not path.is_file():
+    path, starts = run_folder / "config.yaml", facts.read_starts(run_folder)
+    job = _job_of(run_folder, starts)
+    if not path.is_file() and job is None:
         raise ConfigError(f"{run_folder}: is no run's folder, it has no config.yaml; pass one like runs/NAME")
-    config, lines = load_config(path), last_lines(run_folder / "metrics.jsonl")
-    steps, starts = [line for line in lines if "loss" in line], facts.read_starts(run_folder)
-    evaluations = [line for line in lines if "valid_loss" in line]
+    config = load_config(path) if path.is_file() else None
+    lines = last_lines(run_folder / "metrics.jsonl")
+    steps, evaluations = ([line for line in lines if kind in line] for kind in ("loss", "valid_loss"))
     latest, damage = _latest(run_folder)
     saved = step_of(latest) if latest else None
     step = max([line["step"] for line in steps] + [saved or 0])
-    at = position(config.phases, config.data.sequence_length, min(step, config.total_steps - 1))
-    tokens = config.total_tokens if step >= config.total_steps else at.tokens
-    speed = _speed(steps[-RECENT:])
     ranks, world = heartbeats(run_folder), int(starts[-1]["world_size"]) if starts else 0
-    job = _job_of(run_folder, starts)
-    state, about = _state(config, saved, step, ranks, world, job, facts.read_end(run_folder))
+    total = config.total_steps if config else 0
+    state, about = _state(total, saved, step, ranks, world, job, facts.read_end(run_folder))
+    phase, tokens = _where(config, step)
+    speed, left = _speed(steps[-RECENT:]), (config.total_tokens if config else 0) - tokens
     return Status(
         folder=run_folder,
-        name=config.run.name,
+        name=config.run.name if config else run_folder.name,
         state=state,
         about=about,
-        phase=config.phases[at.phase_index].name,
+        phase=phase,
         step=step,
-        steps=config.total_steps,
+        steps=total,
         tokens=tokens,
-        total_tokens=config.total_tokens,
+        total_tokens=tokens + left,
         loss=steps[-1]["loss"] if steps else None,
         valid_loss=evaluations[-1]["valid_loss"] if evaluations else None,
         tokens_per_second=speed,
-        eta_seconds=(config.total_tokens - tokens) / speed if speed and state == "training" else None,
+        eta_seconds=left / speed if speed and state == "training" else None,
         checkpoint_step=saved,
         checkpoint_age=time.time() - latest.stat().st_mtime if latest else None,
         starts=starts,
@@ -111,7 +114,18 @@ def status_of(run_folder: Path) -> Status:
         world_size=world,
         errors=[*_last_errors(run_folder / "log"), *damage],
         job=job,
+        excluded_nodes=_words(run_folder / "slurm" / "excluded-nodes"),
         mlflow_run_id=facts.read_run_id(run_folder),
+    )
+
+
+def _where(config: RunConfig | None, step: int) -> tuple[str, int]:
+    """The phase of the last step, and tokens seen."""
+    if config is None:
+        return "", 0
+    at = position(config.phases, config.data.sequence_length, max(0, min(step, config.total_steps) - 1))
+    return config.phases[at.phase_index].name, at.tokens + (
+        config.phases[at.phase_index].tokens_per_step if step else 0
     )
 
 
@@ -135,7 +149,7 @@ def heartbeats(run_folder: Path) -> list[Heartbeat]:
 
 
 def _state(
-    config: RunConfig,
+    steps: int,
     saved: int | None,
     step: int,
     ranks: Sequence[Heartbeat],
@@ -144,8 +158,8 @@ def _state(
     end: tuple[str, str],
 ) -> tuple[str, str]:
     """One word, and what it means here."""
-    if saved is not None and saved >= config.total_steps:
-        return "finished", f"all {config.total_steps} steps"
+    if saved and steps and saved >= steps:
+        return "finished", f"all {steps} steps"
     living = [heartbeat.beat for heartbeat in ranks if heartbeat.alive]
     if living:
         silent = sorted(set(range(world)) - {beat.rank for beat in living})
@@ -173,12 +187,21 @@ def _speed(steps: Sequence[dict[str, Any]]) -> float | None:
 
 
 def _job_of(run_folder: Path, starts: Sequence[dict[str, Any]]) -> Job | None:
-    """The Slurm job of the run's last start."""
-    job = starts[-1].get("slurm_job") if starts else None
+    """Of the Slurm jobs that were submitted for the run or that it started in: the one that runs, waits or was last."""
+    named = [*_words(run_folder / "slurm" / "jobs"), *(str(start.get("slurm_job", "")) for start in starts)]
+    jobs = []
+    for name in list(dict.fromkeys(name for name in reversed(named) if name))[:JOBS]:
+        with contextlib.suppress(ValueError):
+            jobs.append(job_state(name))
+    found = [job for job in jobs if job is not None]
+    return min(found, key=lambda job: (not job.runs, not job.waits), default=None)
+
+
+def _words(path: Path) -> list[str]:
     try:
-        return job_state(str(job)) if job else None
-    except ValueError:
-        return None
+        return path.read_text(encoding="utf-8").split()
+    except OSError:
+        return []
 
 
 def _last_errors(log_folder: Path) -> list[str]:

@@ -28,7 +28,6 @@ def screen(status: Status) -> RenderableType:
 
 def _lines(status: Status) -> list[tuple[str, RenderableType]]:
     color = COLORS.get(status.state, "red")
-    share = status.step / status.steps
     lines: list[tuple[str, RenderableType]] = [
         ("run", Text(f"{status.name}  ({status.folder})")),
         ("state", Text.assemble((status.state, f"bold {color}"), f"  {status.about}")),
@@ -38,9 +37,13 @@ def _lines(status: Status) -> list[tuple[str, RenderableType]]:
         about = "  ".join(part for part in (job.state, job.reason, job.nodes) if part)
         left = f"  time left {job.time_left}" if job.time_left and job.runs else ""
         lines.append(("job", Text(f"{job.id}  {about}{left}" + (f"  ({job.source})" if job.source else ""))))
+    if status.excluded_nodes:
+        lines.append(("sick nodes", Text(f"{', '.join(status.excluded_nodes)}, not used again")))
+    if not status.steps:
+        return lines
     lines += [
         ("phase", Text(status.phase)),
-        ("step", Text(f"{status.step:,} of {status.steps:,}  ({share:.1%})")),
+        ("step", Text(f"{status.step:,} of {status.steps:,}  ({status.step / status.steps:.1%})")),
         ("", ProgressBar(total=status.steps, completed=status.step, width=40)),
         ("tokens", Text(f"{status.tokens:,} of {status.total_tokens:,}")),
         ("loss", Text(_loss(status))),

@@ -13,6 +13,7 @@ import pytest
 import requests
 
 from tests.e2e.commands import ROOT, losses, metrics, run_warm, wait_until
+from tests.e2e.injected import Scaled
 from tests.e2e.lives import LENGTH, SAMPLES, Life, Site, life, steps_so_far, through
 from tests.e2e.mlflow_server import (
     CREDENTIALS,
@@ -194,6 +195,40 @@ def test_a_checkpoint_becomes_a_version_of_a_registered_model(
         timeout=60,
     )
     assert download.content == (tmp_path / "exported" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_steps_undone_by_a_spike_are_told_apart(server: MlflowServer, site: Site) -> None:
+    """Step 11 spikes, the run goes back to step 8, trains 9 and 10 again and passes 11 over."""
+    name = name_of(server, "spiked")
+    lived = through(site, name, *recording(server, "faults.spike_factor=3"), fault=Scaled(-1, 11, 11, 50.0))
+    assert lived.codes == [0, 0], lived.text()
+    info, _, tags = only_run(server, name)
+
+    def values(key: str) -> dict[int, float]:
+        return {int(point["step"]): point["value"] for point in server.history(info["run_id"], key)}
+
+    curve, discarded = values("train/loss"), values("train/discarded_loss")
+    assert curve.keys() == set(range(1, STEPS + 1)) - {11}
+    assert discarded.keys() == {9, 10, 11}
+    assert (discarded[9], discarded[10]) == (curve[9], curve[10])
+    assert discarded[11] > 3 * curve[10]
+    assert values("train/passed_over") == {11: 1.0}
+    assert "back to step 8" in tags["rollback.step-11"]
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_says_so_and_why(server: MlflowServer, site: Site) -> None:
+    name = name_of(server, "failing")
+    wrong = Scaled(-1, 5, 9)
+    lived = through(site, name, *recording(server, "faults.nonfinite_steps=2"), fault=wrong)
+    assert lived.codes == [1, 1], lived.text()
+    info, _, tags = only_run(server, name)
+    assert info["status"] == "FAILED"
+    assert "failed after step" in tags["state"]
+    assert "not_finite.train/loss" in tags
+    found = run_warm(STATUS, str(lived.run_folder), "--json", cwd=site.folder)
+    assert json.loads(found.out)["state"] == "failed"
 
 
 @pytest.mark.slow

@@ -230,6 +230,16 @@ class TestJob:
         assert (status.state, status.about) == ("waiting", "Slurm job 77 PENDING: BeginTime")
         assert "squeue" in shown(status)
 
+    def test_a_submitted_run_that_has_not_begun(self, commands: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "submitted"
+        (folder / "slurm").mkdir(parents=True)
+        (folder / "slurm" / "jobs").write_text("3\n4\n")
+        (folder / "slurm" / "excluded-nodes").write_text("n7\n")
+        self.say(commands, "squeue", "PENDING|Resources||1:00:00")
+        status = status_of(folder)
+        assert (status.state, status.about) == ("waiting", "Slurm job 4 PENDING: Resources")
+        assert "n7, not used again" in shown(status)
+
     def test_what_is_no_number_is_not_asked_for(self) -> None:
         with pytest.raises(ValueError, match="no Slurm job's number"):
             job_state("12; reboot")
