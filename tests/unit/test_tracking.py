@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -23,7 +24,7 @@ from mlflow import MlflowClient
 from pydantic import ValidationError
 from werkzeug.serving import BaseWSGIServer
 
-from tests.e2e.commands import wait_until
+from tests.e2e.commands import ROOT, wait_until
 from training.errors import ConfigError
 from training.tracking import NullTracker, Tracker, TrackingConfig
 from training.tracking.outbox import read_entries
@@ -457,3 +458,11 @@ def test_unknown_keys_and_bad_values_are_refused() -> None:
     for wrong in ({"experimant": "x"}, {"log_every_steps": 0}, {"experiment": ""}):
         with pytest.raises(ValidationError):
             TrackingConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_one_file_imports_mlflow() -> None:
+    importing = re.compile(r"^\s*(import|from) mlflow\b", re.MULTILINE)
+    rooms = ("data_prep", "model", "training", "evaluation", "launchers")
+    files = [path for room in rooms for path in (ROOT / room).rglob("*.py")]
+    found = [path.relative_to(ROOT).as_posix() for path in files if importing.search(path.read_text(encoding="utf-8"))]
+    assert found == ["training/tracking/store.py"]
