@@ -370,6 +370,8 @@ def test_a_run_goes_on_without_its_server_and_catches_up_in_the_same_life(
     second.metrics(200, {"loss": 0.0})
     second.close("KILLED")
     assert len(read_entries(spool(tmp_path))) == 2
+    never = start(tmp_path, run_id=first.run_id, uri=uri, tags={"restarts": "2"})  # nor does this life see a server
+    never.close("KILLED")
     up = server(up.port)
     third = start(tmp_path, run_id=first.run_id, uri=uri)
     third.close("FINISHED")
@@ -377,7 +379,7 @@ def test_a_run_goes_on_without_its_server_and_catches_up_in_the_same_life(
     assert sorted(p.step for p in outside.get_metric_history(first.run_id, "loss")) == list(range(1, 201))
     run = outside.get_run(first.run_id)
     assert run.info.status == "FINISHED"
-    assert (run.data.tags["last"], run.data.tags["restarts"]) == ("199", "1")
+    assert (run.data.tags["last"], run.data.tags["restarts"]) == ("199", "2")
 
 
 def test_the_ui_command_is_one_shell_line_for_this_store(runs: Path) -> None:

@@ -13,7 +13,7 @@ from training.logs import without_secrets
 from training.records import read_metrics
 from training.tracking.names import DISCARDED, metrics_of, safe_key
 from training.tracking.outbox import Entry
-from training.tracking.store import MAX_BATCH, Known, MissingError, Point, RefusedError, Store, now_ms
+from training.tracking.store import MAX_BATCH, MAX_TAG, Known, MissingError, Point, RefusedError, Store, now_ms
 
 log = logging.getLogger("memtrain.tracking")
 
@@ -56,7 +56,7 @@ class Delivery:
         elif known.status != "RUNNING":
             self.store.reopen(known.run_id)
         self.run_id, self.last_step = known.run_id, dict(known.last_step)
-        self._configuration(known, without_secrets(opening.params))
+        self.configuration(known, opening.params)
         self.store.tags(self.run_id, opening.tags)
         return self.run_id
 
@@ -71,18 +71,20 @@ class Delivery:
             log.warning("the MLflow run %s of this training is gone from the store; a new run continues it", run_id)
             return None, {"continues_run": run_id}
 
-    def _configuration(self, known: Known, params: Mapping[str, Any]) -> None:
-        now = dict(flatten(params))
+    def configuration(self, known: Known, params: Mapping[str, Any]) -> None:
+        """Bring the params that the store has not got, and tell what has changed of the others."""
+        public = without_secrets(params)
+        now = dict(flatten(public))
         self.store.params(known.run_id, {key: value for key, value in now.items() if key not in known.params})
-        changed = [
+        changed = "; ".join(
             f"{key}: {known.params.get(key, 'absent')} -> {now.get(key, 'absent')}"
             for key in sorted({*known.params, *now})
             if known.params.get(key) != now.get(key)
-        ]
-        if known.params and changed:
-            self.store.tags(known.run_id, {"config_changed": "; ".join(changed)})
+        )
+        if known.params and changed and changed[:MAX_TAG] != known.tags.get("config_changed"):
+            self.store.tags(known.run_id, {"config_changed": changed})
             stamp = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
-            text = yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True)
+            text = yaml.safe_dump(public, sort_keys=False, allow_unicode=True)
             self.store.text(known.run_id, text, f"config_changed/{stamp}.yaml")
 
     def deliver(self, entries: Sequence[Entry]) -> None:

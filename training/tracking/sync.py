@@ -83,6 +83,7 @@ def _send(run_folder: Path, config: RunConfig, address: str, extra: tuple[Path, 
     if created:
         write_text(run_folder / facts.RUN_ID_FILE, delivery.open(_opening(run_folder, config, address)) + "\n")
     known = delivery.store.look(delivery.run_id)
+    delivery.configuration(known, config.model_dump(mode="json"))
     outbox = Outbox(run_folder / OUTBOX_FILE)
     entries = outbox.peek()
     outbox.without("status")

@@ -53,6 +53,8 @@ class Tracker:
         self._outbox = Outbox(delivery.folder / OUTBOX_FILE)
         self._outbox.without("status")  # an earlier life's end
         self._left_behind = len(self._outbox)
+        if not opened:
+            self.tags(opening.tags)  # in case that this life never gets to open it
         self._recorded = last_recorded_step(delivery.folder / METRICS_FILE)
         self._nonfinite: set[str] = set()
         self._step = 0
