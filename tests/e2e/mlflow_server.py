@@ -143,7 +143,7 @@ def postgres(programs: Path) -> Iterator[str]:
         do("initdb", "--auth=trust", "--username=mlflow", "--no-sync", "--no-instructions")
         options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
         do("pg_ctl", "-w", "-l", str(folder / "log.txt"), "-o", options, "start")
-        yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
+        yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
     finally:
         with contextlib.suppress(subprocess.CalledProcessError):
             do("pg_ctl", "-m", "immediate", "stop")

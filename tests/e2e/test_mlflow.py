@@ -80,7 +80,7 @@ def values(server: MlflowServer, run_id: str, key: str) -> dict[int, float]:
 
 
 def name_of(server: MlflowServer, what: str) -> str:
-    return f"{what}-{server.backend.partition(':')[0]}"
+    return f"{what}-{'sqlite' if server.backend.startswith('sqlite') else 'postgresql'}"
 
 
 @pytest.fixture(scope="module")
