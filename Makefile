@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test parity faults slow-test memory3-test slurm-test gpu-test lint bench gpu-bench clean
+.PHONY: quickstart test parity faults slow-test memory3-test slurm-test browser-test gpu-test lint bench gpu-bench clean
 
 $(READY): setup.py constraints.txt
 	@echo "making $(VENV) and installing what constraints.txt pins: a minute or two"
@@ -49,6 +49,10 @@ memory3-test: $(READY)
 slurm-test: $(READY)
 	@tests/slurm/install.sh
 	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -m slurm -rs tests/slurm
+
+# a run's page of a real MLflow server in Chromium, which must be installed (apt-get install chromium)
+browser-test: $(READY)
+	$(BIN)/python -m pytest -m browser --timeout 600 -rs
 
 # needs a CUDA device
 gpu-test: $(READY)

@@ -4,7 +4,7 @@ python launchers/checkpoint.py list runs/quickstart
 python launchers/checkpoint.py verify runs/quickstart
 python launchers/checkpoint.py copy runs/quickstart/checkpoints/step-00000400 backup/step-00000400
 python launchers/checkpoint.py average soup runs/a/checkpoints/step-00000360 runs/a/checkpoints/step-00000400
-python launchers/checkpoint.py export runs/quickstart hf-llama
+python launchers/checkpoint.py export runs/quickstart hf-llama --register memtrain-quickstart
 """
 
 import argparse
@@ -37,6 +37,9 @@ def parse_arguments() -> argparse.Namespace:
     command = commands.add_parser("export", help="the backbone as a Hugging Face Llama folder (safetensors)")
     command.add_argument("source", metavar="PATH")
     command.add_argument("target", type=Path, metavar="NEW")
+    command.add_argument(
+        "--register", metavar="NAME", help="also make the folder a version of this registered model of the run's MLflow"
+    )
     return parser.parse_args()
 
 
@@ -70,10 +73,22 @@ def act(arguments: argparse.Namespace) -> int:
         tools.average([one_of(text) for text in arguments.sources], arguments.target)
         print(f"the mean of {len(arguments.sources)}: {arguments.target}; use it as init_from: checkpoint:PATH")
     else:
-        left_out = tools.export(one_of(arguments.source), arguments.target)
-        note = f"; {left_out:,} memory parameters have no place in a Llama and are left out" if left_out else ""
-        print(f"exported to {arguments.target}{note}")
+        export(one_of(arguments.source), arguments.target, arguments.register)
     return 0
+
+
+def export(checkpoint: Path, target: Path, name: str | None) -> None:
+    """A Hugging Face folder, and with `name` a version of that registered model."""
+    from training import checkpoint_tools as tools
+    from training.tracking.registry import register_model, registry_of
+
+    if name:
+        registry_of(checkpoint)  # refuses before anything is written
+    left_out = tools.export(checkpoint, target)
+    note = f"; {left_out:,} memory parameters have no place in a Llama and are left out" if left_out else ""
+    print(f"exported to {target}{note}")
+    if name:
+        print(f"registered as models:/{name}/{register_model(name, target, checkpoint)}")
 
 
 def show(run: Path) -> None:

@@ -26,7 +26,7 @@ from training.reporting import Reporter
 from training.schedule import Position, learning_rate, position
 from training.signals import StopSignal
 from training.topology import Topology, broadcast
-from training.tracking import Tracker
+from training.tracking import Status, Tracker
 from training.watchdog import Watchdog
 
 log = logging.getLogger("memtrain")
@@ -58,21 +58,25 @@ class Trainer:
 
     def run(self) -> int:
         """Train until the end, a signal or `training.stop_after_steps`; the exit code.  Collective."""
-        status = "FAILED"
+        status: Status = "FAILED"
+        state = "failed"
         try:
             if self.last is not None:
                 self.reporter.note(f"resuming after step {self.step} from {self.last}")
             while not self._done() and not self._stopped():
                 self._run_phase(self._position())
-            status = "FINISHED" if self._done() else "KILLED"
+            status, state = ("FINISHED", "finished") if self._done() else ("KILLED", self._stopped_how())
             self._farewell()
         except KeyboardInterrupt:
-            status = "KILLED"
+            status, state = "KILLED", f"interrupted after step {self.step}"
+            raise
+        except Exception as error:
+            state = f"failed after step {self.step}: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
             raise
         finally:
             self._beat("closing")
             self.prefetcher.close()
-            self.reporter.close(status)  # type: ignore[arg-type]
+            self.reporter.close(status, state, self.step)
         self.checkpoints.close()
         return EXIT_FINISHED if self._done() else EXIT_RUN_AGAIN
 
@@ -143,7 +147,7 @@ class Trainer:
         """One step, or one passed over; False: the run went back to its last checkpoint."""
         if self.step + 1 in self.skipped:
             self.step += 1
-            self.reporter.note(f"step {self.step} is passed over: it led to a spike of the loss")
+            self.reporter.passed_over(self.step)
             return True
         self._beat("data", phase, self.step + 1)
         at, started = self._position(), time.perf_counter()
@@ -184,7 +188,7 @@ class Trainer:
         if self.topology.is_main:
             write_skipped(self.folder, sorted(self.skipped))
         self.step = back_to
-        self.reporter.rewind(back_to)
+        self.reporter.rewind(back_to, spike, loss)
         self.reporter.note(f"step {spike}: the loss spiked to {loss:.3f}; back to step {back_to}, past the batches")
 
     def _share(self, at: Position) -> Share:
@@ -251,16 +255,15 @@ class Trainer:
         )
         self.checkpoints.start(engine, state)
 
-    def _why(self) -> str:
-        return f" by {self.signal.name or 'a signal to another rank'}" if self.stopping else ""
+    def _stopped_how(self) -> str:
+        why = f" by {self.signal.name or 'a signal to another rank'}" if self.stopping else ""
+        return f"stopped after step {self.step} of {self.config.total_steps}{why}, saved; run the same again"
 
     def _farewell(self) -> None:
         if self._done():
             self.reporter.note(f"finished: {self.step} steps, {self._position().tokens:,} tokens")
         else:
-            self.reporter.note(
-                f"stopped after step {self.step} of {self.config.total_steps}{self._why()}, saved; run the same again"
-            )
+            self.reporter.note(self._stopped_how())
         self.reporter.note(f"checkpoint: {self.last}")
         if command := self.reporter.ui_command:
             self.reporter.note(f"MLflow:     {command}")

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from data_prep.files import sync
+
+_TAIL = 64 * 1024  # bytes that hold the last steps and the last evaluation's line of nearly every run
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,23 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     return steps, evaluations
 
 
+def last_lines(path: Path) -> list[dict[str, Any]]:
+    """The last of the lines that `read_metrics` gives, in file order, without reading a long file whole."""
+    if not path.exists():
+        return []
+    with path.open("rb") as stream:
+        start = max(0, stream.seek(0, os.SEEK_END) - _TAIL)
+        stream.seek(start)
+        raw = stream.read().split(b"\n")
+    # what precedes the first newline may be half a line, as is what follows the last
+    return list(_parsed(raw[1 if start else 0 : -1]))
+
+
+def last_recorded_step(path: Path) -> int:
+    """The highest step that `path` has a line of; -1 without any."""
+    return max((line["step"] for line in last_lines(path)), default=-1)
+
+
 def _key(line: dict[str, Any]) -> tuple[bool, int]:
     return "valid_loss" in line, line["step"]
 
@@ -156,16 +175,18 @@ def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     with path.open("rb") as stream:
-        for raw in stream:
-            # The newline is written last: a line without one was torn, and half a number can look whole.
-            if not raw.endswith(b"\n"):
-                continue
-            try:
-                line = json.loads(raw)
-            except ValueError:
-                continue
-            if isinstance(line, dict) and type(line.get("step")) is int and ("loss" in line or "valid_loss" in line):
-                yield line
+        # The newline is written last: a line without one was torn, and half a number can look whole.
+        yield from _parsed(raw for raw in stream if raw.endswith(b"\n"))
+
+
+def _parsed(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    for raw in lines:
+        try:
+            line = json.loads(raw)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and type(line.get("step")) is int and ("loss" in line or "valid_loss" in line):
+            yield line
 
 
 def _dump(line: dict[str, Any]) -> str:

@@ -1,16 +1,17 @@
 """Rank 0's side of a run: console, metrics file, plot and MLflow; the other ranks do nothing here."""
 
-import os
-import platform
+from typing import Any
 
 from data_prep.files import write_text
+from training.checkpoint_files import latest_checkpoint, step_of
 from training.config import RunConfig, dump_yaml
 from training.console import Console
+from training.logs import without_secret
 from training.plots import plot_loss
-from training.records import EvalRecord, MetricsFile, StepRecord
-from training.tracking import Status, Tracker
-
-RUN_ID_FILE = "mlflow_run_id"
+from training.records import EvalRecord, MetricsFile, StepRecord, read_metrics
+from training.schedule import position
+from training.tracking import Status, Tracker, facts
+from training.tracking.names import DISCARDED, PASSED_OVER, metrics_of
 
 
 class Reporter:
@@ -21,8 +22,8 @@ class Reporter:
         if tracker is None:
             return
         self._tracker = tracker
+        self._config, self._phase = config, ""
         self._metrics = MetricsFile.open(self.folder / "metrics.jsonl", resume_step)
-        tracker.artifact(self.folder / "config.yaml")
         self._console = Console(config.total_steps, config.total_tokens)
 
     def note(self, text: str) -> None:
@@ -36,19 +37,10 @@ class Reporter:
             return
         self._metrics.write(record)
         self._console.step(record)
-        self._tracker.metrics(
-            record.step,
-            {
-                "train/loss": record.loss,
-                "train/tokens": float(record.tokens),
-                "optim/grad_norm": record.grad_norm,
-                "optim/lr": record.lr,
-                "throughput/tokens_per_second": record.tokens_per_second,
-                "data/wait": record.data_wait,
-                **({} if record.mfu is None else {"throughput/mfu": record.mfu}),
-                **{f"memory/gate_{name}": value for name, value in record.gates.items()},
-            },
-        )
+        self._tracker.metrics(record.step, metrics_of(record.to_json()))
+        if record.phase != self._phase:
+            self._phase = record.phase
+            self._tracker.tags(_phase_tags(self._config, record.step - 1))
 
     def evaluation(self, record: EvalRecord) -> None:
         """One evaluation."""
@@ -56,30 +48,48 @@ class Reporter:
             return
         self._metrics.write(record)
         self._console.evaluation(record)
-        values = {"eval/valid_loss": record.valid_loss, "eval/tokens": float(record.tokens)}
-        if record.wiped_valid_loss is not None:
-            values["eval/wiped_valid_loss"] = record.wiped_valid_loss
-        self._tracker.metrics(record.step, values, always=True)
+        self._tracker.metrics(record.step, metrics_of(record.to_json()), always=True)
         self._plot()
 
-    def rewind(self, step: int) -> None:
-        """The run went back to `step`: what was recorded after it will be recorded again."""
+    def rewind(self, step: int, spike: int, loss: float) -> None:
+        """The run went back to `step`: what was recorded after it will be recorded again, and MLflow is told so."""
+        if not self.active:
+            return
+        self._metrics.close()
+        undone = [line for line in read_metrics(self.folder / "metrics.jsonl")[0] if line["step"] > step]
+        losses = {line["step"]: line["loss"] for line in undone if line["loss"] is not None}
+        for at, value in sorted((losses | {spike: loss}).items()):
+            self._tracker.metrics(at, {DISCARDED: value}, always=True)
+        self._tracker.tags({f"rollback.step-{spike}": f"the loss spiked to {loss:.4g}; back to step {step}"})
+        self._metrics = MetricsFile.open(self.folder / "metrics.jsonl", step)
+
+    def passed_over(self, step: int) -> None:
+        """`step` is not taken: it led to a spike."""
+        self.note(f"step {step} is passed over: it led to a spike of the loss")
         if self.active:
-            self._metrics.close()
-            self._metrics = MetricsFile.open(self.folder / "metrics.jsonl", step)
+            self._tracker.metrics(step, {PASSED_OVER: 1.0}, always=True)
 
     def _plot(self) -> None:
         plot_loss(self.folder / "metrics.jsonl", self.folder / "loss.png")
         self._tracker.artifact(self.folder / "loss.png")
 
-    def close(self, status: Status) -> None:
-        """Draw the curve, end the MLflow run with `status`, give the terminal back."""
+    def close(self, status: Status, state: str, step: int) -> None:
+        """Draw the curve, end the MLflow run with `status`, give the terminal back.
+
+        Args:
+            status: MLflow knows no other; a run that was saved to go on later is `KILLED`.
+            state: what happened, in words.
+            step: the last one done.
+        """
         if not self.active:
             return
         self._metrics.close()
+        facts.write_end(self.folder, status, without_secret(state))
+        self._tracker.tags({"state": state} | _phase_tags(self._config, step))
         try:
             self._plot()
-            self._tracker.artifact(self.folder / "metrics.jsonl")
+            for path in facts.artifacts_of(self.folder):
+                self._tracker.artifact(path)
         finally:
             self._tracker.close(status)
             self._console.close()
@@ -89,24 +99,41 @@ class Reporter:
         return self._tracker.ui_command() if self.active else ""
 
 
-def start_tracker(config: RunConfig) -> Tracker:
-    """Open the run in MLflow, or the one this folder has already; raises `ConfigError`, having written nothing here."""
-    stored = config.run.folder / RUN_ID_FILE
-    run_id = stored.read_text(encoding="utf-8").strip() if stored.exists() else None
-    return Tracker.start(
+def start_tracker(config: RunConfig, world_size: int) -> tuple[Tracker, dict[str, Any]]:
+    """Open the run in MLflow, or the one this folder has already, and describe this start of it.
+
+    Raises `ConfigError`, having written nothing here.
+    """
+    folder = config.run.folder
+    latest = latest_checkpoint(folder / "checkpoints")
+    start = facts.this_start(step_of(latest) if latest else 0, world_size)
+    tags = facts.place_tags(world_size) | facts.start_tags([*facts.read_starts(folder), start])
+    tracker = Tracker.start(
         config.tracking,
         output_dir=config.run.output_dir,
         run_name=config.run.name,
-        run_id=run_id or None,
+        run_id=facts.read_run_id(folder) or None,
         params=config.model_dump(mode="json"),
-        tags={"host": platform.node(), "world_size": os.environ.get("WORLD_SIZE", "1")},
+        tags=tags | _phase_tags(config, start["after_step"]) | {"state": "training"},
     )
+    return tracker, start
 
 
-def open_folder(config: RunConfig, tracker: Tracker) -> None:
-    """The run's folder with `config.yaml`, the resolved configuration of the last start, and the MLflow run's id."""
+def open_folder(config: RunConfig, tracker: Tracker, start: dict[str, Any]) -> None:
+    """The run's folder with the resolved configuration and the packages of this start, its starts, its MLflow id."""
     folder = config.run.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", dump_yaml(config, without_password=True))
+    write_text(folder / facts.ENVIRONMENT_FILE, facts.environment_text())
+    facts.add_start(folder, start)
     if tracker.run_id:
-        write_text(folder / RUN_ID_FILE, tracker.run_id + "\n")
+        write_text(folder / facts.RUN_ID_FILE, tracker.run_id + "\n")
+    for path in facts.artifacts_of(folder, at_start=True):
+        tracker.artifact(path)
+
+
+def _phase_tags(config: RunConfig, step: int) -> dict[str, str]:
+    """The phases after `step` steps."""
+    over = step >= config.total_steps
+    at = position(config.phases, config.data.sequence_length, min(step, config.total_steps - 1))
+    return facts.phase_tags(config.phases, at.phase_index, over)

@@ -54,7 +54,8 @@ def _train(config: RunConfig, topology: Topology, tracker: Tracker | None, signa
     from training.postmortem import is_lost_peer, is_out_of_memory, out_of_memory
 
     rank = topology.info.rank
-    watchdog = Watchdog(config.run.folder, rank, topology.info.world_size, config.faults.hang_seconds)
+    failed = (lambda: tracker.close("FAILED")) if tracker else (lambda: None)
+    watchdog = Watchdog(config.run.folder, rank, topology.info.world_size, config.faults.hang_seconds, failed)
     trainer = None
     try:
         trainer = Trainer(config, topology, tracker, signal, watchdog)
@@ -65,6 +66,7 @@ def _train(config: RunConfig, topology: Topology, tracker: Tracker | None, signa
         dist.barrier()  # the launcher ends all ranks once one has left with a code, and rank 0 closes MLflow last
     except Exception as error:
         log.info("rank %d ends", rank, exc_info=True)
+        failed()  # where the trainer has not come so far as to end it
         engine = trainer.engine if trainer else None
         if is_out_of_memory(error):
             raise RankError(f"rank {rank}: {out_of_memory(error, config, engine, topology)}") from error
@@ -85,8 +87,8 @@ def _start_tracking(config: RunConfig, info: RankInfo) -> Tracker | None:
     tracker, problem = None, ""
     if info.rank == 0:
         try:
-            tracker = start_tracker(config)
-            open_folder(config, tracker)
+            tracker, start = start_tracker(config, info.world_size)
+            open_folder(config, tracker, start)
         except ConfigError as error:
             problem = str(error)
         except OSError as error:

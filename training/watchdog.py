@@ -9,9 +9,11 @@ import faulthandler
 import json
 import logging
 import os
+import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -37,20 +39,36 @@ class Beat:
     alive: float  # when its thread last wrote this
     where: str = ""  # the innermost line of the main thread, once it hangs
     waiting: bool = False  # in a collective, for others
+    host: str = ""
+    pid: int = 0
 
     def __str__(self) -> str:
         at = f"at {self.where}" if self.where else "giving no sign of life"
         return f"rank {self.rank}, step {self.step}, phase {self.phase or '-'}, {self.doing}, {at}"
 
 
+def read_beat(path: Path) -> Beat | None:
+    """What a rank last wrote of itself, if it can be read."""
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return Beat(**raw)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 class Watchdog:
     """One rank's thread.  `beat` costs next to nothing; the thread does the writing."""
 
-    def __init__(self, run_folder: Path, rank: int, world: int, seconds: float) -> None:
+    def __init__(
+        self, run_folder: Path, rank: int, world: int, seconds: float, at_end: Callable[[], None] = lambda: None
+    ) -> None:
+        """`at_end` is called when the rank hangs, before its process is ended."""
+        self._at_end = at_end
         self.folder, self.rank, self.world, self.seconds = run_folder / "log", rank, world, seconds
         self._stacks_path = self.folder / f"stacks-rank-{rank}.txt"
         self._main = threading.main_thread().ident
-        self._beat = Beat(rank, 0, "", "starting", time.time(), time.time())
+        self._host, self._pid = socket.gethostname(), os.getpid()
+        self._beat = self._beat_of(0, "", "starting")
         self._moved = time.monotonic()
         self._stop, self._giving_up = threading.Event(), threading.Event()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +80,11 @@ class Watchdog:
     def beat(self, step: int, phase: str, doing: str) -> None:
         """The rank goes on: it now does `doing` for `step`."""
         self._moved = time.monotonic()
-        self._beat = Beat(self.rank, step, phase, doing, time.time(), time.time())
+        self._beat = self._beat_of(step, phase, doing)
+
+    def _beat_of(self, step: int, phase: str, doing: str) -> Beat:
+        now = time.time()
+        return Beat(self.rank, step, phase, doing, now, now, host=self._host, pid=self._pid)
 
     def let_speak(self) -> None:
         """Call where a lost rank was noticed: returns unless the thread is just ending the job, which says more.
@@ -125,6 +147,7 @@ class Watchdog:
         else:
             self._stop.wait(1.0)  # launchers end all ranks once one has ended: not before the voice
         log.error("%s", message)
+        self._at_end()
         logging.shutdown()
         os._exit(EXIT_HANGING)
 
@@ -138,14 +161,8 @@ class Watchdog:
             self._stop.wait(0.2)
 
     def _read(self) -> dict[int, Beat]:
-        found = {}
-        for rank in range(self.world):
-            try:
-                raw: dict[str, Any] = json.loads(self._heartbeat(rank).read_text(encoding="utf-8"))
-                found[rank] = Beat(**raw)
-            except (OSError, ValueError, TypeError):
-                continue
-        return found
+        beats = (read_beat(self._heartbeat(rank)) for rank in range(self.world))
+        return {beat.rank: beat for beat in beats if beat}
 
     def _verdict(self, beats: dict[int, Beat]) -> str:
         """Who holds the others up: who hangs outside a collective, or shows no sign of life, or is behind."""

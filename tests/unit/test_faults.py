@@ -19,7 +19,6 @@ from training.pace import slow_ranks
 from training.postmortem import is_lost_peer, is_out_of_memory
 from training.remote import local_copy
 from training.signals import StopSignal
-from training.spool import Point, Spool
 from training.watchdog import Watchdog
 
 
@@ -167,20 +166,6 @@ def test_a_configuration_that_would_run_code_is_refused(tmp_path: Path, tag: str
     with pytest.raises(ConfigError, match="cannot be read as YAML"):
         read_yaml(tmp_path / "run.yaml")
     assert not target.exists()
-
-
-def test_what_a_server_did_not_take_waits_for_the_next_life(tmp_path: Path) -> None:
-    path = tmp_path / "run" / "spool.jsonl"
-    spool = Spool(path)
-    points = [Point("loss", 1.5, 1000, 3), Point("loss", 1.25, 2000, 4)]
-    spool.keep(points)
-    with path.open("a") as file:
-        file.write('{"key": "loss", "val')  # torn by a kill
-    again = Spool(path)
-    assert again.waiting == points
-    again.clear()
-    assert not path.exists()
-    assert Spool(path).waiting == []
 
 
 class TestRemote:

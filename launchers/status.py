@@ -1,0 +1,77 @@
+"""How a run stands, on one screen: its job, step, loss, time left, last checkpoint, restarts, ranks, last errors.
+
+python launchers/status.py runs/quickstart
+python launchers/status.py runs/quickstart --watch 5
+python launchers/status.py runs/quickstart --json | jq .loss
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+EPILOG = """\
+state: finished; training; hanging (a rank gives no sign of life); waiting (its Slurm job waits); starting; stopped
+(saved, the same command continues it); failed; dead (killed: it left no word); new.
+It reads the run's folder, and asks squeue, scontrol, then sacct where there is Slurm. It writes nothing.
+
+exit codes: 0 told; 2 no run's folder.
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, such as runs/quickstart")
+    parser.add_argument("--watch", type=float, metavar="SECONDS", help="again and again, until the run ends or Ctrl-C")
+    parser.add_argument("--json", action="store_true", help="one JSON object a time, for programs")
+    arguments = parser.parse_args()
+    if arguments.watch is not None and arguments.watch <= 0:
+        parser.error(f"--watch: {arguments.watch:g} is no number of seconds above 0")
+    return arguments
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    # Imports after the arguments: --help answers at once.
+    from training.errors import BAD_INPUT, EXIT_BAD_INPUT
+
+    try:
+        show(arguments.run, arguments.watch, arguments.json)
+    except BAD_INPUT as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def show(run: Path, every: float | None, as_json: bool) -> None:
+    """Once, or every so many seconds until the run is finished."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from training.status import status_of
+    from training.status_screen import screen
+
+    status, console = status_of(run), Console()
+    if as_json or every is None:
+        while True:
+            print(json.dumps(status.to_json())) if as_json else console.print(screen(status))
+            if every is None or status.state == "finished":
+                return
+            time.sleep(every)
+            status = status_of(run)
+    with Live(screen(status), console=console, auto_refresh=False) as live:
+        while status.state != "finished":
+            time.sleep(every)
+            status = status_of(run)
+            live.update(screen(status), refresh=True)
+
+
+if __name__ == "__main__":
+    # The repository's packages are importable from a checkout that is not installed.
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.exit(main())

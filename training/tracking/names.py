@@ -1,0 +1,33 @@
+"""What the lines of `metrics.jsonl` are called in MLflow, so that training and a later sync say the same."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+LOSS = "train/loss"
+DISCARDED = "train/discarded_loss"  # of steps that a return to a checkpoint undid
+PASSED_OVER = "train/passed_over"  # 1 at a step that is never taken
+
+_STEP = {
+    "loss": LOSS,
+    "tokens": "train/tokens",
+    "grad_norm": "optim/grad_norm",
+    "lr": "optim/lr",
+    "tokens_per_second": "throughput/tokens_per_second",
+    "mfu": "throughput/mfu",
+    "data_wait": "data/wait",
+}
+_EVALUATION = {"valid_loss": "eval/valid_loss", "wiped_valid_loss": "eval/wiped_valid_loss", "tokens": "eval/tokens"}
+
+
+def metrics_of(line: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of one line, of a step or of an evaluation; what was not measured is left out."""
+    names = _EVALUATION if "valid_loss" in line else _STEP
+    found = {name: line[field] for field, name in names.items() if line.get(field) is not None}
+    found |= {f"memory/gate_{gate}": value for gate, value in line.get("gates", {}).items() if value is not None}
+    return {name: float(value) for name, value in found.items()}
+
+
+def safe_key(name: str) -> str:
+    """`name` with only the characters that every MLflow store accepts."""
+    return re.sub(r"[^A-Za-z0-9_\-. /]", "_", name)[:250] or "_"

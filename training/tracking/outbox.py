@@ -1,0 +1,109 @@
+"""What a run has to say and its tracking store has not taken yet: JSON lines in the run's folder.
+
+An entry is written down before it is sent, so neither a dead server nor a kill loses it. Entries:
+`{"step", "time", "metrics": {name: value}}`, `{"tags": {name: text}}`, `{"artifact": path, "folder"}` and
+`{"status", "time"}`; times in milliseconds since the epoch, paths relative to the run's folder.
+"""
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+log = logging.getLogger("memtrain.tracking")
+
+OUTBOX_FILE = "tracking-spool.jsonl"
+KINDS = ("metrics", "tags", "artifact", "status")
+Entry = dict[str, Any]
+
+
+class Outbox:
+    """`tracking-spool.jsonl` of a run; one thread puts entries in, another takes them out, in the same order."""
+
+    def __init__(self, path: Path) -> None:
+        """Take up what an earlier life left in `path`; a line torn by a kill is left out."""
+        self.path = path
+        self._changed = threading.Condition()
+        self._entries = read_entries(path)
+        self._file: IO[bytes] | None = None
+        self._complained = False
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def put(self, entry: Entry) -> None:
+        """Add `entry`, on disk and in memory."""
+        with self._changed:
+            self._entries.append(entry)
+            self._on_disk(lambda file: file.write(_line(entry)))
+            self._changed.notify_all()
+
+    def peek(self) -> list[Entry]:
+        """All entries, oldest first."""
+        with self._changed:
+            return list(self._entries)
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Until there is an entry, or for `seconds`."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._entries), seconds)
+
+    def done(self, count: int) -> None:
+        """The oldest `count` entries have arrived."""
+        with self._changed:
+            del self._entries[:count]
+            self._on_disk(self._rewrite)
+
+    def without(self, kind: str) -> None:
+        """Drop entries of `kind`: the end of an earlier life is not this one's."""
+        with self._changed:
+            kept = [entry for entry in self._entries if kind not in entry]
+            if len(kept) < len(self._entries):
+                self._entries = kept
+                self._on_disk(self._rewrite)
+
+    def close(self) -> None:
+        """Close the file, and delete it when nothing waits in it."""
+        with self._changed:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+            if not self._entries:
+                self.path.unlink(missing_ok=True)
+
+    def _rewrite(self, file: IO[bytes]) -> None:
+        file.truncate(0)
+        file.write(b"".join(_line(entry) for entry in self._entries))
+
+    def _on_disk(self, write: Callable[[IO[bytes]], object]) -> None:
+        """Do `write` to the open file; a full disk costs one warning and no entry while the process lives."""
+        try:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("ab", buffering=0)
+            write(self._file)
+        except OSError as error:
+            if not self._complained:
+                self._complained = True
+                log.warning("%s cannot be written (%s); what waits is lost if this process ends", self.path, error)
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """The whole lines of `path` that are entries."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and sum(kind in entry for kind in KINDS) == 1:
+            found.append(entry)
+    return found
+
+
+def _line(entry: Entry) -> bytes:
+    return json.dumps(entry).encode() + b"\n"
