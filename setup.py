@@ -7,7 +7,7 @@ setup(
     version="0.1.0",
     description="Distributed pretraining of language models that have a memory",
     python_requires=">=3.11",
-    packages=find_packages(include=["data_prep*", "model*", "training*"]),
+    packages=find_packages(include=["data_prep*", "evaluation*", "model*", "training*"]),
     install_requires=[
         "torch>=2.13",
         "deepspeed>=0.19.8",
@@ -32,8 +32,12 @@ setup(
         "remote": ["s3fs>=2025.3"],
         "dedup": ["datasketch>=2"],
         "hf": ["datasets>=4"],
+        "evaluation": ["bm25s>=0.2", "nltk>=3.9"],
+        "dense": ["sentence-transformers>=3"],
         "dev": [
             "hypothesis>=6.130",
+            "bm25s>=0.2",
+            "nltk>=3.9",
             "datasets>=4",
             "datasketch>=2",
             "moto[server]>=5",

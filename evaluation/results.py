@@ -10,7 +10,7 @@ from data_prep.errors import DataError
 from data_prep.files import write_text
 from evaluation.intervals import wilson
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 
 
 class Record(BaseModel):
@@ -66,7 +66,7 @@ class Results(BaseModel):
     model: ModelFacts
     tokens: int = Field(description="tokens the model was trained on")
     phase: str
-    seed: int = Field(description="of the samples")
+    seed: int = Field(description="of the training run; the samples' own is in settings")
     device: str
     date: str
     command: str

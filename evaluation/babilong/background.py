@@ -9,8 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data_prep.documents import DocumentReader
 from data_prep.config import SourceConfig
+from data_prep.documents import DocumentReader
 from data_prep.errors import DataError
 from evaluation.babilong.randomness import Keyed
 
@@ -85,13 +85,15 @@ def open_background(places: Sequence[str]) -> Background:
     """
     if not places:
         texts = _documentation()
-        return Background(f"docstrings of Python {sys.version_info[0]}.{sys.version_info[1]}", len(texts), texts.__getitem__)
+        return Background(
+            f"docstrings of Python {sys.version_info[0]}.{sys.version_info[1]}", len(texts), texts.__getitem__
+        )
     if len(places) == 1 and places[0].startswith("hf:"):
         return _from_hub(places[0])
     paths: list[Path] = []
     for place in places:
         path = Path(place).expanduser()
-        found = sorted(path.rglob("*.txt")) if path.is_dir() else sorted(map(Path, glob.glob(str(path))))
+        found = sorted(path.rglob("*.txt")) if path.is_dir() else sorted(map(Path, glob.glob(str(path))))  # noqa: PTH207 (absolute globs)
         if not found:
             raise DataError(f"--background: {place} is no text file and no folder of them; {WHERE}")
         paths += found

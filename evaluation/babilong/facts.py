@@ -1,4 +1,4 @@
-"""bAbI's text files (Weston et al. 2015): numbered facts, and questions whose answer and supporting facts follow tabs."""
+"""bAbI's text files (Weston et al. 2015): numbered facts, and questions with answer and supporting facts after tabs."""
 
 import re
 from collections.abc import Iterable, Iterator

@@ -50,16 +50,16 @@ class Generator:
     tokenizer: Encoder
     seed: int = 0
 
-    def samples(self, task: str, length: str, questions: Iterator[Question], count: int) -> list[Sample]:
+    def samples(self, task: str, length: str, questions: Iterator[Question], count: int) -> Iterator[Sample]:
         """The first `count` samples of the questions whose facts fit; fewer when the questions run out."""
-        found: list[Sample] = []
-        tokens = tokens_of(length)
-        for question in questions:
-            if len(found) == count:
-                break
+        number, tokens = 0, tokens_of(length)
+        while number < count:
+            question = next(questions, None)
+            if question is None:
+                return
             if self._fits(question, tokens):
-                found.append(self.compose(task, length, question, len(found)))
-        return found
+                yield self.compose(task, length, question, number)
+                number += 1
 
     def compose(self, task: str, length: str, question: Question, number: int) -> Sample:
         """Hide the facts of one question."""

@@ -9,7 +9,7 @@ _NAME = re.compile(r"(\d+)([kKmM]?)")
 
 
 def tokens_of(length: str) -> int:
-    """"4k" -> 4,000, "1M" -> 1,000,000, "512" -> 512, as BABILong counts; raises `DataError` for anything else."""
+    """ "4k" -> 4,000, "1M" -> 1,000,000, "512" -> 512, as BABILong counts; raises `DataError` for anything else."""
     match = _NAME.fullmatch(length.strip())
     if match is None:
         raise DataError(f"--lengths: {length!r} is no length; write 0k, 4k, 128k, 1M, or a number of tokens")

@@ -20,21 +20,29 @@ _KEYS = ("input", "question", "target")
 
 
 def load_released(place: str, task: str, length: str) -> list[Sample]:
-    """Samples of one cell: from a folder (TASK/LENGTH.json, LENGTH/TASK.json or TASK_LENGTH.json, or .jsonl), or hf:NAME.
+    """Samples of a cell: from a folder (TASK/LENGTH.json, LENGTH/TASK.json, TASK_LENGTH.json, or .jsonl), or hf:NAME.
 
     Raises `DataError` naming the file, and the row that is not as published.
     """
     length = canonical(length)
     if place.startswith("hf:"):
         rows = load_hub(place.removeprefix("hf:"), length, task, "--released")
-        return [_sample(dict(row), f"{place} {length} {task}:{number}", task, length) for number, row in enumerate(rows)]
-    folder = Path(place).expanduser()
+        return [
+            _sample(dict(row), f"{place} {length} {task}:{number}", task, length) for number, row in enumerate(rows)
+        ]
+    path = find_released(Path(place), task, length)
+    return [_sample(row, f"{path}:{number}", task, length) for number, row in enumerate(_rows(path), start=1)]
+
+
+def find_released(folder: Path, task: str, length: str) -> Path:
+    """The file of one cell; raises `DataError`."""
+    folder, length = folder.expanduser(), canonical(length)
     names = [f"{task}/{length}", f"{length}/{task}", f"{task}_{length}", f"data/{task}/{length}"]
     paths = [folder / f"{name}{suffix}" for name in names for suffix in (".json", ".jsonl")]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise DataError(f"--released: {folder} has no {names[0]}.json; {WHERE}")
-    return [_sample(row, f"{path}:{number}", task, length) for number, row in enumerate(_rows(path), start=1)]
+    return path
 
 
 def save_released(samples: Iterable[Sample], folder: Path) -> Path:
