@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from data_prep.files import write_text
 from evaluation.babilong.templates import FINETUNED_LAYOUT
 from evaluation.options import Options
 from evaluation.reader import Reader
-from evaluation.results import ModelFacts, Results, load_results
+from evaluation.results import ModelFacts, Results, Row, load_results
 from evaluation.suite import Cell, Outcome, Suite, answers_path
 from evaluation.tables import show
 from model.config import ModelConfig
@@ -90,21 +90,17 @@ def begin(
     if not output.exists():
         return fresh
     before = load_results(output)
-    for name in ("checkpoint", "model", "settings"):
-        old, new = getattr(before, name), getattr(fresh, name)
-        if old != new:
-            raise DataError(
-                f"--output: {output} was made with another {name} ({_differing(old, new)}); give another file, or delete it"
-            )
+    for old, new in (
+        ({"checkpoint": before.checkpoint}, {"checkpoint": fresh.checkpoint}),
+        (before.model.model_dump(), fresh.model.model_dump()),
+        (before.settings, fresh.settings),
+    ):
+        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        if names:
+            found = ", ".join(f"{name} {old.get(name)}, now {new.get(name)}" for name in names)
+            raise DataError(f"--output: {output} was made with {found}; give another file, or delete it")
     before.data = {**before.data, **fresh.data}
     return before
-
-
-def _differing(old: object, new: object) -> str:
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return f"{old}"
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return ", ".join(f"{name} {old.get(name)}, now {new.get(name)}" for name in names)
 
 
 def model_facts(trained: Trained, options: Options) -> ModelFacts:
@@ -173,6 +169,20 @@ def _measure(cells: list[Cell], reader: Reader, suite: Suite, results: Results, 
                     console.print(
                         f"{cell.name}  {row.length or ''}  {row.scorer}  {shown:.3f}  ({row.samples} samples)"
                     )
+
+
+def _said(rows: list[Row]) -> str:
+    """A cell in a line; perplexity's rows differ in their length, the others' in their scorer."""
+    parts = [
+        f"{row.scorer} {row.accuracy:.2f}" if row.accuracy is not None else f"{row.length or ''} {row.value or 0:.3f}"
+        for row in rows
+    ]
+    return f"{', '.join(parts)} ({rows[0].samples} samples)"
+
+
+def duration(seconds: float) -> str:
+    """h:mm:ss"""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def _keep(outcome: Outcome, cell: Cell, results: Results, output: Path) -> None:

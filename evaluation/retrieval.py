@@ -1,4 +1,4 @@
-"""Llama with retrieval, the published baseline: of a long context the model reads the parts that look like the question."""
+"""Llama with retrieval, the published baseline: the model reads the parts of a text that look like the question."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -93,7 +93,7 @@ class Suite:
         else:
             long = any(map(tokens_of, options.lengths))
             background = self._background() if long else None
-            self._samples = Generated(Generator(background, self.tokenizer, options.seed), options.babi)
+            self._samples = Generated(Generator(background, self.tokenizer, options.seed, "test"), options.babi)
         samples, asker = self._samples, Asker(self.tokenizer, options.mode, self.layout, self.retriever)
         for length in options.lengths:
             for task in options.chosen("babilong"):

@@ -46,7 +46,8 @@ def _show_babilong(console: Console, results: Results, rows: list[Row], answers:
     if all(value == values[0] for value in values):
         by_scorer = {f"{', '.join(SCORERS)} alike": by_scorer["exact"]}
     for scorer, found in by_scorer.items():
-        table = Table("", *lengths, title=f"BABILong, % right by {scorer}\n{source}", title_justify="left")
+        console.print(f"BABILong, % right by {scorer} (95 % interval); {source}", soft_wrap=True)
+        table = Table("", *lengths)
         for task in TASKS:
             cells = [found.get((f"babilong/{task}", length)) for length in lengths]
             if any(cells):

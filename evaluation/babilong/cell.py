@@ -33,7 +33,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Asker:
-    """How samples become tokens: a prompt with instruction and examples, or `layout`, in which the model was trained."""
+    """How samples become tokens: with an instruction and examples, or in the `layout` the model was trained in."""
 
     tokenizer: Tokenizer
     mode: Mode
@@ -41,7 +41,7 @@ class Asker:
     retriever: Retriever | None = None
 
     def ids(self, sample: Sample) -> list[int]:
-        """bos and the text before the answer: in `finetuned` exactly what stands before an exercise's answer."""
+        """bos and the text before the answer; in `finetuned` as data_prep lays out an exercise."""
         if self.retriever:
             short = self.retriever.shorten(sample.context, sample.question)
             sample = Sample(sample.task, sample.length, short, sample.question, sample.answer)

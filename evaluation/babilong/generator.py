@@ -9,9 +9,11 @@ from evaluation.babilong.background import Background
 from evaluation.babilong.facts import Question
 from evaluation.babilong.lengths import canonical, context_tokens, tokens_of
 from evaluation.babilong.randomness import Keyed
+from evaluation.babilong.simulator import Part
 
 LEAST_TOKENS = 10  # of a background sentence
 FACTS_PER_TOKEN = 8  # a sample has at most length/8 facts
+_PATIENCE = 10_000  # questions that do not fit, for one that does
 
 
 class Encoder(Protocol):
@@ -49,30 +51,37 @@ class Generator:
     background: Background | None
     tokenizer: Encoder
     seed: int = 0
+    part: Part = "test"
 
-    def samples(self, task: str, length: str, questions: Iterator[Question], count: int) -> Iterator[Sample]:
-        """The first `count` samples of the questions whose facts fit; fewer when the questions run out."""
-        number, tokens = 0, tokens_of(length)
-        while number < count:
-            question = next(questions, None)
-            if question is None:
-                return
-            if self._fits(question, tokens):
-                yield self.compose(task, length, question, number)
+    def samples(
+        self, task: str, length: str, questions: Iterator[Question], count: int, least: int | None = None
+    ) -> Iterator[Sample]:
+        """The first `count` samples of the questions whose facts fit; fewer when the questions run out.
+
+        least: a sample is of any length from so many tokens to `length`, evenly drawn; None: of `length`.
+        """
+        number, longest = 0, tokens_of(length)
+        for tried, question in enumerate(questions if count else ()):
+            if self._fits(question, longest):
+                yield self.compose(task, length, question, number, least)
                 number += 1
+            if number == count or tried > _PATIENCE * (number + 1):
+                return
 
-    def compose(self, task: str, length: str, question: Question, number: int) -> Sample:
+    def compose(self, task: str, length: str, question: Question, number: int, least: int | None = None) -> Sample:
         """Hide the facts of one question."""
-        tokens, rng = tokens_of(length), Keyed("sample", task, canonical(length), self.seed, number)
-        if tokens == 0:
+        rng = Keyed("sample", self.part, task, canonical(length), self.seed, number)
+        longest = tokens_of(length)
+        tokens = longest if least is None else least + rng.below(longest - least + 1)
+        if longest == 0:
             return self._joined(task, length, question, [], [0] * len(question.facts))
         budget = context_tokens(tokens)
         noise = self._noise(budget - sum(self._count(fact) for fact in question.facts), rng)
         gaps = sorted(rng.below(len(noise) + 1) for _ in question.facts)
         sample = self._joined(task, length, question, noise, gaps)
         # Parts encoded alone may be a token shorter than in their place; what is too much goes from the noise's end.
-        while sample.tokens is not None and sample.tokens > budget and noise:
-            noise[-1] = self._cut(noise[-1], self._count(noise[-1]) - (sample.tokens - budget))
+        while noise and (excess := (sample.tokens or 0) - budget) > 0:
+            noise[-1] = self._cut(noise[-1], self._count(noise[-1]) - excess)
             noise = noise if noise[-1] else noise[:-1]
             sample = self._joined(task, length, question, noise, [min(gap, len(noise)) for gap in gaps])
         return sample

@@ -35,7 +35,6 @@ class Generated:
 
     generator: Generator
     babi: str | None
-    part: Part = "test"
     files: dict[str, str] = field(default_factory=dict)  # task -> what was read
     shared: dict[str, int] = field(default_factory=dict)  # task -> questions left out
     _questions: dict[str, list[Question]] = field(default_factory=dict)
@@ -53,6 +52,10 @@ class Generated:
         if task not in self._questions:
             self._questions[task] = self._read(task)
         return shuffled(self._questions[task], task, self.generator.seed)
+
+    @property
+    def part(self) -> Part:
+        return self.generator.part
 
     def describe(self) -> dict[str, Any]:
         background = self.generator.background

@@ -44,6 +44,6 @@ def find_tasks(names: Iterable[str]) -> list[Task]:
     found = []
     for name in names:
         if name not in TASKS:
-            raise DataError(f"--babilong-tasks: {name!r} is none of BABILong's tasks{did_you_mean(name, TASKS)}")
+            raise DataError(f"--tasks: {name!r} is none of BABILong's tasks{did_you_mean(name, TASKS)}")
         found.append(TASKS[name])
     return found
