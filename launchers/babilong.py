@@ -105,7 +105,7 @@ def run(options: argparse.Namespace) -> None:
                     progress.advance(bar, options.samples * tokens_of(length))
                     console.print(f"{save_released(samples, options.output)}: {len(samples):,} samples")
     for task, count in source.shared.items():
-        console.print(f"{task}: {source.files[task]}, {count:,} questions left out that the other files have too")
+        console.print(f"{task}: {source.splits[task]} file, {count:,} questions left out that the other files have too")
 
 
 def tokenizer(options: argparse.Namespace) -> "Tokenizer":

@@ -3,14 +3,13 @@
 import ast
 import glob
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data_prep.config import SourceConfig
-from data_prep.documents import DocumentReader
 from data_prep.errors import DataError
 from evaluation.babilong.randomness import Keyed
 
@@ -84,10 +83,8 @@ def open_background(places: Sequence[str]) -> Background:
     Raises `DataError` where nothing is found.
     """
     if not places:
-        texts = _documentation()
-        return Background(
-            f"docstrings of Python {sys.version_info[0]}.{sys.version_info[1]}", len(texts), texts.__getitem__
-        )
+        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        return Background(f"docstrings of Python {version}", 1, lambda number: _documentation())
     if len(places) == 1 and places[0].startswith("hf:"):
         return _from_hub(places[0])
     paths: list[Path] = []
@@ -119,30 +116,33 @@ def _from_hub(place: str) -> Background:
 
 def load_hub(name: str, subset: str | None, split: str, option: str) -> Any:
     """A split of a data set of the Hugging Face hub (or of a local folder); raises `DataError`."""
+    return _hub(option, name, lambda library: library.load_dataset(name, subset, split=split))
+
+
+def hub_splits(name: str, subset: str | None, option: str) -> list[str]:
+    """Names of its splits; raises `DataError`."""
+    return list(_hub(option, name, lambda library: library.get_dataset_split_names(name, subset)))
+
+
+def _hub(option: str, name: str, ask: Callable[[Any], Any]) -> Any:
     try:
         import datasets
 
-        return datasets.load_dataset(name, subset, split=split)
+        return ask(datasets)
     except ImportError as error:
         raise DataError(f"{option}: hf: needs the package datasets ({error}): pip install 'memtrain[hf]'") from None
     except Exception as error:  # the library raises many kinds
-        raise DataError(f"{option}: data set {name}, {subset or ''} {split}, cannot be opened ({error})") from None
+        raise DataError(
+            f"{option}: data set {name} cannot be opened ({error}); check its name, or give files"
+        ) from None
 
 
 @lru_cache(maxsize=1)
-def _documentation() -> list[str]:
-    """One text a package of the standard library that documents itself at length."""
-    texts: dict[str, list[str]] = {}
-    for file in DocumentReader(SourceConfig(kind="python-stdlib")).files:
-        path = Path(file.name)
-        if {"test", "tests", "idlelib"} & set(path.parts):
-            continue
-        try:
-            tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):
-            continue
-        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        strings = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
-        texts.setdefault(path.parent.name, []).extend(filter(None, strings))
-    joined = ["\n\n".join(texts[name]) for name in sorted(texts)]
-    return [text for text in joined if len(text) > 20_000]
+def _documentation() -> str:
+    """Every documentation string of the modules at the standard library's top, in the order of their names."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found: list[str] = []
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        tree = ast.parse(path.read_bytes())
+        found += [text for node in ast.walk(tree) if isinstance(node, kinds) and (text := ast.get_docstring(node))]
+    return "\n\n".join(found)

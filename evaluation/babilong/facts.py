@@ -68,19 +68,14 @@ def _questions(lines: Iterable[str], path: Path) -> Iterator[Question]:
         yield Question(tuple(facts.values()), question, answer, tuple(places[n] for n in numbers))
 
 
-def babi_file(folder: Path, task: str, splits: tuple[str, ...]) -> tuple[Path, str]:
-    """The file of a task in the first of `splits` that is there, and that split.
+def babi_files(folder: Path, task: str) -> dict[str, Path]:
+    """Split -> file of a task, under bAbI's own names (qa1_single-supporting-fact_test.txt) or short (qa1_test.txt).
 
-    Names are bAbI's own (qa1_single-supporting-fact_test.txt) or short (qa1_test.txt).  Raises `DataError`.
+    Raises `DataError` when the folder is none.
     """
     if not folder.is_dir():
         raise DataError(f"--babi: {folder} is no folder; {WHERE}")
-    for split in splits:
-        found = sorted([*folder.glob(f"{task}_{split}.txt"), *folder.glob(f"{task}_*_{split}.txt")])
-        if found:
-            return found[0], split
-    wanted = " or ".join(f"{task}_{split}.txt" for split in splits)
-    raise DataError(f"--babi: {folder} has no {wanted}; {WHERE}")
+    return {path.stem.rpartition("_")[2]: path for path in sorted(folder.glob(f"{task}_*.txt"))}
 
 
 def without(questions: Iterable[Question], others: Iterable[Question]) -> tuple[list[Question], int]:

@@ -13,7 +13,7 @@ from evaluation.babilong.simulator import Part
 
 LEAST_TOKENS = 10  # of a background sentence
 FACTS_PER_TOKEN = 8  # a sample has at most length/8 facts
-_PATIENCE = 10_000  # questions that do not fit, for one that does
+_PATIENCE = 1000  # questions that do not fit, for one that does
 
 
 class Encoder(Protocol):

@@ -3,25 +3,28 @@
 from typing import Any
 
 from data_prep.errors import DataError
-from evaluation.babilong.background import load_hub
+from evaluation.babilong.background import hub_splits, load_hub
 from evaluation.babilong.facts import Question
 
 
-def hub_questions(place: str, task: str, splits: tuple[str, ...]) -> list[Question]:
-    """Questions of `hf:NAME[:SUBSET]`; {task} in SUBSET is filled in, by default en-10k-{task}.  Raises `DataError`."""
+def hub_questions(place: str, task: str, split: str) -> list[Question]:
+    """Questions of a split of `hf:NAME[:SUBSET]`; raises `DataError`."""
+    name, subset = _named(place, task)
+    rows = load_hub(name, subset, split, "--babi")
+    if "story" not in rows.column_names:
+        raise DataError(f"--babi: data set {name} has no column 'story', only {', '.join(rows.column_names)}")
+    return [question for row in rows for question in _story(row["story"])]
+
+
+def splits_there(place: str, task: str) -> list[str]:
+    """Names of the splits it has; raises `DataError`."""
+    return hub_splits(*_named(place, task), "--babi")
+
+
+def _named(place: str, task: str) -> tuple[str, str]:
+    """{task} in SUBSET is filled in; by default it is en-10k-{task}."""
     _, name, subset = (place + ":en-10k-{task}").split(":")[:3]
-    problem: DataError | None = None
-    for split in splits:
-        try:
-            rows = load_hub(name, subset.replace("{task}", task) or None, split, "--babi")
-        except DataError as error:
-            problem = problem or error
-            continue
-        if "story" not in rows.column_names:
-            raise DataError(f"--babi: data set {name} has no column 'story', only {', '.join(rows.column_names)}")
-        return [question for row in rows for question in _story(row["story"])]
-    assert problem is not None
-    raise problem
+    return name, subset.replace("{task}", task)
 
 
 def _story(story: Any) -> list[Question]:

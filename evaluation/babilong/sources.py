@@ -1,13 +1,15 @@
 """Where samples come from: bAbI's files or the simulator among background text, or the published files."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from evaluation.babilong.facts import Question, babi_file, read_babi, without
+from data_prep.errors import DataError
+from evaluation.babilong.facts import WHERE, Question, babi_files, read_babi, without
 from evaluation.babilong.generator import Generator, Sample, shuffled
-from evaluation.babilong.hub import hub_questions
+from evaluation.babilong.hub import hub_questions, splits_there
 from evaluation.babilong.released import find_released, load_released
 from evaluation.babilong.simulator import Part, simulate
 
@@ -35,7 +37,7 @@ class Generated:
 
     generator: Generator
     babi: str | None
-    files: dict[str, str] = field(default_factory=dict)  # task -> what was read
+    splits: dict[str, str] = field(default_factory=dict)  # task -> which of the files was read
     shared: dict[str, int] = field(default_factory=dict)  # task -> questions left out
     _questions: dict[str, list[Question]] = field(default_factory=dict)
 
@@ -61,15 +63,20 @@ class Generated:
         background = self.generator.background
         what: dict[str, Any] = {"facts": "simulator" if self.babi is None else "bAbI files"}
         if self.babi is not None:
-            what |= {"files": dict(self.files), "shared_with_other_files": dict(self.shared)}
+            what |= {"place": self.babi, "splits": dict(self.splits), "shared_with_other_files": dict(self.shared)}
         return what | {"background": background.name if background else "none", "seed": self.generator.seed}
 
     def _read(self, task: str) -> list[Question]:
         assert self.babi is not None
-        mine, name = _open(self.babi, task, self.part)
-        others = [q for other in SPLITS if other != self.part for q in _others(self.babi, task, other)]
-        kept, self.shared[task] = without(mine, others)
-        self.files[task] = name
+        there = _splits(self.babi, task)
+        chosen = [split for split in SPLITS[self.part] if split in there][:1]
+        if not chosen:
+            wanted = " or ".join(f"{task}_{split}.txt" for split in SPLITS[self.part])
+            raise DataError(f"--babi: {self.babi} has no {wanted}; {WHERE}")
+        others = [split for part in SPLITS if part != self.part for split in SPLITS[part] if split in there]
+        known = [question for split in others for question in there[split]()]
+        kept, self.shared[task] = without(there[chosen[0]](), known)
+        self.splits[task] = chosen[0]
         return kept
 
 
@@ -87,20 +94,12 @@ class Released:
             find_released(Path(self.place), task, length)
 
     def describe(self) -> dict[str, Any]:
-        return {"facts": "released JSON", "files": self.place, "background": "as released"}
+        return {"facts": "released JSON", "place": self.place, "background": "as released"}
 
 
-def _open(place: str, task: str, part: Part) -> tuple[list[Question], str]:
+def _splits(place: str, task: str) -> dict[str, Callable[[], list[Question]]]:
+    """Split -> what reads it, of those that are there."""
     if place.startswith("hf:"):
-        return hub_questions(place, task, SPLITS[part]), f"{place} {task}"
-    path, _ = babi_file(Path(place).expanduser(), task, SPLITS[part])
-    return read_babi(path), path.name
-
-
-def _others(place: str, task: str, part: Part) -> list[Question]:
-    """Every question of the other part's files; none where there are no such files."""
-    if place.startswith("hf:"):
-        return hub_questions(place, task, SPLITS[part])
-    folder = Path(place).expanduser()
-    found = [sorted([*folder.glob(f"{task}_{s}.txt"), *folder.glob(f"{task}_*_{s}.txt")]) for s in SPLITS[part]]
-    return [question for paths in found for path in paths for question in read_babi(path)]
+        return {split: partial(hub_questions, place, task, split) for split in splits_there(place, task)}
+    files = babi_files(Path(place).expanduser(), task)
+    return {split: partial(read_babi, path) for split, path in files.items()}
