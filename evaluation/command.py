@@ -163,18 +163,16 @@ def _measure(cells: list[Cell], reader: Reader, suite: Suite, results: Results, 
             results.peak_memory_bytes = peak_memory(reader.device)
             results.data = {**results.data, **suite.describe()}
             results.save(output)
-            if not progress.live.console.is_terminal:
-                for row in outcome.rows:
-                    shown = row.value if row.accuracy is None else row.accuracy
-                    console.print(
-                        f"{cell.name}  {row.length or ''}  {row.scorer}  {shown:.3f}  ({row.samples} samples)"
-                    )
+            left = sum(other.tokens for other in cells[number:]) * seconds / max(1, done)
+            console.print(f"{cell.name}: {_said(outcome.rows)}, {duration(left)} left", soft_wrap=True)
 
 
 def _said(rows: list[Row]) -> str:
     """A cell in a line; perplexity's rows differ in their length, the others' in their scorer."""
+    if not rows[0].samples:
+        return "no question whose facts fit"
     parts = [
-        f"{row.scorer} {row.accuracy:.2f}" if row.accuracy is not None else f"{row.length or ''} {row.value or 0:.3f}"
+        f"{row.scorer} {row.accuracy:.2f}" if row.accuracy is not None else f"{row.length} {row.value:.3f}"
         for row in rows
     ]
     return f"{', '.join(parts)} ({rows[0].samples} samples)"

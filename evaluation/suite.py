@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class Suite:
             found["perplexity"] = {"texts": self._background().name}
         return found
 
-    @property
+    @cached_property
     def retriever(self) -> Retriever | None:
         options = self.options
         if options.retrieval == "none":

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from data_prep import Tokenizer
 
+FACTS = 100  # tokens of a sample's facts, about
+
 EPILOG = """\
 examples:
   python launchers/babilong.py --part train --tokenizer tokenizer.model --babi data/babi --background data/books \\
@@ -86,12 +88,12 @@ def run(options: argparse.Namespace) -> None:
         source.check(task, lengths[0])
     console = Console(soft_wrap=True)
     with Progress(console=console) as progress:
-        total = len(tasks) * options.samples * sum(map(tokens_of, lengths))
+        total = len(tasks) * options.samples * sum(tokens_of(length) + FACTS for length in lengths)
         bar = progress.add_task("writing", total=total)
         if options.part == "train":
             written = write_exercises(
                 source, options.output, tasks, lengths, options.samples, options.exact,
-                lambda count: progress.advance(bar, count),
+                lambda tokens: progress.advance(bar, tokens + FACTS),
             )  # fmt: skip
             for name, count in written.items():
                 console.print(f"{options.output / name}: {count:,} exercises")
@@ -102,7 +104,7 @@ def run(options: argparse.Namespace) -> None:
                     if not samples:
                         console.print(f"{task} {length}: no question's facts fit into it")
                         continue
-                    progress.advance(bar, options.samples * tokens_of(length))
+                    progress.advance(bar, options.samples * (tokens_of(length) + FACTS))
                     console.print(f"{save_released(samples, options.output)}: {len(samples):,} samples")
     for task, count in source.shared.items():
         console.print(f"{task}: {source.splits[task]} file, {count:,} questions left out that the other files have too")
