@@ -7,7 +7,7 @@ setup(
     version="0.1.0",
     description="Distributed pretraining of language models that have a memory",
     python_requires=">=3.11",
-    packages=find_packages(include=["data_prep*", "model*", "training*"]),
+    packages=find_packages(include=["data_prep*", "evaluation*", "model*", "training*"]),
     install_requires=[
         "torch>=2.13",
         "deepspeed>=0.19.8",
@@ -26,7 +26,6 @@ setup(
         "matplotlib>=3.10",
         "safetensors>=0.5",
         "psutil>=6",
-        "fsspec>=2024.6",
         "bm25s>=0.3",
         "rapidfuzz>=3.14",
     ],
@@ -37,9 +36,11 @@ setup(
         "dense": ["faiss-cpu>=1.13", "sentence-transformers>=5.1"],
         "hf": ["datasets>=4"],
         "gpu-metrics": ["nvidia-ml-py>=12"],
+        "evaluation": ["nltk>=3.9"],
         "dev": [
             "Flask-WTF>=1.2",
             "hypothesis>=6.130",
+            "nltk>=3.9",
             "datasets>=4",
             "datasketch>=2",
             "faiss-cpu>=1.13",

@@ -23,9 +23,24 @@ class Trained:
     path: Path
 
     def tokenizer(self, folder: Path | None = None) -> Tokenizer:
-        """The tokenizer of the run's data folder, or of `folder` when the data has moved."""
+        """The tokenizer of the run's data folder, or of `folder` when the data has moved.
+
+        Raises `ConfigError` when it is not the one the model was trained with.
+        """
         data = self.config.data
-        return PreparedFolder(folder or data.path, data.cache).tokenizer()
+        place = folder or data.path
+        tokenizer = PreparedFolder(place, data.cache).tokenizer()
+        if self.state.tokenizer not in ("", tokenizer.fingerprint):
+            raise ConfigError(
+                f"--data: the tokenizer of {place} (fingerprint {tokenizer.fingerprint}) is not the one {self.path} "
+                f"was trained with ({self.state.tokenizer}); pass --data FOLDER with the data of the run"
+            )
+        if tokenizer.vocab_size > self.config.model.vocab_size:
+            raise ConfigError(
+                f"--data: the tokenizer of {place} has {tokenizer.vocab_size:,} pieces, but the model of {self.path} "
+                f"{self.config.model.vocab_size:,} rows; pass --data FOLDER with the data of the run"
+            )
+        return tokenizer
 
 
 def find_checkpoint(path: Path) -> Path:

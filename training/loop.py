@@ -248,6 +248,7 @@ class Trainer:
             phase_step=at.phase_step,
             optimizer_steps=engine.optimizer_steps(),
             stream=self.stream.fingerprint,
+            tokenizer=self.stream.manifest.tokenizer.fingerprint,
             mlflow_run_id=self.run_id,
             config=without_secrets(self.config.model_dump(mode="json")),
             skipped=sorted(step for step in self.skipped if step <= self.step),

@@ -24,6 +24,7 @@ class RunState:
     config: dict[str, Any]  # resolved
     versions: dict[str, str]
     skipped: list[int] = field(default_factory=list)  # steps passed over without an update
+    tokenizer: str = ""  # fingerprint of the tokenizer's file; empty in checkpoints from before it was kept
 
 
 def read_run_state(checkpoint: Path) -> RunState:

@@ -1,0 +1,49 @@
+"""The ten tasks: what may be answered, and which ability LM2's Figure 3 counts them to."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from data_prep.errors import DataError
+from data_prep.suggest import did_you_mean
+
+ROOMS = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
+OBJECTS = ("apple", "football", "milk")
+
+
+@dataclass(frozen=True)
+class Task:
+    """`labels`: every answer; lists of them (qa8) are joined by commas."""
+
+    name: str
+    title: str
+    labels: tuple[str, ...]
+    capability: str
+
+
+_SINGLE, _MULTI, _RELATION = "single-step reasoning", "multi-step reasoning", "relation tracking"
+_BASIC, _NEGATION = "basic queries", "negation and uncertainty"
+TASKS = {
+    task.name: task
+    for task in (
+        Task("qa1", "one supporting fact", ROOMS, _SINGLE),
+        Task("qa2", "two supporting facts", ROOMS, _MULTI),
+        Task("qa3", "three supporting facts", ROOMS, _MULTI),
+        Task("qa4", "two-argument relations", ROOMS, _RELATION),
+        Task("qa5", "three-argument relations", ("Bill", "Fred", "Jeff", "Mary", *OBJECTS), _RELATION),
+        Task("qa6", "yes or no", ("no", "yes"), _BASIC),
+        Task("qa7", "counting", ("none", "one", "three", "two"), _BASIC),
+        Task("qa8", "lists", (*OBJECTS, "nothing"), _BASIC),
+        Task("qa9", "simple negation", ("no", "yes"), _NEGATION),
+        Task("qa10", "indefinite knowledge", ("maybe", "no", "yes"), _NEGATION),
+    )
+}
+
+
+def find_tasks(names: Iterable[str]) -> list[Task]:
+    """Tasks by name; raises `DataError` at one that does not exist."""
+    found = []
+    for name in names:
+        if name not in TASKS:
+            raise DataError(f"--tasks: {name!r} is none of BABILong's tasks{did_you_mean(name, TASKS)}")
+        found.append(TASKS[name])
+    return found

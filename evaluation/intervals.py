@@ -1,0 +1,19 @@
+"""How sure a share of right answers is."""
+
+import math
+
+Z95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
+
+
+def wilson(right: int, samples: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (E. B. Wilson 1927): holds near 0 and 1 and for few samples.
+
+    Returns (low, high); (0, 1) when there is no sample.
+    """
+    if samples == 0:
+        return 0.0, 1.0
+    share, z2 = right / samples, z * z / samples
+    centre = (share + z2 / 2) / (1 + z2)
+    reach = math.sqrt(share * (1 - share) * z2 + z2 * z2 / 4) / (1 + z2)
+    low = 0.0 if right == 0 else max(0.0, centre - reach)
+    return low, 1.0 if right == samples else min(1.0, centre + reach)

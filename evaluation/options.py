@@ -1,0 +1,78 @@
+"""What an evaluation was asked for, and what its tasks' names mean."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data_prep.errors import DataError
+from data_prep.suggest import did_you_mean
+from evaluation.babilong.cell import Mode
+from evaluation.babilong.lengths import canonical, tokens_of
+from evaluation.babilong.tasks import TASKS
+from evaluation.mmlu import SUBJECTS
+
+SUITES = {"babilong": tuple(TASKS), "mmlu": SUBJECTS, "perplexity": ()}
+
+
+@dataclass(frozen=True)
+class Options:
+    """As `launchers/evaluate.py --help` explains them."""
+
+    tasks: tuple[str, ...] = ("babilong",)
+    lengths: tuple[str, ...] = ("0k", "1k", "2k", "4k")
+    samples: int = 100
+    mode: Mode = "prompt"
+    babi: str | None = None
+    background: tuple[str, ...] = ()
+    released: str | None = None
+    mmlu: Path | None = None
+    shots: int = 5
+    retrieval: Literal["none", "bm25", "dense"] = "none"
+    top_k: int = 5
+    unit: Literal["sentence", "chunk"] = "sentence"
+    dense_model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    seed: int = 0
+
+    def settings(self) -> dict[str, Any]:
+        """What a row depends on: an evaluation is continued only with the same. Tasks and lengths may be added."""
+        kept = {name: value for name, value in asdict(self).items() if name not in ("tasks", "lengths")}
+        if self.retrieval != "dense":
+            del kept["dense_model"]
+        plain = {name: str(value) if isinstance(value, Path) else value for name, value in kept.items()}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in plain.items()
+            if value is not None
+        }
+
+    def chosen(self, suite: str) -> list[str]:
+        """The suite's tasks that were asked for: by its own name all, or single ones as SUITE/TASK."""
+        if suite in self.tasks:
+            return list(SUITES[suite])
+        return [name for name in SUITES[suite] if f"{suite}/{name}" in self.tasks]
+
+
+def parse_tasks(text: str) -> tuple[str, ...]:
+    """ "babilong/qa1,mmlu,perplexity"; raises `DataError` at a task that does not exist."""
+    known = [*SUITES, *(f"{suite}/{task}" for suite, tasks in SUITES.items() for task in tasks)]
+    names = _parts(text)
+    for name in names:
+        if name not in known:
+            raise DataError(f"--tasks: {name!r} is no task{did_you_mean(name, known)}")
+    return names
+
+
+def parse_lengths(text: str) -> tuple[str, ...]:
+    """ "0k,4k,1M", short ones first."""
+    return tuple(sorted({canonical(name) for name in _parts(text)}, key=tokens_of))
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def check_positive(**values: int) -> None:
+    """Raises `DataError` for numbers below 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise DataError(f"--{name.replace('_', '-')}: {value} must be at least 1")

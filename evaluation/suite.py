@@ -1,0 +1,145 @@
+"""An evaluation as a list of cells, each of which is measured once and then stands in the results."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from data_prep import Tokenizer
+from data_prep.errors import DataError
+from evaluation.babilong.background import Background, open_background
+from evaluation.babilong.cell import Answered, Asker, evaluate_cell
+from evaluation.babilong.generator import Generator
+from evaluation.babilong.lengths import tokens_of
+from evaluation.babilong.sources import Generated, Released, Samples
+from evaluation.mmlu import WHERE, Mmlu, evaluate_subject
+from evaluation.options import Options
+from evaluation.perplexity import Documents, loss_by_position, rows_of, series_of
+from evaluation.reader import Reader
+from evaluation.results import Row
+from evaluation.retrieval import BM25, Dense, Retriever
+
+_AROUND = 300  # tokens of a prompt beside the context, for the estimate of time
+_SUBJECT = 200  # questions of a subject, about
+
+
+@dataclass
+class Outcome:
+    rows: list[Row]
+    answers: list[Answered] = field(default_factory=list)
+    series: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`tokens`: about how many are read; `keys`: (task, length) of the rows it makes."""
+
+    name: str
+    keys: tuple[tuple[str, str | None], ...]
+    tokens: int
+    run: Callable[[Reader], Outcome]
+
+
+@dataclass
+class Suite:
+    """The cells of some options. Raises `DataError` at once where files are missing."""
+
+    options: Options
+    tokenizer: Tokenizer
+    layout: str
+    cells: list[Cell] = field(default_factory=list)
+    _samples: Samples | None = None
+    _mmlu: Mmlu | None = None
+    _texts: Background | None = None
+
+    def __post_init__(self) -> None:
+        if self.options.chosen("babilong"):
+            self._add_babilong()
+        if self.options.chosen("mmlu"):
+            self._add_mmlu()
+        if "perplexity" in self.options.tasks:
+            self._add_perplexity()
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Where each suite's samples come from."""
+        found: dict[str, dict[str, Any]] = {}
+        if self._samples is not None:
+            found["babilong"] = self._samples.describe()
+            if self.retriever is not None:
+                found["babilong"]["retrieval"] = self.retriever.name
+        if self._mmlu is not None:
+            found["mmlu"] = {"folder": str(self._mmlu.folder), "split": self._mmlu.split}
+        if "perplexity" in self.options.tasks:
+            found["perplexity"] = {"texts": self._background().name}
+        return found
+
+    @cached_property
+    def retriever(self) -> Retriever | None:
+        options = self.options
+        if options.retrieval == "none":
+            return None
+        ranker = BM25() if options.retrieval == "bm25" else Dense(options.dense_model)
+        return Retriever(ranker, options.unit, options.top_k, self.tokenizer)
+
+    def _background(self) -> Background:
+        if self._texts is None:
+            self._texts = open_background(self.options.background)
+        return self._texts
+
+    def _add_babilong(self) -> None:
+        options = self.options
+        if options.released is not None:
+            self._samples = Released(options.released)
+        else:
+            long = any(map(tokens_of, options.lengths))
+            background = self._background() if long else None
+            self._samples = Generated(Generator(background, self.tokenizer, options.seed, "test"), options.babi)
+        samples, asker = self._samples, Asker(self.tokenizer, options.mode, self.layout, self.retriever)
+        for length in options.lengths:
+            for task in options.chosen("babilong"):
+                samples.check(task, length)
+
+                def run(reader: Reader, task: str = task, length: str = length) -> Outcome:
+                    found = samples.samples(task, length, options.samples)
+                    return Outcome(*evaluate_cell(reader, asker, found, task, length))
+
+                name = f"babilong/{task}"
+                cost = options.samples * (tokens_of(length) + _AROUND)
+                self.cells.append(Cell(f"{name} {length}", ((name, length),), cost, run))
+
+    def _add_mmlu(self) -> None:
+        if self.options.mmlu is None:
+            raise DataError(f"--mmlu: is missing; {WHERE}")
+        mmlu = self._mmlu = Mmlu(self.options.mmlu.expanduser(), self.options.shots)
+        for subject in self.options.chosen("mmlu"):
+            problems = mmlu.problems(subject)[: self.options.samples]
+            next(mmlu.prompts(subject, problems), None)  # its examples are there, too
+
+            def run(reader: Reader, subject: str = subject) -> Outcome:
+                return Outcome([evaluate_subject(reader, self.tokenizer, mmlu, subject, self.options.samples)])
+
+            name = f"mmlu/{subject}"
+            cost = len(problems) * _AROUND * (self.options.shots + 1) // 3
+            self.cells.append(Cell(name, ((name, None),), cost, run))
+
+    def _add_perplexity(self) -> None:
+        options = self.options
+        lengths = [(name, tokens_of(name)) for name in options.lengths if tokens_of(name) > 1]
+        if not lengths:
+            raise DataError("--lengths: perplexity needs one above 0k")
+        longest = max(tokens for _, tokens in lengths)
+        documents = Documents(self._background(), self.tokenizer, options.seed)
+
+        def run(reader: Reader) -> Outcome:
+            ids = documents.ids(options.samples, longest)
+            loss = loss_by_position(reader, ids)
+            return Outcome(rows_of(loss, lengths, len(ids)), series={"perplexity_by_position": series_of(loss)})
+
+        keys = tuple(("perplexity", name) for name, _ in lengths)
+        self.cells.append(Cell("perplexity", keys, options.samples * longest, run))
+
+
+def answers_path(output: Path, cell: Cell) -> Path:
+    """Where a cell's answers go, beside the results."""
+    return output.with_suffix(".answers") / f"{cell.name.replace('/', '-').replace(' ', '-')}.jsonl"

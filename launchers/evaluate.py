@@ -1,0 +1,103 @@
+"""Evaluate a checkpoint: BABILong, MMLU, perplexity by position; a row a cell of a table, with its interval."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+EPILOG = """\
+examples:
+  python launchers/evaluate.py --checkpoint runs/quickstart --tasks perplexity --lengths 1k,4k,16k --samples 8
+      nats a token in the first 1,000, 4,000, 16,000 tokens of texts, and by position; nothing else is needed
+  python launchers/evaluate.py --checkpoint runs/mine --tasks babilong --babi data/babi --background data/books \\
+      --lengths 0k,4k,16k --samples 100 --mode finetuned
+      a model trained on exercises {context} {question} {answer} (launchers/babilong.py writes them)
+  python launchers/evaluate.py --checkpoint runs/mine --tasks babilong/qa1,mmlu --mmlu data/mmlu --mode prompt …
+      a pretrained model, asked with an instruction and examples; single tasks are SUITE/TASK
+  python launchers/evaluate.py --checkpoint runs/llama --tasks babilong --retrieval bm25 --top-k 5 --unit sentence …
+      the retrieval baseline: the model reads the five sentences that look most like the question
+
+BABILong's facts: --babi (bAbI's files), or --released (the published samples), else a simulator of our own, which
+results and tables name.  Background: --background, else documentation strings of Python's standard library.
+An evaluation that was interrupted goes on by the same command; tasks and lengths can be added to a finished one.
+Every answer is kept beside the results, in FILE.answers/.
+exit codes: 0 done; 2 bad input, nothing measured"""
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python launchers/evaluate.py",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, metavar="PATH", help="run folder (its latest) or checkpoint folder")
+    add(
+        "--tasks",
+        default="babilong",
+        metavar="NAME,…",
+        help="babilong, mmlu, perplexity, babilong/qa1, … (default babilong)",
+    )
+    add("--lengths", default="0k,1k,2k,4k", metavar="L,…", help="0k, 4k, 128k, 1M or tokens (default 0k,1k,2k,4k)")
+    add("--samples", type=int, default=100, metavar="N", help="of a cell; questions of an MMLU subject (default 100)")
+    add("--mode", choices=("prompt", "finetuned"), default="prompt", help="how BABILong is asked (default prompt)")
+    add("--output", type=Path, metavar="FILE.json", help="default RUN/evaluation/STEP-MODE.json")
+    add("--babi", metavar="FOLDER", help="bAbI's files, qa1_test.txt or qa1_…_test.txt; or hf:NAME")
+    add("--background", nargs="+", default=[], metavar="PATH", help="books: *.txt files, folders or globs; or hf:NAME")
+    add("--released", metavar="FOLDER", help="published samples, TASK/LENGTH.json; or hf:RMT-team/babilong")
+    add("--mmlu", type=Path, metavar="FOLDER", help="MMLU's CSV files: dev/ and test/ or val/")
+    add("--shots", type=int, default=5, metavar="K", help="MMLU: examples before a question (default 5)")
+    add("--retrieval", choices=("none", "bm25", "dense"), default="none", help="read only what retrieval finds")
+    add("--top-k", type=int, default=5, metavar="K", help="retrieval: parts to read (default 5)")
+    add("--unit", choices=("sentence", "chunk"), default="sentence", help="retrieval: a part (a chunk: 512 tokens)")
+    add("--dense-model", default="sentence-transformers/all-MiniLM-L6-v2", metavar="NAME", help="retrieval: embeddings")
+    add("--seed", type=int, default=0, metavar="N", help="of the samples: same seed, same text everywhere (default 0)")
+    add("--batch-size", type=int, default=8, metavar="N", help="samples read at once (default 8)")
+    add("--data", type=Path, metavar="FOLDER", help="tokenizer's folder, if the run's data moved")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command and returns its exit code."""
+    options = parse_arguments(arguments)
+    # Imports after the arguments: --help answers at once.
+    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, EXIT_FINISHED, TrainingError
+
+    try:
+        run(options, "python launchers/evaluate.py " + shlex.join(arguments))
+    except (*BAD_INPUT, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return EXIT_FINISHED
+
+
+def run(given: argparse.Namespace, command: str) -> None:
+    from evaluation.command import evaluate
+    from evaluation.options import Options, check_positive, parse_lengths, parse_tasks
+
+    check_positive(samples=given.samples, top_k=given.top_k, batch_size=given.batch_size, shots=given.shots + 1)
+    options = Options(
+        tasks=parse_tasks(given.tasks),
+        lengths=parse_lengths(given.lengths),
+        samples=given.samples,
+        mode=given.mode,
+        babi=given.babi,
+        background=tuple(given.background),
+        released=given.released,
+        mmlu=given.mmlu,
+        shots=given.shots,
+        retrieval=given.retrieval,
+        top_k=given.top_k,
+        unit=given.unit,
+        dense_model=given.dense_model,
+        seed=given.seed,
+    )
+    evaluate(given.checkpoint, options, given.output, given.data, given.batch_size, command)
+
+
+if __name__ == "__main__":
+    # The repository's packages are importable from a checkout that is not installed.
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.exit(main(sys.argv[1:]))
