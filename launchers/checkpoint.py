@@ -4,7 +4,6 @@ python launchers/checkpoint.py list runs/quickstart
 python launchers/checkpoint.py verify runs/quickstart
 python launchers/checkpoint.py copy runs/quickstart/checkpoints/step-00000400 backup/step-00000400
 python launchers/checkpoint.py average soup runs/a/checkpoints/step-00000360 runs/a/checkpoints/step-00000400
-python launchers/checkpoint.py export runs/quickstart hf-llama
 """
 
 import argparse
@@ -13,7 +12,7 @@ from pathlib import Path
 
 EPILOG = """\
 PATH is a checkpoint folder, or a run's folder for its latest checkpoint; it may be an address that fsspec knows
-(s3://BUCKET/PATH/step-XXXXXXXX), which is fetched and verified first.
+(s3://BUCKET/PATH/step-XXXXXXXX), which is fetched and verified first.  For Hugging Face: launchers/export.py.
 
 exit codes: 0 done; 1 a checkpoint is damaged; 2 bad input, nothing was written.
 """
@@ -34,9 +33,6 @@ def parse_arguments() -> argparse.Namespace:
     command = commands.add_parser("average", help="the mean of several checkpoints' weights, to start a phase from")
     command.add_argument("target", type=Path, metavar="NEW")
     command.add_argument("sources", nargs="+", metavar="PATH")
-    command = commands.add_parser("export", help="the backbone as a Hugging Face Llama folder (safetensors)")
-    command.add_argument("source", metavar="PATH")
-    command.add_argument("target", type=Path, metavar="NEW")
     return parser.parse_args()
 
 
@@ -66,13 +62,9 @@ def act(arguments: argparse.Namespace) -> int:
     elif arguments.command == "copy":
         tools.copy(one_of(arguments.source), arguments.target)
         print(f"copied to {arguments.target}")
-    elif arguments.command == "average":
+    else:
         tools.average([one_of(text) for text in arguments.sources], arguments.target)
         print(f"the mean of {len(arguments.sources)}: {arguments.target}; use it as init_from: checkpoint:PATH")
-    else:
-        left_out = tools.export(one_of(arguments.source), arguments.target)
-        note = f"; {left_out:,} memory parameters have no place in a Llama and are left out" if left_out else ""
-        print(f"exported to {arguments.target}{note}")
     return 0
 
 

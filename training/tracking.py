@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from training.errors import ConfigError
+from training.errors import ConfigError, TrainingError
 from training.logs import without_secret, without_secrets
 from training.spool import SPOOL_FILE, Point, Spool
 
@@ -115,7 +115,7 @@ class Tracker:
         """
         if not config.enabled:
             return NullTracker()
-        uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output_dir}/mlflow.db"
+        uri = _store(config, output_dir)
         # A server chooses for itself; a database would choose the current directory.
         remote = uri.startswith(("http://", "https://"))
         artifacts = None if remote else (output_dir.resolve() / "mlartifacts").as_uri()
@@ -261,6 +261,61 @@ class NullTracker(Tracker):
 
     def close(self, status: Status) -> None:
         """Nothing."""
+
+
+class ModelRegistry:
+    """MLflow's registry of models, for a run that MLflow has recorded."""
+
+    def __init__(self, client: MlflowClient, uri: str, run_id: str) -> None:
+        """Use `ModelRegistry.open`."""
+        self._client, self._uri, self._run_id = client, without_secret(uri), run_id
+
+    @classmethod
+    def open(cls, config: TrackingConfig, output_dir: Path, run_id: str) -> ModelRegistry:
+        """The registry of the store that holds the run `run_id`.  Raises `ConfigError` when there is none."""
+        uri = _store(config, output_dir)
+        if not run_id:
+            raise ConfigError("--register: the checkpoint's run was not recorded in MLflow; leave --register out")
+        try:
+            with _environment({name: os.environ.get(name, value) for name, value in IMPATIENT.items()}):
+                from mlflow import MlflowClient
+
+                client = MlflowClient(tracking_uri=_absolute(uri))
+                client.get_run(run_id)
+        except Exception as error:  # MLflow, SQLAlchemy and requests share no base class
+            raise ConfigError(
+                f"--register: the run {run_id} is not to be had from {without_secret(uri)!r} "
+                f"({type(error).__name__}: {without_secret(str(error))[:300]}); correct MLFLOW_TRACKING_URI"
+            ) from None
+        return cls(client, uri, run_id)
+
+    def add(self, name: str, folder: Path) -> str:
+        """Store `folder` with the run and make it the next version of the model `name`; what to call it.
+
+        Raises `TrainingError` when the store refuses.
+        """
+        from mlflow.exceptions import MlflowException
+
+        place = f"models/{_key(folder.name)}"
+        try:
+            self._client.log_artifacts(self._run_id, str(folder), place)
+            try:
+                self._client.create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            source = f"{self._client.get_run(self._run_id).info.artifact_uri}/{place}"
+            version = self._client.create_model_version(name, source, self._run_id)
+        except Exception as error:
+            raise TrainingError(
+                f"--register: MLflow ({self._uri}) refused the model ({without_secret(str(error))[:300]}); "
+                f"{folder} itself is whole"
+            ) from None
+        return f"models:/{name}/{version.version}"
+
+
+def _store(config: TrackingConfig, output_dir: Path) -> str:
+    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output_dir}/mlflow.db"
 
 
 def _absolute(uri: str) -> str:
