@@ -81,7 +81,7 @@ def export(
             write_hf_tokenizer(tokenizer, folder)
             special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
             _write_json(folder / "generation_config.json", special | {"pad_token_id": tokenizer.eos_id})
-            _prove_tokenizer(tokenizer, folder)
+            _prove_tokenizer(tokenizer, folder, runs_its_code=form == "memtrain")
         result = _prove(trained, folder, form, dtype, tolerance)
         (folder / "README.md").write_text(model_card(trained, result, dtype, target.name), encoding="utf-8")
         for path in folder.iterdir():
@@ -185,11 +185,12 @@ def _forget_code(model: Any) -> None:
             shutil.rmtree(of_this_folder, ignore_errors=True)
 
 
-def _prove_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+def _prove_tokenizer(tokenizer: Tokenizer, folder: Path, runs_its_code: bool) -> None:
     """Raise `ConfigError` when the written tokenizer gives other ids or another text."""
     from transformers import AutoTokenizer
 
-    theirs = AutoTokenizer.from_pretrained(folder)
+    # the tokenizer itself needs no code, but Transformers reads the folder's configuration class before it
+    theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=runs_its_code)
     for text in _TEXTS:
         ids = tokenizer.encode(text)
         found = theirs(text, add_special_tokens=False).input_ids
