@@ -144,7 +144,9 @@ class _Wanted:
     @classmethod
     def of(cls, given: dict[str, Any]) -> "_Wanted":
         if given.get("do_sample") and float(given.get("temperature", 1.0)) > 0:
-            raise ConfigError(f"generation_kwargs: {given} asks for sampling, but answers are greedy; use do_sample: false")
+            raise ConfigError(
+                f"generation_kwargs: {given} asks for sampling, but answers are greedy; use do_sample: false"
+            )
         until = given.get("until") or ()
         tokens = int(given.get("max_gen_toks", given.get("max_new_tokens", _MAX_TOKENS)))
         return cls(tuple(text for text in ([until] if isinstance(until, str) else until) if text), tokens)
@@ -178,7 +180,9 @@ def run_harness(
             f"--tasks: lm-evaluation-harness knows no {', '.join(unknown)}; `lm_eval ls tasks` lists what it knows, "
             "--include FOLDER adds files of your own"
         )
-    model = HarnessModel(str(checkpoint) if isinstance(checkpoint, Path) else checkpoint, batch_size, data=data and str(data))
+    model = HarnessModel(
+        str(checkpoint) if isinstance(checkpoint, Path) else checkpoint, batch_size, data=data and str(data)
+    )
     results = simple_evaluate(
         model=model,
         tasks=list(tasks),

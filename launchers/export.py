@@ -28,7 +28,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("source", metavar="PATH", help="run or checkpoint")
     parser.add_argument("target", type=Path, metavar="OUT", help="folder to write; must not be there yet")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights (default float32)"
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the weights (default float32)",
     )
     parser.add_argument(
         "--form",

@@ -33,7 +33,9 @@ def parse_arguments() -> argparse.Namespace:
         help="memory to add (default none); its sizes are as by default, docs/memory.md explains them",
     )
     parser.add_argument(
-        "--prove", action="store_true", help="compare with Transformers' LlamaForCausalLM in fp32 (needs both in memory)"
+        "--prove",
+        action="store_true",
+        help="compare with Transformers' LlamaForCausalLM in fp32 (needs both in memory)",
     )
     parser.add_argument("--length", type=int, default=256, metavar="N", help="tokens of the proof (default 256)")
     parser.add_argument(

@@ -45,9 +45,7 @@ class Sampling:
         return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).squeeze(-1)
 
 
-def read(
-    net: LanguageModel, ids: Tensor, state: StreamState | None, keep: int
-) -> tuple[Tensor, StreamState]:
+def read(net: LanguageModel, ids: Tensor, state: StreamState | None, keep: int) -> tuple[Tensor, StreamState]:
     """Read int64 [B, L]; the last `keep` positions' normalised hidden [B, keep, D] and the state.
 
     Without gradients it goes part by part, so that memory does not grow with L.

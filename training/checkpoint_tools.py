@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+
 from data_prep.files import sync
 from training.checkpoint_files import (
     METADATA,

@@ -2,8 +2,10 @@
 
 import json
 import shutil
-import sys
+import tempfile
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +31,15 @@ Form = Literal["llama", "memtrain"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _PROVEN = 512  # tokens of the proof of a plain Llama
-_TEXTS = ("", " ", "Hello  world", "\n\tdef f(x):\n    return x\n", "<s> </s> <unk>", "na\u00efve \u65e5\u672c \U0001f642", "1234567")
+_TEXTS = (
+    "",
+    " ",
+    "Hello  world",
+    "\n\tdef f(x):\n    return x\n",
+    "<s> </s> <unk>",
+    "na\u00efve \u65e5\u672c \U0001f642",
+    "1234567",
+)
 
 
 @dataclass(frozen=True)
@@ -81,8 +91,10 @@ def export(
             write_hf_tokenizer(tokenizer, folder)
             special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
             _write_json(folder / "generation_config.json", special | {"pad_token_id": tokenizer.eos_id})
-            _prove_tokenizer(tokenizer, folder, runs_its_code=form == "memtrain")
-        result = _prove(trained, folder, form, dtype, tolerance)
+        with _under_a_name_of_its_own(folder) as written:
+            if tokenizer is not None:
+                _prove_tokenizer(tokenizer, written, runs_its_code=form == "memtrain")
+            result = _prove(trained, written, form, dtype, tolerance)
         (folder / "README.md").write_text(model_card(trained, result, dtype, target.name), encoding="utf-8")
         for path in folder.iterdir():
             sync(path)
@@ -158,7 +170,6 @@ def _prove(trained: Trained, folder: Path, form: Form, dtype: str, tolerance: fl
             for parameter in net.parameters():
                 parameter.copy_(parameter.to(DTYPES[dtype]))
     difference = largest_difference(net, theirs, lengths)
-    _forget_code(theirs)
     check_difference(difference, tolerance, f"{trained.path}: exported and read again it is another model")
     left_out = sum(p.numel() for _, p in trained.net.memory_parameters()) if form == "llama" else 0
     exact = _exact_tokens(trained) if form == "llama" else None
@@ -176,13 +187,22 @@ def without_memory(net: LanguageModel) -> LanguageModel:
     return plain.eval()
 
 
-def _forget_code(model: Any) -> None:
-    """Transformers keeps a copy of a folder's code: remove that of a folder that is about to be renamed."""
-    module = type(model).__module__
-    if module.startswith("transformers_modules.") and (path := sys.modules[module].__file__):
-        of_this_folder = Path(path).parents[1]
-        if of_this_folder.name.endswith("_partial"):  # as `made` calls it
-            shutil.rmtree(of_this_folder, ignore_errors=True)
+@contextmanager
+def _under_a_name_of_its_own(folder: Path) -> Iterator[Path]:
+    """`folder` by a link whose name nobody else has.
+
+    Transformers copies a folder's code into the user's cache, under the folder's name: this copy is removed again.
+    """
+    from transformers.utils import HF_MODULES_CACHE, TRANSFORMERS_DYNAMIC_MODULE_NAME
+
+    name = f"proof_{uuid.uuid4().hex}"
+    with tempfile.TemporaryDirectory() as temporary:
+        link = Path(temporary) / name
+        link.symlink_to(folder.resolve())
+        try:
+            yield link
+        finally:
+            shutil.rmtree(Path(HF_MODULES_CACHE) / TRANSFORMERS_DYNAMIC_MODULE_NAME / name, ignore_errors=True)
 
 
 def _prove_tokenizer(tokenizer: Tokenizer, folder: Path, runs_its_code: bool) -> None:

@@ -43,7 +43,8 @@ def model_section(folder: Path, segment_length: int | None = None, memory: str =
 def section_text(section: dict[str, Any], folder: Path) -> str:
     """As YAML, to be pasted into a run's configuration."""
     text = yaml.safe_dump({"model": section}, sort_keys=False)
-    return f"{text}# and in the first phase:  init_from: {yaml.safe_dump(f'hf:{folder.resolve()}', width=9999).splitlines()[0]}\n"
+    origin = yaml.safe_dump(f"hf:{folder.resolve()}", width=9999).splitlines()[0]
+    return f"{text}# and in the first phase:  init_from: {origin}\n"
 
 
 def prove(folder: Path, length: int) -> float:

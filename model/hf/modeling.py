@@ -79,7 +79,9 @@ class MemtrainForCausalLM(PreTrainedModel, GenerationMixin):
         if cache is None:
             mask, pads_on_right = _left_padding(attention_mask)
             if pads_on_right and use_cache:
-                raise ValueError("attention_mask: a memory reads from the left; pad there: tokenizer.padding_side='left'")
+                raise ValueError(
+                    "attention_mask: a memory reads from the left; pad there: tokenizer.padding_side='left'"
+                )
             use_cache = not pads_on_right if use_cache is None else use_cache
             cache = MemtrainCache.begin(input_ids.size(0), mask, input_ids.device)
         else:
@@ -114,7 +116,9 @@ def _left_padding(mask: Tensor | None) -> tuple[Tensor | None, bool]:
     if mask is None or bool(mask.bool().all()):
         return None, False
     if mask.dim() != 2 or not bool(mask.bool().any(dim=1).all()):
-        raise ValueError(f"attention_mask: shape {list(mask.shape)}; it must be [batch, length], with a token in each row")
+        raise ValueError(
+            f"attention_mask: shape {list(mask.shape)}; it must be [batch, length], with a token in each row"
+        )
     steps = mask.bool().int().diff(dim=1)
     if not bool((steps < 0).any()):
         return mask, False

@@ -12,13 +12,13 @@ from training.inference import Trained
 from training.run_state import RunState
 
 
-def trained(net: LanguageModel, sequence_length: int = 16) -> Trained:
+def trained(net: LanguageModel, sequence_length: int = 16, data: Path = Path("data")) -> Trained:
     """As `load_trained` would give it."""
     phase = {"name": "memory", "memory": bool(net.memory_parameters()), "tokens": 64, "tokens_per_step": 64}
     config = parse_config(
         {
             "run": {"name": "tiny"},
-            "data": {"path": "data", "sequence_length": sequence_length},
+            "data": {"path": str(data), "sequence_length": sequence_length},
             "model": net.config.model_dump(mode="json"),
             "phases": [phase | {"lr": {"peak": 1e-3}}],
             "training": {"micro_batch_size": 1},
