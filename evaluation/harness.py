@@ -180,9 +180,8 @@ def run_harness(
             f"--tasks: lm-evaluation-harness knows no {', '.join(unknown)}; `lm_eval ls tasks` lists what it knows, "
             "--include FOLDER adds files of your own"
         )
-    model = HarnessModel(
-        str(checkpoint) if isinstance(checkpoint, Path) else checkpoint, batch_size, data=data and str(data)
-    )
+    source = str(checkpoint) if isinstance(checkpoint, Path) else checkpoint
+    model = HarnessModel(source, batch_size, data=str(data) if data else None)
     results = simple_evaluate(
         model=model,
         tasks=list(tasks),

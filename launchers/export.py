@@ -61,6 +61,11 @@ def main() -> int:
     except (*BAD_INPUT, OSError) as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        print("Hugging Face Transformers is missing: pip install -e '.[hf]'", file=sys.stderr)
+        return EXIT_BAD_INPUT
     except (TrainingError, DamagedError) as error:
         print(error, file=sys.stderr)
         return 1

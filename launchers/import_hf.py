@@ -59,6 +59,11 @@ def main() -> int:
     except (*BAD_INPUT, OSError) as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        print("Hugging Face Transformers is missing: pip install -e '.[hf]'", file=sys.stderr)
+        return EXIT_BAD_INPUT
     except TrainingError as error:
         print(error, file=sys.stderr)
         return 1

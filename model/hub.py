@@ -47,7 +47,7 @@ def export(net: "LanguageModel") -> dict[str, Tensor]:
 
 def llama_names(config: ModelConfig) -> dict[str, tuple[str, ...]]:
     """For each weight of our backbone, by canonical name, Llama's weights that it is made of."""
-    names = {"embedding.weight": ("model.embed_tokens.weight",)}
+    names: dict[str, tuple[str, ...]] = {"embedding.weight": ("model.embed_tokens.weight",)}
     for i in range(config.num_layers):
         for own, theirs in _LAYER.items():
             names[f"layers.{i}.{own}"] = tuple(f"model.layers.{i}.{part}.weight" for part in theirs)
@@ -120,6 +120,8 @@ def llama_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "mlp.up_proj": (ffn, size),
         "mlp.down_proj": (size, ffn),
     }
-    parts = [part for parts in llama_names(config).values() for part in parts]
-    return {part: known[part.removesuffix(".weight").split(".", 3)[-1]] if ".layers." in part
-            else known[part.removesuffix(".weight")] for part in parts}  # fmt: skip
+    shapes = {}
+    for name in (theirs for parts in llama_names(config).values() for theirs in parts):
+        kind = name.removesuffix(".weight")
+        shapes[name] = known[kind.split(".", 3)[-1] if kind.startswith("model.layers.") else kind]
+    return shapes

@@ -70,9 +70,11 @@ def differences(given: Mapping[str, Any], config: ModelConfig) -> list[str]:
     """What a Llama's config.json says otherwise than `config`.  Raises as `from_llama`."""
     wanted = ModelConfig(**from_llama(given), segment_length=config.segment_length)
     names = [name for name in from_llama(given) if name not in ("init_std", "head_dim")] + ["head_width"]
-    own = [(name, getattr(wanted, name), getattr(config, name)) for name in names]
-    return [f"model.{name} is {ours}, the folder's config.json gives {theirs}" for name, theirs, ours in own
-            if theirs != ours]  # fmt: skip
+    return [
+        f"model.{name} is {getattr(config, name)}, the folder's config.json gives {getattr(wanted, name)}"
+        for name in names
+        if getattr(config, name) != getattr(wanted, name)
+    ]
 
 
 def to_llama(config: ModelConfig, max_position: int, dtype: str) -> dict[str, Any]:

@@ -134,10 +134,16 @@ def _differences_of_ours(given: dict[str, Any], config: ModelConfig) -> list[str
     stored = given.get("model")
     if not isinstance(stored, dict):
         return []
-    theirs, ours = ModelConfig(**stored).model_dump(), config.model_dump()
+    try:
+        theirs, ours = ModelConfig(**stored).model_dump(), config.model_dump()
+    except ValueError as error:
+        raise ModelError(f"config.json: model: {error}") from None
     ignored = {"init_std"} | ({"memory"} if theirs["memory"]["kind"] == "none" else set())
-    return [f"model.{key} is {ours[key]}, the folder's config.json gives {theirs[key]}" for key in theirs
-            if key not in ignored and theirs[key] != ours[key]]  # fmt: skip
+    return [
+        f"model.{key} is {ours[key]}, the folder's config.json gives {theirs[key]}"
+        for key in theirs
+        if key not in ignored and theirs[key] != ours[key]
+    ]
 
 
 def load_folder(

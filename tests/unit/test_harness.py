@@ -119,7 +119,8 @@ def test_an_unknown_task_is_named(prepared_data, own_tasks_only):
 
 def local_task(folder: Path, subject: str, mmlu: Mmlu) -> str:
     """A task file like the harness's `mmlu`, on the questions of our files; its name."""
-    name = f"local_mmlu_{subject}"
+    name, about = f"local_mmlu_{subject}", subject.replace("_", " ")
+    choices = "".join(f"{letter}. {{{{choices[{i}]}}}}\n" for i, letter in enumerate("ABCD"))
     for split in ("dev", "val"):
         rows = [
             {"question": p.question, "choices": list(p.choices), "answer": p.answer} for p in mmlu._read(subject, split)
@@ -134,8 +135,8 @@ def local_task(folder: Path, subject: str, mmlu: Mmlu) -> str:
         "fewshot_config": {"sampler": "first_n"},
         "num_fewshot": mmlu.shots,
         "output_type": "multiple_choice",
-        "description": f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n",
-        "doc_to_text": "{{question.strip()}}\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\nD. {{choices[3]}}\nAnswer:",
+        "description": f"The following are multiple choice questions (with answers) about {about}.\n\n",
+        "doc_to_text": "{{question.strip()}}\n" + choices + "Answer:",
         "doc_to_choice": ["A", "B", "C", "D"],
         "doc_to_target": "answer",
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],

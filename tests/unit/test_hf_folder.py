@@ -166,7 +166,7 @@ def test_an_index_that_leads_out_or_to_nothing_is_refused(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="names no files of its folder"):
         check_folder(folder, tiny(NONE), WHERE)
     index.write_text(json.dumps({"weight_map": {"lm_head.weight": "model-00002.safetensors"}}))
-    with pytest.raises(ConfigError, match="lacks model-00002.safetensors"):
+    with pytest.raises(ConfigError, match=r"lacks model-00002\.safetensors"):
         check_folder(folder, tiny(NONE), WHERE)
     index.write_text("[]")
     with pytest.raises(ConfigError, match="is no JSON object"):
@@ -194,7 +194,7 @@ def test_the_memory_of_an_export_must_be_the_run_s(tmp_path: Path) -> None:
         check_folder(tmp_path / "ours", tiny(LM2), WHERE, memory=False)
     with pytest.raises(ModelError, match="do not fit the model configuration"):
         check_folder(tmp_path / "ours", tiny(DELTA), WHERE)
-    with pytest.raises(ConfigError, match="model.segment_length is 8, the folder's config.json gives 4"):
+    with pytest.raises(ConfigError, match=r"model\.segment_length is 8, the folder's config\.json gives 4"):
         check_folder(tmp_path / "ours", tiny(LM2, segment_length=8), WHERE)
 
 
