@@ -23,12 +23,12 @@ from claims import claim
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from evaluation.results import Row
 from memory3_parts.facts import write_corpus
 from memory3_parts.runs import ROOT, command, last_loss, newest, two_stages
 
 from evaluation.memories import open_source
 from evaluation.questions import Question, evaluate_questions, load_questions
+from evaluation.results import Row
 from training.inference import load_trained
 
 PARTS = ("facts", "text")

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from evaluation.results import Row
 
 from evaluation.memories import MemorySource
+from evaluation.results import Row
 from model.explicit.generation import RetrievingReader
 from model.network import LanguageModel
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from evaluation.results import Row, share_row
-
 from data_prep import Tokenizer
 from data_prep.errors import DataError
 from evaluation.memories import MemorySource
+from evaluation.results import Row, share_row
 from model.explicit.generation import generate_with_memory
 from model.generation import Sampling
 from model.network import LanguageModel

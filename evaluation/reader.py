@@ -25,6 +25,10 @@ def _ignore(tokens: int) -> None:
     pass
 
 
+def _never(answer: list[int]) -> bool:
+    return False
+
+
 @dataclass
 class Reader:
     """A model in evaluation mode.
@@ -44,15 +48,22 @@ class Reader:
     def device(self) -> torch.device:
         return next(self.net.parameters()).device
 
-    def answers(self, prompts: Sequence[Ids], max_tokens: int, stop_ids: Sequence[int] = ()) -> list[list[int]]:
-        """Greedy continuations of the prompts, in their order, up to a token of `stop_ids` (not included).
+    def answers(
+        self,
+        prompts: Sequence[Ids],
+        max_tokens: int,
+        stop_ids: Sequence[int] = (),
+        stop: Callable[[list[int]], bool] = _never,
+    ) -> list[list[int]]:
+        """Greedy continuations of the prompts, in their order, up to a token of `stop_ids` (not included) or until
+        `stop` is true of an answer.
 
         Raises `ModelError` for an empty prompt.
         """
         found: list[list[int]] = [[] for _ in prompts]
         for batch in self._batches([len(prompt) for prompt in prompts]):
             for index, answer in zip(
-                batch, self._answer([prompts[i] for i in batch], max_tokens, stop_ids), strict=True
+                batch, self._answer([prompts[i] for i in batch], max_tokens, stop_ids, stop), strict=True
             ):
                 found[index] = answer
         return found
@@ -111,7 +122,9 @@ class Reader:
         return self.net.tp.gather(self.net.head.logits(hidden)).float()
 
     @torch.no_grad()
-    def _answer(self, prompts: Sequence[Ids], max_tokens: int, stop_ids: Sequence[int]) -> list[list[int]]:
+    def _answer(
+        self, prompts: Sequence[Ids], max_tokens: int, stop_ids: Sequence[int], stop: Callable[[list[int]], bool]
+    ) -> list[list[int]]:
         tokens, ends = _padded(prompts)
         answers: list[list[int]] = [[] for _ in prompts]
         done = [max_tokens == 0] * len(prompts)
@@ -138,7 +151,7 @@ class Reader:
                     continue
                 answers[row].append(token)
                 tokens[row, position] = token
-                done[row] = len(answers[row]) == max_tokens
+                done[row] = len(answers[row]) == max_tokens or stop(answers[row])
         return answers
 
     @torch.no_grad()

@@ -4,7 +4,6 @@ python launchers/checkpoint.py list runs/quickstart
 python launchers/checkpoint.py verify runs/quickstart
 python launchers/checkpoint.py copy runs/quickstart/checkpoints/step-00000400 backup/step-00000400
 python launchers/checkpoint.py average soup runs/a/checkpoints/step-00000360 runs/a/checkpoints/step-00000400
-python launchers/checkpoint.py export runs/quickstart hf-llama --register memtrain-quickstart
 """
 
 import argparse
@@ -13,7 +12,7 @@ from pathlib import Path
 
 EPILOG = """\
 PATH is a checkpoint folder, or a run's folder for its latest checkpoint; it may be an address that fsspec knows
-(s3://BUCKET/PATH/step-XXXXXXXX), which is fetched and verified first.
+(s3://BUCKET/PATH/step-XXXXXXXX), which is fetched and verified first.  For Hugging Face: launchers/export.py.
 
 exit codes: 0 done; 1 a checkpoint is damaged; 2 bad input, nothing was written.
 """
@@ -34,12 +33,6 @@ def parse_arguments() -> argparse.Namespace:
     command = commands.add_parser("average", help="the mean of several checkpoints' weights, to start a phase from")
     command.add_argument("target", type=Path, metavar="NEW")
     command.add_argument("sources", nargs="+", metavar="PATH")
-    command = commands.add_parser("export", help="the backbone as a Hugging Face Llama folder (safetensors)")
-    command.add_argument("source", metavar="PATH")
-    command.add_argument("target", type=Path, metavar="NEW")
-    command.add_argument(
-        "--register", metavar="NAME", help="also make the folder a version of this registered model of the run's MLflow"
-    )
     return parser.parse_args()
 
 
@@ -69,26 +62,10 @@ def act(arguments: argparse.Namespace) -> int:
     elif arguments.command == "copy":
         tools.copy(one_of(arguments.source), arguments.target)
         print(f"copied to {arguments.target}")
-    elif arguments.command == "average":
+    else:
         tools.average([one_of(text) for text in arguments.sources], arguments.target)
         print(f"the mean of {len(arguments.sources)}: {arguments.target}; use it as init_from: checkpoint:PATH")
-    else:
-        export(one_of(arguments.source), arguments.target, arguments.register)
     return 0
-
-
-def export(checkpoint: Path, target: Path, name: str | None) -> None:
-    """A Hugging Face folder, and with `name` a version of that registered model."""
-    from training import checkpoint_tools as tools
-    from training.tracking.registry import register_model, registry_of
-
-    if name:
-        registry_of(checkpoint)  # refuses before anything is written
-    left_out = tools.export(checkpoint, target)
-    note = f"; {left_out:,} memory parameters have no place in a Llama and are left out" if left_out else ""
-    print(f"exported to {target}{note}")
-    if name:
-        print(f"registered as models:/{name}/{register_model(name, target, checkpoint)}")
 
 
 def show(run: Path) -> None:

@@ -45,14 +45,27 @@ class Sampling:
         return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).squeeze(-1)
 
 
+def read(net: LanguageModel, ids: Tensor, state: StreamState | None, keep: int) -> tuple[Tensor, StreamState]:
+    """Read int64 [B, L]; the last `keep` positions' normalised hidden [B, keep, D] and the state.
+
+    Without gradients it goes part by part, so that memory does not grow with L.
+    """
+    segment, length = net.config.segment_length, ids.size(1)
+    chunk = length if torch.is_grad_enabled() else max(1, PREFILL_TOKENS // segment) * segment
+    kept, seen = [], 0
+    for part in ids.split(chunk, dim=1):
+        hidden, state = net.hidden(part, state=state)
+        seen += part.size(1)
+        if (wanted := seen - max(length - keep, seen - part.size(1))) > 0:
+            kept.append(hidden[:, -wanted:])
+    assert state is not None
+    return torch.cat(kept, dim=1), state
+
+
 @torch.no_grad()
 def prefill(net: LanguageModel, ids: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
     """Read a prompt int64 [B, L]; the last position's logits [B, V] and the state.  Memory does not grow with L."""
-    segment = net.config.segment_length
-    chunk = max(1, PREFILL_TOKENS // segment) * segment
-    for part in ids.split(chunk, dim=1):
-        hidden, state = net.hidden(part, state=state)
-    assert state is not None
+    hidden, state = read(net, ids, state, keep=1)
     return net.tp.gather(net.head.logits(hidden[:, -1])), state
 
 

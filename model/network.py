@@ -1,22 +1,23 @@
 """The whole model as one module: what `build_model` returns and what one pipeline stage would be with all layers."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from model import hub
 from model.config import ModelConfig
 from model.decoder import DecoderLayer, new_embedding, new_norm
 from model.errors import ModelError
 from model.explicit.reading import Reading, read, with_references
 from model.explicit.references import References
+from model.hub import export as export_llama
+from model.hub import load as load_llama
 from model.in_turn import run_depth, run_rmt
 from model.initialization import initialize
 from model.layout import Layout
 from model.segments import Piece, pieces
-from model.state import LastDocument, StreamState, number_documents
+from model.state import LastDocument, StreamState, map_tensors, number_documents
 
 
 @dataclass(frozen=True)
@@ -151,11 +152,11 @@ class LanguageModel(nn.Module):
 
     def load_hf(self, state_dict: dict[str, Tensor]) -> None:
         """Load a Hugging Face `LlamaForCausalLM` state dict into the backbone; the memory is left as it is."""
-        hub.load(self, state_dict)
+        load_llama(self, state_dict)
 
     def to_hf(self) -> dict[str, Tensor]:
         """The backbone under Hugging Face `LlamaForCausalLM` names."""
-        return hub.export(self)
+        return export_llama(self)
 
 
 def build_model(config: ModelConfig, seed: int = 0, memory_on: bool = True) -> LanguageModel:
@@ -214,8 +215,4 @@ def _stream(
 
 def _detach(value: Any) -> Any:
     """The carried state holds no graph: what one call computed does not stay alive through the next."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    if value is None:
-        return None
-    return replace(value, **{name: _detach(x) for name, x in vars(value).items()})
+    return map_tensors(Tensor.detach, value)

@@ -1,4 +1,4 @@
-"""Tensor parallelism: megatron-core's sharded layers behind one small object.  The only importer of megatron-core.
+"""Tensor parallelism: megatron-core's sharded layers (`model/megatron.py`) behind one small object.
 
 megatron-core allocates and marks the shards (`tensor_model_parallel`, `partition_dim`) and gives the copy/reduce
 mappings.  The matrix products are plain ones on the local shard, so that every column-parallel projection of a
@@ -6,8 +6,6 @@ block shares ONE copy-to-region and every row-parallel one joins ONE all-reduce,
 process group at all.
 """
 
-import logging
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.linear import linear
-
-with warnings.catch_warnings():  # megatron-core announces that TransformerEngine and Apex are absent; neither is used
-    warnings.simplefilter("ignore")
-    logging.getLogger("megatron.core").setLevel(logging.ERROR)
-    from megatron.core import ModelParallelConfig
-    from megatron.core.tensor_parallel import (
-        ColumnParallelLinear,
-        RowParallelLinear,
-        VocabParallelEmbedding,
-        copy_to_tensor_model_parallel_region,
-        reduce_from_tensor_model_parallel_region,
-    )
+from model.megatron import ColumnWeight, RowWeight, TableWeight, copy_to_region, reduce_from_region
 
 
 @dataclass(frozen=True)
@@ -52,14 +39,14 @@ class TensorParallel:
 
     def copy(self, x: Tensor) -> Tensor:
         """Identity forward, all-reduce backward: enter a region of column-parallel products."""
-        return x if self.size == 1 else copy_to_tensor_model_parallel_region(x, self.group)
+        return x if self.size == 1 else copy_to_region(x, self.group)
 
     def reduce(self, partial: Tensor) -> Tensor:
         """All-reduce forward, identity backward: leave a region of row-parallel products."""
         if self.size == 1:
             return partial
         # contiguous: megatron-core would otherwise reduce a copy and return the unreduced tensor
-        return reduce_from_tensor_model_parallel_region(partial.contiguous(), self.group)
+        return reduce_from_region(partial.contiguous(), self.group)
 
     def enter(self, x: Tensor) -> Tensor:
         """The residual stream, [B, L, D] or with `sequence` [B, L/tp, D], into a region of column-parallel products:
@@ -164,46 +151,33 @@ def sharded_parameter(shape: tuple[int, ...], tp: TensorParallel) -> nn.Paramete
     return parameter
 
 
-# use_cpu_initialization: on CUDA too, the engine moves the layers afterwards; initialization.py fills the weights
-_CONFIG = ModelParallelConfig(use_cpu_initialization=True, perform_initialization=False)
-
-
-class ColumnParallel(ColumnParallelLinear):
+class ColumnParallel(ColumnWeight):
     """Weight [out, in] split by rows: `x` [..., in], already copied into the region -> [..., out/tp]."""
 
     def __init__(self, in_size: int, out_size: int, tp: TensorParallel) -> None:
-        super().__init__(in_size, out_size, config=_CONFIG, init_method=nn.init.zeros_, bias=False, tp_group=tp.group)
+        super().__init__(in_size, out_size, tp.group)
         _mark(self.weight, 0)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return linear(x, self.weight)
 
 
-class RowParallel(RowParallelLinear):
+class RowParallel(RowWeight):
     """Weight [out, in] split by columns: [..., in/tp] -> this rank's PARTIAL [..., out]; the caller reduces once."""
 
     def __init__(self, in_size: int, out_size: int, tp: TensorParallel) -> None:
-        super().__init__(
-            in_size,
-            out_size,
-            config=_CONFIG,
-            init_method=nn.init.zeros_,
-            bias=False,
-            input_is_parallel=True,
-            skip_bias_add=True,
-            tp_group=tp.group,
-        )
+        super().__init__(in_size, out_size, tp.group)
         _mark(self.weight, 1)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return linear(x, self.weight)
 
 
-class VocabParallel(VocabParallelEmbedding):
+class VocabParallel(TableWeight):
     """Weight [V, D] split by rows over the vocabulary, used as embedding, as output head, or as both (tied)."""
 
     def __init__(self, vocab_size: int, hidden_size: int, tp: TensorParallel) -> None:
-        super().__init__(vocab_size, hidden_size, init_method=nn.init.zeros_, config=_CONFIG, tp_group=tp.group)
+        super().__init__(vocab_size, hidden_size, tp.group)
         self.tp = tp
         _mark(self.weight, 0)
 

@@ -1,6 +1,7 @@
 """What a model carries from one call to the next: constant in size, whatever has been read."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -43,6 +44,10 @@ class StreamState:
             return self.layers[0].keys.size(0)
         return 0 if self.bank_document is None else len(self.bank_document)
 
+    def select(self, rows: Tensor) -> "StreamState":
+        """The state of the streams `rows`, int64 [n]: fewer, in another order, or the same one several times."""
+        return map_tensors(lambda tensor: tensor.index_select(0, rows), self)
+
     def check(self, batch: int, config: ModelConfig, memory_on: bool) -> None:
         """Raise `ModelError` when this state does not belong to such a batch and model."""
         if self.batch != batch:
@@ -70,6 +75,17 @@ class LastDocument:
 
     ids: Tensor
     numbers: Tensor
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """`value` with `function` of every tensor in it, through tuples and dataclasses; what is no tensor stays."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple):
+        return tuple(map_tensors(function, item) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{name: map_tensors(function, item) for name, item in vars(value).items()})
+    return value
 
 
 def number_documents(

@@ -1,4 +1,4 @@
-"""What people do with checkpoints beside training: list, copy, average, hand to Hugging Face's tools."""
+"""What people do with checkpoints beside training: list, copy, average."""
 
 import json
 import shutil
@@ -11,10 +11,8 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from safetensors.torch import save_file
 
 from data_prep.files import sync
-from model.config import ModelConfig
 from training.checkpoint_files import (
     METADATA,
     POINTER,
@@ -31,7 +29,6 @@ from training.checkpoint_load import load_tensors
 from training.checkpoint_share import Box, SharePlanner
 from training.checkpoint_writer import Storage
 from training.errors import ConfigError
-from training.inference import load_trained
 from training.run_state import RunState, read_run_state
 from training.safe_reader import read_metadata
 
@@ -70,7 +67,7 @@ def listed(run: Path) -> Iterator[Listed]:
 def copy(source: Path, target: Path) -> None:
     """A verified copy, whole or not at all.  Raises `DamagedError` or `ConfigError`."""
     files = verify(source)
-    with _made(target) as partial:
+    with made(target) as partial:
         for name in [*files, "manifest.json"]:
             shutil.copyfile(source / name, partial / name)
             sync(partial / name)
@@ -100,7 +97,7 @@ def average(sources: Sequence[Path], target: Path) -> None:
             total += value
         boxes.append(Box(name, shape, torch.Size([0] * len(shape)), (total / len(sources)).float()))
     state = replace(states[-1], optimizer_steps={}, mlflow_run_id="")
-    with _made(target) as partial, warnings.catch_warnings():
+    with made(target) as partial, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # DCP's, of typed storage and of a single process
         dcp.save({}, storage_writer=Storage(partial), planner=SharePlanner(boxes), no_dist=True)
         (partial / STATE_FILE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
@@ -115,44 +112,8 @@ def _weights(path: Path) -> dict[str, torch.Size]:
     return {name: entry.size for name, entry in stored.items() if "/" not in name and name != "rng"}
 
 
-def export(source: Path, target: Path) -> int:
-    """The backbone as a Hugging Face Llama folder; returns the number of memory parameters that are left out."""
-    trained = load_trained(source)
-    left_out = sum(parameter.numel() for _, parameter in trained.net.memory_parameters())
-    weights = {name: value.contiguous() for name, value in trained.net.to_hf().items()}
-    with _made(target) as partial:
-        save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
-        text = json.dumps(_llama_config(trained.config.model, trained.config.data.sequence_length), indent=2)
-        (partial / "config.json").write_text(text + "\n", encoding="utf-8")
-        for path in partial.iterdir():
-            sync(path)
-    return left_out
-
-
-def _llama_config(model: ModelConfig, length: int) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": model.vocab_size,
-        "hidden_size": model.hidden_size,
-        "intermediate_size": model.ffn_size,
-        "num_hidden_layers": model.num_layers,
-        "num_attention_heads": model.num_heads,
-        "num_key_value_heads": model.num_kv_heads,
-        "head_dim": model.head_width,
-        "hidden_act": "silu",
-        "max_position_embeddings": length,
-        "rms_norm_eps": model.norm_eps,
-        "rope_theta": model.rope_theta,
-        "tie_word_embeddings": model.tie_embeddings,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "torch_dtype": "float32",
-    }
-
-
 @contextmanager
-def _made(target: Path) -> Iterator[Path]:
+def made(target: Path) -> Iterator[Path]:
     """A folder to fill, renamed to `target` once it is; raises `ConfigError` when `target` is there already."""
     if target.exists():
         raise ConfigError(f"{target}: is there already; choose another name or delete it")

@@ -15,7 +15,7 @@ from training.devices import peak_flops
 from training.engine import Engine, StepResult, build_engine
 from training.errors import EXIT_FINISHED, EXIT_RUN_AGAIN, TrainingError
 from training.faults import Judge, read_skipped, write_skipped
-from training.hf_weights import load_backbone
+from training.hf_weights import load_folder
 from training.logs import without_secrets
 from training.pace import Pace
 from training.postmortem import not_finite
@@ -135,7 +135,7 @@ class Trainer:
             assert self.last is not None
             restore(engine, self.last, self.topology, moments=True, rng=True)
         elif kind == "hf":
-            load_backbone(engine.parameters, Path(path), self.config.model, self.topology.tensor, engine.write_state)
+            load_folder(engine.parameters, Path(path), self.config.model, self.topology.tensor, engine.write_state)
         elif kind == "checkpoint":
             origin = local_copy(path, "init_from")
             self.checkpoints.check(origin)

@@ -33,7 +33,7 @@ def check(config: RunConfig, info: RankInfo) -> None:
     for index, phase in enumerate(config.phases):
         kind, _, path = phase.init_from.partition(":")
         if kind == "hf":
-            check_hf_folder(Path(path), config.model, f"phases.{index}.init_from")
+            check_hf_folder(Path(path), config.model, f"phases.{index}.init_from", phase.memory)
         if kind == "checkpoint":
             check_origin(path, f"phases.{index}.init_from", config, phase.memory)
     check_folder(config)

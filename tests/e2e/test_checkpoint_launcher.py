@@ -70,19 +70,9 @@ def test_the_average_starts_another_run(site: Site, tmp_path: Path) -> None:
     assert begun.codes == [75], begun.text()
 
 
-def test_the_export_is_a_llama_with_the_same_logits(site: Site, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    command(site, "export", "runs/two", str(tmp_path / "llama"))
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "llama").eval()
-    ids = torch.arange(8).unsqueeze(0)  # one segment: no memory yet in this phase, and attention is local to it
-    with torch.no_grad():
-        difference = (theirs(ids).logits - load_trained(step(site, 5)).net(ids).logits).abs().max()
-    assert float(difference) < 1e-4
-
-
 def test_bad_input_is_refused(site: Site, tmp_path: Path) -> None:
     assert "runs/nowhere" in command(site, "list", "runs/nowhere", code=2)
-    assert "no checkpoint" in command(site, "export", "runs/nowhere", str(tmp_path / "x"), code=2)
+    assert "no checkpoint" in command(site, "copy", "runs/nowhere", str(tmp_path / "x"), code=2)
     assert not (tmp_path / "x").exists()
 
 

@@ -27,7 +27,7 @@ from tests.e2e.mlflow_server import (
 )
 
 STEPS = 24
-SYNC, STATUS, CHECKPOINT = (ROOT / "launchers" / name for name in ("mlflow_sync.py", "status.py", "checkpoint.py"))
+SYNC, STATUS, EXPORT = (ROOT / "launchers" / name for name in ("mlflow_sync.py", "status.py", "export.py"))
 HELD = 1.5  # seconds; a step that waited for a dead server would take longer: one attempt of MLflow's client does
 
 
@@ -186,16 +186,17 @@ def test_a_checkpoint_becomes_a_version_of_a_registered_model(
     server: MlflowServer, survivor: Path, tmp_path: Path
 ) -> None:
     name = name_of(server, "tiny")
-    arguments = ["export", str(survivor), str(tmp_path / "exported"), "--register", name]
-    done = run_warm(CHECKPOINT, *arguments, cwd=tmp_path)
+    arguments = [str(survivor), str(tmp_path / "exported"), "--form", "llama", "--register", name]
+    done = run_warm(EXPORT, *arguments, cwd=tmp_path)
     assert done.code == 0, done.err
-    assert f"registered as models:/{name}/1" in done.out
+    assert f"registered: models:/{name}/1" in done.out
     version = server.get("model-versions/get", name=name, version="1")["model_version"]
     info, _, _ = only_run(server, survivor.name)
     assert version["run_id"] == info["run_id"]
     assert {tag["key"]: tag["value"] for tag in version["tags"]}["step"] == str(STEPS)
     folder = f"model/step-{STEPS:08}"
-    assert server.artifacts(info["run_id"], folder) == [f"{folder}/config.json", f"{folder}/model.safetensors"]
+    exported = sorted(path.name for path in (tmp_path / "exported").iterdir())
+    assert server.artifacts(info["run_id"], folder) == [f"{folder}/{name}" for name in exported]
     download = requests.get(
         f"{server.uri}/get-artifact",
         params={"run_id": info["run_id"], "path": f"{folder}/model.safetensors"},

@@ -1,0 +1,109 @@
+"""A checkpoint as a folder for Hugging Face Transformers, its logits proven before it appears.
+
+python launchers/export.py runs/quickstart exported
+python launchers/export.py runs/quickstart/checkpoints/step-00000400 exported --dtype bfloat16
+python launchers/export.py runs/quickstart llama --form llama      the backbone alone
+python launchers/export.py runs/quickstart exported --register quickstart-lm2
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+EPILOG = """\
+PATH is a run's folder (its latest checkpoint) or a checkpoint folder; it may be an address that fsspec knows.
+
+A model without a memory becomes a plain LlamaForCausalLM.  One with a memory becomes a folder with its own code:
+  AutoModelForCausalLM.from_pretrained(OUT, trust_remote_code=True)
+and generate carries the memory in the cache.  Either comes back by init_from: hf:OUT.  docs/huggingface.md says more.
+
+exit codes: 0 done; 1 the folder's logits are not the checkpoint's, nothing is left; 2 bad input, nothing was written.
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="PATH", help="run or checkpoint")
+    parser.add_argument("target", type=Path, metavar="OUT", help="folder to write; must not be there yet")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the weights (default float32)",
+    )
+    parser.add_argument(
+        "--form",
+        choices=("llama", "memtrain"),
+        default=None,
+        help="llama: the backbone as a plain Llama, without memory; memtrain: with this project's code, so that "
+        "attention stays within segments (default: memtrain when there is a memory)",
+    )
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-4, metavar="X", help="largest logit difference (default 1e-4)"
+    )
+    parser.add_argument("--shard-size", default="5GB", metavar="SIZE", help="of a safetensors file (default 5GB)")
+    parser.add_argument("--data", type=Path, default=None, metavar="FOLDER", help="tokenizer's folder, if it moved")
+    parser.add_argument("--no-tokenizer", action="store_true", help="leave the tokenizer out")
+    parser.add_argument("--register", default=None, metavar="NAME", help="a new version of NAME in MLflow's registry")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    # Imports after the arguments: --help answers at once.
+    from training.checkpoint_files import DamagedError
+    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
+
+    try:
+        act(arguments)
+    except (*BAD_INPUT, OSError) as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        print("Hugging Face Transformers is missing: pip install -e '.[hf]'", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except (TrainingError, DamagedError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def act(arguments: argparse.Namespace) -> None:
+    from training.export import export
+    from training.inference import find_checkpoint, load_trained
+    from training.remote import local_copy
+    from training.tracking.registry import register_model, registry_of
+
+    trained = load_trained(find_checkpoint(local_copy(arguments.source, "PATH")))
+    tokenizer = None if arguments.no_tokenizer else trained.tokenizer(arguments.data)
+    if arguments.register:
+        registry_of(trained.path)  # refuses before anything is written
+    done = export(
+        trained,
+        arguments.target,
+        tokenizer,
+        arguments.form,
+        arguments.dtype,
+        arguments.tolerance,
+        arguments.shard_size,
+    )
+    print(f"{trained.path}: {done.parameters:,} parameters exported to {arguments.target} ({done.form})")
+    print(f"largest logit difference {done.difference:.3g}, tolerance {arguments.tolerance:.3g}")
+    if done.rounding:
+        print(f"rounding to {arguments.dtype} changes a logit by {done.rounding:.3g} at most")
+    if done.left_out:
+        print(f"{done.left_out:,} parameters of the memory have no place in a Llama and are left out")
+    if done.exact_tokens:
+        print(f"its logits are the checkpoint's for texts of up to {done.exact_tokens:,} tokens")
+    if name := arguments.register:
+        print(f"registered: models:/{name}/{register_model(name, arguments.target, trained.path)}")
+
+
+if __name__ == "__main__":
+    # The repository's packages are importable from a checkout that is not installed.
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Our models as Hugging Face Transformers classes; `bundle.py` makes them run without this project."""

@@ -1,0 +1,53 @@
+"""What is taken from megatron-core: sharded weights and the copy/reduce mappings.  The only importer of megatron-core.
+
+`model/hf/one_rank.py` offers the same names without it, for exported folders.
+"""
+
+import logging
+import warnings
+
+import torch.distributed as dist
+from torch import nn
+
+with warnings.catch_warnings():  # megatron-core announces that TransformerEngine and Apex are absent; neither is used
+    warnings.simplefilter("ignore")
+    logging.getLogger("megatron.core").setLevel(logging.ERROR)
+    from megatron.core import ModelParallelConfig
+    from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+    from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region as copy_to_region
+    from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region as reduce_from_region
+
+__all__ = ["ColumnWeight", "RowWeight", "TableWeight", "copy_to_region", "reduce_from_region"]
+
+# use_cpu_initialization: on CUDA too, the engine moves the layers afterwards; initialization.py fills the weights
+_CONFIG = ModelParallelConfig(use_cpu_initialization=True, perform_initialization=False)
+
+
+class ColumnWeight(ColumnParallelLinear):
+    """`weight` [out, in] split by rows, uninitialised."""
+
+    def __init__(self, in_size: int, out_size: int, group: dist.ProcessGroup | None) -> None:
+        super().__init__(in_size, out_size, config=_CONFIG, init_method=nn.init.zeros_, bias=False, tp_group=group)
+
+
+class RowWeight(RowParallelLinear):
+    """`weight` [out, in] split by columns, uninitialised."""
+
+    def __init__(self, in_size: int, out_size: int, group: dist.ProcessGroup | None) -> None:
+        super().__init__(
+            in_size,
+            out_size,
+            config=_CONFIG,
+            init_method=nn.init.zeros_,
+            bias=False,
+            input_is_parallel=True,
+            skip_bias_add=True,
+            tp_group=group,
+        )
+
+
+class TableWeight(VocabParallelEmbedding):
+    """`weight` [V, D] split by rows, uninitialised; `vocab_start_index` and `vocab_end_index` are this rank's."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, group: dist.ProcessGroup | None) -> None:
+        super().__init__(vocab_size, hidden_size, init_method=nn.init.zeros_, config=_CONFIG, tp_group=group)
