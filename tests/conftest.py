@@ -1,5 +1,6 @@
 """What several test folders share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,18 @@ def prepared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     prepare(settings, folder, Console(quiet=True))
     return folder
+
+
+@pytest.fixture(scope="session")
+def code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Transformers copies the code of exported folders here, not into the user's cache.
+
+    One for all tests: the package that Python imports from it stays imported.
+    """
+    import transformers.dynamic_module_utils as dynamic
+
+    with pytest.MonkeyPatch.context() as patch:
+        cache = tmp_path_factory.mktemp("code")
+        patch.setattr(dynamic, "HF_MODULES_CACHE", str(cache))
+        patch.setattr("transformers.utils.HF_MODULES_CACHE", str(cache))
+        yield cache

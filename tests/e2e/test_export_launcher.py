@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.e2e.commands import GENERATE, ROOT, Done, run_warm
 from tests.e2e.lives import Site, through
-from tests.unit.exported import own_code_cache as own_code_cache
 from training.checkpoint import latest_checkpoint
 from training.inference import load_trained
 
+pytestmark = pytest.mark.usefixtures("code_cache")
 EXPORT, IMPORT = ROOT / "launchers" / "export.py", ROOT / "launchers" / "import_hf.py"
 STEPS = 8
 PROMPT = "def main():\n    return self.path\n"  # more than a segment

@@ -1,10 +1,6 @@
 """Models without a run, for the tests of what Hugging Face's tools make of them."""
 
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
-import transformers.dynamic_module_utils as dynamic
 
 from model import LanguageModel
 from training.config import parse_config
@@ -26,13 +22,3 @@ def trained(net: LanguageModel, sequence_length: int = 16, data: Path = Path("da
     )
     state = RunState(1, 64, 4, "memory", 1, {}, "", "", {}, {})
     return Trained(net.eval(), config, state, Path("runs/tiny/checkpoints/step-00000001"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def own_code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """In a module that imports it: Transformers copies folders' code here, not into the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        cache = tmp_path_factory.mktemp("code")
-        patch.setattr(dynamic, "HF_MODULES_CACHE", str(cache))
-        patch.syspath_prepend(str(cache))
-        yield cache

@@ -19,12 +19,12 @@ from evaluation.reader import Reader
 from model import build_model
 from tests.reference.small import DEPTH, LM2, NONE, awake, tiny
 from tests.reference.small import one_thread as one_thread
-from tests.unit.exported import own_code_cache as own_code_cache
 from tests.unit.exported import trained
 from training.errors import ConfigError
 from training.export import export
 from training.inference import Trained
 
+pytestmark = pytest.mark.usefixtures("code_cache")
 KINDS = {"none": NONE, "lm2": LM2, "lm2-depth": DEPTH}
 DATA = os.environ.get("MEMTRAIN_DATA")
 PAIRS = [

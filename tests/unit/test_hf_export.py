@@ -17,13 +17,13 @@ from model.generation import Sampling, generate
 from model.hf.bundle import PACKAGES, source_files
 from tests.reference.small import DELTA, KINDS, LM2, NONE, RMT, SEGMENT, awake, random_ids, tiny
 from tests.reference.small import one_thread as one_thread
-from tests.unit.exported import own_code_cache as own_code_cache
 from tests.unit.exported import trained
 from training.errors import ConfigError, TrainingError
 from training.export import export
 from training.hf_weights import check_folder, load_folder
 from training.logits import load_in_transformers
 
+pytestmark = pytest.mark.usefixtures("code_cache")
 PROMPT, WRITTEN = 11, 14  # tokens: begins inside the third segment, ends in the seventh
 SCALED = RopeScaling(factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=64)
 

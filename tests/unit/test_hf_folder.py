@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -13,13 +14,13 @@ from model.llama_config import from_llama, to_llama
 from tests.e2e.commands import ROOT, Done, run_warm
 from tests.reference.small import DELTA, LM2, NONE, awake, tiny
 from tests.reference.small import one_thread as one_thread
-from tests.unit.exported import own_code_cache as own_code_cache
 from tests.unit.exported import trained
 from training.errors import ConfigError
 from training.export import export
-from training.hf_import import model_section, prove
+from training.hf_import import model_section, prove, section_text
 from training.hf_weights import check_folder, load_folder
 
+pytestmark = pytest.mark.usefixtures("code_cache")
 WHERE = "phases.0.init_from"
 IMPORT = ROOT / "launchers" / "import_hf.py"
 
@@ -80,17 +81,20 @@ def test_the_section_of_a_llama_gives_its_logits(llama_1b: Path) -> None:
     assert prove(llama_1b, 256) < 1e-4
 
 
-def test_the_proof_fails_when_the_weights_are_others(llama_1b: Path) -> None:
-    done = command(str(llama_1b), "--prove", "--length", "64")
-    assert done.code == 0 and "largest logit difference to Transformers' Llama" in done.out, done.err
+def test_the_command_prints_the_difference_and_fails_above_the_tolerance(llama_1b: Path) -> None:
     done = command(str(llama_1b), "--prove", "--length", "64", "--tolerance", "-1")
-    assert done.code == 1 and "above -1" in done.err
-    done = command(str(llama_1b), "--memory", "delta", "--segment-length", "64")
-    assert done.code == 0 and "kind: delta" in done.out and f"init_from: hf:{llama_1b}" in done.out
+    assert done.code == 1 and "largest logit difference to Transformers' Llama" in done.out and "above -1" in done.err
     done = command(str(llama_1b), "--segment-length", "0")
     assert done.code == 2 and done.err.startswith("model.segment_length: ")
-    done = command(str(llama_1b / "nowhere"))
-    assert done.code == 2 and "holds no *.safetensors" in done.err
+
+
+def test_the_section_is_yaml_that_a_run_takes(llama_1b: Path) -> None:
+    text = section_text(model_section(llama_1b, 64, "delta"), llama_1b)
+    assert f"init_from: hf:{llama_1b}" in text
+    config = ModelConfig(**yaml.safe_load(text)["model"])
+    assert (config.memory.kind, config.segment_length, config.hidden_size) == ("delta", 64, 256)
+    with pytest.raises(ConfigError, match=r"holds no \*\.safetensors"):
+        model_section(llama_1b / "nowhere")
 
 
 @pytest.mark.parametrize("spelling", ["rope_parameters", "rope_scaling"])
