@@ -69,6 +69,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/linear.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/babilong_data.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/explicit.py
 

@@ -2,7 +2,7 @@
 
 python benchmarks/babilong_data.py [--background BOOKS …] [--babi FOLDER] [--tokenizer FILE …]
 
-Without books the text is Python's documentation strings, without bAbI the facts are the simulator's, without a tokenizer
+Without books the text is of documentation strings, without bAbI the facts are the simulator's, without a tokenizer
 one of 2,048 pieces is trained on the text.
 """
 

@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -99,8 +100,14 @@ def begin(
         if names:
             found = ", ".join(f"{name} {old.get(name)}, now {new.get(name)}" for name in names)
             raise DataError(f"--output: {output} was made with {found}; give another file, or delete it")
-    before.data = {**before.data, **fresh.data}
+    before.data = merged(before.data, fresh.data)
     return before
+
+
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """`new` over `old`, dictionaries inside them likewise: what was said of tasks measured before stays."""
+    both = {name: merged(old[name], new[name]) for name in old.keys() & new.keys() if isinstance(old[name], dict)}
+    return {**old, **new, **both}
 
 
 def model_facts(trained: Trained, options: Options) -> ModelFacts:
@@ -161,7 +168,7 @@ def _measure(cells: list[Cell], reader: Reader, suite: Suite, results: Results, 
             _keep(outcome, cell, results, output)
             results.tokens_per_second = round(read / seconds, 1)
             results.peak_memory_bytes = peak_memory(reader.device)
-            results.data = {**results.data, **suite.describe()}
+            results.data = merged(results.data, suite.describe())
             results.save(output)
             left = sum(other.tokens for other in cells[number:]) * seconds / max(1, done)
             console.print(f"{cell.name}: {_said(outcome.rows)}, {duration(left)} left", soft_wrap=True)

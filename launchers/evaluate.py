@@ -21,7 +21,9 @@ BABILong's facts: --babi (bAbI's files), or --released (the published samples), 
 results and tables name.  Background: --background, else documentation strings of Python's standard library.
 An evaluation that was interrupted goes on by the same command; tasks and lengths can be added to a finished one.
 Every answer is kept beside the results, in FILE.answers/.
-exit codes: 0 done; 2 bad input, nothing measured"""
+exit codes: 0 done; 2 bad input, nothing measured; 130 interrupted, what was measured is written"""
+
+EXIT_INTERRUPTED = 130  # as shells say of Ctrl-C
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -70,6 +72,9 @@ def main(arguments: list[str]) -> int:
     except (*BAD_INPUT, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return EXIT_INTERRUPTED
     return EXIT_FINISHED
 
 

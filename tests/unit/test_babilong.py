@@ -328,6 +328,15 @@ def test_stories_of_a_data_set_by_name(tmp_path: Path, own_cache: None) -> None:
     ]
 
 
+def test_books_of_a_data_set_by_name(tmp_path: Path, own_cache: None) -> None:
+    rows = [json.dumps({"text": books().text(number)}) for number in range(2)]
+    (tmp_path / "test.jsonl").write_text("\n".join(rows) + "\n")
+    named, files = open_background([f"hf:{tmp_path}"]), books()
+    assert [named.text(number) for number in range(2)] == [files.text(number) for number in range(2)]
+    with pytest.raises(DataError, match=r"--background: data set .* cannot be opened"):
+        open_background([f"hf:{tmp_path}:train"])
+
+
 def test_exercises_are_longer_from_length_to_length(tmp_path: Path) -> None:
     source = Generated(Generator(books(), Bytes(), 0, "train"), None)
     written = write_exercises(source, tmp_path, ["qa1", "qa6"], ["0k", "1k", "2k"], 30)
