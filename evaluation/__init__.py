@@ -1,1 +1,1 @@
-"""What a trained model is worth: benchmarks, what its memory holds, and the report."""
+"""What a trained model can do: BABILong, MMLU, perplexity by position, each cell with its interval."""
