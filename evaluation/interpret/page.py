@@ -1,5 +1,6 @@
 """An interpretation as HTML: a section that the report takes over, and a page of its own with its pictures."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from markupsafe import Markup
 from evaluation.interpret.analysis import Analysis
 from evaluation.interpret.plots import figures, shown, wiped_name
 from evaluation.report.figure import png, svg
-from evaluation.report.rendering import anchor, render
+from evaluation.report.rendering import render
 
 READS = {
     "lm2-time": "A token's query gives every slot a weight (a positive unit vector, no softmax); shown is that weight times "
@@ -25,8 +26,14 @@ MOMENTS = {
 }
 
 
-def section(analysis: Analysis, name: str) -> Markup:
-    """The section's HTML with inline SVG; `name` keeps figures of several models on one page apart."""
+def section(analysis: Analysis, name: str, brief: bool = False) -> Markup:
+    """The section's HTML with inline SVG; `name` keeps figures of several models on one page apart.
+
+    brief: of the blocks only the one that loses most when its memory is wiped (the last one where blocks share a bank).
+    """
+    blocks = len(analysis.layers)
+    if brief:
+        analysis = replace(analysis, layers=[_main_block(analysis)])
     pictures = {
         file: {"caption": caption, "svg": Markup(svg(figure, f"{name}-{file}"))}
         for file, caption, figure in figures(analysis)
@@ -42,9 +49,14 @@ def section(analysis: Analysis, name: str) -> Markup:
             through_time=through_time,
             shown=shown,
             wiped_name=wiped_name,
-            anchor=anchor(name),
+            blocks=blocks,
         )
     )
+
+
+def _main_block(analysis: Analysis) -> dict[str, Any]:
+    losses = {row["layer"]: row["loss"] for row in analysis.wiped if row["what"] == "block"}
+    return max(analysis.layers, key=lambda layer: (losses.get(layer["layer"], 0.0), layer["layer"]))
 
 
 def write_page(analysis: Analysis, folder: Path) -> None:

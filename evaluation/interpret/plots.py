@@ -11,6 +11,7 @@ from evaluation.interpret.analysis import Analysis
 from evaluation.report.figure import COLOURS, INK, new_figure, tidy
 
 TOKEN_WIDTH = 14  # characters of a token on an axis
+POINTS = 500  # of a line
 
 
 def figures(analysis: Analysis) -> Iterator[tuple[str, str, Figure]]:
@@ -34,7 +35,7 @@ def shown(token: str) -> str:
 def _heatmaps(analysis: Analysis, layer: dict[str, Any]) -> Figure:
     maps, slots = layer["heatmaps"], layer["slots"]
     rows = max(len(m["positions"]) for m in maps.values())
-    figure = new_figure(10, 1.5 + 0.2 * rows)
+    figure = new_figure(10, 1.3 + 0.16 * rows)
     for axes, (name, one) in zip(figure.subplots(1, 2), maps.items(), strict=True):
         _heatmap(figure, axes, one["values"], slots)
         axes.set_yticks(range(len(one["positions"])), [shown(analysis.tokens[p]) for p in one["positions"]], fontsize=8)
@@ -44,7 +45,7 @@ def _heatmaps(analysis: Analysis, layer: dict[str, Any]) -> Figure:
 
 def _over_time(analysis: Analysis, layer: dict[str, Any]) -> Figure:
     values = layer["over_time"]
-    figure = new_figure(10, 1.4 + 0.2 * min(len(values), 30))
+    figure = new_figure(10, 1.4 + 0.16 * min(len(values), 12))
     axes = figure.subplots()
     _heatmap(figure, axes, values, layer["slots"])
     axes.set_ylabel("segments written", color=INK)
@@ -72,9 +73,9 @@ def _course(analysis: Analysis) -> Figure:
         tidy(axes)
         axes.set_ylabel(label, color=INK, fontsize=8)
         for boundary in range(analysis.segment_length, len(analysis.tokens), analysis.segment_length):
-            axes.axvline(boundary, color="#8a8a8a", linewidth=0.4)
+            axes.axvline(boundary, color="#8a8a8a", linewidth=0.3, alpha=0.5)
         if name == "loss":
-            axes.plot(range(1, len(analysis.loss) + 1), analysis.loss, color=COLOURS[0], linewidth=0.8)
+            axes.plot(*_thinned(np.arange(1, len(analysis.loss) + 1), analysis.loss), color=COLOURS[0], linewidth=0.8)
             continue
         for number, layer in enumerate(analysis.layers):
             values = layer["gates"].get(name) if name in ("in", "out", "forget") else layer.get(name)
@@ -82,11 +83,17 @@ def _course(analysis: Analysis) -> Figure:
                 places = np.arange(len(values)) * (1 if len(values) > _segments(analysis) else analysis.segment_length)
                 style: dict[str, Any] = {"marker": ".", "markersize": 4} if len(values) <= _segments(analysis) else {}
                 colour = COLOURS[number % len(COLOURS)]
-                axes.plot(places, values, linewidth=0.8, color=colour, label=f"block {layer['layer']}", **style)
+                axes.plot(*_thinned(places, values), linewidth=0.8, color=colour, label=f"block {layer['layer']}", **style)
     axes.set_xlabel("token (lines: a segment ends, the memory is written)", color=INK)
     if len(panels) > 1 and axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize=7, ncols=8, loc="upper left", frameon=False, labelcolor=INK)
     return figure
+
+
+def _thinned(places: np.ndarray[Any, Any], values: list[float]) -> tuple[list[float], list[float]]:
+    """At most POINTS points, means of as many stretches."""
+    parts = min(POINTS, len(values))
+    return tuple([float(part.mean()) for part in np.array_split(x, parts)] for x in (places, np.array(values)))  # type: ignore[return-value]
 
 
 def _segments(analysis: Analysis) -> int:

@@ -1,0 +1,232 @@
+"""BABILong: Table 1, Table 3, Figure 3 and the comparison with fine-tuned recurrent models."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evaluation.babilong.tasks import TASKS
+from evaluation.report.figure import COLOURS, INK, new_figure, tidy
+from evaluation.report.parts import Cell, Group, Missing, Picture, Row, Score, Section, Table, cell, each, mean
+from evaluation.report.sources import Evaluated, Run, evaluated
+
+PREFIX = "babilong/"
+NAMES = list(TASKS)  # qa1 … qa10
+SHORT = ("0k", "1k", "2k", "4k")
+AS_PRINTED = ("8k", "16k", "32k", "64k")  # what the published “AVG ≥ 8K” is the mean of
+AS_SAID = (*AS_PRINTED, "128k")  # what its caption says it is the mean of
+Cells = dict[str, dict[str, Score]]  # length -> task -> score
+
+
+@dataclass(frozen=True)
+class Line:
+    """One model's accuracies."""
+
+    name: str
+    cells: Cells
+    published: bool = False
+    badges: tuple[str, ...] = ()
+
+
+def tokens(length: str) -> float:
+    """2k -> 2,000; for ordering."""
+    return float(length[:-1]) * {"k": 1e3, "m": 1e6}[length[-1].lower()]
+
+
+def our_lines(runs: list[Run], scorer: str) -> list[Line]:
+    return [_line(model, scorer) for model in evaluated(runs, PREFIX)]
+
+
+def _line(model: Evaluated, scorer: str) -> Line:
+    cells: Cells = {}
+    for row in model.rows:
+        if row.scorer == scorer and row.accuracy is not None and row.length:
+            low, high = (None if x is None else 100 * x for x in (row.low, row.high))
+            score = Score(100 * row.accuracy, low, high, row.samples)
+            cells.setdefault(row.length, {})[row.task.removeprefix(PREFIX)] = score
+    badges = [row.mode for row in model.rows[:1] if row.mode == "finetuned"]
+    return Line(model.name, cells, badges=(*badges, *(["simulated facts"] if model.simulated else [])))
+
+
+def published_lines(table: dict[str, Any]) -> list[Line]:
+    return [
+        Line(
+            model["name"],
+            {
+                length: {task: Score(float(v)) for task, v in zip(NAMES, row, strict=True)}
+                for length, row in model["cells"].items()
+            },
+            published=True,
+        )
+        for model in table["models"]
+    ]
+
+
+def row_of(line: Line, lengths: Sequence[str]) -> Row | None:
+    """Means over these lengths, task by task, and their mean; None when the line has none of them."""
+    there = [length for length in lengths if length in line.cells]
+    if not there:
+        return None
+    by_task = [mean([line.cells[n][task] for n in there if task in line.cells[n]]) for task in NAMES]
+    found = [score for score in by_task if score is not None]
+    notes = [f"{', '.join(there).upper()} only"] if len(there) < len(lengths) else []
+    notes += [f"mean of {len(found)} tasks"] if len(found) < len(NAMES) else []
+    return Row(line.name, [*map(cell, by_task), cell(mean(found))], line.published, line.badges, "; ".join(notes))
+
+
+def _group(title: str, lines: list[Line], lengths: Sequence[str]) -> Group:
+    return Group(title, [row for line in lines if (row := row_of(line, lengths))])
+
+
+def section(runs: list[Run], book: dict[str, Any], scorer: str) -> Section:
+    """The BABILong section."""
+    published = book["lm2"]["babilong"]
+    ours, theirs = our_lines(runs, scorer), published_lines(published)
+    lines = [*theirs, *ours]
+    head = ["model", *NAMES, "mean"]
+    table1 = [_group(length.upper(), lines, [length]) for length in SHORT]
+    table1 += [
+        _group("≥ 8K as the paper forms it: mean of 8K, 16K, 32K, 64K", lines, AS_PRINTED),
+        _group("≥ 8K as its caption says: mean of 8K, 16K, 32K, 64K, 128K", lines, AS_SAID),
+    ]
+    lengths = sorted({n for line in lines for n in line.cells}, key=tokens)
+    table3 = [_group(length.upper(), lines, [length]) for length in lengths]
+    paragraphs = [
+        f"Accuracy in percent; ours by the {scorer} scorer with 95 % intervals below (Wilson; of a mean: combined in "
+        "quadrature). Published: " + book["lm2"]["citation"] + ", without intervals; whole numbers suggest 100 samples a "
+        "cell, about ±10.",
+    ]
+    if any("simulated facts" in line.badges for line in ours):
+        paragraphs.append(
+            "SIMULATED FACTS: rows with this mark were measured on stories of our own simulator, not on bAbI's; they "
+            "compare our models with each other, not with what was published."
+        )
+    tables = [
+        Table("Table 1. Task × length × model", head, [g for g in table1 if g.rows]),
+        Table("Table 3. All lengths", head, [g for g in table3 if g.rows]),
+        *_scorers(runs),
+        *_finetuned(ours, book["finetuned"]),
+    ]
+    pictures = [*_radar(ours, theirs), *_by_length(ours, theirs)]
+    missing = [
+        Missing(
+            f"{run.name} has no BABILong results",
+            f"python launchers/evaluate.py --checkpoint {run.place} --tasks babilong --babi DIR --background DIR "
+            f"--lengths 0k,1k,2k,4k,8k,16k,32k,64k,128k --samples 100 --output {run.output}",
+        )
+        for run in runs
+        if not evaluated([run], PREFIX)
+    ]
+    return Section("BABILong", paragraphs, tables, pictures, published["notes"], missing)
+
+
+def _scorers(runs: list[Run]) -> list[Table]:
+    """Mean accuracy by each scorer over the cells that all of them judged."""
+    rows = []
+    for model in evaluated(runs, PREFIX):
+        scores: dict[tuple[str, str | None], dict[str, float]] = {}
+        for row in model.rows:
+            if row.accuracy is not None:
+                scores.setdefault((row.task, row.length), {})[row.scorer] = 100 * row.accuracy
+        names = ("official", "exact", "corrected")
+        full = [by for by in scores.values() if all(name in by for name in names)]
+        if full:
+            means = [Cell(f"{sum(by[name] for by in full) / len(full):.1f}") for name in names]
+            rows.append(Row(model.name, [*means, Cell(str(len(full)))]))
+    if not rows:
+        return []
+    caption = (
+        "Our models by scorer, mean of all cells: official is the benchmark's rule, which never accepts “none” in qa7; "
+        "exact asks for the answer alone"
+    )
+    return [Table(caption, ["model", "official", "exact", "corrected", "cells"], each(rows))]
+
+
+def _finetuned(ours: list[Line], book: dict[str, Any]) -> list[Table]:
+    """Means of qa1 to qa5 beside models trained on the benchmark itself; only for ours that were, too."""
+    mine = [line for line in ours if "finetuned" in line.badges]
+    if not mine:
+        return []
+    lengths = sorted({*book["lengths"], *(n for line in mine for n in line.cells)}, key=tokens)
+    rows = []
+    for model in book["models"]:
+        known = dict(zip(book["lengths"], model["cells"], strict=True))
+        values = [known.get(n) for n in lengths]
+        rows.append(Row(model["name"], [Cell("–" if v is None else f"{v:.1f}") for v in values], published=True))
+    for line in mine:
+        scores = [[line.cells.get(n, {}).get(task) for task in NAMES[:5]] for n in lengths]
+        cells = [cell(mean([s for s in five if s]) if all(five) else None) for five in scores]
+        rows.append(Row(line.name, cells, badges=line.badges))
+    caption = f"Fine-tuned on the benchmark, mean of qa1 to qa5. Published: {book['citation']}"
+    return [Table(caption, ["model", *(n.upper() for n in lengths)], each(rows))]
+
+
+def capabilities(line: Line, tasks: Sequence[str], lengths: Sequence[str]) -> dict[str, float]:
+    """Mean accuracy by ability over these tasks and lengths, all of which the line must have."""
+    found: dict[str, list[float]] = {}
+    for task in tasks:
+        found.setdefault(TASKS[task].capability, []).extend(line.cells[n][task].value for n in lengths)
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def _radar(ours: list[Line], theirs: list[Line]) -> list[Picture]:
+    """Figure 3, over what every one of our lines has, and the published ones that have it too."""
+    shown = ours or [line for line in theirs if "128k" in line.cells]
+    lengths = [n for n in (*SHORT, *AS_SAID) if all(n in line.cells for line in shown)]
+    tasks = [t for t in NAMES if lengths and all(t in line.cells[n] for line in shown for n in lengths)]
+    axes_names = list(dict.fromkeys(TASKS[t].capability for t in tasks))
+    if len(axes_names) < 3:
+        return []
+    lines = [line for line in theirs if all(n in line.cells for n in lengths)] + ours
+    figure = new_figure(7, 4.6)
+    axes = figure.add_subplot(projection="polar")
+    axes.patch.set_alpha(0)
+    axes.grid(True, color="#8a8a8a", linewidth=0.4, alpha=0.5)
+    axes.spines["polar"].set_color("#8a8a8a")
+    axes.tick_params(axis="y", labelsize=7, colors=INK)
+    angles = np.linspace(0, 2 * np.pi, len(axes_names), endpoint=False)
+    for number, line in enumerate(lines):
+        by = capabilities(line, tasks, lengths)
+        values = [by[name] for name in axes_names]
+        style: dict[str, Any] = {"linestyle": "--", "linewidth": 1} if line.published else {"linewidth": 2}
+        closed = ([*angles, angles[0]], [*values, values[0]])
+        label = f"{line.name}{' (published)' if line.published else ''}"
+        axes.plot(*closed, color=COLOURS[number % len(COLOURS)], label=label, **style)
+    axes.set_xticks(angles, [name.replace(" and ", " and\n").replace(" ", "\n", 1) for name in axes_names])
+    axes.set_ylim(0, 100)
+    axes.tick_params(axis="x", labelsize=8, colors=INK, pad=10)
+    axes.legend(loc="center left", bbox_to_anchor=(1.2, 0.5), fontsize=8, frameon=False, labelcolor=INK)
+    over = f"{', '.join(tasks)} at {', '.join(lengths).upper()}"
+    return [Picture("figure-3", f"Figure 3. Accuracy by capability, mean over {over}; dashed: published", figure, True)]
+
+
+def _by_length(ours: list[Line], theirs: list[Line]) -> list[Picture]:
+    """Mean over the tasks that all our lines have, by length."""
+    if not ours:
+        return []
+    tasks = [t for t in NAMES if all(t in row for line in ours for row in line.cells.values())]
+    if not tasks:
+        return []
+    figure = new_figure(9, 3.6)
+    axes = figure.subplots()
+    tidy(axes)
+    lengths = sorted({n for line in (*theirs, *ours) for n in line.cells}, key=tokens)
+    for number, line in enumerate([*theirs, *ours]):
+        there = [n for n in lengths if n in line.cells]
+        scores = [mean([line.cells[n][t] for t in tasks]) for n in there]
+        known = [(lengths.index(n), s) for n, s in zip(there, scores, strict=True) if s]
+        style: dict[str, Any] = {"linestyle": "--", "linewidth": 1} if line.published else {"linewidth": 2}
+        if all(s.low is not None for _, s in known):
+            edges = [[max(0.0, s.value - (s.low or 0)) for _, s in known], [(s.high or 0) - s.value for _, s in known]]
+            style |= {"yerr": edges, "capsize": 2}
+        label = f"{line.name}{' (published)' if line.published else ''}"
+        values = [s.value for _, s in known]
+        colour = COLOURS[number % len(COLOURS)]
+        axes.errorbar([x for x, _ in known], values, color=colour, marker=".", label=label, **style)
+    axes.set_xticks(range(len(lengths)), [n.upper() for n in lengths])
+    axes.set_ylim(0, 100)
+    axes.set_ylabel("accuracy (%)", color=INK)
+    axes.set_xlabel("length", color=INK)
+    axes.legend(fontsize=8, frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return [Picture("by-length", f"Mean of {', '.join(tasks)} by length; dashed: published", figure)]
