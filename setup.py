@@ -8,6 +8,7 @@ setup(
     description="Distributed pretraining of language models that have a memory",
     python_requires=">=3.11",
     packages=find_packages(include=["data_prep*", "evaluation*", "model*", "training*"]),
+    package_data={"evaluation.report": ["published.yaml", "templates/*"]},
     install_requires=[
         "torch>=2.13",
         "deepspeed>=0.19.8",
@@ -24,6 +25,8 @@ setup(
         "numpy>=2",
         "rich>=14",
         "matplotlib>=3.10",
+        "jinja2>=3.1",
+        "markupsafe>=3",
         "safetensors>=0.5",
         "psutil>=6",
         "fsspec>=2024.6",

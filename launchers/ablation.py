@@ -28,7 +28,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change values of every member")
     parser.add_argument("--dry-run", action="store_true", help="check all members, print their commands, start nothing")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--ranks", type=int, default=1, metavar="N", help="ranks of each run, through deepspeed (default 1)")
+    how.add_argument(
+        "--ranks", type=int, default=1, metavar="N", help="ranks of each run, through deepspeed (default 1)"
+    )
     how.add_argument("--cluster", metavar="C", help="submit every member by launchers/submit.py --cluster C")
     return parser.parse_intermixed_args()
 

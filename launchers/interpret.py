@@ -16,7 +16,9 @@ LONGEST = 4096  # tokens of a prompt that are looked at: reads are kept whole
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="run folder or checkpoint folder")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="PATH", help="run folder or checkpoint folder"
+    )
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="text to read; longer than a segment, or nothing is written")
     prompt.add_argument("--prompt-file", metavar="FILE", help=f"its first {LONGEST:,} tokens; - reads standard input")

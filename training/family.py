@@ -39,7 +39,9 @@ def load_family(path: Path, overrides: tuple[str, ...] = ()) -> list[Member]:
         family = FamilyFile.model_validate(raw)
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg'][0].lower()}{e['msg'][1:]}" for e in error.errors()]
-        rule = "a family's file has base: FILE, overrides: [section.key=value, …] and runs: {name: [section.key=value, …]}"
+        rule = (
+            "a family's file has base: FILE, overrides: [section.key=value, …] and runs: {name: [section.key=value, …]}"
+        )
         raise ConfigError("\n".join(f"{path}: {line}; {rule}" for line in lines)) from None
     base = Path(os.path.relpath(path.parent / family.base))
     members, problems = [], []

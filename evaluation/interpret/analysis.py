@@ -65,13 +65,13 @@ def analyse(
     size, memory, length = size or Size(), net.config.memory, net.config.segment_length
     if not net.memory_on or memory.kind == "none":
         raise ModelError(
-            f"memory.kind: {memory.kind}{'' if net.memory_on else ', not yet switched on in this checkpoint'}; there is "
-            "no memory to look into: use a checkpoint of a run whose last phase has memory: on"
+            f"memory.kind: {memory.kind}{'' if net.memory_on else ', not yet switched on in this checkpoint'}; there "
+            "is no memory to look into: use a checkpoint of a run whose last phase has memory: on"
         )
     if len(ids) <= length + 1:
         raise ModelError(
-            f"prompt: {len(ids)} tokens, but the memory is first written after {length} (model.segment_length) and read "
-            f"after that; give at least {length + 2} tokens"
+            f"prompt: {len(ids)} tokens, but the memory is first written after {length} (model.segment_length) and "
+            f"read after that; give at least {length + 2} tokens"
         )
     readings, logits = read(net, ids)
     labels = torch.tensor(list(ids[1:]))
@@ -135,7 +135,7 @@ def _heatmaps(reading: Reading, share: Tensor, last: list[int], slots: Tensor, l
 
 def _answers(reading: Reading, share: Tensor, slot: int, tokens: list[str], size: Size) -> dict[str, Any]:
     """The tokens that read a slot most and, through time, those whose writes it holds at the end."""
-    found = {"slot": slot, "readers": _top(share[:, slot], tokens, size.retrieved)}
+    found = {"slot": slot, "readers": _top(share[:, slot], tokens, size.retrieved, distinct=True)}
     if reading.writes:
         one = torch.zeros(1, *reading.address.shape[1:])
         one[..., slot] = 1.0
@@ -199,11 +199,15 @@ def _of(bank: Tensor | None, segment: int) -> Tensor | None:
     return None if bank is None else bank[segment]
 
 
-def _top(weights: Tensor, tokens: list[str], count: int) -> list[dict[str, Any]]:
-    """The largest weights [U] and the tokens they stand at; none where all are zero."""
-    values, positions = weights.topk(min(count, len(weights)))
-    pairs = zip(positions.tolist(), values.tolist(), strict=True)
-    return [{"position": p, "token": tokens[p], "weight": round(v, 5)} for p, v in pairs if v > 0]
+def _top(weights: Tensor, tokens: list[str], count: int, distinct: bool = False) -> list[dict[str, Any]]:
+    """The largest weights [U] and the tokens they stand at, each spelling once if `distinct`; none that are zero."""
+    found: dict[Any, dict[str, Any]] = {}
+    values, positions = weights.sort(descending=True)
+    for p, v in zip(positions.tolist(), values.tolist(), strict=True):
+        if v <= 0 or len(found) == count:
+            break
+        found.setdefault(tokens[p] if distinct else p, {"position": p, "token": tokens[p], "weight": round(v, 5)})
+    return list(found.values())
 
 
 def _numbers(x: Tensor) -> list[float]:

@@ -67,7 +67,9 @@ def _course(analysis: Analysis) -> Figure:
     names = [name for name in ("gates", "read_norm", "state_norm") if any(layer.get(name) for layer in analysis.layers)]
     panels = [("loss", "loss of each token\n(nats)")]
     panels += [("out", "output gate"), ("in", "input gate"), ("forget", "forget gate")] if "gates" in names else []
-    panels += [(n, t) for n, t in (("read_norm", "norm of\nthe read"), ("state_norm", "norm of\nthe state")) if n in names]
+    panels += [
+        (n, t) for n, t in (("read_norm", "norm of\nthe read"), ("state_norm", "norm of\nthe state")) if n in names
+    ]
     figure = new_figure(10, 1.3 * len(panels) + 0.6)
     for axes, (name, label) in zip(np.atleast_1d(figure.subplots(len(panels), 1, sharex=True)), panels, strict=True):
         tidy(axes)
@@ -83,7 +85,9 @@ def _course(analysis: Analysis) -> Figure:
                 places = np.arange(len(values)) * (1 if len(values) > _segments(analysis) else analysis.segment_length)
                 style: dict[str, Any] = {"marker": ".", "markersize": 4} if len(values) <= _segments(analysis) else {}
                 colour = COLOURS[number % len(COLOURS)]
-                axes.plot(*_thinned(places, values), linewidth=0.8, color=colour, label=f"block {layer['layer']}", **style)
+                axes.plot(
+                    *_thinned(places, values), linewidth=0.8, color=colour, label=f"block {layer['layer']}", **style
+                )
     axes.set_xlabel("token (lines: a segment ends, the memory is written)", color=INK)
     if len(panels) > 1 and axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize=7, ncols=8, loc="upper left", frameon=False, labelcolor=INK)

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.babilong.lengths import tokens_of
 from evaluation.babilong.tasks import TASKS
 from evaluation.report.figure import COLOURS, INK, new_figure, tidy
-from evaluation.report.parts import Cell, Group, Missing, Picture, Row, Score, Section, Table, cell, each, mean
+from evaluation.report.parts import Cell, Group, Picture, Row, Score, Section, Table, cell, each, lacking, mean
 from evaluation.report.sources import Evaluated, Run, evaluated
 
 PREFIX = "babilong/"
@@ -27,11 +28,6 @@ class Line:
     cells: Cells
     published: bool = False
     badges: tuple[str, ...] = ()
-
-
-def tokens(length: str) -> float:
-    """2k -> 2,000; for ordering."""
-    return float(length[:-1]) * {"k": 1e3, "m": 1e6}[length[-1].lower()]
 
 
 def our_lines(runs: list[Run], scorer: str) -> list[Line]:
@@ -90,11 +86,13 @@ def section(runs: list[Run], book: dict[str, Any], scorer: str) -> Section:
         _group("≥ 8K as the paper forms it: mean of 8K, 16K, 32K, 64K", lines, AS_PRINTED),
         _group("≥ 8K as its caption says: mean of 8K, 16K, 32K, 64K, 128K", lines, AS_SAID),
     ]
-    lengths = sorted({n for line in lines for n in line.cells}, key=tokens)
+    lengths = sorted({n for line in lines for n in line.cells}, key=tokens_of)
     table3 = [_group(length.upper(), lines, [length]) for length in lengths]
     paragraphs = [
         f"Accuracy in percent; ours by the {scorer} scorer with 95 % intervals below (Wilson; of a mean: combined in "
-        "quadrature). Published: " + book["lm2"]["citation"] + ", without intervals; whole numbers suggest 100 samples a "
+        "quadrature). Published: "
+        + book["lm2"]["citation"]
+        + ", without intervals; whole numbers suggest 100 samples a "
         "cell, about ±10.",
     ]
     if any("simulated facts" in line.badges for line in ours):
@@ -109,15 +107,12 @@ def section(runs: list[Run], book: dict[str, Any], scorer: str) -> Section:
         *_finetuned(ours, book["finetuned"]),
     ]
     pictures = [*_radar(ours, theirs), *_by_length(ours, theirs)]
-    missing = [
-        Missing(
-            f"{run.name} has no BABILong results",
-            f"python launchers/evaluate.py --checkpoint {run.place} --tasks babilong --babi DIR --background DIR "
-            f"--lengths 0k,1k,2k,4k,8k,16k,32k,64k,128k --samples 100 --output {run.output}",
-        )
-        for run in runs
-        if not evaluated([run], PREFIX)
-    ]
+    missing = lacking(
+        "BABILong results",
+        [run for run in runs if not evaluated([run], PREFIX)],
+        "python launchers/evaluate.py --checkpoint {run} --tasks babilong --babi FOLDER --background FOLDER "
+        "--lengths 0k,1k,2k,4k,8k,16k,32k,64k,128k --samples 100",
+    )
     return Section("BABILong", paragraphs, tables, pictures, published["notes"], missing)
 
 
@@ -148,7 +143,7 @@ def _finetuned(ours: list[Line], book: dict[str, Any]) -> list[Table]:
     mine = [line for line in ours if "finetuned" in line.badges]
     if not mine:
         return []
-    lengths = sorted({*book["lengths"], *(n for line in mine for n in line.cells)}, key=tokens)
+    lengths = sorted({*book["lengths"], *(n for line in mine for n in line.cells)}, key=tokens_of)
     rows = []
     for model in book["models"]:
         known = dict(zip(book["lengths"], model["cells"], strict=True))
@@ -179,7 +174,7 @@ def _radar(ours: list[Line], theirs: list[Line]) -> list[Picture]:
     if len(axes_names) < 3:
         return []
     lines = [line for line in theirs if all(n in line.cells for n in lengths)] + ours
-    figure = new_figure(7, 4.6)
+    figure = new_figure(8.6, 4.6)
     axes = figure.add_subplot(projection="polar")
     axes.patch.set_alpha(0)
     axes.grid(True, color="#8a8a8a", linewidth=0.4, alpha=0.5)
@@ -195,8 +190,8 @@ def _radar(ours: list[Line], theirs: list[Line]) -> list[Picture]:
         axes.plot(*closed, color=COLOURS[number % len(COLOURS)], label=label, **style)
     axes.set_xticks(angles, [name.replace(" and ", " and\n").replace(" ", "\n", 1) for name in axes_names])
     axes.set_ylim(0, 100)
-    axes.tick_params(axis="x", labelsize=8, colors=INK, pad=10)
-    axes.legend(loc="center left", bbox_to_anchor=(1.2, 0.5), fontsize=8, frameon=False, labelcolor=INK)
+    axes.tick_params(axis="x", labelsize=8, colors=INK, pad=16)
+    axes.legend(loc="center left", bbox_to_anchor=(1.3, 0.5), fontsize=8, frameon=False, labelcolor=INK)
     over = f"{', '.join(tasks)} at {', '.join(lengths).upper()}"
     return [Picture("figure-3", f"Figure 3. Accuracy by capability, mean over {over}; dashed: published", figure, True)]
 
@@ -211,7 +206,7 @@ def _by_length(ours: list[Line], theirs: list[Line]) -> list[Picture]:
     figure = new_figure(9, 3.6)
     axes = figure.subplots()
     tidy(axes)
-    lengths = sorted({n for line in (*theirs, *ours) for n in line.cells}, key=tokens)
+    lengths = sorted({n for line in (*theirs, *ours) for n in line.cells}, key=tokens_of)
     for number, line in enumerate([*theirs, *ours]):
         there = [n for n in lengths if n in line.cells]
         scores = [mean([line.cells[n][t] for t in tasks]) for n in there]

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from evaluation.report.figure import COLOURS, INK, new_figure, tidy
-from evaluation.report.parts import Cell, Missing, Picture, Row, Section, Table, each
+from evaluation.report.parts import Cell, Missing, Picture, Row, Section, Table, each, lacking
 from evaluation.report.sources import Run, evaluated
 from model.cost import count_parameters
 
@@ -58,7 +58,9 @@ def loss_section(runs: list[Run]) -> Section:
         Row(run.name, [Cell(blocks(run)), Cell(f"{run.steps[-1]['tokens']:,}"), *_last_losses(run)]) for run in trained
     ]
     head = ["run", "blocks with memory", "tokens", "validation loss", "perplexity", "memory wiped"]
-    return Section("Training", tables=[Table("At the end", head, each(rows))], pictures=[Picture("loss", caption, figure)])
+    return Section(
+        "Training", tables=[Table("At the end", head, each(rows))], pictures=[Picture("loss", caption, figure)]
+    )
 
 
 def _last_losses(run: Run) -> Iterator[Cell]:
@@ -80,7 +82,10 @@ def ablation_section(runs: list[Run], book: dict[str, Any]) -> Section:
     pictures, tables = [], []
     for number, family in enumerate(families, 1):
         pictures.append(Picture(f"figure-5-{number}", f"Figure 5. {_shape(family[0])}", _perplexity(family)))
-        rows = [Row(run.name, [Cell(blocks(run)), Cell(f"{run.steps[-1]['tokens']:,}"), *_last_losses(run)]) for run in family]
+        rows = [
+            Row(run.name, [Cell(blocks(run)), Cell(f"{run.steps[-1]['tokens']:,}"), *_last_losses(run)])
+            for run in family
+        ]
         head = ["run", "blocks with memory", "tokens", "validation loss", "perplexity", "memory wiped"]
         tables.append(Table("At the end of Figure 5's curves", head, each(rows)))
     missing = [] if families else [
@@ -122,6 +127,7 @@ def _perplexity(family: list[Run]) -> Figure:
         axes.plot(*_columns(points), marker=".", color=COLOURS[number % len(COLOURS)], label=f"memory: {blocks(run)}")
     axes.set_yscale("log")
     _over_tokens(axes, "validation perplexity")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: ""))
     axes.legend(fontsize=8, frameon=False, labelcolor=INK)
@@ -130,7 +136,12 @@ def _perplexity(family: list[Run]) -> Figure:
 
 def position_section(runs: list[Run]) -> Section:
     """Perplexity by position in a long document, and by length."""
-    series = [(run, r.series["perplexity_by_position"]) for run in runs for r in run.results if "perplexity_by_position" in r.series]
+    series = [
+        (run, r.series["perplexity_by_position"])
+        for run in runs
+        for r in run.results
+        if "perplexity_by_position" in r.series
+    ]
     rows = []
     lengths = list(dict.fromkeys(row.length for m in evaluated(runs, "perplexity") for row in m.rows if row.length))
     for model in evaluated(runs, "perplexity"):
@@ -153,14 +164,11 @@ def position_section(runs: list[Run]) -> Section:
         caption = "A memory that is used keeps getting better where attention has long forgotten"
         pictures.append(Picture("perplexity-by-position", caption, figure))
     have = {run.name for run, _ in series}
-    missing = [
-        Missing(
-            f"{run.name} has no perplexity by position",
-            f"python launchers/evaluate.py --checkpoint {run.place} --tasks perplexity --output {run.output}",
-        )
-        for run in runs
-        if run.name not in have
-    ]
+    missing = lacking(
+        "perplexity by position",
+        [run for run in runs if run.name not in have],
+        "python launchers/evaluate.py --checkpoint {run} --tasks perplexity --lengths 1k,4k,16k --samples 8",
+    )
     return Section("Perplexity by position", tables=tables, pictures=pictures, missing=missing)
 
 
@@ -180,8 +188,16 @@ def speed_section(runs: list[Run]) -> Section:
                     Cell(blocks(run) if run.config else (newest.model.kind if newest else "–")),
                     Cell(_count(run)),
                     Cell(_training_speed(run)),
-                    Cell("–" if newest is None or newest.tokens_per_second is None else f"{newest.tokens_per_second:,.0f}"),
-                    Cell("–" if newest is None or not newest.peak_memory_bytes else f"{newest.peak_memory_bytes / 2**20:,.0f}"),
+                    Cell(
+                        "–"
+                        if newest is None or newest.tokens_per_second is None
+                        else f"{newest.tokens_per_second:,.0f}"
+                    ),
+                    Cell(
+                        "–"
+                        if newest is None or not newest.peak_memory_bytes
+                        else f"{newest.peak_memory_bytes / 2**20:,.0f}"
+                    ),
                     Cell(newest.device if newest else "–"),
                 ],
             )

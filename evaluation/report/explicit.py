@@ -28,7 +28,9 @@ def section(runs: list[Run], book: dict[str, Any]) -> Section | None:
                 low, high = (None if x is None else 100 * x for x in (row.low, row.high))
                 cells.append(cell(Score(100 * row.accuracy, low, high, row.samples)))
             else:
-                cells.append(Cell("–" if row is None or row.value is None else f"{row.value:.4g}", row.scorer if row else ""))
+                cells.append(
+                    Cell("–" if row is None or row.value is None else f"{row.value:.4g}", row.scorer if row else "")
+                )
         rows.append(Row(model.name, cells))
     published = [Row(one["what"], [Cell(one["value"])], published=True) for one in book["memory3"]["rows"]]
     tables = [

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from evaluation.interpret.page import section as interpretation
 from evaluation.report import babilong, curves, explicit, mmlu
 from evaluation.report.figure import png, svg
-from evaluation.report.parts import Missing, Section
+from evaluation.report.parts import Section, lacking
 from evaluation.report.rendering import anchor, render
 from evaluation.report.sources import Run, load_runs, published
 
@@ -34,17 +34,12 @@ def sections(runs: list[Run], scorer: str) -> list[Section]:
 def _interpretations(runs: list[Run]) -> Section:
     """Figure 6."""
     inner = [(run.name, interpretation(run.interpretation, run.name, brief=True)) for run in runs if run.interpretation]
-    missing = [
-        Missing(
-            f"{run.name}'s memory has not been looked into",
-            f"python launchers/interpret.py --checkpoint {run.place} --prompt-file FILE",
-        )
-        for run in runs
-        if not run.interpretation and curves.blocks(run) not in ("none", "unknown")
-    ]
+    without = [run for run in runs if not run.interpretation and curves.blocks(run) not in ("none", "unknown")]
+    command = "python launchers/interpret.py --checkpoint {run} --prompt-file FILE"
+    missing = lacking("look into the memory", without, command)
     text = (
-        "What the tokens of a prompt read from memory before and after it was updated (Figure 6 of the LM2 paper, whose "
-        "heatmaps are pictures without numbers), and what reads returned."
+        "What the tokens of a prompt read from memory before and after it was updated (Figure 6 of the LM2 paper, "
+        "whose heatmaps are pictures without numbers), and what reads returned."
     )
     return Section("What the memory does", [text], missing=missing, inner=inner)
 
@@ -75,5 +70,3 @@ def write_report(paths: list[Path], folder: Path, scorer: str, command: str) -> 
         aside.write_text(text, encoding="utf-8")
         pages.append(aside.replace(folder / name))
     return pages
-
-

@@ -1,11 +1,14 @@
 """What a page is made of, for HTML and Markdown alike: sections of paragraphs, tables, figures and what is missing."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
+
+from evaluation.report.sources import Run
 
 
 @dataclass(frozen=True)
@@ -16,28 +19,29 @@ class Score:
     low: float | None = None
     high: float | None = None
     samples: int | None = None
+    mean: bool = False  # of several cells: shown with a decimal
 
     def cell(self) -> "Cell":
         if self.low is None or self.high is None:
-            return Cell(f"{self.value:.1f}".removesuffix(".0"))
-        digits = 1 if (self.samples or 0) >= 1000 else 0
+            return Cell(f"{self.value:.{int(self.mean)}f}")
+        digits = 1 if self.mean or (self.samples or 0) >= 1000 else 0
         return Cell(f"{self.value:.{digits}f}", f"{self.low:.{digits}f}–{self.high:.{digits}f}")
 
 
 def mean(scores: Sequence[Score]) -> Score | None:
-    """The plain mean of independent scores; None of none.
+    """The plain mean of independent scores; of one that one, None of none.
 
     Its interval combines the distances of the scores' limits in quadrature (MOVER: Zou and Donner 2008), so that skewed
     Wilson intervals stay skewed; it is left out when one of the scores has none.
     """
-    if not scores:
-        return None
+    if len(scores) < 2:
+        return scores[0] if scores else None
     value = sum(s.value for s in scores) / len(scores)
     if any(s.low is None or s.high is None for s in scores):
-        return Score(value)
+        return Score(value, mean=True)
     down = sqrt(sum((s.value - (s.low or 0.0)) ** 2 for s in scores)) / len(scores)
     up = sqrt(sum(((s.high or 0.0) - s.value) ** 2 for s in scores)) / len(scores)
-    return Score(value, value - down, value + up, sum(s.samples or 0 for s in scores))
+    return Score(value, value - down, value + up, sum(s.samples or 0 for s in scores), mean=True)
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,14 @@ class Section:
     notes: Sequence[str] = ()
     missing: Sequence[Missing] = ()
     inner: Sequence[tuple[str, Markup]] = field(default_factory=tuple)  # heading and HTML, left out in Markdown
+
+
+def lacking(what: str, runs: Sequence[Run], command: str) -> list[Missing]:
+    """One message for all runs that lack something; `{run}` in the command is the first one's place."""
+    if not runs:
+        return []
+    names = ", ".join(run.name for run in runs)
+    return [Missing(f"No {what}: {names}", command.replace("{run}", shlex.quote(runs[0].place)))]
 
 
 def each(rows: Iterable[Row]) -> list[Group]:

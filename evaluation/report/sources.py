@@ -41,11 +41,6 @@ class Run:
         """What to pass to a command as --checkpoint."""
         return str(self.folder) if self.folder else self.results[-1].checkpoint
 
-    @property
-    def output(self) -> str:
-        """Where an evaluation of it belongs."""
-        return f"{self.folder}/evaluation/NAME.json" if self.folder else f"{self.name}.json"
-
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -85,8 +80,8 @@ def _load_file(path: Path) -> Run:
 def _load_folder(folder: Path) -> Run:
     if not (folder / "config.yaml").is_file():
         raise ConfigError(
-            f"RUN: {folder} is no run's folder (it has no config.yaml) and no file that launchers/evaluate.py wrote; pass "
-            "runs/NAME or a .json file"
+            f"RUN: {folder} is no run's folder (it has no config.yaml) and no file that launchers/evaluate.py wrote; "
+            "pass runs/NAME or a .json file"
         )
     results = sorted((load_results(p) for p in sorted((folder / "evaluation").glob("*.json"))), key=lambda r: r.date)
     steps, evaluations = read_metrics(folder / "metrics.jsonl")
@@ -103,7 +98,7 @@ def _load_folder(folder: Path) -> Run:
 
 
 def evaluated(runs: list[Run], prefix: str) -> list[Evaluated]:
-    """Lines of a table of the tasks `prefix…`: a run's files are one line for each kind, checkpoint and mode (or shots).
+    """Lines of a table of the tasks `prefix…`: a run's files are a line for each kind, checkpoint and mode (or shots).
 
     Of a cell that was evaluated more than once the newest counts.
     """

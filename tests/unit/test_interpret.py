@@ -32,7 +32,14 @@ def prompt(length: int = LENGTH) -> list[int]:
 
 def analysis_of(net: LanguageModel, ids: list[int]):
     return analyse(
-        net, ids, lambda i: f"<{i}>", prompt_tokens=len(ids), run="tiny", checkpoint="here", command="c", size=Size(8, 3, 4, 2)
+        net,
+        ids,
+        lambda i: f"<{i}>",
+        prompt_tokens=len(ids),
+        run="tiny",
+        checkpoint="here",
+        command="c",
+        size=Size(8, 3, 4, 2),
     )
 
 
@@ -142,7 +149,6 @@ def test_a_slot_that_answers_to_one_token_is_found():
     ids = [i if i != 7 else 8 for i in ids]
     ids[SEGMENT + 1] = ids[3 * SEGMENT] = 7
     memory = memories(net)[0]
-    readings, _ = read(net, ids)
     tokens = _tokens_of(net, ids)
     mark = tokens[SEGMENT + 1] / tokens[SEGMENT + 1].norm()
     with torch.no_grad():
@@ -197,4 +203,3 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "interpretation.json").write_text(json.dumps({"format": 1}))
     with pytest.raises(ModelError, match=r"interpretation.json.*launchers/interpret.py"):
         load_analysis(tmp_path / "interpretation.json")
-
