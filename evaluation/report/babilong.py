@@ -8,7 +8,7 @@ import numpy as np
 
 from evaluation.babilong.lengths import tokens_of
 from evaluation.babilong.tasks import TASKS
-from evaluation.report.figure import COLOURS, INK, new_figure, tidy
+from evaluation.report.figure import COLOURS, GREY, INK, MARKERS, new_figure, tidy
 from evaluation.report.parts import Cell, Group, Picture, Row, Score, Section, Table, cell, each, lacking, mean
 from evaluation.report.sources import Evaluated, Run, evaluated
 
@@ -95,6 +95,9 @@ def section(runs: list[Run], book: dict[str, Any], scorer: str) -> Section:
         + ", without intervals; whole numbers suggest 100 samples a "
         "cell, about ±10.",
     ]
+    counts = sorted({s.samples or 0 for line in ours for row in line.cells.values() for s in row.values()})
+    if counts:
+        paragraphs.append(f"Samples of a cell of ours: {', '.join(f'{n:,}' for n in counts)}.")
     if any("simulated facts" in line.badges for line in ours):
         paragraphs.append(
             "SIMULATED FACTS: rows with this mark were measured on stories of our own simulator, not on bAbI's; they "
@@ -131,11 +134,11 @@ def _scorers(runs: list[Run]) -> list[Table]:
             rows.append(Row(model.name, [*means, Cell(str(len(full)))]))
     if not rows:
         return []
-    caption = (
-        "Our models by scorer, mean of all cells: official is the benchmark's rule, which never accepts “none” in qa7; "
-        "exact asks for the answer alone"
+    note = (
+        "Mean of all cells that every scorer judged. Official is the benchmark's own rule, which never accepts “none” "
+        "in qa7, since “one” is inside it; exact asks for the answer alone; corrected is the official rule by whole words."
     )
-    return [Table(caption, ["model", "official", "exact", "corrected", "cells"], each(rows))]
+    return [Table("Our models by scorer", ["model", "official", "exact", "corrected", "cells"], each(rows), note)]
 
 
 def _finetuned(ours: list[Line], book: dict[str, Any]) -> list[Table]:
@@ -153,8 +156,8 @@ def _finetuned(ours: list[Line], book: dict[str, Any]) -> list[Table]:
         scores = [[line.cells.get(n, {}).get(task) for task in NAMES[:5]] for n in lengths]
         cells = [cell(mean([s for s in five if s]) if all(five) else None) for five in scores]
         rows.append(Row(line.name, cells, badges=line.badges))
-    caption = f"Fine-tuned on the benchmark, mean of qa1 to qa5. Published: {book['citation']}"
-    return [Table(caption, ["model", *(n.upper() for n in lengths)], each(rows))]
+    note = f"One model a task or all, trained on the benchmark itself. Published: {book['citation']}"
+    return [Table("Fine-tuned, mean of qa1 to qa5", ["model", *(n.upper() for n in lengths)], each(rows), note)]
 
 
 def capabilities(line: Line, tasks: Sequence[str], lengths: Sequence[str]) -> dict[str, float]:
@@ -165,6 +168,14 @@ def capabilities(line: Line, tasks: Sequence[str], lengths: Sequence[str]) -> di
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
+def _style(line: Line, number: int) -> dict[str, Any]:
+    """Ours in colour, what was published in grey."""
+    if line.published:
+        marker = MARKERS[number % len(MARKERS)]
+        return {"color": GREY, "linestyle": "--", "linewidth": 1, "marker": marker, "markersize": 4}
+    return {"color": COLOURS[number % len(COLOURS)], "linewidth": 2, "marker": "."}
+
+
 def _radar(ours: list[Line], theirs: list[Line]) -> list[Picture]:
     """Figure 3, over what every one of our lines has, and the published ones that have it too."""
     shown = ours or [line for line in theirs if "128k" in line.cells]
@@ -173,7 +184,7 @@ def _radar(ours: list[Line], theirs: list[Line]) -> list[Picture]:
     axes_names = list(dict.fromkeys(TASKS[t].capability for t in tasks))
     if len(axes_names) < 3:
         return []
-    lines = [line for line in theirs if all(n in line.cells for n in lengths)] + ours
+    theirs_too = [line for line in theirs if all(n in line.cells for n in lengths)]
     figure = new_figure(8.6, 4.6)
     axes = figure.add_subplot(projection="polar")
     axes.patch.set_alpha(0)
@@ -181,13 +192,12 @@ def _radar(ours: list[Line], theirs: list[Line]) -> list[Picture]:
     axes.spines["polar"].set_color("#8a8a8a")
     axes.tick_params(axis="y", labelsize=7, colors=INK)
     angles = np.linspace(0, 2 * np.pi, len(axes_names), endpoint=False)
-    for number, line in enumerate(lines):
+    for number, line in enumerate([*ours, *theirs_too]):
         by = capabilities(line, tasks, lengths)
         values = [by[name] for name in axes_names]
-        style: dict[str, Any] = {"linestyle": "--", "linewidth": 1} if line.published else {"linewidth": 2}
         closed = ([*angles, angles[0]], [*values, values[0]])
         label = f"{line.name}{' (published)' if line.published else ''}"
-        axes.plot(*closed, color=COLOURS[number % len(COLOURS)], label=label, **style)
+        axes.plot(*closed, label=label, **_style(line, number))
     axes.set_xticks(angles, [name.replace(" and ", " and\n").replace(" ", "\n", 1) for name in axes_names])
     axes.set_ylim(0, 100)
     axes.tick_params(axis="x", labelsize=8, colors=INK, pad=16)
@@ -207,18 +217,17 @@ def _by_length(ours: list[Line], theirs: list[Line]) -> list[Picture]:
     axes = figure.subplots()
     tidy(axes)
     lengths = sorted({n for line in (*theirs, *ours) for n in line.cells}, key=tokens_of)
-    for number, line in enumerate([*theirs, *ours]):
+    for number, line in enumerate([*ours, *theirs]):
         there = [n for n in lengths if n in line.cells]
         scores = [mean([line.cells[n][t] for t in tasks]) for n in there]
         known = [(lengths.index(n), s) for n, s in zip(there, scores, strict=True) if s]
-        style: dict[str, Any] = {"linestyle": "--", "linewidth": 1} if line.published else {"linewidth": 2}
+        style = _style(line, number)
         if all(s.low is not None for _, s in known):
             edges = [[max(0.0, s.value - (s.low or 0)) for _, s in known], [(s.high or 0) - s.value for _, s in known]]
             style |= {"yerr": edges, "capsize": 2}
         label = f"{line.name}{' (published)' if line.published else ''}"
         values = [s.value for _, s in known]
-        colour = COLOURS[number % len(COLOURS)]
-        axes.errorbar([x for x, _ in known], values, color=colour, marker=".", label=label, **style)
+        axes.errorbar([x for x, _ in known], values, label=label, **style)
     axes.set_xticks(range(len(lengths)), [n.upper() for n in lengths])
     axes.set_ylim(0, 100)
     axes.set_ylabel("accuracy (%)", color=INK)

@@ -98,19 +98,14 @@ def ablation_section(runs: list[Run], book: dict[str, Any]) -> Section:
 
 
 def _families(runs: list[Run]) -> list[list[Run]]:
-    """Runs of one backbone, data and length, with one kind of memory or none."""
+    """Runs of one backbone, data and length, whatever their memory."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         if run.config is not None and any(e.get("valid_loss") for e in run.evaluations):
             model = run.config.model.model_dump(exclude={"memory"})
             lengths = sum(phase.tokens for phase in run.config.phases)
             found.setdefault(str((model, run.config.data.path, lengths)), []).append(run)
-    families = []
-    for same in found.values():
-        plain = [run for run in same if blocks(run) == "none"]
-        kinds = sorted({blocks(run).split(",")[0] for run in same} - {"none"})
-        families += [plain + [run for run in same if blocks(run).split(",")[0] == kind] for kind in kinds]
-    return families
+    return list(found.values())
 
 
 def _shape(run: Run) -> str:

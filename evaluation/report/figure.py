@@ -10,6 +10,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 INK = "#333333"  # becomes the page's text colour in an SVG
+GREY, MARKERS = "#8f96a0", "osv^D*Px"  # what was published: one colour, a marker each
 COLOURS = ("#4c8bd6", "#e0703a", "#3fa66b", "#b565c9", "#c9a227", "#2aa7b5", "#d1495b", "#8b6f4e")
 
 

@@ -18,7 +18,8 @@ def line(model: Evaluated, columns: list[str]) -> Row:
     # the columns share their questions, so the mean of them gets no interval
     average = mean([Score(score.value) for score in there]) if len(there) == len(columns) else None
     subjects = len({row.task for row in model.rows})
-    note = f"{subjects} of {len(SUBJECTS)} subjects" if subjects < len(SUBJECTS) else ""
+    note = f"{sum(row.samples for row in model.rows):,} questions"
+    note += f" of {subjects} of {len(SUBJECTS)} subjects" if subjects < len(SUBJECTS) else ""
     return Row(model.name, [*map(cell, scores), cell(average), cell(found.get("Average"))], note=note)
 
 

@@ -80,6 +80,7 @@ class Table:
     caption: str
     head: Sequence[str]
     groups: Sequence[Group]
+    note: str = ""
 
 
 @dataclass(frozen=True)

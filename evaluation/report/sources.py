@@ -115,7 +115,8 @@ def evaluated(runs: list[Run], prefix: str) -> list[Evaluated]:
             newest = {(row.task, row.length, row.scorer): row for _, row in found}
             sources = list({id(results): results for results, _ in found}.values())
             parts = [text for text, *others in zip(key, *variants, strict=True) if len(set(others)) > 1]
-            name = " · ".join([run.name, *(Path(part).name for part in parts)])
+            parts = [Path(part).name.partition("+")[2] if part == key[0] else Path(part).name for part in parts]
+            name = " · ".join([run.name, *filter(None, parts)])
             lines.append(Evaluated(name, key[0], list(newest.values()), _simulated(sources, prefix), sources))
     return lines
 

@@ -169,8 +169,8 @@ def test_modes_and_kinds_are_lines_of_their_own_and_the_newest_cell_counts(tmp_p
     run = _run_folder(folder)
     lines = {line.name: line for line in babilong.our_lines(load_runs([run]), "corrected")}
     values = {name: line.cells["0k"]["qa1"].value for name, line in lines.items()}
-    assert values == {"mine · lm2-time · prompt": 2, "mine · lm2-time · finetuned": 90, "mine · none+rag · prompt": 5}
-    assert lines["mine · lm2-time · finetuned"].badges == ("finetuned",)
+    assert values == {"mine · prompt": 2, "mine · finetuned": 90, "mine · rag · prompt": 5}
+    assert lines["mine · finetuned"].badges == ("finetuned",)
 
 
 def _run_folder(folder: Path, *overrides: str) -> Path:
@@ -255,7 +255,7 @@ def test_table_2(tmp_path):
     low, high = wilson(102, 290)
     assert mine["all questions"] == Cell(f"{100 * 102 / 290:.1f}", f"{100 * low:.1f}–{100 * high:.1f}")
     assert [c.text for c in row_of(found.groups[0], "LM2 1.7B")][-2:] == ["29.4", "–"]
-    assert next(r.note for r in found.groups[0].rows if r.name == "mine") == "6 of 57 subjects"
+    assert next(r.note for r in found.groups[0].rows if r.name == "mine") == "290 questions of 6 of 57 subjects"
 
 
 def test_explicit_memory_is_shown_when_there_are_rows(tmp_path):
