@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test parity faults slow-test gpu-test lint bench gpu-bench clean
+.PHONY: quickstart test parity faults slow-test browser-test gpu-test lint bench gpu-bench clean
 
 $(READY): setup.py constraints.txt
 	@echo "making $(VENV) and installing what constraints.txt pins: a minute or two"
@@ -40,6 +40,10 @@ faults: $(READY)
 
 slow-test: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 1800
+
+# needs Chromium
+browser-test: $(READY)
+	$(BIN)/python -m pytest -m browser
 
 # needs a CUDA device
 gpu-test: $(READY)

@@ -33,7 +33,9 @@ def section(analysis: Analysis, name: str, brief: bool = False) -> Markup:
     """
     blocks = len(analysis.layers)
     if brief:
-        analysis = replace(analysis, layers=[_main_block(analysis)])
+        main = _main_block(analysis)
+        kept = [row for row in analysis.wiped if "slot" not in row or row.get("layer") in (None, main["layer"])]
+        analysis = replace(analysis, layers=[main], wiped=kept)
     pictures = {
         file: {"caption": caption, "svg": Markup(svg(figure, f"{name}-{file}"))}
         for file, caption, figure in figures(analysis)
