@@ -8,6 +8,7 @@ RUN/interpretation, where launchers/report.py finds it.
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def interpret(arguments: argparse.Namespace) -> None:
         prompt_tokens=len(ids),
         run=trained.config.run.name,
         checkpoint=str(trained.path),
-        command=" ".join(["python", *sys.argv]),
+        command=shlex.join(["python", *sys.argv]),
         size=Size(tokens=arguments.tokens, slots=arguments.slots, wiped=arguments.wiped),
     )
     folder = arguments.output or trained.path.parent.parent / "interpretation"

@@ -25,7 +25,8 @@ class Reading:
     Attributes:
         layer: number of the decoder block.
         address: fp32 [L, H, N], the weight with which a token's query asks each slot; see the kind for its scale.
-        bank: fp32 [S, H, N, d], what each segment's tokens found in the slots; None for rmt, whose vectors are tokens.
+        bank: fp32 [S, H, N, d], what each segment's tokens found in the slots; of lm2 depth, whose slots are whole
+            ([S, 1, N, D]), what this block left in them; None for rmt, whose vectors are tokens.
         recalled: fp32 [L, H, d], what each token's read returned, as the model computed it; None for rmt.
         gates: name -> mean opening, fp32 [L] for gates of tokens, [S] for gates of slots.
         error: largest difference between `recalled` and the same computed from `address` and `bank`.
@@ -85,9 +86,9 @@ def _segmental(tape: Tape, layer: int) -> Reading:
 def _places(net: LanguageModel, tape: Tape, layer: int) -> Reading:
     """The published LM2: a softmax over the slots of earlier places; a slot is a place of the segment."""
     places = net.config.segment_length
-    queries, keys, values, recalled = (tape[name] for name in ("query", "key", "value", "recalled"))
+    queries, keys, values, recalled, slots = (tape[name] for name in ("query", "key", "value", "recalled", "slots"))
     address, banks, error = [], [], 0.0
-    for q, k, v, r in zip(queries, keys, values, recalled, strict=True):
+    for q, k, v, r, left in zip(queries, keys, values, recalled, slots, strict=True):
         scores = q @ k.transpose(2, 3) * q.size(-1) ** -0.5  # [1, H, n, o+n]
         ahead = k.size(2) - q.size(2)
         scores = scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(ahead), float("-inf"))
@@ -99,7 +100,7 @@ def _places(net: LanguageModel, tape: Tape, layer: int) -> Reading:
         error = max(error, float(((weights @ v).transpose(1, 2) - r).abs().max()))
         missing = places - k.size(2)
         address.append(torch.nn.functional.pad(weights, (0, missing))[0].transpose(0, 1).float().cpu())
-        banks.append(torch.nn.functional.pad(v, (0, 0, 0, missing))[0].float().cpu())  # [H, N, d]
+        banks.append(torch.nn.functional.pad(left, (0, 0, 0, missing)).float().cpu())  # [1, N, D]
     gates = {name.removeprefix("gate_"): _gate(x) for name, x in tape.items() if name.startswith("gate_")}
     found = torch.cat([r[0] for r in recalled]).float().cpu()
     return Reading(layer, torch.cat(address), torch.stack(banks), found, gates, error)

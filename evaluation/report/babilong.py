@@ -136,7 +136,7 @@ def _scorers(runs: list[Run]) -> list[Table]:
         return []
     note = (
         "Mean of all cells that every scorer judged. Official is the benchmark's own rule, which never accepts “none” "
-        "in qa7, since “one” is inside it; exact asks for the answer alone; corrected is the official rule by whole words."
+        "in qa7, since “one” is inside it; exact asks for the answer alone; corrected is the official rule, but by words."
     )
     return [Table("Our models by scorer", ["model", "official", "exact", "corrected", "cells"], each(rows), note)]
 
