@@ -13,6 +13,7 @@ from evaluation.report.parts import Cell, Group, Picture, Row, Score, Section, T
 from evaluation.report.sources import Evaluated, Run, evaluated
 
 PREFIX = "babilong/"
+TASKS_HERE = PREFIX + ".*"
 NAMES = list(TASKS)  # qa1 … qa10
 SHORT = ("0k", "1k", "2k", "4k")
 AS_PRINTED = ("8k", "16k", "32k", "64k")  # what the published “AVG ≥ 8K” is the mean of
@@ -31,15 +32,14 @@ class Line:
 
 
 def our_lines(runs: list[Run], scorer: str) -> list[Line]:
-    return [_line(model, scorer) for model in evaluated(runs, PREFIX)]
+    return [_line(model, scorer) for model in evaluated(runs, TASKS_HERE)]
 
 
 def _line(model: Evaluated, scorer: str) -> Line:
     cells: Cells = {}
     for row in model.rows:
-        if row.scorer == scorer and row.accuracy is not None and row.length:
-            low, high = (None if x is None else 100 * x for x in (row.low, row.high))
-            score = Score(100 * row.accuracy, low, high, row.samples)
+        score = Score.of(row)
+        if row.scorer == scorer and score and row.length:
             cells.setdefault(row.length, {})[row.task.removeprefix(PREFIX)] = score
     badges = [row.mode for row in model.rows[:1] if row.mode == "finetuned"]
     return Line(model.name, cells, badges=(*badges, *(["simulated facts"] if model.simulated else [])))
@@ -112,7 +112,7 @@ def section(runs: list[Run], book: dict[str, Any], scorer: str) -> Section:
     pictures = [*_radar(ours, theirs), *_by_length(ours, theirs)]
     missing = lacking(
         "BABILong results",
-        [run for run in runs if not evaluated([run], PREFIX)],
+        [run for run in runs if not evaluated([run], TASKS_HERE)],
         "python launchers/evaluate.py --checkpoint {run} --tasks babilong --babi FOLDER --background FOLDER "
         "--lengths 0k,1k,2k,4k,8k,16k,32k,64k,128k --samples 100",
     )
@@ -122,7 +122,7 @@ def section(runs: list[Run], book: dict[str, Any], scorer: str) -> Section:
 def _scorers(runs: list[Run]) -> list[Table]:
     """Mean accuracy by each scorer over the cells that all of them judged."""
     rows = []
-    for model in evaluated(runs, PREFIX):
+    for model in evaluated(runs, TASKS_HERE):
         scores: dict[tuple[str, str | None], dict[str, float]] = {}
         for row in model.rows:
             if row.accuracy is not None:
@@ -136,7 +136,7 @@ def _scorers(runs: list[Run]) -> list[Table]:
         return []
     note = (
         "Mean of all cells that every scorer judged. Official is the benchmark's own rule, which never accepts “none” "
-        "in qa7, since “one” is inside it; exact asks for the answer alone; corrected is the official rule, but by words."
+        "in qa7, since “one” is inside it; exact asks for the answer alone; corrected is the official rule by words."
     )
     return [Table("Our models by scorer", ["model", "official", "exact", "corrected", "cells"], each(rows), note)]
 

@@ -1,41 +1,51 @@
-"""Explicit memory (Memory³): shown when results hold its rows, `memory3/…`."""
+"""Explicit memory (Memory³): shown when results hold its rows."""
 
+from math import exp
 from typing import Any
 
 from evaluation.report.parts import Cell, Row, Score, Section, Table, cell, each
-from evaluation.report.sources import Run, evaluated
+from evaluation.report.sources import Evaluated, Run, evaluated
 
-PREFIX = "memory3/"
+MODES = ("closed book", "text in prompt", "explicit memory")
+LOSSES = ("without memory", "explicit memory")
 
 
 def section(runs: list[Run], book: dict[str, Any]) -> Section | None:
-    """Accuracy closed book, with the text in the prompt and with explicit memory; losses; the cost model; None when no
-    result has rows of tasks that begin with memory3/.
+    """Questions in the three modes, perplexity with and without, the published numbers and cost model.
 
-    A row's task is memory3/WHAT: one with an accuracy is shown with its interval, one with a value as it is.
+    Of tasks QUESTIONS/MODE and perplexity/MODE; None when no result has one.
     """
-    models = evaluated(runs, PREFIX)
-    if not models:
+    asked = evaluated(runs, rf"(?!perplexity/).*/({'|'.join(MODES)})")
+    measured = evaluated(runs, f"perplexity/({'|'.join(LOSSES)})")
+    if not asked and not measured:
         return None
-    names = list(dict.fromkeys(row.task for model in models for row in model.rows))
+    tables = [
+        _answers(name, asked) for name in dict.fromkeys(row.task.rpartition("/")[0] for m in asked for row in m.rows)
+    ]
+    if measured:
+        head = ["model", *LOSSES, "change, nats per token"]
+        note = "Over the same texts; below, nats per token."
+        tables.append(Table("Perplexity with and without explicit memory", head, each(map(_losses, measured)), note))
+    published = [Row(one["what"], [Cell(one["value"])], published=True) for one in book["memory3"]["rows"]]
+    tables.append(Table("Published", ["what", "value"], each(published), book["memory3"]["citation"]))
+    return Section("Explicit memory", ["Accuracies in percent, with 95 % Wilson intervals below."], tables)
+
+
+def _answers(name: str, models: list[Evaluated]) -> Table:
+    """A row a model and scorer."""
     rows = []
     for model in models:
-        by = {row.task: row for row in model.rows}
-        cells = []
-        for name in names:
-            row = by.get(name)
-            if row is not None and row.accuracy is not None:
-                low, high = (None if x is None else 100 * x for x in (row.low, row.high))
-                cells.append(cell(Score(100 * row.accuracy, low, high, row.samples)))
-            else:
-                cells.append(
-                    Cell("–" if row is None or row.value is None else f"{row.value:.4g}", row.scorer if row else "")
-                )
-        rows.append(Row(model.name, cells))
-    published = [Row(one["what"], [Cell(one["value"])], published=True) for one in book["memory3"]["rows"]]
-    tables = [
-        Table("Ours", ["model", *(name.removeprefix(PREFIX) for name in names)], each(rows)),
-        Table(f"Published: {book['memory3']['citation']}", ["what", "value"], each(published)),
-    ]
-    text = "Accuracies in percent with 95 % intervals below; other numbers in the unit below them."
-    return Section("Explicit memory", [text], tables)
+        by = {(row.scorer, row.task): row for row in model.rows}
+        for scorer in dict.fromkeys(row.scorer for row in model.rows):
+            found = [by.get((scorer, f"{name}/{mode}")) for mode in MODES]
+            cells = [cell(Score.of(row) if row else None) for row in found]
+            rows.append(Row(model.name, [Cell(scorer), *cells]))
+    return Table(f"{name}: accuracy", ["model", "scorer", *MODES], each(rows))
+
+
+def _losses(model: Evaluated) -> Row:
+    values = {row.task.rpartition("/")[2]: row.value for row in model.rows}
+    without, having = (values.get(name) for name in LOSSES)
+    cells = [Cell("–") if v is None else Cell(f"{exp(v):.2f}", f"{v:.3f}") for v in (without, having)]
+    change = Cell("–") if without is None or having is None else Cell(f"{having - without:+.3f}")
+    return Row(model.name, [*cells, change])

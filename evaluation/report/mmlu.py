@@ -5,14 +5,13 @@ from typing import Any
 from evaluation.mmlu import SUBJECTS, averages
 from evaluation.report.parts import Cell, Row, Score, Section, Table, cell, each, lacking, mean
 from evaluation.report.sources import Evaluated, Run, evaluated
-from evaluation.results import Row as Result
 
-PREFIX = "mmlu/"
+SUBJECTS_HERE = "mmlu/.*"
 
 
 def line(model: Evaluated, columns: list[str]) -> Row:
     """Eight columns over their questions, the mean of the eight, and all questions."""
-    found = {row.task: _score(row) for row in averages(model.rows)}
+    found = {row.task: Score.of(row, mean=True) for row in averages(model.rows)}
     scores = [found.get(name) for name in columns]
     there = [score for score in scores if score]
     # the columns share their questions, so the mean of them gets no interval
@@ -21,11 +20,6 @@ def line(model: Evaluated, columns: list[str]) -> Row:
     note = f"{sum(row.samples for row in model.rows):,} questions"
     note += f" of {subjects} of {len(SUBJECTS)} subjects" if subjects < len(SUBJECTS) else ""
     return Row(model.name, [*map(cell, scores), cell(average), cell(found.get("Average"))], note=note)
-
-
-def _score(row: Result) -> Score:
-    accuracy, low, high = (100 * (x or 0.0) for x in (row.accuracy, row.low, row.high))
-    return Score(accuracy, low, high, row.samples, mean=True)
 
 
 def section(runs: list[Run], book: dict[str, Any]) -> Section:
@@ -39,11 +33,11 @@ def section(runs: list[Run], book: dict[str, Any]) -> Section:
         )
         for model in table["models"]
     ]
-    rows += [line(model, table["columns"]) for model in evaluated(runs, PREFIX)]
+    rows += [line(model, table["columns"]) for model in evaluated(runs, SUBJECTS_HERE)]
     head = ["model", *table["columns"], "mean of the eight", "all questions"]
     missing = lacking(
         "MMLU results",
-        [run for run in runs if not evaluated([run], PREFIX)],
+        [run for run in runs if not evaluated([run], SUBJECTS_HERE)],
         "python launchers/evaluate.py --checkpoint {run} --tasks mmlu --mmlu FOLDER",
     )
     paragraphs = [

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from evaluation.report.sources import Run
+from evaluation.results import Row as Result
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,14 @@ class Score:
     high: float | None = None
     samples: int | None = None
     mean: bool = False  # of several cells: shown with a decimal
+
+    @classmethod
+    def of(cls, row: Result, mean: bool = False) -> "Score | None":
+        """A result's share of right answers; None when it has none."""
+        if row.accuracy is None:
+            return None
+        low, high = (None if x is None else 100 * x for x in (row.low, row.high))
+        return cls(100 * row.accuracy, low, high, row.samples, mean)
 
     def cell(self) -> "Cell":
         if self.low is None or self.high is None:

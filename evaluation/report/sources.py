@@ -1,5 +1,6 @@
 """What is shown: run folders and result files, and what was published."""
 
+import re
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -97,17 +98,17 @@ def _load_folder(folder: Path) -> Run:
     )
 
 
-def evaluated(runs: list[Run], prefix: str) -> list[Evaluated]:
-    """Lines of a table of the tasks `prefix…`: a run's files are a line for each kind, checkpoint and mode (or shots).
+def evaluated(runs: list[Run], tasks: str) -> list[Evaluated]:
+    """Lines of a table of the tasks that match a regular expression.
 
-    Of a cell that was evaluated more than once the newest counts.
+    A run's files are a line for each kind, checkpoint and mode (or shots). Of a cell that was evaluated more than once the newest counts.
     """
     lines = []
     for run in runs:
         variants: dict[tuple[str, str, str], list[tuple[Results, Row]]] = {}
         for results in run.results:
             for row in results.rows:
-                if row.task.startswith(prefix):
+                if re.fullmatch(tasks, row.task):
                     way = f"{row.shots}-shot" if row.shots is not None else row.mode or ""
                     key = (results.model.kind, results.checkpoint, way)
                     variants.setdefault(key, []).append((results, row))
@@ -117,12 +118,12 @@ def evaluated(runs: list[Run], prefix: str) -> list[Evaluated]:
             parts = [text for text, *others in zip(key, *variants, strict=True) if len(set(others)) > 1]
             parts = [Path(part).name.partition("+")[2] if part == key[0] else Path(part).name for part in parts]
             name = " · ".join([run.name, *filter(None, parts)])
-            lines.append(Evaluated(name, key[0], list(newest.values()), _simulated(sources, prefix), sources))
+            lines.append(Evaluated(name, key[0], list(newest.values()), _simulated(sources, tasks), sources))
     return lines
 
 
-def _simulated(results: list[Results], prefix: str) -> bool:
-    task = prefix.rstrip("/")
+def _simulated(results: list[Results], tasks: str) -> bool:
+    task = tasks.partition("/")[0]
     return any("simulator" in str(r.data.get(task, {}).get("facts", "")) for r in results)
 
 

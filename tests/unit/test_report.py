@@ -9,7 +9,7 @@ import pytest
 
 from evaluation.babilong.tasks import TASKS
 from evaluation.intervals import wilson
-from evaluation.report import babilong, explicit, mmlu
+from evaluation.report import babilong, curves, explicit, mmlu
 from evaluation.report.page import sections, write_report
 from evaluation.report.parts import Cell, Group, Score, Section, Table, mean
 from evaluation.report.sources import evaluated, load_runs, published
@@ -259,17 +259,29 @@ def test_table_2(tmp_path):
 
 
 def test_explicit_memory_is_shown_when_there_are_rows(tmp_path):
-    assert explicit.section(load_runs(saved(tmp_path, results("mine", []))), BOOK) is None
+    assert explicit.section(load_runs(saved(tmp_path, results("mine", cells({"0k": [1]})))), BOOK) is None
     rows = [
-        share_row(2, 10, task="memory3/closed book", scorer="exact"),
-        share_row(8, 10, task="memory3/explicit memory", scorer="exact"),
-        Row(task="memory3/perplexity with memory", value=3.25, samples=4, scorer="nats per token"),
+        share_row(right, 10, task=f"nq/{mode}", scorer=scorer)
+        for scorer, shares in (("exact", (1, 6, 3)), ("contains", (2, 9, 8)))
+        for mode, right in zip(explicit.MODES, shares, strict=True)
     ]
-    section = explicit.section(load_runs(saved(tmp_path, results("mine", rows))), BOOK)
-    ours, theirs = section.tables
-    assert list(ours.head) == ["model", "closed book", "explicit memory", "perplexity with memory"]
-    assert row_of(ours.groups[0], "mine") == [Cell("20", "6–51"), Cell("80", "49–94"), Cell("3.25", "nats per token")]
+    rows += [
+        Row(task=f"perplexity/{name}", value=value, samples=4, scorer="nats per token")
+        for name, value in (("without memory", 3.25), ("explicit memory", 3.0))
+    ]
+    rows += [Row(task="perplexity", length="4k", value=2.0, samples=4, scorer="nats per token")]
+    runs = load_runs(saved(tmp_path, results("mine", rows)))
+    answers, losses, theirs = explicit.section(runs, BOOK).tables
+    assert answers.caption == "nq: accuracy" and list(answers.head[1:]) == ["scorer", *explicit.MODES]
+    assert [[c.text for c in row.cells] for row in answers.groups[0].rows] == [
+        ["exact", "10", "60", "30"],
+        ["contains", "20", "90", "80"],
+    ]
+    assert answers.groups[0].rows[0].cells[1].small == "2–40"
+    assert row_of(losses.groups[0], "mine") == [Cell("25.79", "3.250"), Cell("20.09", "3.000"), Cell("-0.250")]
     assert all(row.published for row in theirs.groups[0].rows)
+    by_length = curves.position_section(runs).tables[0]
+    assert by_length.head == ["model", "4K"] and row_of(by_length.groups[0], "mine") == [Cell("7.39", "2.000")]
 
 
 def test_runs_with_curves_and_what_is_missing(tmp_path):
@@ -327,4 +339,4 @@ def test_bad_input_is_named_all_at_once(tmp_path):
         load_runs([tmp_path / "x.json", tmp_path / "folder", tmp_path / "nothing"])
     text = str(caught.value)
     assert all(name in text for name in ("x.json", "folder", "nothing")) and "launchers/evaluate.py" in text
-    assert not evaluated([], "babilong/")
+    assert not evaluated([], "babilong/.*")
