@@ -101,7 +101,8 @@ def _load_folder(folder: Path) -> Run:
 def evaluated(runs: list[Run], tasks: str) -> list[Evaluated]:
     """Lines of a table of the tasks that match a regular expression.
 
-    A run's files are a line for each kind, checkpoint and mode (or shots). Of a cell that was evaluated more than once the newest counts.
+    A run's files are a line for each kind, checkpoint and mode (or shots). Of a cell that was evaluated more
+    than once the newest counts.
     """
     lines = []
     for run in runs:
