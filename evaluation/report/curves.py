@@ -122,9 +122,7 @@ def _perplexity(family: list[Run]) -> Figure:
         axes.plot(*_columns(points), marker=".", color=COLOURS[number % len(COLOURS)], label=f"memory: {blocks(run)}")
     axes.set_yscale("log")
     _over_tokens(axes, "validation perplexity")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: ""))
+    _plain_ticks(axes)
     axes.legend(fontsize=8, frameon=False, labelcolor=INK)
     return figure
 
@@ -143,7 +141,11 @@ def position_section(runs: list[Run]) -> Section:
         by = {row.length: row for row in model.rows}
         rows.append(Row(model.name, [_perplexity_cell(by.get(length)) for length in lengths]))
     head = ["model", *(length.upper() for length in lengths)]
-    tables = [Table("Perplexity by length; below, nats per token", head, each(rows))] if lengths else []
+    tables = (
+        [Table("Perplexity by length", head, each(rows), "Of the first tokens of texts; below, nats per token.")]
+        if lengths
+        else []
+    )
     pictures = []
     if series:
         figure = new_figure(9, 3.6)
@@ -156,7 +158,9 @@ def position_section(runs: list[Run]) -> Section:
         axes.set_xlabel("position in the document (tokens)", color=INK)
         axes.set_ylabel("perplexity", color=INK)
         axes.legend(fontsize=8, frameon=False, labelcolor=INK)
-        caption = "A memory that is used keeps getting better where attention has long forgotten"
+        axes.set_yscale("log")
+        _plain_ticks(axes)
+        caption = "Mean over texts; what lies further back than attention reaches, only a memory can use"
         pictures.append(Picture("perplexity-by-position", caption, figure))
     have = {run.name for run, _ in series}
     missing = lacking(
@@ -175,7 +179,8 @@ def speed_section(runs: list[Run]) -> Section:
     """Speed and memory, in training and in evaluation."""
     rows = []
     for run in runs:
-        newest = run.results[-1] if run.results else None
+        plain = [r for r in run.results if not r.model.kind.endswith("+rag")]  # retrieval is no speed of the model's
+        newest = (plain or run.results or [None])[-1]
         rows.append(
             Row(
                 run.name,
@@ -198,7 +203,8 @@ def speed_section(runs: list[Run]) -> Section:
             )
         )
     head = ["run", "memory", "parameters", "training tokens/s", "evaluation tokens/s", "evaluation peak MiB", "device"]
-    text = "Training: median over the last phase, all ranks together. Evaluation: of the newest result file."
+    text = "Training: median over the last phase, all ranks together. Evaluation: of the newest result file. "
+    text += "The LM2 paper states no speed."
     return Section("Speed and memory", [text], [Table("Ours", head, each(rows))])
 
 
@@ -232,6 +238,13 @@ def _over_tokens(axes: Axes, label: str) -> None:
     axes.set_xlabel("tokens", color=INK)
     axes.set_ylabel(label, color=INK)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _tokens(x)))
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """Whole numbers along a logarithmic axis."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: ""))
 
 
 def _tokens(x: float) -> str:
