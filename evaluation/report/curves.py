@@ -180,7 +180,7 @@ def speed_section(runs: list[Run]) -> Section:
     rows = []
     for run in runs:
         plain = [r for r in run.results if not r.model.kind.endswith("+rag")]  # retrieval is no speed of the model's
-        newest = (plain or run.results or [None])[-1]
+        newest = (plain or run.results)[-1] if run.results else None
         rows.append(
             Row(
                 run.name,
