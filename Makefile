@@ -50,7 +50,7 @@ slurm-test: $(READY)
 	@tests/slurm/install.sh
 	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -m slurm -rs tests/slurm
 
-# a run's page of a real MLflow server in Chromium, which must be installed (apt-get install chromium)
+# the report and a page of a real MLflow server in Chromium, which must be installed (apt-get install chromium)
 browser-test: $(READY)
 	$(BIN)/python -m pytest -m browser --timeout 600 -rs
 

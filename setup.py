@@ -24,6 +24,8 @@ setup(
         "numpy>=2",
         "rich>=14",
         "matplotlib>=3.10",
+        "jinja2>=3.1",
+        "markupsafe>=3",
         "safetensors>=0.5",
         "psutil>=6",
         "bm25s>=0.3",
@@ -60,5 +62,8 @@ setup(
             "types-PyYAML",
         ],
     },
-    package_data={"training.cluster": ["*.sh"]},  # the fixed part of the job scripts
+    package_data={
+        "evaluation.report": ["published.yaml", "templates/*"],
+        "training.cluster": ["*.sh"],
+    },
 )

@@ -17,6 +17,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.decoder import DecoderLayer
 from model.memory import RMTMemory, memories
+from model.memory.interface import lost_slots
 from model.memory.lm2_depth import initial_slots
 from model.memory.rmt import frame_of
 from model.segments import Piece
@@ -67,7 +68,7 @@ def run_depth(
         fill = 0 if pieces[0].start >= length else -1
         owners = torch.full((batch, length), fill, dtype=torch.int64, device=hidden.device)
         owners[:, : pieces[0].offset] = 0
-    wiped = any(m.wiped for layer in layers for m in memories(layer))
+    lost = lost_slots((m for layer in layers for m in memories(layer)), length, hidden.device)  # [T]
     outputs = []
     for piece in pieces:
         here = slice(piece.offset, piece.offset + piece.length)
@@ -77,8 +78,8 @@ def run_depth(
             documents = piece.documents[:, -piece.length :]
             entering = torch.where((owners[:, here] == documents).unsqueeze(2), entering, first[:, here])
             owners = torch.cat((owners[:, : here.start], documents, owners[:, here.stop :]), dim=1)
-        if wiped:
-            entering = first[:, here]
+        if lost is not None:
+            entering = torch.where(lost[here, None], first[:, here], entering)
         for index, layer in enumerate(layers):
             x, entering, states[index] = call(layer.depth_piece, x, entering, piece, states[index])
         slots = torch.cat((slots[:, : here.start], entering, slots[:, here.stop :]), dim=1)
@@ -100,13 +101,13 @@ def run_rmt(
     (tokens,) = (t for t in own if t is not None)
     first = tokens.to(hidden.dtype).expand(hidden.size(0), -1, -1)  # [B, m, D]
     vectors = first if carried is None else carried.vectors
-    wiped = any(m.wiped for layer in layers for m in memories(layer))
+    lost = lost_slots((m for layer in layers for m in memories(layer)), config.slots, hidden.device)  # [m]
     outputs = []
     for piece in pieces:
         assert piece.documents is not None and piece.bank_document is not None
         vectors = _truncated(vectors, piece, config)
-        if wiped:
-            vectors = first
+        if lost is not None:
+            vectors = torch.where(lost[:, None], first, vectors)
         parts = [hidden[:, piece.begin : piece.end]]
         if piece.offset == 0:
             parts = [vectors, first, *parts]

@@ -3,12 +3,21 @@
 from model.config import ModelConfig
 from model.layout import Layout
 from model.memory.delta import DeltaMemory
-from model.memory.interface import Memory, RecurrentMemory, memories, wiped
+from model.memory.interface import Memory, RecurrentMemory, memories, recording, wiped
 from model.memory.lm2_depth import LM2DepthMemory
 from model.memory.lm2_time import LM2TimeMemory
 from model.memory.rmt import RMTMemory
 
-__all__ = ["LM2DepthMemory", "Memory", "RMTMemory", "RecurrentMemory", "build_memory", "memories", "wiped"]
+__all__ = [
+    "LM2DepthMemory",
+    "Memory",
+    "RMTMemory",
+    "RecurrentMemory",
+    "build_memory",
+    "memories",
+    "recording",
+    "wiped",
+]
 
 
 def build_memory(config: ModelConfig, layout: Layout, index: int) -> Memory:

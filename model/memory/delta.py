@@ -57,6 +57,8 @@ class DeltaMemory(SegmentalMemory):
         if writable is not None:  # a token of another document changes nothing
             mine = writable[:, :, None, :, None]
             beta, log_alpha = beta * mine, log_alpha * mine
+        for name, x in (("key", keys), ("strength", beta), ("log_decay", log_alpha), ("content", values)):
+            self.show(name, x)
         transition, added = None, None
         for chunk in zip(*(x.split(CHUNK, dim=3) for x in (keys, values, beta, log_alpha)), strict=True):
             p, q = chunk_product(*chunk)

@@ -1,7 +1,7 @@
 """What every recurrent memory offers the decoder layer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,18 +14,27 @@ from model.segments import Piece
 class Memory(nn.Module, ABC):
     """One decoder layer's memory, of any kind.
 
-    `wiped` makes every read find the initial memory, which is how its use is measured.
+    `wiped` makes every read find the initial memory, which is how its use is measured; `wiped_slots` the same for
+    single slots.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.wiped = False
+        self.wiped_slots: tuple[int, ...] = ()
+        self.tape: dict[str, list[Tensor]] | None = None
         self._gates: dict[str, tuple[Tensor, int]] = {}
 
     def record_gate(self, name: str, gate: Tensor) -> None:
         """Add a gate's mean opening in this forward to what the log will show."""
         total, count = self._gates.get(name, (0.0, 0))
         self._gates[name] = (total + gate.detach().mean(), count + 1)
+        self.show(f"gate_{name}", gate)
+
+    def show(self, name: str, x: Tensor) -> None:
+        """Keep a tensor of the computation for whoever is `recording`; otherwise nothing."""
+        if self.tape is not None:
+            self.tape.setdefault(name, []).append(x.detach())
 
     def take_gates(self) -> dict[str, Tensor]:
         """Mean opening of each gate over the forwards since the last call."""
@@ -64,13 +73,36 @@ def memories(module: nn.Module) -> list[Memory]:
 
 
 @contextmanager
-def wiped(module: nn.Module) -> Iterator[None]:
-    """Inside the context every read below `module` finds the initial memory."""
+def wiped(module: nn.Module, slots: Sequence[int] | None = None) -> Iterator[None]:
+    """Inside the context every read below `module` finds the initial memory (only in `slots`, when they are given)."""
     found = memories(module)
     try:
         for memory in found:
-            memory.wiped = True
+            memory.wiped, memory.wiped_slots = slots is None, tuple(slots or ())
         yield
     finally:
         for memory in found:
-            memory.wiped = False
+            memory.wiped, memory.wiped_slots = False, ()
+
+
+def lost_slots(found: Iterable[Memory], slots: int, device: torch.device) -> Tensor | None:
+    """bool [slots], True = wiped in any of these memories; None: nothing is wiped."""
+    lost = {n for m in found for n in (range(slots) if m.wiped else m.wiped_slots)}
+    if not lost:
+        return None
+    return torch.isin(torch.arange(slots, device=device), torch.tensor(sorted(lost), device=device))
+
+
+@contextmanager
+def recording(module: nn.Module) -> Iterator[list[dict[str, list[Tensor]]]]:
+    """What the memories below `module` compute inside the context, by name: a tape a memory, in order of depth, an
+    entry a call.  Each kind's file says what it shows."""
+    found = memories(module)
+    tapes: list[dict[str, list[Tensor]]] = [{} for _ in found]
+    try:
+        for memory, tape in zip(found, tapes, strict=True):
+            memory.tape = tape
+        yield tapes
+    finally:
+        for memory in found:
+            memory.tape = None

@@ -85,6 +85,7 @@ class LM2DepthMemory(Memory):
         keys, values = (p(entering).unflatten(-1, (self.heads, self.width)) for p in (self.key, self.value))
         keys, values = torch.cat((state.keys, keys), dim=1), torch.cat((state.values, values), dim=1)
         recalled = self._attend(q, keys, values, piece)
+        self.show("recalled", recalled)
         recalled = self.tp.gather(recalled.flatten(2))  # E_mem [B, n, D]
         gate_out = torch.sigmoid(linear(recalled, self.gate_out).float())
         gate_in = torch.sigmoid(linear(e, self.gate_in).float())
@@ -93,6 +94,7 @@ class LM2DepthMemory(Memory):
             self.record_gate(name, gate)
         x = x + (self.scale * gate_out * recalled).to(x.dtype)
         slots = gate_in * torch.tanh(recalled.float()) + gate_forget * slots
+        self.show("slots", slots)
         kept = 0 if piece.closes else keys.size(1)
         return x, slots, DepthState(keys[:, :kept], values[:, :kept])
 
@@ -100,6 +102,8 @@ class LM2DepthMemory(Memory):
         """q [B, n, H, d], keys and values [B, o+n, H, d] -> [B, n, H, d]."""
         mask = piece.attention_mask(q.device)  # bool [B or 1, 1, n, o+n]; None: plain causal
         q, keys, values = (t.transpose(1, 2) for t in (q, keys, values))
+        for name, x in (("query", q), ("key", keys), ("value", values)):
+            self.show(name, x)
         if self.top_k is None:
             recalled = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=mask is None)
             return recalled.transpose(1, 2)

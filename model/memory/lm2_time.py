@@ -52,7 +52,9 @@ class LM2TimeMemory(SegmentalMemory):
         strength = F.softplus(self.by_head(self.gate_forget(tokens)) + bias)  # delta [B, S, H, T, 1]
         faded, kept = fading_keys(keys, strength)
         gate = torch.sigmoid(self.by_head(self.gate_in(tokens).float() + self.gate_in_bias))
-        content = torch.tanh(self.by_head(self.content(tokens)))
+        content = gate * torch.tanh(self.by_head(self.content(tokens)))
         self.record_gate("in", gate)
         self.record_gate("forget", kept)
-        return kept.transpose(3, 4), faded.transpose(3, 4) @ (gate * content)
+        for name, x in (("key", keys), ("strength", strength), ("content", content)):
+            self.show(name, x)
+        return kept.transpose(3, 4), faded.transpose(3, 4) @ content

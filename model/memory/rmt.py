@@ -63,6 +63,7 @@ class RMTMemory(Memory):
         factor = self.open.float() + (self.open.float().clamp(min=0) - self.open.float()).detach()
         weights = weights * torch.where(frame.gated, factor[:, None, None], 1.0)
         weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-20)
+        self.show("weights", weights)
         return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.layout import Layout
-from model.memory.interface import RecurrentMemory
+from model.memory.interface import RecurrentMemory, lost_slots
 from model.memory.operations import address, normalise, scan
 from model.parallel import ColumnParallel, RowParallel, sharded_parameter
 from model.segments import Piece
@@ -99,12 +99,16 @@ class SegmentalMemory(RecurrentMemory):
 
     def _output(self, tokens: Tensor, banks: Tensor, piece: Piece) -> Tensor:
         """out = W_o (sigmoid(W_out h) * rms(q^T M)), this rank's part; zero where the bank is another document's."""
-        recalled = self.address(self.query(tokens)) @ banks  # [B, S, H, n, d]
+        lost = lost_slots((self,), self.rows, banks.device)
+        if lost is not None:
+            banks = banks * ~lost[:, None]
+        queries = self.address(self.query(tokens))
+        recalled = queries @ banks  # [B, S, H, n, d]
+        for name, x in (("query", queries), ("bank", banks), ("recalled", recalled)):
+            self.show(name, x)
         recalled = normalise(recalled, self.width * READ_EPS, self.width**0.5)  # its RMS norm
         if piece.readable is not None:
             recalled = recalled * piece.readable[:, :, None, :, None]
-        if self.wiped:
-            recalled = recalled * 0.0
         gate = torch.sigmoid(self.gate_out(tokens).float() + self.gate_out_bias)
         self.record_gate("out", gate)
         return self.out((gate * recalled.transpose(2, 3).flatten(3)).to(tokens.dtype))

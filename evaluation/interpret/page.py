@@ -1,0 +1,72 @@
+"""An interpretation as HTML: a section that the report takes over, and a page of its own with its pictures."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from evaluation.interpret.analysis import Analysis
+from evaluation.interpret.plots import figures, shown, wiped_name
+from evaluation.report.figure import png, svg
+from evaluation.report.rendering import render
+
+READS = {
+    "lm2-time": "A token's query gives every slot a weight (a positive unit vector, no softmax); shown is that "
+    "weight times the norm of what the slot holds, as a share of all slots, mean over heads.",
+    "delta": "The memory is a matrix; a “slot” is one of its rows, a key direction. Shown is the query's coordinate "
+    "times the norm of the row, as a share of all rows, mean over heads.",
+    "lm2-depth": "Softmax over the slots of earlier places of the segment, mean over heads; slot t holds what the "
+    "tokens at place t of earlier segments left.",
+    "rmt": "What of a token's attention goes to each memory vector, mean over heads; the rest goes to tokens.",
+}
+MOMENTS = {
+    True: ("the prompt's last tokens, had they read what its first segment had left", "the same tokens' real reads"),
+    False: ("the first segment's tokens, which read the initial memory", "the prompt's last tokens"),
+}
+
+
+def section(analysis: Analysis, name: str, brief: bool = False) -> Markup:
+    """The section's HTML with inline SVG; `name` keeps figures of several models on one page apart.
+
+    brief: of the blocks only the one that loses most when its memory is wiped (the last one where blocks share a bank).
+    """
+    blocks = len(analysis.layers)
+    if brief:
+        main = _main_block(analysis)
+        kept = [row for row in analysis.wiped if "slot" not in row or row.get("layer") in (None, main["layer"])]
+        analysis = replace(analysis, layers=[main], wiped=kept)
+    pictures = {
+        file: {"caption": caption, "svg": Markup(svg(figure, f"{name}-{file}"))}
+        for file, caption, figure in figures(analysis)
+    }
+    through_time = "over_time" in analysis.layers[0]
+    return Markup(
+        render(
+            "interpretation.html.j2",
+            analysis=analysis,
+            pictures=pictures,
+            reads=READS[analysis.kind],
+            moments=MOMENTS[through_time],
+            through_time=through_time,
+            shown=shown,
+            wiped_name=wiped_name,
+            blocks=blocks,
+        )
+    )
+
+
+def _main_block(analysis: Analysis) -> dict[str, Any]:
+    losses = {row["layer"]: row["loss"] for row in analysis.wiped if row["what"] == "block"}
+    return max(analysis.layers, key=lambda layer: (losses.get(layer["layer"], 0.0), layer["layer"]))
+
+
+def write_page(analysis: Analysis, folder: Path) -> None:
+    """Write `folder`/index.html and a PNG of every figure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, _, figure in figures(analysis):
+        png(figure, folder / f"{file}.png")
+    values: dict[str, Any] = {"title": f"The memory of {analysis.run}", "body": section(analysis, analysis.run)}
+    aside = folder / "index.html.tmp"
+    aside.write_text(render("plain.html.j2", **values), encoding="utf-8")
+    aside.replace(folder / "index.html")

@@ -1,0 +1,1 @@
+"""One page that shows runs beside what was published: tables, figures, what is missing."""
