@@ -17,10 +17,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from data_prep.errors import DataError
 from data_prep.files import write_text
 from evaluation.babilong.templates import FINETUNED_LAYOUT
+from evaluation.cells import Cell, Outcome
 from evaluation.options import Options
 from evaluation.reader import Reader
 from evaluation.results import ModelFacts, Results, Row, load_results
-from evaluation.suite import Cell, Outcome, Suite, answers_path
+from evaluation.suite import Suite, answers_path
 from evaluation.tables import show
 from model.config import ModelConfig
 from training.config import RunConfig
@@ -44,7 +45,7 @@ def evaluate(
     console = console or Console()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = load_trained(checkpoint, device)
-    suite = Suite(options, trained.tokenizer(data), exercise_layout(trained.config))
+    suite = Suite(options, trained, trained.tokenizer(data), exercise_layout(trained.config), data)
     output = output or default_output(trained.path, options)
     results = begin(output, trained, options, suite, device, command)
     waiting = [cell for cell in suite.cells if not all(results.has(*key) for key in cell.keys)]

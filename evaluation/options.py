@@ -9,9 +9,10 @@ from data_prep.suggest import did_you_mean
 from evaluation.babilong.cell import Mode
 from evaluation.babilong.lengths import canonical, tokens_of
 from evaluation.babilong.tasks import TASKS
+from evaluation.cells import HARNESS, QUESTIONS
 from evaluation.mmlu import SUBJECTS
 
-SUITES = {"babilong": tuple(TASKS), "mmlu": SUBJECTS, "perplexity": ()}
+SUITES = {"babilong": tuple(TASKS), "mmlu": SUBJECTS, "perplexity": (), QUESTIONS: ()}
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class Options:
     unit: Literal["sentence", "chunk"] = "sentence"
     dense_model: str = "sentence-transformers/all-MiniLM-L6-v2"
     seed: int = 0
+    questions: Path | None = None
+    references: Path | None = None
+    bank: Path | None = None
+    include: Path | None = None
 
     def settings(self) -> dict[str, Any]:
         """What a row depends on: an evaluation is continued only with the same. Tasks and lengths may be added."""
@@ -53,11 +58,11 @@ class Options:
 
 
 def parse_tasks(text: str) -> tuple[str, ...]:
-    """ "babilong/qa1,mmlu,perplexity"; raises `DataError` at a task that does not exist."""
+    """ "babilong/qa1,mmlu,perplexity,lm_eval:piqa"; raises `DataError` at a task that does not exist."""
     known = [*SUITES, *(f"{suite}/{task}" for suite, tasks in SUITES.items() for task in tasks)]
     names = _parts(text)
     for name in names:
-        if name not in known:
+        if name not in known and not name.startswith(HARNESS):
             raise DataError(f"--tasks: {name!r} is no task{did_you_mean(name, known)}")
     return names
 

@@ -1,6 +1,5 @@
 """An evaluation as a list of cells, each of which is measured once and then stands in the results."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,36 +8,21 @@ from typing import Any
 from data_prep import Tokenizer
 from data_prep.errors import DataError
 from evaluation.babilong.background import Background, open_background
-from evaluation.babilong.cell import Answered, Asker, evaluate_cell
+from evaluation.babilong.cell import Asker, evaluate_cell
 from evaluation.babilong.generator import Generator
 from evaluation.babilong.lengths import tokens_of
 from evaluation.babilong.sources import Generated, Released, Samples
+from evaluation.cells import HARNESS, QUESTIONS, Cell, Outcome, harness_cell, memory_perplexity_cell, question_cells
+from evaluation.memories import MemorySource, open_source
 from evaluation.mmlu import WHERE, Mmlu, evaluate_subject
 from evaluation.options import Options
 from evaluation.perplexity import Documents, loss_by_position, rows_of, series_of
 from evaluation.reader import Reader
-from evaluation.results import Row
 from evaluation.retrieval import BM25, Dense, Retriever
+from training.inference import Trained
 
 _AROUND = 300  # tokens of a prompt beside the context, for the estimate of time
 _SUBJECT = 200  # questions of a subject, about
-
-
-@dataclass
-class Outcome:
-    rows: list[Row]
-    answers: list[Answered] = field(default_factory=list)
-    series: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """`tokens`: about how many are read; `keys`: (task, length) of the rows it makes."""
-
-    name: str
-    keys: tuple[tuple[str, str | None], ...]
-    tokens: int
-    run: Callable[[Reader], Outcome]
 
 
 @dataclass
@@ -46,8 +30,10 @@ class Suite:
     """The cells of some options. Raises `DataError` at once where files are missing."""
 
     options: Options
+    trained: Trained
     tokenizer: Tokenizer
     layout: str
+    data: Path | None = None
     cells: list[Cell] = field(default_factory=list)
     _samples: Samples | None = None
     _mmlu: Mmlu | None = None
@@ -60,6 +46,14 @@ class Suite:
             self._add_mmlu()
         if "perplexity" in self.options.tasks:
             self._add_perplexity()
+        if QUESTIONS in self.options.tasks:
+            options = self.options
+            self.cells += question_cells(options.questions, self.tokenizer, options.samples, self.source)
+        for task in self.options.tasks:
+            if task.startswith(HARNESS):
+                self.cells.append(
+                    harness_cell(self.trained, task, self.options.samples, self.data, self.options.include)
+                )
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Where each suite's samples come from."""
@@ -72,6 +66,8 @@ class Suite:
             found["mmlu"] = {"folder": str(self._mmlu.folder), "split": self._mmlu.split}
         if "perplexity" in self.options.tasks:
             found["perplexity"] = {"texts": self._background().name}
+        if QUESTIONS in self.options.tasks:
+            found[QUESTIONS] = {"questions": str(self.options.questions)}
         return found
 
     @cached_property
@@ -81,6 +77,16 @@ class Suite:
             return None
         ranker = BM25() if options.retrieval == "bm25" else Dense(options.dense_model)
         return Retriever(ranker, options.unit, options.top_k, self.tokenizer)
+
+    @cached_property
+    def source(self) -> MemorySource | None:
+        """Where explicit memories come from; None without --references."""
+        options = self.options
+        if options.references is None:
+            if options.bank is not None:
+                raise DataError("--bank: needs --references FOLDER, the texts its memories were written from")
+            return None
+        return open_source(self.trained.net, options.references, options.bank, self.tokenizer.fingerprint)
 
     def _background(self) -> Background:
         if self._texts is None:
@@ -138,6 +144,8 @@ class Suite:
 
         keys = tuple(("perplexity", name) for name, _ in lengths)
         self.cells.append(Cell("perplexity", keys, options.samples * longest, run))
+        if self.source is not None:
+            self.cells.append(memory_perplexity_cell(documents, options.samples, longest, self.source))
 
 
 def answers_path(output: Path, cell: Cell) -> Path:

@@ -10,6 +10,7 @@ from rich.table import Table
 from evaluation.babilong.lengths import tokens_of
 from evaluation.babilong.scorers import SCORERS, agreement
 from evaluation.babilong.tasks import TASKS
+from evaluation.cells import HARNESS, QUESTIONS
 from evaluation.mmlu import averages
 from evaluation.results import Results, Row
 
@@ -35,6 +36,14 @@ def show(console: Console, results: Results, answers: Sequence[Path]) -> None:
         for row in sorted(perplexity, key=lambda row: row.tokens or 0):
             table.add_row(str(row.length), f"{row.value:.4f}", str(row.samples))
         console.print(table)
+    if others := [row for row in results.rows if row.task.startswith((HARNESS, f"{QUESTIONS}/", "perplexity/"))]:
+        table = Table("", "samples", "measure", "value", "95 % interval")
+        for row in others:
+            share = row.accuracy is not None
+            interval = f"{_percent(row.low)}–{_percent(row.high)}" if share else ""
+            value = f"{_percent(row.accuracy)} %" if share else f"{row.value:.4f}"
+            table.add_row(row.task, f"{row.samples:,}", row.scorer, value, interval)
+        console.print(table)
 
 
 def _show_babilong(console: Console, results: Results, rows: list[Row], answers: Sequence[Path]) -> None:
@@ -58,7 +67,8 @@ def _show_babilong(console: Console, results: Results, rows: list[Row], answers:
             means.append(_percent(sum(column) / len(column)) if column else "")
         table.add_row("mean", *means, style="bold")
         console.print(table)
-    judged = [list(json.loads(line)["right"].values()) for path in answers if path.is_file() for line in _lines(path)]
+    files = [path for path in answers if path.name.startswith("babilong") and path.is_file()]
+    judged = [list(json.loads(line)["right"].values()) for path in files for line in _lines(path)]
     if judged:
         console.print(f"how the scorers agree on {len(judged):,} answers:\n{agreement(judged)}\n")
 

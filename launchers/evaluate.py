@@ -16,6 +16,11 @@ examples:
       a pretrained model, asked with an instruction and examples; single tasks are SUITE/TASK
   python launchers/evaluate.py --checkpoint runs/llama --tasks babilong --retrieval bm25 --top-k 5 --unit sentence …
       the retrieval baseline: the model reads the five sentences that look most like the question
+  python launchers/evaluate.py --checkpoint runs/mine --tasks lm_eval:piqa,lm_eval:arc_easy --samples 500
+      tasks of lm-evaluation-harness (extra `harness`), with their own prompts and shots; --include FOLDER adds yours
+  python launchers/evaluate.py --checkpoint runs/memory3 --tasks nq,perplexity --questions nq.jsonl --references refs
+      a model with explicit memory: questions closed book, with the references found as text, as memories; perplexity
+      with and without them; --bank FOLDER reads memories that launchers/write_bank.py wrote
 
 BABILong's facts: --babi (bAbI's files), or --released (the published samples), else a simulator of our own, which
 results and tables name.  Background: --background, else documentation strings of Python's standard library.
@@ -40,7 +45,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         "--tasks",
         default="babilong",
         metavar="NAME,…",
-        help="babilong, mmlu, perplexity, babilong/qa1, … (default babilong)",
+        help="babilong, mmlu, perplexity, nq, lm_eval:TASK, babilong/qa1, … (default babilong)",
     )
     add("--lengths", default="0k,1k,2k,4k", metavar="L,…", help="0k, 4k, 128k, 1M or tokens (default 0k,1k,2k,4k)")
     add("--samples", type=int, default=100, metavar="N", help="of a cell; questions of an MMLU subject (default 100)")
@@ -55,6 +60,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add("--top-k", type=int, default=5, metavar="K", help="retrieval: parts to read (default 5)")
     add("--unit", choices=("sentence", "chunk"), default="sentence", help="retrieval: a part (a chunk: 512 tokens)")
     add("--dense-model", default="sentence-transformers/all-MiniLM-L6-v2", metavar="NAME", help="retrieval: embeddings")
+    add("--questions", type=Path, metavar="FILE", help="nq: JSONL, a line {question, answers, passage}")
+    add("--references", type=Path, metavar="FOLDER", help="explicit memory: references that prepare_data.py cut")
+    add("--bank", type=Path, metavar="FOLDER", help="explicit memory: their memories (default: written when found)")
+    add("--include", type=Path, metavar="FOLDER", help="lm_eval: task files of your own")
     add("--seed", type=int, default=0, metavar="N", help="of the samples: same seed, same text everywhere (default 0)")
     add("--batch-size", type=int, default=8, metavar="N", help="samples read at once (default 8)")
     add("--data", type=Path, metavar="FOLDER", help="tokenizer's folder, if the run's data moved")
@@ -98,6 +107,10 @@ def run(given: argparse.Namespace, command: str) -> None:
         unit=given.unit,
         dense_model=given.dense_model,
         seed=given.seed,
+        questions=given.questions,
+        references=given.references,
+        bank=given.bank,
+        include=given.include,
     )
     evaluate(given.checkpoint, options, given.output, given.data, given.batch_size, command)
 
