@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test parity faults slow-test slurm-test gpu-test lint bench gpu-bench clean
+.PHONY: quickstart test parity faults slow-test gpu-test lint bench gpu-bench clean
 
 $(READY): setup.py constraints.txt
 	@echo "making $(VENV) and installing what constraints.txt pins: a minute or two"
@@ -41,11 +41,6 @@ faults: $(READY)
 slow-test: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
-# a real Slurm of two nodes in network namespaces; needs root, and installs Debian's packages where they are missing
-slurm-test: $(READY)
-	@tests/slurm/install.sh
-	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -m slurm -rs tests/slurm
-
 # needs a CUDA device
 gpu-test: $(READY)
 	$(BIN)/python -m pytest -m gpu --timeout 600
@@ -62,6 +57,12 @@ bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/checkpoint.py
+
+.PHONY: slurm-test
+# a real Slurm of two nodes in network namespaces; needs root, and installs Debian's packages where they are missing
+slurm-test: $(READY)
+	@tests/slurm/install.sh
+	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -m slurm -rs tests/slurm
 
 # needs a CUDA device; under nine minutes
 gpu-bench: $(READY)
