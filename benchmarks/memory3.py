@@ -32,6 +32,7 @@ from evaluation.results import Row
 from training.inference import load_trained
 
 PARTS = ("facts", "text")
+PEOPLE = 24_000  # on pages of each kind
 FACTS_TOKENS = (6_000_000, 3_000_000)  # warm-up, continual
 TEXT_TOKENS = (2_600_000, 1_300_000)
 SMALL = 60  # times fewer
@@ -45,7 +46,7 @@ def base_settings() -> dict[str, Any]:
 
 def facts(work: Path, share: int) -> None:
     """Answers that only references hold."""
-    people = 24_000 // share
+    people = max(PEOPLE // share, 1000)
     write_corpus(work / "corpus", people, 400 // min(share, 4), seed=0)
     settings = base_settings()
     sources = [{"kind": "jsonl", "path": str(work / "corpus" / f"{name}.jsonl"), "name": name} for name in _PAGES]
@@ -53,7 +54,7 @@ def facts(work: Path, share: int) -> None:
     settings["data"] = {"path": str(work / "data"), "sequence_length": 512}
     settings["data"]["prepare"] = {
         "sources": sources,
-        "valid_fraction": 0.02,
+        "valid_fraction": 0.03,
         "tokenizer": {"vocab_size": 512, "train_bytes": 2_000_000},
     }
     settings["data"]["references"] = {
