@@ -1,6 +1,6 @@
 """Explicit memory on small models trained here: does it lower the loss, and answer what the weights do not know.
 
-python benchmarks/memory3.py                 about 25 minutes on 2 CPU cores
+python benchmarks/memory3.py                 about half an hour on 2 CPU cores
 python benchmarks/memory3.py --small         2 minutes, to try it: too short to learn anything
 python benchmarks/memory3.py --only facts    one part: facts or text
 
@@ -32,9 +32,9 @@ from evaluation.results import Row
 from training.inference import load_trained
 
 PARTS = ("facts", "text")
-PEOPLE = 24_000  # on pages of each kind
-FACTS_TOKENS = (6_000_000, 3_000_000)  # warm-up, continual
-TEXT_TOKENS = (2_600_000, 1_300_000)
+PEOPLE = 16_000  # on pages of each kind
+FACTS_TOKENS = (4_000_000, 1_500_000)  # warm-up, continual
+TEXT_TOKENS = (2_000_000, 800_000)
 SMALL = 60  # times fewer
 
 
