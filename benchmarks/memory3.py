@@ -86,11 +86,13 @@ def text(work: Path, share: int) -> None:
         passages.mkdir(parents=True)
         for number, question in enumerate(questions):
             (passages / f"{number:05d}.txt").write_text(f"{question.title}\n{question.passage}\n")
-        settings["data"]["prepare"]["sources"] = [
+        sources = [
             {"kind": "text", "path": str(Path(folder) / "books"), "name": "books"},
             {"kind": "text", "path": str(passages), "name": "passages"},
         ]
-        settings["data"]["prepare"].pop("max_bytes", None)
+        settings["data"]["prepare"] |= {"sources": sources, "valid_fraction": 0.1}
+        # All of both: the passages that are asked about must be in the bank, held out or not.
+        settings["data"]["references"]["prepare"] |= {"sources": sources}
     runs = two_stages(settings, work, *(count // share for count in TEXT_TOKENS), (None, None))
     compare(runs, "text")
     if questions:
