@@ -70,6 +70,7 @@ bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/babilong_data.py
+	$(BIN)/python benchmarks/bank.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/explicit.py
 

@@ -1,6 +1,6 @@
 """Explicit memory on small models trained here: does it lower the loss, and answer what the weights do not know.
 
-python benchmarks/memory3.py                 about 25 minutes on 2 CPU cores
+python benchmarks/memory3.py                 about half an hour on 2 CPU cores
 python benchmarks/memory3.py --small         2 minutes, to try it: too short to learn anything
 python benchmarks/memory3.py --only facts    one part: facts or text
 
@@ -32,8 +32,9 @@ from evaluation.results import Row
 from training.inference import load_trained
 
 PARTS = ("facts", "text")
-FACTS_TOKENS = (6_000_000, 3_000_000)  # warm-up, continual
-TEXT_TOKENS = (2_600_000, 1_300_000)
+PEOPLE = 16_000  # on pages of each kind
+FACTS_TOKENS = (4_000_000, 1_500_000)  # warm-up, continual
+TEXT_TOKENS = (2_000_000, 800_000)
 SMALL = 60  # times fewer
 
 
@@ -45,7 +46,7 @@ def base_settings() -> dict[str, Any]:
 
 def facts(work: Path, share: int) -> None:
     """Answers that only references hold."""
-    people = 24_000 // share
+    people = max(PEOPLE // share, 1000)
     write_corpus(work / "corpus", people, 400 // min(share, 4), seed=0)
     settings = base_settings()
     sources = [{"kind": "jsonl", "path": str(work / "corpus" / f"{name}.jsonl"), "name": name} for name in _PAGES]
@@ -53,7 +54,7 @@ def facts(work: Path, share: int) -> None:
     settings["data"] = {"path": str(work / "data"), "sequence_length": 512}
     settings["data"]["prepare"] = {
         "sources": sources,
-        "valid_fraction": 0.02,
+        "valid_fraction": 0.03,
         "tokenizer": {"vocab_size": 512, "train_bytes": 2_000_000},
     }
     settings["data"]["references"] = {
@@ -85,11 +86,13 @@ def text(work: Path, share: int) -> None:
         passages.mkdir(parents=True)
         for number, question in enumerate(questions):
             (passages / f"{number:05d}.txt").write_text(f"{question.title}\n{question.passage}\n")
-        settings["data"]["prepare"]["sources"] = [
+        sources = [
             {"kind": "text", "path": str(Path(folder) / "books"), "name": "books"},
             {"kind": "text", "path": str(passages), "name": "passages"},
         ]
-        settings["data"]["prepare"].pop("max_bytes", None)
+        settings["data"]["prepare"] |= {"sources": sources, "valid_fraction": 0.1}
+        # All of both: the passages that are asked about must be in the bank, held out or not.
+        settings["data"]["references"]["prepare"] |= {"sources": sources}
     runs = two_stages(settings, work, *(count // share for count in TEXT_TOKENS), (None, None))
     compare(runs, "text")
     if questions:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from model.attention import Attention
 from model.config import ModelConfig
 from model.explicit.attend import attend, encode
-from model.explicit.reading import Memory, Reading
+from model.explicit.memory import Memory
+from model.explicit.reading import Reading
 from model.layout import Layout
 from model.memory import LM2DepthMemory, RecurrentMemory, RMTMemory, build_memory
 from model.memory.rmt import Frame

@@ -21,7 +21,7 @@ class LayerState:
     keys: Tensor
     values: Tensor
     memory: Any  # None, or the state type of the memory kind (tensors [B, …])
-    references: Any = None  # explicit memory: model.explicit.reading.LayerReferences
+    references: Any = None  # explicit memory: model.explicit.memory.LayerReferences
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class StreamState:
     bank_document: Tensor | None  # int64 [B] document the banks belong to (-1: none yet)
     last: "LastDocument | None" = None  # the document the last token belongs to; None: ids were never given
     carried: Any = None  # what a memory carries beside the layers' states (lm2 depth: SlotBank, rmt: Vectors)
-    references: Any = None  # explicit memory: model.explicit.reading.OpenChunk, when a chunk is open
+    references: Any = None  # explicit memory: model.explicit.memory.OpenChunk, when a chunk is open
 
     @property
     def batch(self) -> int:

@@ -366,7 +366,8 @@ def _phase_problems(config: RunConfig, index: int) -> list[str]:
             f"{where}.trains: memory with parallel.pipeline {config.parallel.pipeline}; a stage whose layers all stay "
             "as they are has nothing to send back, so set parallel.pipeline=1"
         )
-    if index and config.phases[index - 1].memory and not phase.memory and phase.init_from == "previous":
+    drops = index > 0 and config.phases[index - 1].memory and not phase.memory and phase.init_from == "previous"
+    if drops and config.model.memory.kind != "none":  # explicit memory has nothing that could be dropped
         problems.append(f"{where}.memory: off after an on phase would drop the trained memory; set memory: on")
     return problems
 

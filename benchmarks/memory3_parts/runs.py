@@ -26,8 +26,9 @@ def command(script: str, *arguments: str) -> None:
 
 
 def phase(name: str, memory: bool, tokens: int, peak: float, init: str, mix: Settings | None, step: int) -> Settings:
-    tokens = tokens // step * step
-    rate = {"schedule": "wsd", "peak": peak, "warmup_tokens": 8 * step, "decay_tokens": tokens // 2 // step * step}
+    tokens = max(1, tokens // step) * step
+    rising, falling = min(8 * step, tokens // 4), tokens // 2
+    rate = {"schedule": "wsd", "peak": peak, "warmup_tokens": rising, "decay_tokens": falling}
     if name == "warmup":
         rate["decay_tokens"] = 0
     found: Settings = {"name": name, "memory": memory, "tokens": tokens, "tokens_per_step": step, "lr": rate}

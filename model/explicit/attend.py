@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.explicit.reading import LayerReferences, Memory, Reading
+from model.explicit.memory import LayerReferences, Memory
+from model.explicit.reading import Reading
 from model.explicit.selection import received_attention, select, take
 from model.rope import rotate
 from model.segments import Piece

@@ -16,38 +16,11 @@ from torch import Tensor
 
 from model.config import ExplicitConfig, ModelConfig
 from model.errors import ModelError
+from model.explicit.memory import Memory, OpenChunk
 from model.explicit.references import References
 from model.parallel import TensorParallel
 from model.rope import rotate
 from model.segments import Piece
-
-
-@dataclass(frozen=True)
-class OpenChunk:
-    """The references of a chunk that a call ended in: present, bool [B, m], and documents, int64 [B, m], if given."""
-
-    present: Tensor
-    documents: Tensor | None
-
-
-@dataclass(frozen=True)
-class LayerReferences:
-    """One layer's share of what is carried: the BOS at its own place, and before the open chunk's segment the BOS and,
-    in a memory layer, the open chunk's references.  Each [B, P or P+m, Hkv, d]; the last two are empty between chunks.
-    """
-
-    sink_keys: Tensor
-    sink_values: Tensor
-    keys: Tensor
-    values: Tensor
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Keys and values [B, M, k, Hkv, d] of the call's references in one layer, at their own places."""
-
-    keys: Tensor
-    values: Tensor
 
 
 @dataclass(frozen=True)
@@ -112,22 +85,11 @@ class Reading:
         return every.chunk(self.tp.size)[self.tp.rank]
 
     def stored(self, index: int) -> Memory | None:
-        """Layer `index`'s part of memories that were given, for this rank's heads; zero for heads without memory."""
+        """Layer `index`'s part of memories that were given, for this rank's heads."""
         if index not in self.memory_layers or self.references is None or self.references.memories is None:
             return None
-        own = self.references.memories[:, :, self.memory_layers.index(index)]  # [B, M, 2, H_mem, k, d]
-        heads = self.explicit.heads(self.config.num_kv_heads)
-        local = self.config.num_kv_heads // self.tp.size
-        first = self.tp.rank * local
-        places = [i for i, head in enumerate(heads) if first <= head < first + local]
-        if len(places) < len(heads):
-            own = own[:, :, :, places]
-        if len(places) < local:
-            filled = own.new_zeros(*own.shape[:3], local, *own.shape[4:])
-            filled[:, :, :, [heads[i] - first for i in places]] = own
-            own = filled
-        keys, values = own.transpose(3, 4).unbind(2)
-        return Memory(keys, values)
+        own = self.references.memories[:, :, self.memory_layers.index(index)]
+        return Memory.of_heads(own, self.explicit.heads(self.config.num_kv_heads), self.config.num_kv_heads, self.tp)
 
     def in_sight(self, memory: Memory, piece: Piece) -> tuple[Tensor, Tensor]:
         """Keys and values [B, S, m, Hkv, d] of the references that each segment of a piece has in sight, before it."""
@@ -234,22 +196,20 @@ class Reading:
             return self.opened
         if self.references is None:
             return None
-        return OpenChunk(
-            self._last(self._present, piece), None if self._owners is None else self._last(self._owners, piece)
-        )
+        return OpenChunk(self._last(self._present), None if self._owners is None else self._last(self._owners))
 
     def leaves_open(self, piece: Piece) -> bool:
         """Whether a chunk is open after the piece."""
         return (piece.start + piece.length) % self.explicit.chunk_length > 0
 
-    def _last(self, x: Tensor, piece: Piece) -> Tensor:
-        """[B, M, k, ...] -> [B, window * each * k, ...]: what the last chunk of the last piece has in sight."""
+    def _last(self, x: Tensor) -> Tensor:
+        """[B, M, k, ...] -> [B, window * each * k, ...]: what the call's last chunk has in sight."""
         assert self.references is not None
         return self._bundles(x)[:, -self.references.window :].flatten(1, 2)
 
     def last_chunk(self, memory: Memory, piece: Piece) -> tuple[Tensor, Tensor]:
         """Keys, before the segment, and values [B, m, Hkv, d] of the last chunk's references."""
-        keys, values = self._last(memory.keys, piece), self._last(memory.values, piece)
+        keys, values = self._last(memory.keys), self._last(memory.values)
         return self.before_segments(keys.unsqueeze(1), piece).squeeze(1), values
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from model.errors import ModelError
-from model.explicit.reading import Memory, read, with_references
+from model.explicit.memory import Memory
+from model.explicit.reading import read, with_references
 from model.explicit.references import References
 
 if TYPE_CHECKING:

@@ -4,12 +4,16 @@ from functools import lru_cache
 from typing import Any
 
 import pytest
+import torch
 
+from model import LanguageModel, build_model
+from model.explicit import References, write
 from tests.distributed.spawn import run_ranks
 from tests.distributed.test_parity import assert_same
 from tests.distributed.training_case import SAMPLES, tiny_config, train
 from training.config import RunConfig
 from training.errors import ConfigError
+from training.topology import RankInfo, initialize
 
 pytestmark = pytest.mark.memory3
 STEPS, LENGTH = 4, 256
@@ -52,6 +56,31 @@ def test_explicit_memory_equals_one_rank(memory, tensor, pipeline, data, trainin
     config = config_with(memory, training=training, parallel={"tensor": tensor, "pipeline": pipeline})
     for found in run_ranks(train, tensor * pipeline * data, config, 1, STEPS):
         assert_same(found, one_rank(memory))
+
+
+def through_a_bank(config: RunConfig) -> dict[str, float]:
+    """Largest differences to one process of what is written and of logits that read it, on this rank."""
+    layout = initialize(config, RankInfo.discover()).layout
+    net, alone = LanguageModel(config.model, layout), build_model(config.model)
+    net.initialize(seed=0)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 64, (4, 12), generator=generator)
+    lengths = torch.tensor([12, 2, 0, 7])
+    ids = torch.randint(0, 64, (1, LENGTH), generator=generator)
+    with torch.no_grad():
+        written, expected = write(net, tokens, lengths), write(alone, tokens, lengths)
+        references = References(lengths.unsqueeze(0), memories=expected.unsqueeze(0), window=3)
+        logits = [n(ids, references=references).logits for n in (net, alone)]
+    return {"written": float((written - expected).abs().max()), "logits": float((logits[0] - logits[1]).abs().max())}
+
+
+@pytest.mark.parametrize("heads", ["all", [1]], ids=["all heads", "a head of the second rank"])
+def test_writing_and_reading_a_bank_equal_one_rank(heads):
+    config = config_with(parallel={"tensor": 2})
+    explicit = config.model.explicit.model_copy(update={"kv_heads": heads if heads == "all" else tuple(heads)})
+    config = config.model_copy(update={"model": config.model.model_copy(update={"explicit": explicit})})
+    for found in run_ranks(through_a_bank, 2, config):
+        assert max(found.values()) < 1e-5
 
 
 def test_references_are_read():

@@ -13,6 +13,7 @@ from model.config import ExplicitConfig
 from tests.distributed.test_explicit_parity import config_with
 from tests.unit.references_folder import write_store
 from training.batches import Prefetcher, Share, read
+from training.config import parse_config
 from training.errors import ConfigError
 from training.preflight import open_references
 from training.references import ReferenceReader, explained, with_bos
@@ -98,6 +99,13 @@ def test_longer_references_than_the_model_takes_are_refused(stream: TokenStream)
     config = config.model_copy(update={"model": config.model.model_copy(update={"explicit": short})})
     with pytest.raises(ConfigError, match=r"9, but references in .* have up to 10 tokens"):
         open_references(config, stream)
+
+
+def test_references_can_be_left_again() -> None:
+    phases = [{**p.model_dump(), "name": str(i), "memory": i == 1} for i, p in enumerate(config_with().phases * 2)]
+    with pytest.raises(ConfigError, match="drop the trained memory"):
+        parse_config(config_with("lm2").model_dump() | {"phases": phases[:3]})
+    assert len(parse_config(config_with().model_dump() | {"phases": phases[:3]}).phases) == 3
 
 
 @pytest.mark.parametrize(
