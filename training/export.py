@@ -61,7 +61,7 @@ class Exported:
 
 def form_of(trained: Trained) -> Form:
     """What a checkpoint becomes unless told otherwise: a plain Llama when it has no memory."""
-    return "memtrain" if trained.net.memory_parameters() else "llama"
+    return "memtrain" if trained.net.memory_parameters() or trained.net.explicit else "llama"
 
 
 def export(
@@ -134,7 +134,7 @@ def _config(trained: Trained, form: Form, dtype: str) -> dict[str, Any]:
     from model.hf.bundle import CONFIGURATION, MODELING
 
     if not trained.net.memory_on:
-        model = model.model_copy(update={"memory": MemoryConfig()})
+        model = model.model_copy(update={"memory": MemoryConfig(), "explicit": None})
     return {
         "architectures": ["MemtrainForCausalLM"],
         "auto_map": {
@@ -179,7 +179,7 @@ def _prove(trained: Trained, folder: Path, form: Form, dtype: str, tolerance: fl
 
 def without_memory(net: LanguageModel) -> LanguageModel:
     """The same backbone, its weights shared, with the memory off."""
-    if not net.memory_parameters():
+    if not net.memory_parameters() and net.explicit is None:
         return net
     with torch.device("meta"):
         plain = LanguageModel(net.config, memory_on=False)

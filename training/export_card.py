@@ -38,6 +38,13 @@ the left, `past_key_values` from one `generate` to the next. Refused: padding on
 generation, static caches, `inputs_embeds`, other vocabularies.
 """
 
+_EXPLICIT = """
+It has explicit memory, too. `generate` reads no references; a call of the network inside does:
+`model.net(ids, references=References(lengths, memories=...))`, memories as its own `write` makes them
+(`memtrain_explicit_references.py`, `memtrain_explicit_writing.py`). Banks of memtrain hold what these weights wrote, in
+float32: `launchers/generate.py --bank` retrieves and reads while it generates.
+"""
+
 
 def model_card(trained: Trained, exported: "Exported", dtype: str, name: str) -> str:
     """Markdown."""
@@ -56,6 +63,8 @@ def model_card(trained: Trained, exported: "Exported", dtype: str, name: str) ->
         from model.hf.bundle import PACKAGES
 
         text = _MEMTRAIN.format(name=name, segment=config.segment_length, packages=", ".join(PACKAGES))
+        if trained.net.explicit is not None:
+            text += _EXPLICIT
     else:
         text = _LLAMA.format(name=name, exact=exported.exact_tokens)
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())

@@ -11,10 +11,11 @@ from training.run_state import RunState
 def trained(net: LanguageModel, sequence_length: int = 16, data: Path = Path("data")) -> Trained:
     """As `load_trained` would give it."""
     phase = {"name": "memory", "memory": bool(net.memory_parameters()), "tokens": 64, "tokens_per_step": 64}
+    paths = {"path": str(data)} | ({"references": {"path": str(data / "references")}} if net.explicit else {})
     config = parse_config(
         {
             "run": {"name": "tiny"},
-            "data": {"path": str(data), "sequence_length": sequence_length},
+            "data": paths | {"sequence_length": sequence_length},
             "model": net.config.model_dump(mode="json"),
             "phases": [phase | {"lr": {"peak": 1e-3}}],
             "training": {"micro_batch_size": 1},

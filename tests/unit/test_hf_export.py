@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from model import LanguageModel, ModelError, RopeScaling, build_model
+from model.config import ExplicitConfig
+from model.explicit import References, write
 from model.generation import Sampling, generate
 from model.hf.bundle import PACKAGES, source_files
 from tests.reference.small import DELTA, KINDS, LM2, NONE, RMT, SEGMENT, awake, random_ids, tiny
@@ -91,6 +93,26 @@ def test_import_of_an_export_is_the_identity(pair, tmp_path):
     export(trained(again), tmp_path / "again", None, form="memtrain")
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_explicit_memory_goes_out_with_what_writes_and_reads_it(tmp_path):
+    explicit = ExplicitConfig(bos=(1, 5), reference_length=5, tokens=2, references=1)
+    net = awake(build_model(tiny(LM2, explicit=explicit, segment_length=64), seed=3)).eval()
+    done = export(trained(net, sequence_length=64), tmp_path / "explicit_out", None)
+    assert done.form == "memtrain" and done.difference <= 1e-4
+    theirs = load_in_transformers(tmp_path / "explicit_out", runs_its_code=True)
+    ids, texts, lengths = random_ids(0, 1, 72), random_ids(1, 2, 5), torch.tensor([5, 3])
+    assert torch.equal(theirs.generate(ids, max_new_tokens=WRITTEN, do_sample=False)[:, 72:], greedy(net, ids))
+
+    writing = sys.modules[type(theirs.net).__module__.replace("network", "explicit_writing")]
+    with torch.no_grad():
+        memories = write(net, texts, lengths)
+        torch.testing.assert_close(writing.write(theirs.net, texts, lengths), memories, atol=1e-6, rtol=0)
+        found = References(lengths.unsqueeze(0), memories=memories.unsqueeze(0))
+        logits = net(ids, references=found).logits
+        there = writing.References(lengths.unsqueeze(0), memories=memories.unsqueeze(0))
+        torch.testing.assert_close(theirs.net(ids, references=there).logits, logits, atol=1e-5, rtol=0)
+    assert not torch.allclose(logits, net(ids).logits, atol=1e-3)  # what is read matters
 
 
 def read_into(net: LanguageModel, folder: Path) -> None:

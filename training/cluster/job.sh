@@ -25,6 +25,7 @@ reached() {
 # ends the job after it was put back into the queue, or with code $1 where that cannot be
 try_again() {
   local job_state nodes
+  trap '' TERM # the requeue ends all of the job's processes; what is started here must still do its work
   for _ in 1 2 3 4 5 6; do # a controller may be slow to answer
     job_state=$(scontrol -o show job "$job" | grep -oE '(JobState|Reason)=[^ ]*' | paste -sd' ') && break
     sleep 10
@@ -34,11 +35,11 @@ try_again() {
     # cancelled, or Slurm itself queues it again because of a node or a preemption
     *) say "ends, the rest is Slurm's: $job_state"; exit "$1" ;;
   esac
+  nodes=$(excluded | paste -sd,)
   if ! scontrol requeue "$job"; then
     say "cannot be queued again; to go on submit $script"
     exit "$1"
   fi
-  nodes=$(excluded | paste -sd,)
   # Slurm takes this only of a waiting job, which this one is now, although its script still runs for a moment
   [[ -n $nodes ]] && scontrol update JobId="$job" ExcNodeList="$nodes"
   exit "$1"
