@@ -40,9 +40,8 @@ generation, static caches, `inputs_embeds`, other vocabularies.
 
 _EXPLICIT = """
 It has explicit memory, too. `generate` reads no references; a call of the network inside does:
-`model.net(ids, references=References(lengths, memories=...))`, memories as its own `write` makes them
-(`memtrain_explicit_references.py`, `memtrain_explicit_writing.py`). Banks of memtrain hold what these weights wrote, in
-float32: `launchers/generate.py --bank` retrieves and reads while it generates.
+`model.net(ids, references=model.write_references(tokens, lengths))`. Banks of memtrain hold what these weights wrote:
+there, `launchers/generate.py --bank` retrieves and reads while it generates.
 """
 
 

@@ -7,6 +7,8 @@ from torch import Tensor
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from model.explicit.references import References
+from model.explicit.writing import write
 from model.generation import read
 from model.hf.cache import MemtrainCache, Streams
 from model.hf.configuration import MemtrainConfig
@@ -43,6 +45,15 @@ class MemtrainForCausalLM(PreTrainedModel, GenerationMixin):
 
     def resize_token_embeddings(self, *_arguments: Any, **_keywords: Any) -> torch.nn.Module:
         raise ValueError("the vocabulary of a memtrain model is fixed when it is trained")
+
+    def write_references(self, tokens: Tensor, lengths: Tensor) -> References:
+        """Explicit memories of references int64 [n, R] with lengths int64 [n], for `self.net(ids, references=...)`.
+
+        One stream (B = 1), one reference for each 64 tokens of `ids`, seen from there on; lengths of 0: none.
+        Raises `ModelError` when the model has no explicit memory.
+        """
+        memories = write(self.net, tokens, lengths)
+        return References(lengths.unsqueeze(0), memories=memories.unsqueeze(0), window=len(tokens))
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
