@@ -24,14 +24,15 @@ def blocks(run: Run) -> str:
         return "unknown"
     model = run.config.model
     hosts = sorted(model.memory.hosts(model.num_layers)) if any(p.memory for p in run.config.phases) else []
+    explicit = "" if model.explicit is None or not any(p.memory for p in run.config.phases) else " + explicit"
     if not hosts:
-        return "none"
+        return explicit.removeprefix(" + ") or "none"
     kind = model.memory.kind + (f"-{model.memory.flow or 'time'}" if model.memory.kind == "lm2" else "")
     if len(hosts) == model.num_layers:
-        return f"{kind}, all {model.num_layers}"
+        return f"{kind}, all {model.num_layers}{explicit}"
     if hosts == list(range(len(hosts))):
-        return f"{kind}, first {len(hosts)} of {model.num_layers}"
-    return f"{kind}, {', '.join(map(str, hosts))} of {model.num_layers}"
+        return f"{kind}, first {len(hosts)} of {model.num_layers}{explicit}"
+    return f"{kind}, {', '.join(map(str, hosts))} of {model.num_layers}{explicit}"
 
 
 def loss_section(runs: list[Run]) -> Section:

@@ -5,6 +5,7 @@ from typing import Any
 
 from evaluation.report.parts import Cell, Row, Score, Section, Table, cell, each
 from evaluation.report.sources import Evaluated, Run, evaluated
+from model.explicit.cost import knowledge_costs
 
 MODES = ("closed book", "text in prompt", "explicit memory")
 LOSSES = ("without memory", "explicit memory")
@@ -26,6 +27,10 @@ def section(runs: list[Run], book: dict[str, Any]) -> Section | None:
         head = ["model", *LOSSES, "change, nats per token"]
         note = "Over the same texts; below, nats per token."
         tables.append(Table("Perplexity with and without explicit memory", head, each(map(_losses, measured)), note))
+    if costs := [_costs(run) for run in runs if run.config is not None and run.config.model.explicit is not None]:
+        head = ["shape", "in the parameters", "explicit memory", "text in the prompt", "memory costs least for"]
+        note = "GFLOP to know a reference that is used n times, by the paper's account (Memory³, sections 2 and A)."
+        tables.append(Table("What knowing a text costs", head, each(costs), note))
     published = [Row(one["what"], [Cell(one["value"])], published=True) for one in book["memory3"]["rows"]]
     tables.append(Table("Published", ["what", "value"], each(published), book["memory3"]["citation"]))
     return Section("Explicit memory", ["Accuracies in percent, with 95 % Wilson intervals below."], tables)
@@ -41,6 +46,19 @@ def _answers(name: str, models: list[Evaluated]) -> Table:
             cells = [cell(Score.of(row) if row else None) for row in found]
             rows.append(Row(model.name, [Cell(scorer), *cells]))
     return Table(f"{name}: accuracy", ["model", "scorer", *MODES], each(rows))
+
+
+def _costs(run: Run) -> Row:
+    assert run.config is not None
+    cost = knowledge_costs(run.config.model)
+    first, last = cost.crossover
+    forms = (
+        f"{cost.implicit_write / 1e9:.3g}",
+        f"{cost.explicit_write / 1e9:.3g} + {cost.explicit_read / 1e9:.2g} n",
+        f"{cost.rag_read / 1e9:.3g} n",
+        f"{first:.3g} to {last:,.0f} uses" if first < last else "no number of uses",
+    )
+    return Row(run.name, [Cell(text) for text in forms])
 
 
 def _losses(model: Evaluated) -> Row:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from evaluation.report.page import sections, write_report
 from evaluation.report.parts import Cell, Group, Score, Section, Table, mean
 from evaluation.report.sources import evaluated, load_runs, published
 from evaluation.results import ModelFacts, Results, Row, share_row
+from training.config import dump_yaml, load_config
 from training.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 FACTS = {"parameters": 1000, "hidden_size": 8, "num_layers": 2, "segment_length": 4, "vocab_size": 9, "memory_on": True}
 BOOK = published()
@@ -175,7 +179,6 @@ def test_modes_and_kinds_are_lines_of_their_own_and_the_newest_cell_counts(tmp_p
 
 def _run_folder(folder: Path, *overrides: str) -> Path:
     """A run as `launchers/pretrain.py` leaves it, shortly after its begin."""
-    from training.config import dump_yaml, load_config
 
     quickstart = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
     folder.mkdir(parents=True, exist_ok=True)
@@ -280,6 +283,15 @@ def test_explicit_memory_is_shown_when_there_are_rows(tmp_path):
     assert answers.groups[0].rows[0].cells[1].small == "2–40"
     assert row_of(losses.groups[0], "mine") == [Cell("25.79", "3.250"), Cell("20.09", "3.000"), Cell("-0.250")]
     assert all(row.published for row in theirs.groups[0].rows)
+    own = [replace(run, config=load_config(ROOT / "configs" / "memory3_2.4b.yaml")) for run in runs]
+    costs = next(t for t in explicit.section(own, BOOK).tables if t.caption == "What knowing a text costs")
+    assert [c.text for c in costs.groups[0].rows[0].cells] == [
+        "2.24e+03",
+        "308 + 0.14 n",
+        "624 n",
+        "0.494 to 13,388 uses",  # published: 13,400
+    ]  # the published account, in GFLOP
+    assert curves.blocks(own[0]).endswith("explicit")
     by_length = curves.position_section(runs).tables[0]
     assert by_length.head == ["model", "4K"] and row_of(by_length.groups[0], "mine") == [Cell("7.39", "2.000")]
 
