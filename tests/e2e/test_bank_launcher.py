@@ -9,12 +9,14 @@ import yaml
 
 from data_prep import ReferenceStore
 from data_prep.bank import Bank
+from evaluation.questions import MODES
+from evaluation.results import load_results
 from model.fingerprint import weights_fingerprint
 from tests.e2e.commands import GENERATE, PRETRAIN, ROOT, Done, run_warm
 from training.inference import load_trained
 
 pytestmark = pytest.mark.memory3
-PREPARE, WRITE = ROOT / "launchers" / "prepare_data.py", ROOT / "launchers" / "write_bank.py"
+PREPARE, WRITE, EVALUATE = (ROOT / "launchers" / f"{name}.py" for name in ("prepare_data", "write_bank", "evaluate"))
 PHASE = {"tokens": 1024, "tokens_per_step": 512, "lr": {"schedule": "wsd", "peak": 1e-3, "warmup_tokens": 0}}
 
 
@@ -102,3 +104,23 @@ def test_a_bank_of_other_weights_is_refused(folder: Path) -> None:
     assert "was written with model" in refused.err
     assert manifest.read_bytes() == before
     assert write(folder, "none", "--share", "2/2").code == 2
+
+
+def test_questions_and_perplexity_with_the_bank(folder: Path, tmp_path: Path) -> None:
+    assert write(folder, "asked").code == 0
+    lines = [{"question": f"what imports {name}?", "answers": [name], "passage": name} for name in ("os", "json")]
+    (tmp_path / "nq.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    output = tmp_path / "out.json"
+    arguments = ["--tasks", "nq,perplexity", "--questions", str(tmp_path / "nq.jsonl"), "--lengths", "200"]
+    places = ["--references", "refs", "--bank", "asked", "--output", str(output), "--samples", "2"]
+    done = run_warm(EVALUATE, "--checkpoint", "runs/run", *arguments, *places, cwd=folder)
+    assert done.code == 0, done.err
+    rows = {(row.task, row.scorer): row for row in load_results(output).rows}
+    for mode in MODES:
+        assert rows[f"nq/{mode}", "exact"].samples == rows[f"nq/{mode}", "contains"].samples == 2
+    values = [rows[f"perplexity/{name}", "nats per token"].value for name in ("without memory", "explicit memory")]
+    assert values[0] != values[1] and all(0 < value < 10 for value in values if value)
+    assert "nq/explicit memory" in done.out
+    assert len((output.with_suffix(".answers") / "nq-closed-book.jsonl").read_text().splitlines()) == 2
+    refused = run_warm(EVALUATE, "--checkpoint", "runs/run", "--tasks", "nq", "--bank", "asked", cwd=folder)
+    assert refused.code == 2 and "needs --references" in refused.err
