@@ -192,7 +192,8 @@ class ReferencePreparation:
         used = len(np.unique(found[found >= 0]))
         self.console.print(
             f"{self.folder}: {len(store):,} references of {store.tokens:,} tokens; {share:.1%} of {len(found):,} "
-            f"chunks have one, {used:,} references are used"
+            f"chunks have one, {used:,} references are used",
+            soft_wrap=True,
         )
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,11 @@ from training.watchdog import Watchdog
 
 
 @pytest.fixture(autouse=True)
-def alone() -> None:
+def alone() -> Iterator[None]:
     """A process group of one, as a run on one rank has it."""
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 def judge(**settings: float) -> Judge:
