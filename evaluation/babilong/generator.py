@@ -127,8 +127,8 @@ class Generator:
             return True
         if len(question.facts) > tokens // FACTS_PER_TOKEN:
             return False
-        alone, together = sum(self._count(fact) for fact in question.facts), self._count(" ".join(question.facts))
-        return max(alone, together) <= context_tokens(tokens)
+        together = len(self.tokenizer.encode(" ".join(question.facts)))  # may be a token longer than its parts
+        return max(together, sum(self._count(fact) for fact in question.facts)) <= context_tokens(tokens)
 
     def _count(self, sentence: str) -> int:
         return len(self.tokenizer.encode(" " + sentence))
