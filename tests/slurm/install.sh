@@ -18,4 +18,4 @@ policy=/usr/sbin/policy-rc.d
 export DEBIAN_FRONTEND=noninteractive
 apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null || {
   apt-get update -qq && apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
-}
+} || echo "apt-get could not install them"
