@@ -30,7 +30,7 @@ quickstart: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
-# the whole matrix of topologies against one rank: 408 cells, some seconds each on 2 cores
+# the whole matrix of topologies against one rank: 486 cells, some seconds each on 2 cores
 parity: $(READY)
 	$(BIN)/python -m tests.distributed.parity
 

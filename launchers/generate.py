@@ -74,7 +74,7 @@ def stream(arguments: argparse.Namespace) -> None:
     from training.inference import load_trained
 
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
-    prompt = read_prompt(arguments)
+    prompt = read_prompt(arguments.prompt[0], arguments.prompt_file)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = load_trained(run_folder(arguments), device)
     tokenizer = trained.tokenizer(arguments.data)
@@ -112,7 +112,7 @@ def batch(arguments: argparse.Namespace) -> None:
     from training.inference import load_trained
 
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
-    texts = arguments.prompt if arguments.prompt_file is None else [read_prompt(arguments)]
+    texts = [read_prompt(text, arguments.prompt_file) for text in arguments.prompt]
     trained = load_trained(run_folder(arguments), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     tokenizer = trained.tokenizer(arguments.data)
     prompts = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]
@@ -162,18 +162,18 @@ def show(tokenizer: "Tokenizer", context: list[int], held: list[int]) -> tuple[l
     return (context + held)[-CONTEXT:], []
 
 
-def read_prompt(arguments: argparse.Namespace) -> str:
-    """The prompt's text; raises `ConfigError` when its file cannot be read as UTF-8."""
+def read_prompt(text: str, file: str | None) -> str:
+    """`text`, or what stands in `file` ("-": standard input); raises `ConfigError` when that is no UTF-8."""
     from training.errors import ConfigError
 
-    if arguments.prompt_file is None:
-        return str(arguments.prompt[0])
+    if file is None:
+        return text
     try:
-        if arguments.prompt_file == "-":
+        if file == "-":
             return sys.stdin.read()
-        return Path(arguments.prompt_file).read_text(encoding="utf-8")
+        return Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompt-file: {arguments.prompt_file} cannot be read as UTF-8 text: {error}") from None
+        raise ConfigError(f"--prompt-file: {file} cannot be read as UTF-8 text: {error}") from None
 
 
 if __name__ == "__main__":

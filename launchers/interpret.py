@@ -64,7 +64,7 @@ def interpret(arguments: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = load_trained(arguments.checkpoint, device)
     tokenizer = trained.tokenizer(arguments.data)
-    ids = [tokenizer.bos_id, *tokenizer.encode(read_prompt(arguments))]
+    ids = [tokenizer.bos_id, *tokenizer.encode(read_prompt(arguments.prompt, arguments.prompt_file))]
     if len(ids) > LONGEST:
         print(f"the first {LONGEST:,} of the prompt's {len(ids):,} tokens are read", file=sys.stderr)
         ids = ids[:LONGEST]

@@ -26,16 +26,17 @@ class MlflowServer:
 
     folder: Path
     backend: str
+    host: str = "127.0.0.1"
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def uri(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def start(self) -> None:
         """Start it, and return at once."""
-        command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", "127.0.0.1"]
+        command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", self.host]
         command += ["--port", str(self.port), "--workers", "1", "--backend-store-uri", self.backend]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         # its own jobs judge traces, and would take processors from the training
@@ -108,9 +109,9 @@ class MlflowServer:
 
 
 @contextlib.contextmanager
-def mlflow_server(folder: Path, backend: str) -> Iterator[MlflowServer]:
+def mlflow_server(folder: Path, backend: str, host: str = "127.0.0.1") -> Iterator[MlflowServer]:
     """A server that answers; gone afterwards."""
-    server = MlflowServer(folder, backend)
+    server = MlflowServer(folder, backend, host)
     server.start()
     try:
         server.wait()

@@ -70,6 +70,16 @@ def test_interpretation_of_a_trained_run(finished: Path, place: Path) -> None:
     assert "got back" in (folder / "index.html").read_text()
 
 
+def test_a_prompt_may_stand_on_the_command_line(finished: Path, place: Path) -> None:
+    text = (place / "prompt.txt").read_text()
+    common = ("--checkpoint", "runs/tiny", "--prompt", text, "--max-tokens", "3", "--output", "typed")
+    assert run_warm(INTERPRET, *common, cwd=place).code == 0
+    typed, read = (
+        json.loads((f / "interpretation.json").read_text()) for f in (place / "typed", finished / "interpretation")
+    )
+    assert typed["tokens"] == read["tokens"]
+
+
 def test_what_interpret_refuses(finished: Path, place: Path) -> None:
     done = run_warm(INTERPRET, "--checkpoint", "runs/tiny", "--prompt", "short", "--output", "x", cwd=place)
     assert done.code == 2 and "give at least 18 tokens" in done.err and not (place / "x").exists()

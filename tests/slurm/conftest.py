@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from tests.e2e.commands import ROOT, Done, run_warm
-from tests.slurm.sandbox import Sandbox, until, why_not
+from tests.e2e.mlflow_server import MlflowServer, mlflow_server
+from tests.slurm.sandbox import NETWORK, Sandbox, until, why_not
 
 SUBMIT = ROOT / "launchers" / "submit.py"
 STEPS_A_PHASE, LENGTH = 60, 64
@@ -44,6 +45,15 @@ def sandbox() -> Iterator[Sandbox]:
     finally:
         box.stop()
         shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def server(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A tracking server with passwords, where both nodes reach it."""
+    pytest.importorskip("flask_wtf", reason="MLflow's basic auth needs Flask-WTF: pip install 'mlflow[auth]'")
+    folder = tmp_path_factory.mktemp("server")
+    with mlflow_server(folder, f"sqlite:///{folder}/mlflow.db", f"{NETWORK}.1") as running:
+        yield running
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.commands import PRETRAIN, ROOT, free_port, losses, reproducible, run, run_warm
+from tests.e2e.mlflow_server import CREDENTIALS, PASSWORD, MlflowServer
 from tests.slurm.conftest import ENDED, STEPS, STEPS_A_PHASE, TWO_BY_TWO, Site, scratch
 from tests.slurm.sandbox import until
 
@@ -48,9 +49,15 @@ def test_a_requeue_after_the_end_ends_at_once(site: Site, uninterrupted: Path) -
 
 
 @pytest.mark.timeout(900)
-def test_every_interruption_is_survived_in_one_run(site: Site, uninterrupted: Path) -> None:
+def test_every_interruption_is_survived_in_one_run(
+    site: Site, uninterrupted: Path, server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tracking server is away, too, from before a node dies until it is back."""
     name, box = "interrupted", site.box
-    (job,) = site.submitted(name, *TWO_BY_TWO, "cluster.partition=low", "cluster.preflight.enabled=false")
+    for variable, value in CREDENTIALS.items():
+        monkeypatch.setenv(variable, value)
+    wish = ("cluster.partition=low", "cluster.preflight.enabled=false", f"tracking.uri={server.uri}")
+    (job,) = site.submitted(name, *TWO_BY_TWO, *wish)
 
     site.until_step(name, 12, job)
     box.ask("scancel", "--signal=USR2", job)
@@ -64,9 +71,13 @@ def test_every_interruption_is_survived_in_one_run(site: Site, uninterrupted: Pa
     site.until_restarts(job, 2)
     assert site.end(high, 60) == "COMPLETED"
 
+    site.until_step(name, 45, job)
+    server.kill()
     site.until_step(name, 55, job)
     box.kill_node("n2")  # the ranks on n1 lose theirs
     site.until_restarts(job, 3)
+    server.start()
+    server.wait()
     box.start_node("n2")
 
     site.until_step(name, 85, job)
@@ -75,11 +86,15 @@ def test_every_interruption_is_survived_in_one_run(site: Site, uninterrupted: Pa
 
     assert site.end(job) == "COMPLETED", site.output(name)
     assert reproducible(site.run(name)) == reproducible(uninterrupted)
-    (tracked,) = site.mlflow_runs(name)
-    assert tracked["status"] == "FINISHED"
-    assert tracked["tags"]["restarts"] == "4"
-    assert tracked["steps"] == dict.fromkeys(range(1, STEPS + 1), 1)
+    (tracked,) = server.runs(name)
+    assert tracked["info"]["status"] == "FINISHED"
+    tags = {tag["key"]: tag["value"] for tag in tracked["data"]["tags"]}
+    assert tags["restarts"] == "4"
+    curve = server.history(tracked["info"]["run_id"], "train/loss")
+    assert {int(point["step"]): point["value"] for point in curve} == losses(uninterrupted)
+    assert len(curve) == STEPS
     output = site.output(name)
+    assert PASSWORD not in output + (site.run(name) / "submit.sbatch").read_text()
     assert output.count("saved; run the same again") >= 2, output  # USR2 and preemption lost no step
     assert "by SIGUSR2, saved" in output
 
