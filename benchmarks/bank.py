@@ -81,11 +81,11 @@ def main() -> None:
                 f"{name}: {count:,} memories of {shape.bytes():,} bytes, {size / 1e9:.2f} GB, written in {wrote:.1f} s"
             )
             print(f"  opened in {opened * 1e3:.1f} ms; {EACH} read in {middle * 1e3:.2f} ms (p99 {high * 1e3:.2f} ms)")
-            claims.append((name, count, opened, middle))
-    for name, count, opened, middle in claims:
+            claims.append((name, count, opened, high))
+    for name, count, opened, high in claims:
         if name == "small":
             claim(f"bank of {count} small memories: ms to open", opened * 1e3, "< 2000", opened < OPEN_SECONDS)
-        claim(f"bank, {name} memories: ms a lookup of 5, median", middle * 1e3, "< 5", middle < LOOKUP_SECONDS)
+        claim(f"bank, {name} memories: ms a lookup of 5, p99", high * 1e3, "< 5", high < LOOKUP_SECONDS)
 
 
 if __name__ == "__main__":

@@ -53,12 +53,12 @@ def config(hidden: int, layers: int) -> RunConfig:
     return parse_config(raw)
 
 
-def plain_write(path: Path, content: bytes, total: int) -> tuple[float, float]:
-    """Seconds to write `total` bytes to one file, and of these the seconds that the sync took."""
+def plain_write(path: Path, content: memoryview) -> tuple[float, float]:
+    """Seconds to write `content` to one file, and of these the seconds that the sync took."""
     started = time.perf_counter()
     with path.open("wb", buffering=0) as file:
-        for begin in range(0, total, CHUNK):
-            file.write(content[: min(CHUNK, total - begin)])
+        for begin in range(0, len(content), CHUNK):
+            file.write(content[begin : begin + CHUNK])
         written = time.perf_counter()
         os.fsync(file.fileno())
     ended = time.perf_counter()
@@ -93,13 +93,15 @@ def main() -> None:
     run = config(options.hidden, options.layers)
     topology = initialize(run, RankInfo.discover())
     engine = build_engine(run, run.phases[0], topology)
-    content = torch.randint(0, 256, (CHUNK,), dtype=torch.uint8).numpy().tobytes()
+    content = memoryview(b"")
     rows: list[tuple[float, ...]] = []
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="memtrain-checkpoint-") as scratch:
         checkpoints = CheckpointFolder(Path(scratch), topology)
         for number in range(options.rounds + 1):
             held, written, size = save(checkpoints, engine, number + 1)
-            plain, synced = plain_write(Path(scratch) / "plain", content, size)
+            if len(content) != size:  # as much memory as a checkpoint is read from
+                content = memoryview(torch.randint(0, 256, (size,), dtype=torch.uint8).numpy())
+            plain, synced = plain_write(Path(scratch) / "plain", content)
             if number:
                 rows.append((held, written, plain, synced))
                 print(

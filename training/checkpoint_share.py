@@ -114,7 +114,13 @@ class SharePlanner(DefaultSavePlanner):
 
     def lookup_object(self, index: MetadataIndex) -> Any:
         assert index.offset is not None
-        return self._share[index.fqn, index.offset].values
+        return _alone(self._share[index.fqn, index.offset].values)
+
+
+def _alone(values: Tensor) -> Tensor:
+    """The same memory as a tensor whose storage is nothing but it: of a part of a storage DCP would write a copy."""
+    own = torch.from_numpy(values.reshape(-1).view(torch.uint8).numpy())
+    return own.view(values.dtype).view(values.shape)
 
 
 def _write_item(box: Box) -> WriteItem:
