@@ -34,7 +34,7 @@ test: $(READY)
 parity: $(READY)
 	$(BIN)/python -m tests.distributed.parity
 
-# kills, damage, signals, other topologies, bad losses, hangs, full disks: about half an hour on 2 cores
+# kills, damage, signals, other topologies, bad losses, hangs, full disks: about a quarter of an hour on 2 cores
 faults: $(READY)
 	$(BIN)/python -m tests.e2e.faults --kills 50 --damage 20
 

@@ -1,6 +1,6 @@
 """Explicit memory on small models trained here: does it lower the loss, and answer what the weights do not know.
 
-python benchmarks/memory3.py                 about half an hour on 2 CPU cores
+python benchmarks/memory3.py                 under an hour on 2 CPU cores
 python benchmarks/memory3.py --small         2 minutes, to try it: too short to learn anything
 python benchmarks/memory3.py --only facts    one part: facts or text
 

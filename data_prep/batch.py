@@ -19,11 +19,10 @@ class Batch:
         the shard's own mask says that tokens[t + 1] is not to be learned.
 
     The last two are computed when they are first read: copying the tokens costs less than they do.
-    So are, where the stream has a table of neighbours (None without one):
+    So is, where the stream has a table of neighbours (None without one):
 
     neighbours: int64 [B, U], U = L / 64; the reference that chunk u's own tokens (tokens[:, 64 u : 64 u + 64])
         retrieved; -1: none. Nothing is shifted: a reader that must be causal gives chunk u what chunk u - 1 found.
-    neighbours_before: int64 [B]; the same of the chunk before the sample, -1 at a shard's begin.
     """
 
     def __init__(
@@ -65,22 +64,13 @@ class Batch:
         return ids
 
     @cached_property
-    def _chunks(self) -> NDArray[np.int64] | None:
-        """int64 [B, 1 + U]: the chunk before the sample, and its own."""
+    def neighbours(self) -> NDArray[np.int64] | None:
         if self._table is None:
             return None
-        count = 1 + (self.tokens.shape[1] - 1) // CHUNK
+        count = (self.tokens.shape[1] - 1) // CHUNK
         places = zip(self._numbers, self._starts, strict=True)
-        rows = [self._table.look_up(number, start - CHUNK, count) for number, start in places]
+        rows = [self._table.look_up(number, start, count) for number, start in places]
         return np.stack(rows) if rows else np.empty((0, count), dtype=np.int64)
-
-    @property
-    def neighbours(self) -> NDArray[np.int64] | None:
-        return None if self._chunks is None else self._chunks[:, 1:]
-
-    @property
-    def neighbours_before(self) -> NDArray[np.int64] | None:
-        return None if self._chunks is None else self._chunks[:, 0]
 
     @cached_property
     def loss_mask(self) -> NDArray[np.bool_]:

@@ -117,20 +117,14 @@ class NeighbourTable:
         return xxhash.xxh3_64_hexdigest(repr((self.store.fingerprint, parts)).encode())
 
     def look_up(self, shard: int, first_token: int, chunks: int) -> NDArray[np.int64]:
-        """References int64 [chunks] of the chunks from the one that begins at `first_token`; -1: none.
-
-        Chunks before the shard's begin have none. `first_token` is a multiple of 64.
-        """
+        """References int64 [chunks] from the chunk that begins at `first_token`, a multiple of 64; -1: none."""
         column = self._columns.get(shard)
         if column is None:
             column = self._columns[shard] = self._open(shard)
-        if first_token % CHUNK:
+        if first_token < 0 or first_token % CHUNK:
             raise DataError(f"neighbours: first token {first_token} begins no chunk; it must be a multiple of {CHUNK}")
         first = first_token // CHUNK
-        if first >= 0:
-            return column[first : first + chunks].astype(np.int64)
-        before = np.full(min(-first, chunks), NO_REFERENCE, dtype=np.int64)
-        return np.concatenate([before, column[: max(0, first + chunks)].astype(np.int64)])
+        return column[first : first + chunks].astype(np.int64)
 
     def _open(self, shard: int) -> NDArray[np.int32]:
         entry = self._files[shard]

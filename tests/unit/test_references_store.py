@@ -86,12 +86,11 @@ def test_the_stream_gives_each_chunk_its_neighbour(tabled, shuffle: bool) -> Non
     stream = TokenStream(folder, sequence_length=LENGTH, seed=1, shuffle=shuffle, references=references)
     batch = stream.batch(range(len(stream)))
     assert batch.neighbours.shape == (len(stream), LENGTH // CHUNK)
-    assert (batch.neighbours.dtype, batch.neighbours_before.dtype) == (np.int64, np.int64)
+    assert batch.neighbours.dtype == np.int64
     for g in range(len(stream)):
         origin = stream.describe(g)
         column, first = columns[origin.shard].tolist(), origin.window * LENGTH // CHUNK
         assert batch.neighbours[g].tolist() == column[first : first + LENGTH // CHUNK]
-        assert batch.neighbours_before[g] == (column[first - 1] if first else -1)
     assert stream.batch([]).neighbours.shape == (0, LENGTH // CHUNK)
 
 
@@ -99,7 +98,6 @@ def test_the_stream_gives_each_chunk_its_neighbour(tabled, shuffle: bool) -> Non
 def test_a_stream_without_references_has_no_neighbours(tabled) -> None:
     batch = TokenStream(tabled[0], sequence_length=LENGTH, seed=1).batch([0])
     assert batch.neighbours is None
-    assert batch.neighbours_before is None
 
 
 @pytest.mark.memory3
@@ -136,15 +134,15 @@ def test_damage_to_a_table_is_found(tabled, tmp_path: Path) -> None:
 
 
 @pytest.mark.memory3
-def test_looking_up_before_the_begin_and_between_chunks(tabled) -> None:
+def test_looking_up_where_a_chunk_begins_and_elsewhere(tabled) -> None:
     folder, references, columns = tabled
     manifest = Manifest.load(folder)
     table = NeighbourTable(references, manifest, manifest.shards, LENGTH)
     column = columns[manifest.shards[0].file].tolist()
-    assert table.look_up(0, -2 * CHUNK, 4).tolist() == [-1, -1, *column[:2]]
-    assert table.look_up(0, -2 * CHUNK, 1).tolist() == [-1]
-    with pytest.raises(DataError, match="begins no chunk"):
-        table.look_up(0, 3, 1)
+    assert table.look_up(0, 2 * CHUNK, 2).tolist() == column[2:4]
+    for between in (3, -CHUNK):
+        with pytest.raises(DataError, match="begins no chunk"):
+            table.look_up(0, between, 1)
 
 
 @pytest.mark.memory3
