@@ -1,10 +1,13 @@
 """Checkpoints: torch.distributed.checkpoint under canonical names, so any topology reads any other's.
 
-Each rank writes the share that ZeRO gave it (`checkpoint_share.py`), beside training (`checkpoint_writer.py`), and only
-what its manifest confirms is read again (`checkpoint_files.py`, `safe_reader.py`).
+Each rank copies the share that ZeRO gave it (`checkpoint_share.py`, `checkpoint_staging.py`) and writes it, both beside
+training (`checkpoint_writer.py`); only what its manifest confirms is read again (`checkpoint_files.py`,
+`safe_reader.py`).
 """
 
 import logging
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -13,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from model.parallel import is_sharded
 from training.checkpoint_files import (
@@ -25,7 +29,8 @@ from training.checkpoint_files import (
     point,
 )
 from training.checkpoint_load import RNG_KEY, check_shapes, load_weights, restore, stored_names
-from training.checkpoint_share import Box, Staging, boxes
+from training.checkpoint_share import Box, boxes
+from training.checkpoint_staging import Part, Staging
 from training.checkpoint_writer import Writer, has_pointer
 from training.engine import Engine
 from training.errors import ConfigError, TrainingError
@@ -55,10 +60,11 @@ class CheckpointFolder:
         self.folder, self.topology, self.keep = folder, topology, keep
         self._group = dist.new_group(backend="gloo")  # of its own: it is used beside training
         self._writer = Writer(folder, self._group)
-        self._staging = Staging()
+        self._staging = Staging(topology.device)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[Path] | None = None
         self.last: Path | None = None  # the newest one that is known to be whole
+        self.held = 0.0  # seconds that training has waited for the copies of the last one started
 
     def save(self, engine: Engine, state: RunState) -> Path:
         """Write `step-XXXXXXXX` and point `latest` at it; returns when it is on disk."""
@@ -68,13 +74,22 @@ class CheckpointFolder:
         return path
 
     def start(self, engine: Engine, state: RunState) -> None:
-        """Copy this rank's share and let a thread write it; waits for the checkpoint before, if that is not written.
+        """Let a thread copy this rank's share and write it; the engine's next update waits for the copies.
 
-        Raises `TrainingError` on every rank when the one before failed.
+        Waits for the checkpoint before, if that is not written.  Raises `TrainingError` on every rank when it failed.
         """
         self.wait()
-        share = list(self._share(engine))
-        self._pending = self._pool.submit(self._write, share, state)
+        started, copied = time.perf_counter(), threading.Event()
+        parts, rng = list(self._parts(engine)), torch.get_rng_state()
+        self._staging.begin()
+        self._pending = self._pool.submit(self._write, parts, rng, copied, state)
+        engine.before_next_update(lambda: self._hold(copied))
+        self.held = time.perf_counter() - started
+
+    def _hold(self, copied: threading.Event) -> None:
+        started = time.perf_counter()
+        copied.wait()
+        self.held += time.perf_counter() - started
 
     def wait(self) -> Path | None:
         """The newest checkpoint, once it is on disk.  Raises `TrainingError` on every rank when it failed."""
@@ -83,7 +98,13 @@ class CheckpointFolder:
             self.last = pending.result()
         return self.last
 
-    def _write(self, share: list[Box], state: RunState) -> Path:
+    def _write(self, parts: list[Part], rng: Tensor, copied: threading.Event, state: RunState) -> Path:
+        def share() -> list[Box]:
+            try:
+                return list(self._boxes(parts, rng))
+            finally:  # training goes on whatever happened: a failure is said on every rank by `wait`
+                copied.set()
+
         try:
             path = self._writer.write(share, state.step, asdict(state))
         except TrainingError as error:
@@ -94,22 +115,23 @@ class CheckpointFolder:
             self._writer.prune(*self.keep)
         return path
 
-    def _share(self, engine: Engine) -> Iterator[Box]:
-        """Copies of this rank's boxes; several ranks' equal ones are written once."""
-        tensor, elsewhere = self.topology.tensor, self._written_by_earlier_stages(engine)
-        self._staging.begin()
+    def _parts(self, engine: Engine) -> Iterator[Part]:
+        """What this rank keeps; several ranks' equal ones are written once."""
+        elsewhere = self._written_by_earlier_stages(engine)
         for key, start, values in engine.own_state():
             name = key.partition("/")[0]
-            if name in elsewhere or not values.numel():
-                continue
-            parameter = engine.parameters[name]
-            dim = parameter.partition_dim if is_sharded(parameter) else None  # type: ignore[attr-defined]
-            copy = self._staging.copy(key, values)
-            yield from boxes(key, engine.shapes[name], start, copy, dim, tensor.rank, tensor.size)
+            if name not in elsewhere and values.numel():
+                parameter = engine.parameters[name]
+                dim = parameter.partition_dim if is_sharded(parameter) else None  # type: ignore[attr-defined]
+                yield Part(key, engine.shapes[name], start, values, dim)
+
+    def _boxes(self, parts: list[Part], rng: Tensor) -> Iterator[Box]:
+        """Copies of the parts, as boxes of whole tensors."""
+        tensor = self.topology.tensor
+        for part, copy in zip(parts, self._staging.copy(parts), strict=True):
+            yield from boxes(part.key, part.shape, part.start, copy, part.sharded_dim, tensor.rank, tensor.size)
         if self.topology.is_main:
-            rng = torch.get_rng_state()
             yield Box(RNG_KEY, rng.size(), torch.Size([0]), rng)
-        self._staging.end()
 
     def _written_by_earlier_stages(self, engine: Engine) -> set[str]:
         """Tied weights: the first stage that has them writes them, for ZeRO cuts them differently on each."""

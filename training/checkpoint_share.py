@@ -71,36 +71,6 @@ def boxes(
         done += count
 
 
-class Staging:
-    """Copies of this rank's share in CPU memory, in the same memory every time: one share is all it ever takes."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
-        self._used: set[str] = set()
-
-    def begin(self) -> None:
-        """Forget what the copy before used."""
-        self._used.clear()
-
-    def copy(self, key: str, values: Tensor) -> Tensor:
-        """`values` as they are now."""
-        buffer = self._buffers.get(key)
-        if buffer is None or buffer.numel() != values.numel() or buffer.dtype != values.dtype:
-            buffer = self._buffers[key] = torch.empty(
-                values.numel(), dtype=values.dtype, pin_memory=values.device.type == "cuda"
-            )
-        self._used.add(key)
-        buffer.copy_(values, non_blocking=True)
-        return buffer
-
-    def end(self) -> None:
-        """Wait for copies from a GPU; free the memory of what is gone (another phase)."""
-        for key in self._buffers.keys() - self._used:
-            del self._buffers[key]
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
-
 class SharePlanner(DefaultSavePlanner):
     """Tells torch.distributed.checkpoint to write the boxes; those that several ranks hold are written once."""
 

@@ -14,7 +14,6 @@ import torch.distributed.checkpoint as dcp
 
 from data_prep.files import sync
 from training.checkpoint_files import (
-    METADATA,
     POINTER,
     STATE_FILE,
     DamagedError,
@@ -99,11 +98,11 @@ def average(sources: Sequence[Path], target: Path) -> None:
     state = replace(states[-1], optimizer_steps={}, mlflow_run_id="")
     with made(target) as partial, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # DCP's, of typed storage and of a single process
-        dcp.save({}, storage_writer=Storage(partial), planner=SharePlanner(boxes), no_dist=True)
+        storage = Storage(partial)
+        dcp.save({}, storage_writer=storage, planner=SharePlanner(boxes), no_dist=True)
         (partial / STATE_FILE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
         sync(partial / STATE_FILE)
-        names = [STATE_FILE, METADATA, *(path.name for path in partial.glob("__*"))]
-        write_manifest(partial, {name: FileEntry.of(partial / name) for name in names})
+        write_manifest(partial, storage.entries | {STATE_FILE: FileEntry.of(partial / STATE_FILE)})
 
 
 def _weights(path: Path) -> dict[str, torch.Size]:

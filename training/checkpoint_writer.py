@@ -8,18 +8,15 @@ its own, and a failure on one rank becomes the same answer on all.
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.serialization import get_crc32_options, set_crc32_options
 
 from data_prep.files import sync
 from training.checkpoint_files import (
-    METADATA,
     POINTER,
     STATE_FILE,
     DamagedError,
@@ -31,6 +28,7 @@ from training.checkpoint_files import (
     write_manifest,
 )
 from training.checkpoint_share import Box, SharePlanner
+from training.checkpoint_storage import Storage, without_crc32
 from training.errors import TrainingError
 
 log = logging.getLogger("memtrain")
@@ -47,22 +45,26 @@ class Writer:
         self.is_main = group.rank() == 0
         self._step = 0  # of the checkpoint in writing
 
-    def write(self, share: list[Box], step: int, state: dict[str, Any]) -> Path:
+    def write(self, share: Callable[[], list[Box]], step: int, state: dict[str, Any]) -> Path:
         """Write this rank's `share` of step `step` and make it the latest.  Collective.
 
-        Raises `TrainingError` on every rank when it failed on any; the latest checkpoint is then what it was.
+        share: called once, before anything else.  Raises `TrainingError` on every rank when it failed on any; the
+        latest checkpoint is then what it was.
         """
         self._step, final = step, self.folder / f"step-{step:08d}"
         aside = self.folder / f".{final.name}{PARTIAL}"
-        sizes = self._together(lambda: sum(box.values.nbytes for box in share))
+        own: list[Box] = []
+        self._together(lambda: own.extend(share()))
+        sizes = self._together(lambda: sum(box.values.nbytes for box in own))
         self._on_main(lambda: self._prepare(aside, sum(sizes)))
+        storage = Storage(aside)
         try:
-            with _without_crc32():
-                dcp.save({}, storage_writer=Storage(aside), planner=SharePlanner(share), process_group=self.group)
+            with without_crc32():
+                dcp.save({}, storage_writer=storage, planner=SharePlanner(own), process_group=self.group)
         except (Exception, dcp.CheckpointException) as error:  # DCP gathers what failed on any rank
             self._on_main(lambda: shutil.rmtree(aside, ignore_errors=True))
             raise TrainingError(self._failed(_cause(error))) from None
-        entries = self._together(lambda: _entries(aside, self.group.rank()))
+        entries = self._together(lambda: storage.entries)
         self._on_main(lambda: self._publish(aside, final, entries, state))
         return final
 
@@ -83,9 +85,11 @@ class Writer:
         path = aside / STATE_FILE
         path.write_text(json.dumps(state, indent=1), encoding="utf-8")
         sync(path)
-        files = {name: entry for part in entries for name, entry in part.items()}
-        own = {name: FileEntry.of(aside / name) for name in (STATE_FILE, METADATA)}
-        write_manifest(aside, files | own)
+        files = {name: entry for part in entries for name, entry in part.items()} | {STATE_FILE: FileEntry.of(path)}
+        for name, entry in files.items():
+            if not (aside / name).is_file() or (aside / name).stat().st_size != entry.bytes:
+                raise OSError(f"{name} is not as its rank wrote it: every node must see the same {self.folder}")
+        write_manifest(aside, files)
         sync(aside)
         if final.exists():  # damaged, or of a life that died before it moved the pointer
             _discard(final)
@@ -167,29 +171,6 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path)
     except OSError as error:
         log.warning("%s cannot be deleted (%s); it is tried again after the next checkpoint", path, error)
-
-
-@contextmanager
-def _without_crc32() -> Iterator[None]:
-    """torch's own checksums cost a fifth of the time, and nothing reads them: the manifest has xxh3 of every byte."""
-    before = get_crc32_options()
-    set_crc32_options(False)
-    try:
-        yield
-    finally:
-        set_crc32_options(before)
-
-
-class Storage(dcp.FileSystemWriter):
-    """One synced file a rank; the folder's path on this machine does not get into the checkpoint."""
-
-    def storage_meta(self) -> None:
-        return None
-
-
-def _entries(folder: Path, rank: int) -> dict[str, FileEntry]:
-    """Size and checksum of what this rank wrote."""
-    return {path.name: FileEntry.of(path) for path in sorted(folder.glob(f"__{rank}_*"))}
 
 
 def _cause(error: BaseException) -> str:

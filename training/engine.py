@@ -9,7 +9,7 @@ import io
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,8 +40,6 @@ with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its banner w
     from deepspeed.utils import (
         safe_get_full_fp32_param,
         safe_get_full_optimizer_state,
-        safe_get_local_fp32_param,
-        safe_get_local_optimizer_state,
         safe_set_full_fp32_param,
         safe_set_full_optimizer_state,
         safe_set_local_fp32_param,
@@ -90,6 +88,8 @@ class Engine(ABC):
                 model=self.module, optimizer=self.optimizer, config=self._deepspeed_config(), mpu=self._mpu()
             )
         log.info("%s", said.getvalue())
+        self._before_update: list[Callable[[], object]] = []
+        self.optimizer.register_step_pre_hook(lambda *_: self._about_to_update())
         self.state = _Partitioned(self.ds) if config.training.zero_stage == 3 else _Flat(self.ds)
 
     @abstractmethod
@@ -213,7 +213,7 @@ class Engine(ABC):
 
     def own_state(self) -> Iterator[tuple[str, int, Tensor]]:
         """`name` and `name/moment` with the range of the flattened fp32 tensor that this replica keeps: where it
-        begins, and its values.  They are the optimizer's own memory: copy them before the next step."""
+        begins, and its values.  They are the optimizer's own memory: copy them before the next update."""
         rank, size = self.topology.replicas.rank(), self.topology.replicas.size()
         for index, (name, parameter) in enumerate(self.parameters.items()):
             if parameter.requires_grad:
@@ -225,9 +225,18 @@ class Engine(ABC):
                 yield name, 0, weight.flatten()
                 yield from ((k, 0, self._untrained[k].flatten()) for k in moment_keys(name) if k in self._untrained)
 
+    def before_next_update(self, action: Callable[[], object]) -> None:
+        """Call `action` once, right before weights or moments change; forward and backward do not change them."""
+        self._before_update.append(action)
+
+    def _about_to_update(self) -> None:
+        while self._before_update:
+            self._before_update.pop()()
+
     @torch.no_grad()
     def write_state(self, values: dict[str, Tensor]) -> None:
         """Set weights and moments from `values`, keyed as `read_state` yields them; missing keys stay as they are."""
+        self._about_to_update()
         for name, parameter in self.parameters.items():
             if name in values:
                 self.state.set_weight(parameter, values[name])
@@ -264,6 +273,7 @@ class Engine(ABC):
 
     def close(self) -> None:
         """Free what DeepSpeed holds, so that the next phase can be built."""
+        self._about_to_update()
         self.ds.destroy()
 
 
@@ -485,10 +495,8 @@ class _Partitioned(_Flat):
     def own(self, parameter: nn.Parameter, moment: str | None = None) -> tuple[int, Tensor]:
         size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         start = size * self.zero.dp_process_group.rank()
-        if moment is None:
-            values = safe_get_local_fp32_param(parameter)
-        else:
-            values = safe_get_local_optimizer_state(parameter, moment)
+        # private; the getters of deepspeed.utils bring what is offloaded to the GPU first
+        values, _ = self.zero._get_fp32_opt_state_partition(parameter, True, moment)
         return start, values[: max(0, min(size, parameter.ds_numel - start))]  # type: ignore[attr-defined]
 
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:

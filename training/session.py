@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from training.config import RunConfig
-from training.devices import keep_freed_memory
+from training.devices import keep_freed_memory, keep_imports
 from training.errors import EXIT_FINISHED, ConfigError, RankError, TrainingError
 from training.logs import quiet_libraries, setup_logging
 from training.planning import lines_at_start
@@ -53,6 +53,7 @@ def _train(config: RunConfig, topology: Topology, tracker: Tracker | None, signa
     from training.loop import Trainer
     from training.postmortem import is_lost_peer, is_out_of_memory, out_of_memory
 
+    keep_imports()
     rank = topology.info.rank
     failed = (lambda: tracker.close("FAILED")) if tracker else (lambda: None)
     watchdog = Watchdog(config.run.folder, rank, topology.info.world_size, config.faults.hang_seconds, failed)

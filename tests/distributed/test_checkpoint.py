@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.distributed.spawn import run_ranks
-from tests.distributed.training_case import memory_alone, prune, switch, tiny_config
+from tests.distributed.training_case import memory_alone, prune, save_while_training, switch, tiny_config
 from training.checkpoint import latest_checkpoint
 from training.errors import TrainingError
 
@@ -88,3 +88,29 @@ def test_each_replica_writes_its_share_alone(tmp_path: Path, zero: int) -> None:
     after = run_ranks(switch, 1, alone, alone, str(tmp_path), 0)[0]["weights"]
     for name, value in before["weights"].items():
         assert torch.equal(after[name], value), f"{name} changed on its way"
+
+
+@pytest.mark.parametrize("ranks, changes", [
+    (1, {}),
+    (2, {"training__zero_stage": 2}),
+    (2, {"training__zero_stage": 3}),
+    (2, {"training__zero_stage": 3, "training__offload": "all"}),
+    (2, {"training__offload": "optimizer", "training__precision": "bf16"}),
+    (2, {"parallel": {"pipeline": 2}}),
+])  # fmt: skip
+def test_training_goes_on_at_once_and_the_checkpoint_is_of_the_step_it_names(
+    tmp_path: Path, ranks: int, changes: dict
+) -> None:
+    """The copies begin as late as they can: when the next update waits for them."""
+    found = run_ranks(save_while_training, ranks, tiny_config(**changes), str(tmp_path), False)[0]
+    assert found["waited"]
+    for name, value in found["before"].items():
+        assert torch.equal(found["saved"][name], value), f"{name} is not what it was when the checkpoint was started"
+    assert any(not torch.equal(found["after"][name], value) for name, value in found["before"].items())
+
+
+def test_copies_that_cannot_be_made_do_not_stop_training_and_are_said_on_every_rank(tmp_path: Path) -> None:
+    for found in run_ranks(save_while_training, 2, tiny_config(), str(tmp_path), True):
+        assert "rank 0: no room for copies" in found["error"]
+        assert any(not torch.equal(found["after"][name], value) for name, value in found["before"].items())
+    assert not list(tmp_path.iterdir())

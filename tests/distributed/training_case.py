@@ -1,5 +1,6 @@
 """What the ranks of the distributed tests run: a few steps of a tiny model on fixed random tokens."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,41 @@ def memory_alone(config: RunConfig, folder: str) -> tuple[dict[str, torch.Tensor
     for s in range(3, 5):
         engine.train_step(step_batch(s, topology, config.training.micro_batch_size), 3e-3)
     return before, save(5), engine.optimizer_steps()
+
+
+def save_while_training(config: RunConfig, folder: str, fails: bool) -> dict[str, Any]:
+    """A checkpoint whose copies are not begun before the update after it waits for them; what it was to hold, what it
+    holds (read by the same ranks), and what the update made of it.  With `fails`, rank 0 cannot make its copies."""
+    from training.checkpoint import CheckpointFolder, RunState, restore
+    from training.errors import TrainingError
+
+    engine, topology = start(config, 1)
+    checkpoints = CheckpointFolder(Path(folder), topology)
+    batches = [step_batch(s, topology, config.training.micro_batch_size) for s in range(3)]
+    engine.train_step(batches[0], 3e-3)
+    before = whole_weights(engine, topology)
+    copy, hold, waits = checkpoints._staging.copy, checkpoints._hold, threading.Event()
+
+    def late_copy(parts: list[Any]) -> list[torch.Tensor]:
+        assert waits.wait(60)
+        if fails and topology.is_main:
+            raise MemoryError("no room for copies")
+        return copy(parts)
+
+    def announced(copied: threading.Event) -> None:
+        waits.set()
+        hold(copied)
+
+    checkpoints._staging.copy, checkpoints._hold = late_copy, announced  # type: ignore[method-assign]
+    checkpoints.start(engine, RunState(1, 0, 0, "memory", 1, engine.optimizer_steps(), "", "", {}, {}))
+    engine.evaluate(batches[2])
+    assert not waits.is_set(), "an evaluation changes nothing: it need not wait"
+    engine.train_step(batches[1], 3e-3)
+    out: dict[str, Any] = {"before": before, "after": whole_weights(engine, topology), "waited": waits.is_set()}
+    try:
+        path = checkpoints.wait()
+    except TrainingError as error:
+        return out | {"error": str(error)}
+    assert path is not None
+    restore(engine, path, topology, moments=True, rng=False)
+    return out | {"saved": whole_weights(engine, topology)}

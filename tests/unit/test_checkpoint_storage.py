@@ -1,0 +1,84 @@
+"""Files of a checkpoint: hashed while they are written, on disk when they are closed."""
+
+import errno
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training import checkpoint_storage
+from training.checkpoint_files import FileEntry
+from training.checkpoint_share import Box, SharePlanner
+from training.checkpoint_storage import HashedFile, Storage
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 5000), max_size=12), chunk=st.integers(1, 4000), buffer=st.sampled_from([1, 64, 4096])
+)
+def test_the_entry_is_what_the_file_holds(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], chunk: int, buffer: int
+) -> None:
+    path = tmp_path_factory.mktemp("hashed") / "file"
+    content = b"".join(bytes([n % 251]) * size for n, size in enumerate(sizes))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint_storage, "_CHUNK", chunk)
+        patch.setattr(checkpoint_storage, "_LAG", 2)
+        raw = HashedFile(path)
+        with io.BufferedWriter(raw, buffer) as stream:
+            done = 0
+            for size in sizes:
+                stream.write(content[done : done + size])
+                done += size
+    assert path.read_bytes() == content
+    assert raw.entry == FileEntry.of(path)
+
+
+def test_every_byte_is_there_before_the_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sync a file, of the whole file."""
+    synced: list[int] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_size)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    storage = Storage(tmp_path / "made")
+    share = [Box("weight", torch.Size([3, 4]), torch.Size([0, 0]), torch.ones(3, 4))]
+    dcp.save({}, storage_writer=storage, planner=SharePlanner(share), no_dist=True)
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "made").iterdir()}
+    assert sorted(synced) == sorted(sizes.values())
+    assert storage.entries == {name: FileEntry.of(tmp_path / "made" / name) for name in sizes}
+
+
+def test_a_disk_that_is_full_at_the_last_byte_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    storage = Storage(tmp_path)
+    monkeypatch.setattr(os, "fsync", full)
+    share = [Box("weight", torch.Size([3]), torch.Size([0]), torch.ones(3))]
+    with pytest.raises(dcp.CheckpointException, match="No space left"):
+        dcp.save({}, storage_writer=storage, planner=SharePlanner(share), no_dist=True)
+    assert not storage.entries
+
+
+def test_the_disk_is_told_to_begin_and_later_to_forget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+
+    def advise(_descriptor: int, begin: int, length: int, _advice: Any) -> None:
+        told.append((begin, length))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(checkpoint_storage, "_CHUNK", 10)
+    monkeypatch.setattr(checkpoint_storage, "_LAG", 2)
+    with io.BufferedWriter(HashedFile(tmp_path / "file"), 4) as stream:
+        stream.write(b"x" * 45)
+    assert told == [(0, 10), (10, 10), (20, 10), (0, 10), (30, 10), (10, 10)]
