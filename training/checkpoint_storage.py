@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,15 @@ _BUFFER = 1 << 20  # bytes: a record's small parts are written together
 class HashedFile(io.FileIO):
     """A new file that is on disk when `close` returns; `entry` is then what it must be.
 
-    The disk works beside the writer.  Linux begins to write out what is said not to be needed any more, and gives back
-    its memory when that is said again, so a checkpoint takes a few chunks of the page cache and leaves the rest to the
-    tokens that training reads.
+    The disk works beside the writer: a thread tells Linux of each chunk that it is not needed any more.  Told once,
+    Linux begins to write it out; told again, it gives back its memory, so a checkpoint takes a few chunks of the page
+    cache and leaves the rest to the tokens that training reads.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path, "wb")
         self._digest, self._written, self._chunks = xxhash.xxh3_64(), 0, 0
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="write-out")
 
     def write(self, data: Any) -> int:
         """Write up to `_CHUNK` bytes of `data`, as a raw file may; the number of bytes written."""
@@ -38,18 +40,20 @@ class HashedFile(io.FileIO):
         self._digest.update(view[:written])
         self._written += written
         while self._written >= (self._chunks + 1) * _CHUNK:
-            self._not_needed(self._chunks)
-            self._not_needed(self._chunks - _LAG)
+            self._disk.submit(self._not_needed, self._chunks)
+            self._disk.submit(self._not_needed, self._chunks - _LAG)
             self._chunks += 1
         return written
 
     def _not_needed(self, chunk: int) -> None:
+        """Advice: nothing is lost where it cannot be given."""
         if chunk >= 0 and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.fileno(), chunk * _CHUNK, _CHUNK, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         if self.closed:
             return
+        self._disk.shutdown()
         try:
             os.fsync(self.fileno())
         finally:
