@@ -42,6 +42,11 @@ class MicroBatch:
         """In page-locked memory, from which a GPU copies while it computes."""
         return self._each(lambda x: x.pin_memory())
 
+    def scaled(self, factor: float) -> "MicroBatch":
+        """With weights times `factor`, in page-locked memory where they were: from other memory a GPU's copy waits."""
+        weights = self.weights * factor
+        return replace(self, weights=weights.pin_memory() if self.weights.is_pinned() else weights)
+
     def without_references(self) -> "MicroBatch":
         """As if no chunk had found anything."""
         return self if self.found is None else replace(self, found=self.found * self.found.new_tensor([0, 1]))
@@ -167,6 +172,6 @@ def evaluation_shares(samples: int, data_rank: int, data_size: int, micro_batch_
     return padded[data_rank * share : (data_rank + 1) * share]
 
 
-def iterate(batch: StepBatch) -> Iterator[PipelineItem]:
-    """The micro-batches in the form the pipeline pulls."""
-    return iter([m.pipeline_item for m in batch.micro_batches])
+def iterate(batch: StepBatch, device: torch.device) -> Iterator[PipelineItem]:
+    """The micro-batches in the form the pipeline pulls, on the device by then: DeepSpeed's own copy to it waits."""
+    return (m.to(device).pipeline_item for m in batch.micro_batches)

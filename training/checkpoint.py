@@ -32,6 +32,7 @@ from training.checkpoint_load import RNG_KEY, check_shapes, load_weights, restor
 from training.checkpoint_share import Box, boxes
 from training.checkpoint_staging import Part, Staging
 from training.checkpoint_writer import Writer, has_pointer
+from training.devices import use_device
 from training.engine import Engine
 from training.errors import ConfigError, TrainingError
 from training.run_state import RunState, read_run_state
@@ -61,7 +62,7 @@ class CheckpointFolder:
         self._group = dist.new_group(backend="gloo")  # of its own: it is used beside training
         self._writer = Writer(folder, self._group)
         self._staging = Staging(topology.device)
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pool = ThreadPoolExecutor(1, "checkpoint", initializer=lambda: use_device(topology.device))
         self._pending: Future[Path] | None = None
         self.last: Path | None = None  # the newest one that is known to be whole
         self.held = 0.0  # seconds that training has waited for the copies of the last one started

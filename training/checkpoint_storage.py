@@ -90,7 +90,9 @@ class Storage(dcp.FileSystemWriter):
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, sync_files=False)  # DCP's own sync comes before its last bytes; `HashedFile` syncs
+        # sync_files: DCP's own sync comes before its last bytes, `HashedFile` syncs.  per_thread_copy_ahead: what is
+        # written is in CPU memory; copying ahead, DCP would wait for what training has begun on the GPU, box by box
+        super().__init__(folder, sync_files=False, per_thread_copy_ahead=0)
         self.entries: dict[str, FileEntry] = {}
         self.fs = _Files(self.entries)
 

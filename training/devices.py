@@ -17,6 +17,21 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     return next((peak for key, peak in PEAK_BF16.items() if key in name), None)
 
 
+def use_device(device: torch.device) -> None:
+    """Make a GPU this thread's own.  Every thread begins on the first one, where a context that a rank of another GPU
+    makes by mistake takes memory."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def is_busy(device: torch.device) -> bool:
+    """Whether a GPU has not done all that was begun on it, as a collective is not that waits for other ranks."""
+    try:
+        return device.type == "cuda" and not torch.cuda.default_stream(device).query()
+    except RuntimeError:  # it is broken; who asks explains another failure
+        return False
+
+
 def keep_freed_memory() -> bool:
     """Let this process keep the memory it frees, as CUDA's allocator does; whether the C library can (glibc).
 

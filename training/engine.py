@@ -10,7 +10,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -135,7 +135,7 @@ class Engine(ABC):
         valid = torch.tensor(batch.valid, dtype=torch.float64, device=self.topology.device)
         dist.all_reduce(valid, group=self.topology.replicas)
         scale = len(batch.micro_batches) * self.topology.replicas.size() / max(1.0, float(valid))
-        return StepBatch([replace(micro, weights=micro.weights * scale) for micro in batch.micro_batches])
+        return StepBatch([micro.scaled(scale) for micro in batch.micro_batches])
 
     def _gates(self) -> dict[str, float]:
         """Gate means over all layers, micro-batches and ranks."""
@@ -377,10 +377,11 @@ class PipelineEngine(Engine):
                     yield f"{layer.prefix}.{name}", parameter
 
     def _forward_backward(self, batch: StepBatch) -> Tensor:
-        return self.ds.train_batch(iterate(batch))
+        return self.ds.train_batch(iterate(batch, self.topology.device))
 
     def _forward(self, batch: StepBatch) -> Tensor:
-        return self.ds.eval_batch(iterate(batch), num_micro_batches=len(batch.micro_batches))
+        micro_batches = iterate(batch, self.topology.device)
+        return self.ds.eval_batch(micro_batches, num_micro_batches=len(batch.micro_batches))
 
 
 class _Stages(PipelineModule):

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from training.config import RunConfig
-from training.devices import keep_freed_memory, keep_imports
+from training.devices import is_busy, keep_freed_memory, keep_imports
 from training.errors import EXIT_FINISHED, ConfigError, RankError, TrainingError
 from training.logs import quiet_libraries, setup_logging
 from training.planning import lines_at_start
@@ -56,7 +56,8 @@ def _train(config: RunConfig, topology: Topology, tracker: Tracker | None, signa
     keep_imports()
     rank = topology.info.rank
     failed = (lambda: tracker.close("FAILED")) if tracker else (lambda: None)
-    watchdog = Watchdog(config.run.folder, rank, topology.info.world_size, config.faults.hang_seconds, failed)
+    world, seconds = topology.info.world_size, config.faults.hang_seconds
+    watchdog = Watchdog(config.run.folder, rank, world, seconds, failed, lambda: is_busy(topology.device))
     trainer = None
     try:
         trainer = Trainer(config, topology, tracker, signal, watchdog)

@@ -12,11 +12,13 @@ from itertools import product
 import torch
 import torch.distributed as dist
 from pydantic import ValidationError
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from model.layout import Layout, SegmentParallel
 from model.parallel import TensorParallel
 from training.config import RunConfig
+from training.devices import use_device
 from training.errors import ConfigError, TrainingError
 from training.ranks import RankInfo
 
@@ -122,9 +124,8 @@ def divisors(n: int) -> list[int]:
 def initialize(config: RunConfig, info: RankInfo) -> Topology:
     """Start torch.distributed and build the mesh.  Collective over all ranks."""
     cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(info.local_rank)
     device = torch.device("cuda", info.local_rank) if cuda else torch.device("cpu")
+    use_device(device)
     if not dist.is_initialized():
         # later than the watchdog, which says who is missing
         connect(info, "cpu:gloo,cuda:nccl" if cuda else "gloo", 2 * config.faults.hang_seconds + 60)
@@ -159,6 +160,9 @@ def connect(info: RankInfo, backend: str, seconds: float) -> None:
             f"rank {info.rank} on {platform.node()} cannot meet the others at {where} ({reason}); rank 0 must run on "
             "that machine, and its firewall let this port through"
         ) from error
+    # private: groups made later, the mesh's and DeepSpeed's, do not take after the world, and their half hour would end
+    # a rank before the watchdog has spoken
+    distributed_c10d.default_pg_timeout = timeout
 
 
 def broadcast(value: str) -> str:

@@ -60,10 +60,20 @@ class Watchdog:
     """One rank's thread.  `beat` costs next to nothing; the thread does the writing."""
 
     def __init__(
-        self, run_folder: Path, rank: int, world: int, seconds: float, at_end: Callable[[], None] = lambda: None
+        self,
+        run_folder: Path,
+        rank: int,
+        world: int,
+        seconds: float,
+        at_end: Callable[[], None] = lambda: None,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`at_end` is called when the rank hangs, before its process is ended."""
-        self._at_end = at_end
+        """`at_end` is called when the rank hangs, before its process is ended.
+
+        busy: whether the rank's device works on something.  On a GPU a collective returns at once, and who waits for
+        other ranks does so wherever the next number is read.
+        """
+        self._at_end, self._busy = at_end, busy
         self.folder, self.rank, self.world, self.seconds = run_folder / "log", rank, world, seconds
         self._stacks_path = self.folder / f"stacks-rank-{rank}.txt"
         self._main = threading.main_thread().ident
@@ -135,6 +145,8 @@ class Watchdog:
         """Say who hangs, and end this process as it is."""
         self._giving_up.set()
         where, waiting = _main_thread(self._main)
+        if not waiting and self._busy():
+            where, waiting = f"{where}, for its device", True
         own = Beat(**(asdict(self._beat) | {"where": where, "waiting": waiting}))
         print(f"{own}: no progress for {self.seconds:g} s", file=self._stacks, flush=True)
         faulthandler.dump_traceback(file=self._stacks, all_threads=True)

@@ -78,11 +78,10 @@ class Reading:
         return -(-(self.start + self.length) // self.explicit.chunk_length) - self.first_chunk
 
     @cached_property
-    def own_heads(self) -> Tensor:
-        """bool [Hkv of this rank]: the key/value heads with memory."""
-        every = torch.zeros(self.config.num_kv_heads, dtype=torch.bool)
-        every[list(self.explicit.heads(self.config.num_kv_heads))] = True
-        return every.chunk(self.tp.size)[self.tp.rank]
+    def own_heads(self) -> list[bool]:
+        """For each key/value head of this rank, whether it has memory."""
+        local, heads = self.config.num_kv_heads // self.tp.size, self.explicit.heads(self.config.num_kv_heads)
+        return [self.tp.rank * local + head in heads for head in range(local)]
 
     def stored(self, index: int) -> Memory | None:
         """Layer `index`'s part of memories that were given, for this rank's heads."""
@@ -117,8 +116,8 @@ class Reading:
         parts = [context.unsqueeze(2)]
         if with_references and (visible := self._visible(piece, device)) is not None:
             visible = visible.unsqueeze(2)
-            if not bool(self.own_heads.all()):
-                visible = visible & self.own_heads.to(device)[None, None, :, None, None]
+            if not all(self.own_heads):
+                visible = visible & torch.tensor(self.own_heads, device=device)[None, None, :, None, None]
             parts.insert(0, visible)
         sink = torch.ones(1, 1, 1, queries, len(self.explicit.bos), dtype=torch.bool, device=device)
         parts.insert(0, sink)
@@ -240,7 +239,8 @@ def with_references(ids: Tensor, reading: Reading) -> Tensor:
     """Tokens int64 [B, L] and what travels behind them: the BOS, and the references to be written."""
     parts = [ids]
     if reading.fresh:
-        parts.append(ids.new_tensor(reading.explicit.bos).expand(ids.size(0), -1))
+        # filled in on the device: a copy of a list would wait there for all that was begun before
+        parts += [ids.new_full((ids.size(0), 1), token) for token in reading.explicit.bos]
     if reading.encoded(0):
         assert reading.references is not None and reading.references.tokens is not None
         parts.append(reading.references.tokens.flatten(1))

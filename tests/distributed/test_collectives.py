@@ -1,5 +1,6 @@
 """What a memory costs in communication under tensor parallelism, counted."""
 
+import os
 from collections import Counter
 from typing import Any
 
@@ -57,3 +58,12 @@ def test_the_published_lm2_adds_one_gather_a_layer_and_segment() -> None:
     found, plain = counts_with(kind="lm2", flow="depth", heads=2), counts_with(kind="none")
     segments = 4  # each passes all layers by itself
     assert found["forward"] - 1 == segments * (plain["forward"] - 1 + LAYERS)
+
+
+def visible() -> str | None:
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_ranks_of_the_tests_are_no_gpus() -> None:
+    """They are gloo's, and more of them than a machine may have GPUs."""
+    assert run_ranks(visible, 1) == [""]

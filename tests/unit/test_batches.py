@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep import TokenStream
-from training.batches import Prefetcher, Share, StepBatch, evaluation_shares, iterate, rank_share, read
+from training.batches import MicroBatch, Prefetcher, Share, StepBatch, evaluation_shares, iterate, rank_share, read
 
 LENGTH = 64
 
@@ -123,13 +123,37 @@ def test_rank_without_any_sample_still_has_its_micro_batches(stream: TokenStream
 
 def test_pipeline_pulls_inputs_then_labels(stream: TokenStream) -> None:
     batch = read(stream, range(4), 2)
-    pulled = list(iterate(batch))
+    pulled = list(iterate(batch, torch.device("cpu")))
     assert len(pulled) == 2
     for ((ids, documents), (labels, weights)), micro in zip(pulled, batch.micro_batches, strict=True):
         assert ids is micro.ids
         assert documents is micro.documents
         assert labels is micro.labels
         assert weights is micro.weights
+
+
+def test_scaled_weights_stay_in_page_locked_memory(stream: TokenStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From any other a GPU copies only once it has done all before: with several micro-batches it would run dry."""
+    micro, pinned = read(stream, range(2), 2).micro_batches[0], []
+    assert torch.equal(micro.scaled(0.5).weights, micro.weights * 0.5)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda x: x is micro.weights or any(x is y for y in pinned))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x) or x)
+    scaled = micro.scaled(0.5)
+    assert scaled.weights.is_pinned()
+    assert torch.equal(scaled.weights, micro.weights * 0.5)
+    assert scaled.ids is micro.ids
+
+
+def test_the_pipeline_gets_micro_batches_on_the_device_one_at_a_time(
+    stream: TokenStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, moved = read(stream, range(4), 2), []
+    monkeypatch.setattr(MicroBatch, "to", lambda micro, device: moved.append(device) or micro)
+    device = torch.device("cuda", 1)
+    pulled = iterate(batch, device)
+    assert moved == []
+    next(pulled)
+    assert moved == [device]
 
 
 def test_prefetcher_gives_what_reading_gives(stream: TokenStream) -> None:

@@ -3,16 +3,20 @@
 import errno
 import io
 import os
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed.checkpoint import filesystem
 
-from training import checkpoint_storage
+from training import checkpoint, checkpoint_storage
 from training.checkpoint_files import FileEntry
 from training.checkpoint_share import Box, SharePlanner
 from training.checkpoint_storage import HashedFile, Storage
@@ -82,3 +86,27 @@ def test_the_disk_is_told_to_begin_and_later_to_forget(tmp_path: Path, monkeypat
     with io.BufferedWriter(HashedFile(tmp_path / "file"), 4) as stream:
         stream.write(b"x" * 45)
     assert told == [(0, 10), (10, 10), (20, 10), (0, 10), (30, 10), (10, 10)]
+
+
+def test_where_there_is_a_gpu_nothing_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The share is in CPU memory; DCP's loader for GPUs would wait for all of training's work, tensor by tensor."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(filesystem, "_OverlappingCpuLoader", None)
+    share = [Box("weight", torch.Size([3, 4]), torch.Size([0, 0]), torch.ones(3, 4))]
+    dcp.save({}, storage_writer=Storage(tmp_path / "made"), planner=SharePlanner(share), no_dist=True)
+
+
+def test_the_thread_is_on_the_gpu_of_its_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread begins on the first GPU, and to leave the stream of another one makes a context there."""
+    used: list[tuple[torch.device, str]] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: used.append((device, threading.current_thread().name)))
+    monkeypatch.setattr(checkpoint, "Staging", lambda device: None)
+    topology: Any = SimpleNamespace(device=torch.device("cuda", 3))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        folder = checkpoint.CheckpointFolder(tmp_path, topology)
+        folder._pool.submit(int).result()
+        folder.close()
+    finally:
+        dist.destroy_process_group()
+    assert used == [(topology.device, "checkpoint_0")]

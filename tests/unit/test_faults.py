@@ -1,12 +1,15 @@
 """What a run decides about bad steps, signals and hanging ranks, without a run."""
 
+import json
 import math
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -20,7 +23,7 @@ from training.pace import slow_ranks
 from training.postmortem import is_lost_peer, is_out_of_memory
 from training.remote import local_copy
 from training.signals import StopSignal
-from training.watchdog import Watchdog
+from training.watchdog import Beat, Watchdog
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +129,19 @@ def test_a_hanging_process_is_named_and_ends(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Hanging: rank 0, step 7, phase warmup, step, at " in done.stderr
     assert "wait_for_ever" in (tmp_path / "log" / "stacks-rank-0.txt").read_text()
+
+
+def test_who_waits_for_its_device_is_not_who_hangs(tmp_path: Path) -> None:
+    """On a GPU the wait for other ranks is the next number that is read, in no collective's frame."""
+    log = tmp_path / "log"
+    log.mkdir()
+    other = Beat(1, 7, "warmup", "data", time.time(), time.time(), where="data.py:3 read", host="n2")
+    (log / "heartbeat-rank-1.json").write_text(json.dumps(asdict(other)))
+    waiting = HANGING.replace("0, 1, 2.0", "0, 2, 2.0, busy=lambda: True")
+    done = subprocess.run([sys.executable, "-c", waiting, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert "Hanging: rank 1, step 7, phase warmup, data" in done.stderr
+    assert "rank 0" not in done.stderr
+    assert "1 of 2 ranks wait for others" in done.stderr
 
 
 def test_a_suspended_process_does_not_hang(tmp_path: Path) -> None:

@@ -1,8 +1,13 @@
 """Who a process is, however it was started."""
 
 import socket
+from datetime import timedelta
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+from torch.distributed.device_mesh import init_device_mesh
 
 from tests.e2e.commands import free_port
 from training.errors import ConfigError, TrainingError
@@ -77,6 +82,17 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What meeting puts into the environment is taken out again."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")
+
+
+def test_groups_made_later_wait_as_long_as_the_world(own_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed_c10d, "default_pg_timeout", distributed_c10d.default_pg_timeout)
+    connect(RankInfo(0, 1, 0), "gloo", 7260)
+    try:
+        groups = [dist.new_group([0]), init_device_mesh("cpu", (1, 1), mesh_dim_names=("a", "b")).get_group("b")]
+        timeouts = [group._get_backend(torch.device("cpu")).options._timeout for group in groups]
+        assert timeouts == [timedelta(seconds=7260)] * 2
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_port_in_use_is_said_plainly(own_environment: None) -> None:
