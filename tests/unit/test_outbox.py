@@ -83,3 +83,19 @@ def test_a_disk_without_room_for_what_is_left_keeps_all(path: Path, monkeypatch:
 def test_starts_that_were_damaged_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "starts.jsonl").write_bytes(b'{"after_step": 0}\n\xff\xfe\n{"after_step": 4}\n')
     assert [start["after_step"] for start in facts.read_starts(tmp_path)] == [0, 4]
+
+
+@pytest.mark.parametrize("line", [
+    '{"stdp": 3, "time": 1, "metrics": {"loss": 2.0}}',
+    '{"step": 3, "time": 1, "metrics": {"loss": "2.0"}}',
+    '{"step": 3, "time": 1, "metrics": 5}',
+    '{"tags": {"a": 1}}',
+    '{"status": "KILLED", "timd": 1}',
+    '{"artifact": null, "folder": null}',
+    '[1]',
+])  # fmt: skip
+def test_damaged_entries_are_left_out(path: Path, line: str) -> None:
+    """One that cannot be sent would end the thread that sends the others."""
+    path.parent.mkdir()
+    path.write_text(f'{{"tags": {{"a": "1"}}}}\n{line}\n')
+    assert read_entries(path) == [FIRST]

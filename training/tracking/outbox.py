@@ -112,9 +112,23 @@ def read_entries(path: Path) -> list[Entry]:
             entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(entry, dict) and sum(kind in entry for kind in KINDS) == 1:
+        if _is_entry(entry):
             found.append(entry)
     return found
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a line is whole: one that was damaged would end the thread that sends."""
+    match entry:
+        case {"metrics": dict(values), "step": int(), "time": int()}:
+            whole = all(isinstance(value, int | float) for value in values.values())
+        case {"tags": dict(tags)}:
+            whole = all(isinstance(text, str) for text in tags.values())
+        case {"artifact": str()} | {"status": str(), "time": int()}:
+            whole = True
+        case _:
+            whole = False
+    return whole and sum(kind in entry for kind in KINDS) == 1
 
 
 def _line(entry: Entry) -> bytes:
