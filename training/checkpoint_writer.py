@@ -65,7 +65,11 @@ class Writer:
             self._on_main(lambda: shutil.rmtree(aside, ignore_errors=True))
             raise TrainingError(self._failed(_cause(error))) from None
         entries = self._together(lambda: storage.entries)
-        self._on_main(lambda: self._publish(aside, final, entries, state))
+        try:
+            self._on_main(lambda: self._publish(aside, final, entries, state))
+        except TrainingError:
+            self._on_main(lambda: shutil.rmtree(aside, ignore_errors=True))  # room that a full disk lacks
+            raise
         return final
 
     def _prepare(self, aside: Path, needed: int) -> None:

@@ -56,6 +56,13 @@ class StderrHandler(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
+class QuietFileHandler(logging.FileHandler):
+    """A log that cannot be written is no news of its own: what its full disk stops says so itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        """Nothing, where logging would print two tracebacks a line."""
+
+
 class Divert(logging.Filter):
     """Sends a logger's records to our handlers and to no other.
 
@@ -113,7 +120,7 @@ def quiet_libraries() -> None:
 def _handlers(run_dir: Path, rank: int) -> list[logging.Handler]:
     folder = run_dir / "log"
     folder.mkdir(parents=True, exist_ok=True)
-    file_handler = logging.FileHandler(folder / f"rank-{rank}.log", encoding="utf-8")
+    file_handler = QuietFileHandler(folder / f"rank-{rank}.log", encoding="utf-8")
     file_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s  %(message)s"))
     file_handler.setLevel(logging.INFO)
     if rank != 0:

@@ -75,9 +75,9 @@ class Trainer:
             raise
         finally:
             self._beat("closing")
+            self.checkpoints.close()  # after a failure too: what is being written is where the run goes on from
             self.prefetcher.close()
             self.reporter.close(status, state, self.step)
-        self.checkpoints.close()
         return EXIT_FINISHED if self._done() else EXIT_RUN_AGAIN
 
     @property

@@ -32,7 +32,7 @@ def plot_loss(metrics_path: Path, out: Path) -> None:
     figure = Figure(figsize=(10, 6.5), dpi=130, layout="constrained", facecolor="white")
     canvas = FigureCanvasAgg(figure)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    figure.suptitle(metrics_path.absolute().parent.name, fontsize=13, fontweight="bold", color=INK)
+    figure.suptitle(metrics_path.absolute().parent.name, fontsize=13, fontweight="bold", color=INK, parse_math=False)
 
     phases = _phases(steps)
     _draw_phases(top, bottom, steps, phases)
@@ -67,7 +67,7 @@ def _draw_phases(top: Axes, bottom: Axes, steps: Sequence[dict[str, Any]], phase
         name = steps[phase.start]["phase"]
         top.annotate(
             name, (begin, 1), (6, -6), xycoords=top.get_xaxis_transform(), textcoords="offset points",
-            va="top", fontsize=10, fontstyle="italic", color="#555555",
+            va="top", fontsize=10, fontstyle="italic", color="#555555", parse_math=False,
             bbox={"boxstyle": "round,pad=0.2", "facecolor": SPANS[number % len(SPANS)], "edgecolor": "none"},
         )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """What people need to know when a step went wrong: which samples on which rank, and where the memory went."""
 
+import errno
 import importlib
 
 import torch
@@ -38,6 +39,19 @@ def is_lost_peer(error: BaseException) -> bool:
     if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
         return True
     return isinstance(error, RuntimeError) and ("gloo" in str(error) or "Connection closed by peer" in str(error))
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a disk, or this user's share of it, had no room left."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def full_disk(error: BaseException, config: RunConfig) -> str:
+    """Where room is wanted, and how the run goes on."""
+    return (
+        f"no room left where {config.run.folder} is ({error}): make room (checkpoint.keep_last is "
+        f"{config.checkpoint.keep_last}), then run the same command again to continue from the last checkpoint"
+    )
 
 
 def out_of_memory(error: BaseException, config: RunConfig, engine: Engine | None, topology: Topology) -> str:

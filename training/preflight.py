@@ -8,7 +8,7 @@ import torch
 from data_prep import PreparedFolder, TokenStream
 from model.network import LanguageModel
 from training.checkpoint import check_shapes, latest_checkpoint, read_run_state
-from training.checkpoint_files import DamagedError, check_sizes
+from training.checkpoint_files import DamagedError, check_sizes, step_of
 from training.config import RunConfig, parse_config, read_yaml
 from training.errors import ConfigError
 from training.hf_weights import check_folder as check_hf_folder
@@ -30,13 +30,23 @@ def check(config: RunConfig, info: RankInfo) -> None:
         )
     for split in ("train", "valid"):
         open_references(config, open_stream(config, split))
-    for index, phase in enumerate(config.phases):
+    check_folder(config)
+    begun = _begun(config)
+    for index, phase in enumerate(config.phases[begun:], begun):
         kind, _, path = phase.init_from.partition(":")
         if kind == "hf":
             check_hf_folder(Path(path), config.model, f"phases.{index}.init_from", phase.memory)
         if kind == "checkpoint":
             check_origin(path, f"phases.{index}.init_from", config, phase.memory)
-    check_folder(config)
+
+
+def _begun(config: RunConfig) -> int:
+    """The phases that the run's checkpoint has begun: what they started from may be gone by now."""
+    latest = latest_checkpoint(config.run.folder / "checkpoints")
+    if latest is None:
+        return 0
+    at = position(config.phases, config.data.sequence_length, step_of(latest))
+    return at.phase_index + (at.phase_step > 0)
 
 
 def check_origin(address: str, field: str, config: RunConfig, memory: bool) -> None:

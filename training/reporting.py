@@ -1,5 +1,9 @@
 """Rank 0's side of a run: console, metrics file, plot and MLflow; the other ranks do nothing here."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from data_prep.files import write_text
@@ -12,6 +16,8 @@ from training.records import EvalRecord, MetricsFile, StepRecord, read_metrics
 from training.schedule import position
 from training.tracking import Status, Tracker, facts
 from training.tracking.names import DISCARDED, PASSED_OVER, metrics_of
+
+log = logging.getLogger("memtrain")
 
 
 class Reporter:
@@ -70,8 +76,14 @@ class Reporter:
             self._tracker.metrics(step, {PASSED_OVER: 1.0}, always=True)
 
     def _plot(self) -> None:
-        plot_loss(self.folder / "metrics.jsonl", self.folder / "loss.png")
-        self._tracker.artifact(self.folder / "loss.png")
+        """The picture; no run ends for want of one."""
+        picture = self.folder / "loss.png"
+        try:
+            plot_loss(self.folder / "metrics.jsonl", picture)
+            self._tracker.artifact(picture)
+        except Exception as error:  # a full disk, or whatever matplotlib and its libraries raise
+            reason = " ".join(str(error).split())[:200]
+            log.warning("%s cannot be drawn (%s: %s)", picture, type(error).__name__, reason)
 
     def close(self, status: Status, state: str, step: int) -> None:
         """Draw the curve, end the MLflow run with `status`, give the terminal back.
@@ -83,8 +95,10 @@ class Reporter:
         """
         if not self.active:
             return
-        self._metrics.close()
-        facts.write_end(self.folder, status, without_secret(state))
+        with _said(self.folder / "metrics.jsonl"):
+            self._metrics.close()
+        with _said(self.folder / facts.END_FILE):
+            facts.write_end(self.folder, status, without_secret(state))
         self._tracker.tags({"state": state} | _phase_tags(self._config, step))
         try:
             self._plot()
@@ -97,6 +111,15 @@ class Reporter:
     @property
     def ui_command(self) -> str:
         return self._tracker.ui_command() if self.active else ""
+
+
+@contextmanager
+def _said(path: Path) -> Iterator[None]:
+    """What cannot be written at the end is said: it must not hide why the run ends."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("%s cannot be written: %s", path, error)
 
 
 def start_tracker(config: RunConfig, world_size: int) -> tuple[Tracker, dict[str, Any]]:

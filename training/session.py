@@ -51,7 +51,7 @@ def run(config: RunConfig, local_rank: int | None = None) -> int:
 def _train(config: RunConfig, topology: Topology, tracker: Tracker | None, signal: StopSignal) -> int:
     """Watched by a thread; what a library raises becomes a `TrainingError` that says what to do."""
     from training.loop import Trainer
-    from training.postmortem import is_lost_peer, is_out_of_memory, out_of_memory
+    from training.postmortem import full_disk, is_full_disk, is_lost_peer, is_out_of_memory, out_of_memory
 
     keep_imports()
     rank = topology.info.rank
@@ -72,6 +72,8 @@ def _train(config: RunConfig, topology: Topology, tracker: Tracker | None, signa
         engine = trainer.engine if trainer else None
         if is_out_of_memory(error):
             raise RankError(f"rank {rank}: {out_of_memory(error, config, engine, topology)}") from error
+        if is_full_disk(error):
+            raise RankError(f"rank {rank}: {full_disk(error, config)}") from error
         if is_lost_peer(error):
             watchdog.let_speak()
             reason = " ".join(str(error).split())[:200]

@@ -5,6 +5,7 @@ does not, the rank's stacks go to `log/stacks-rank-N.txt` and the heartbeats tel
 only wait in a collective for the one that does not come.
 """
 
+import contextlib
 import faulthandler
 import json
 import logging
@@ -142,26 +143,35 @@ class Watchdog:
             log.warning("%s cannot be written: %s", path, error)
 
     def _give_up(self) -> None:
-        """Say who hangs, and end this process as it is."""
+        """Say who hangs, and end this process as it is, whatever cannot be said: on a full disk nothing is written."""
         self._giving_up.set()
+        try:
+            self._say_who_hangs()
+        except Exception:
+            log.exception("rank %d hangs, and its watchdog failed", self.rank)
+        finally:
+            os._exit(EXIT_HANGING)
+
+    def _say_who_hangs(self) -> None:
         where, waiting = _main_thread(self._main)
         if not waiting and self._busy():
             where, waiting = f"{where}, for its device", True
         own = Beat(**(asdict(self._beat) | {"where": where, "waiting": waiting}))
-        print(f"{own}: no progress for {self.seconds:g} s", file=self._stacks, flush=True)
+        with contextlib.suppress(OSError):
+            print(f"{own}: no progress for {self.seconds:g} s", file=self._stacks, flush=True)
         faulthandler.dump_traceback(file=self._stacks, all_threads=True)
         self._write(own)
-        beats = self._gather()
+        beats = self._gather() | {self.rank: own}
         message = self._verdict(beats)
         first = min(rank for rank, beat in beats.items() if beat.where)
         if self.rank == first:  # one voice on the screen; the others' files have it too
-            print(f"failed: {message}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # nobody reads it any more
+                print(f"failed: {message}", file=sys.stderr, flush=True)
         else:
             self._stop.wait(1.0)  # launchers end all ranks once one has ended: not before the voice
         log.error("%s", message)
         self._at_end()
         logging.shutdown()
-        os._exit(EXIT_HANGING)
 
     def _gather(self) -> dict[int, Beat]:
         """What the other ranks say of themselves, after giving them time to notice too."""

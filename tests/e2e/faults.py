@@ -22,7 +22,7 @@ from rich.console import Console
 
 from benchmarks.claims import claim
 from tests.e2e.commands import losses, reproducible, steps_of
-from tests.e2e.injected import FullDisk, Hang, OutOfMemory, Scaled, ShortFiles, Slow
+from tests.e2e.injected import FullDisk, Hang, NoRoom, OutOfMemory, Scaled, ShortFiles, Slow, SlowDisk
 from tests.e2e.lives import LENGTH, SAMPLES, Life, Site, difference, life, steps_so_far, through
 from training.checkpoint_files import latest_checkpoint, step_of
 
@@ -314,9 +314,16 @@ def machines(bench: Bench, claims: list[bool]) -> None:
     bench.say(next((line for line in filled.text().splitlines() if line.startswith("failed")), filled.text()[-1500:]))
     check(claims, "a disk that fills up while a checkpoint is written leaves the last good one", float(ok), "1", ok)
 
-    memory = through(site, "memory", fault=OutOfMemory(1, 5, 5))
+    room = through(site, "room", fault=NoRoom(0, 6, 6))
+    ok = set(room.codes) == {1} and saved_step(site.run("room")) == 4 and "Traceback" not in room.text()
+    ok = ok and "failed: rank 0: no room left where" in room.text() and "run the same command again" in room.text()
+    check(claims, "a disk without room for a line of metrics is said", float(ok), "1", ok)
+
+    memory = through(site, "memory", fault=SlowDisk(1.0, OutOfMemory(1, 5, 5)))
     ok = set(memory.codes) == {1} and "rank 1: out of memory" in memory.text() and "optimizer state" in memory.text()
     check(claims, "a full memory is explained by the rank that had it", float(ok), "1", ok)
+    ok = saved_step(site.run("memory")) == 4
+    check(claims, "a checkpoint that is being written when a rank fails is finished", float(ok), "1", ok)
 
     slow = through(bench.site("pace", 2 * SHORT), "slow", fault=Slow(1, 0.3))
     ok = slow.codes == [0, 0] and re.search(r"rank 1 on \S+ takes [\d.]+ x the others' time", slow.text()) is not None

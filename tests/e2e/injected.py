@@ -1,5 +1,6 @@
 """Faults that a life's ranks bring about themselves, at a step and a rank that the test chose."""
 
+import errno
 import math
 import os
 import resource
@@ -8,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from training.batches import StepBatch
 
@@ -129,3 +130,43 @@ class FullDisk:
             return usage(path)._replace(free=1000) if len(asked) > self.after else usage(path)
 
         shutil.disk_usage = full  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class SlowDisk:
+    """A file of a checkpoint takes longer; and another fault."""
+
+    seconds: float
+    other: Callable[[], None]
+
+    def __call__(self) -> None:
+        from training.checkpoint_storage import HashedFile
+
+        close = HashedFile.close
+
+        def slowly(file: HashedFile) -> None:
+            if not file.closed:
+                time.sleep(self.seconds)
+            close(file)
+
+        HashedFile.close = slowly  # type: ignore[method-assign]
+        self.other()
+
+
+@dataclass(frozen=True)
+class NoRoom(AtSteps):
+    """From a step on, no file of the run can be written; those of checkpoints are `FullDisk`'s."""
+
+    def __call__(self) -> None:
+        from training import records, reporting
+        from training.tracking import facts
+
+        def full(*_: Any) -> NoReturn:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def fill(batch: StepBatch) -> StepBatch:
+            records.MetricsFile.write = facts.write_end = reporting.plot_loss = full  # type: ignore[method-assign]
+            return batch
+
+        if self.here():
+            self.wrap(fill)

@@ -70,6 +70,19 @@ def test_the_average_starts_another_run(site: Site, tmp_path: Path) -> None:
     assert begun.codes == [75], begun.text()
 
 
+def test_a_run_goes_on_when_what_its_phase_began_from_is_gone(site: Site, tmp_path: Path) -> None:
+    origin = tmp_path / "origin"
+    shutil.copytree(step(site, 5), origin)
+    start = f"phases.0.init_from=checkpoint:{origin}"
+    assert through(site, "child", start, "training.stop_after_steps=2", ranks=1).codes == [75]
+    shutil.rmtree(origin)
+    again = through(site, "child", start, "training.stop_after_steps=3", ranks=1)
+    assert again.codes == [75], again.text()
+    refused = through(site, "late", start, ranks=1)
+    assert refused.codes == [2]
+    assert str(origin) in refused.text()
+
+
 def test_bad_input_is_refused(site: Site, tmp_path: Path) -> None:
     assert "runs/nowhere" in command(site, "list", "runs/nowhere", code=2)
     assert "no checkpoint" in command(site, "copy", "runs/nowhere", str(tmp_path / "x"), code=2)

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.checkpoint import filesystem
 
-from training import checkpoint, checkpoint_storage
+from training import checkpoint, checkpoint_storage, checkpoint_writer
 from training.checkpoint_files import FileEntry
 from training.checkpoint_share import Box, SharePlanner
 from training.checkpoint_storage import HashedFile, Storage
+from training.errors import TrainingError
 
 
 @settings(max_examples=30, deadline=None)
@@ -72,6 +73,25 @@ def test_a_disk_that_is_full_at_the_last_byte_is_an_error(tmp_path: Path, monkey
     with pytest.raises(dcp.CheckpointException, match="No space left"):
         dcp.save({}, storage_writer=storage, planner=SharePlanner(share), no_dist=True)
     assert not storage.entries
+
+
+def test_a_disk_that_is_full_for_the_manifest_gets_its_room_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint_writer, "write_manifest", full)
+    share = [Box("weight", torch.Size([3]), torch.Size([0]), torch.ones(3))]
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        group = dist.group.WORLD
+        assert group is not None
+        with pytest.raises(TrainingError, match=r"step 7 could not be written .*No space left"):
+            checkpoint_writer.Writer(tmp_path, group).write(lambda: share, 7, {})
+    finally:
+        dist.destroy_process_group()
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_disk_is_told_to_begin_and_later_to_forget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

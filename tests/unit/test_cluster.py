@@ -179,3 +179,28 @@ def test_what_a_node_lacks(tmp_path: Path) -> None:
     assert "GiB free, 1e+06 needed" in lacks(disk_gib=1e6)
     assert "cannot be written (No such file" in lacks(folders=[tmp_path / "nowhere"])
     assert list(tmp_path.iterdir()) == []
+
+
+def count_starts(run: Path, starts: int) -> list[str]:
+    """What `job.sh` says when it counts so many starts, as long as it goes on."""
+    text = (ROOT / "training" / "cluster" / "job.sh").read_text(encoding="utf-8")
+    functions = text[text.index("say()") : text.index("# one process a node")]
+    settings = f"run={run} state={run}/slurm max_attempts=2 job=1 SLURM_JOB_NODELIST=n1\n"
+    done = subprocess.run(
+        ["bash", "-uc", settings + functions + "count_attempt\n" * starts], capture_output=True, text=True
+    )
+    return done.stdout.splitlines()
+
+
+def test_starts_are_counted_until_they_are_too_many(tmp_path: Path) -> None:
+    (tmp_path / "slurm").mkdir()
+    lines = count_starts(tmp_path, 4)
+    assert ["start 1 of" in lines[0], "start 2 of" in lines[1], "given up: 2 starts" in lines[2]] == [True] * 3
+    assert len(lines) == 3
+
+
+def test_starts_that_cannot_be_counted_are_not_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "slurm" / "attempts").mkdir(parents=True)  # as a full disk: no number can be written there
+    (line,) = count_starts(tmp_path, 2)
+    assert "given up" in line
+    assert "cannot be written" in line

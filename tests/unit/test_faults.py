@@ -1,5 +1,6 @@
 """What a run decides about bad steps, signals and hanging ranks, without a run."""
 
+import errno
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from training.config import FaultConfig, read_yaml
 from training.errors import ConfigError, TrainingError
 from training.faults import Judge, LossGuard, read_skipped, write_skipped
 from training.pace import slow_ranks
-from training.postmortem import is_lost_peer, is_out_of_memory
+from training.postmortem import is_full_disk, is_lost_peer, is_out_of_memory
 from training.remote import local_copy
 from training.signals import StopSignal
 from training.watchdog import Beat, Watchdog
@@ -102,6 +103,8 @@ def test_errors_are_told_apart() -> None:
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
     assert is_lost_peer(RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:1] Connection closed"))
     assert not is_lost_peer(ValueError("gloo"))
+    assert is_full_disk(OSError(errno.ENOSPC, "No space left on device"))
+    assert not is_full_disk(FileNotFoundError(errno.ENOENT, "No such file or directory"))
 
 
 def test_a_slow_rank_is_compared_with_the_others_of_its_stage() -> None:
@@ -142,6 +145,21 @@ def test_who_waits_for_its_device_is_not_who_hangs(tmp_path: Path) -> None:
     assert "Hanging: rank 1, step 7, phase warmup, data" in done.stderr
     assert "rank 0" not in done.stderr
     assert "1 of 2 ranks wait for others" in done.stderr
+
+
+def test_a_hanging_process_ends_also_on_a_full_disk(tmp_path: Path) -> None:
+    code = HANGING.replace("watchdog.beat", FULL_DISK + "watchdog.beat")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "Hanging: rank 0, step 7, phase warmup, step, at " in done.stderr
+
+
+FULL_DISK = """
+def full(*_, **__):
+    raise OSError(28, "No space left on device")
+Path.write_text = full
+watchdog._stacks = open("/dev/full", "w")
+"""
 
 
 def test_a_suspended_process_does_not_hang(tmp_path: Path) -> None:

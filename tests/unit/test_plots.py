@@ -101,3 +101,14 @@ def test_phases_of_the_same_name_are_two_spans() -> None:
 )
 def test_token_labels(tokens: float, label: str) -> None:
     assert plots._tokens_label(tokens, None) == label
+
+
+@pytest.mark.parametrize("name", ["$_$", "a $^$ b", r"$\frac$"])
+def test_names_are_no_formulas(tmp_path: Path, name: str, figures: list[Figure]) -> None:
+    """What matplotlib would take for mathematics is a name, and its mistakes no reason to stop training."""
+    folder = tmp_path / name
+    folder.mkdir()
+    with MetricsFile.open(folder / "metrics.jsonl", 0) as metrics:
+        metrics.write(StepRecord(1, 1000, name, 2.0, 1.0, 1e-3, 100.0))
+    plots.plot_loss(folder / "metrics.jsonl", tmp_path / "loss.png")
+    assert imread(tmp_path / "loss.png").size > 0

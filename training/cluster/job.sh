@@ -50,7 +50,11 @@ count_attempt() {
   local before attempts
   read -r before attempts 2>/dev/null <"$state/attempts" || { before= attempts=0; }
   [[ $before == "$(latest)" ]] || attempts=0
-  printf '%s %s\n' "$(latest)" $((attempts + 1)) >"$state/attempts"
+  # uncounted starts would never end
+  if ! printf '%s %s\n' "$(latest)" $((attempts + 1)) >"$state/attempts"; then
+    say "given up: $state/attempts cannot be written, the disk may be full. Make room, then submit again"
+    exit 1
+  fi
   if ((attempts >= max_attempts)); then
     say "given up: $attempts starts without a new checkpoint (now $(latest)). Read $run/log/, then submit again"
     exit 1

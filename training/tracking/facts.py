@@ -128,7 +128,7 @@ def phase_tags(phases: Sequence[Any], current: int, over: bool) -> dict[str, str
 def read_starts(run_folder: Path) -> list[dict[str, Any]]:
     """Every start of the run, oldest first: time, host, world size, step it went on from, Slurm job."""
     try:
-        lines = (run_folder / STARTS_FILE).read_text(encoding="utf-8").splitlines()
+        lines = (run_folder / STARTS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     found = []

@@ -28,6 +28,7 @@ class Outbox:
         self._changed = threading.Condition()
         self._entries = read_entries(path)
         self._file: IO[bytes] | None = None
+        self._torn = path.exists() and not path.read_bytes().endswith(b"\n")  # the next line does not go on with it
         self._complained = False
 
     def __len__(self) -> int:
@@ -37,7 +38,7 @@ class Outbox:
         """Add `entry`, on disk and in memory."""
         with self._changed:
             self._entries.append(entry)
-            self._on_disk(lambda file: file.write(_line(entry)))
+            self._on_disk(lambda: self._append(_line(entry)))
             self._changed.notify_all()
 
     def peek(self) -> list[Entry]:
@@ -73,17 +74,28 @@ class Outbox:
             if not self._entries:
                 self.path.unlink(missing_ok=True)
 
-    def _rewrite(self, file: IO[bytes]) -> None:
-        file.truncate(0)
-        file.write(b"".join(_line(entry) for entry in self._entries))
+    def _append(self, line: bytes) -> None:
+        if self._file is None:
+            self._file = self.path.open("ab", buffering=0)
+        whole = b"\n" + line if self._torn else line
+        self._torn = True
+        self._torn = self._file.write(whole) < len(whole)  # a disk that fills up takes a part of it
 
-    def _on_disk(self, write: Callable[[IO[bytes]], object]) -> None:
-        """Do `write` to the open file; a full disk costs one warning and no entry while the process lives."""
+    def _rewrite(self) -> None:
+        """All that waits, in place of the file at once: a kill leaves the one or the other."""
+        aside = self.path.with_name(f"{self.path.name}.tmp")
+        aside.write_bytes(b"".join(_line(entry) for entry in self._entries))
+        aside.replace(self.path)
+        self._torn = False
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _on_disk(self, write: Callable[[], object]) -> None:
+        """Do `write`; a full disk costs one warning and no entry while the process lives."""
         try:
-            if self._file is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self.path.open("ab", buffering=0)
-            write(self._file)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write()
         except OSError as error:
             if not self._complained:
                 self._complained = True
@@ -100,9 +112,23 @@ def read_entries(path: Path) -> list[Entry]:
             entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(entry, dict) and sum(kind in entry for kind in KINDS) == 1:
+        if _is_entry(entry):
             found.append(entry)
     return found
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a line is whole: one that was damaged would end the thread that sends."""
+    match entry:
+        case {"metrics": dict(values), "step": int(), "time": int()}:
+            whole = all(isinstance(value, int | float) for value in values.values())
+        case {"tags": dict(tags)}:
+            whole = all(isinstance(text, str) for text in tags.values())
+        case {"artifact": str()} | {"status": str(), "time": int()}:
+            whole = True
+        case _:
+            whole = False
+    return whole and sum(kind in entry for kind in KINDS) == 1
 
 
 def _line(entry: Entry) -> bytes:
