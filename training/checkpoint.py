@@ -173,7 +173,10 @@ class CheckpointFolder:
     def check(self, path: Path) -> None:
         """Every byte of a checkpoint of another run.  Raises `TrainingError` when it is damaged."""
         if problem := self._problem(path):
-            raise TrainingError(f"init_from: {problem}; copy the checkpoint again, or use another")
+            raise TrainingError(
+                f"init_from: {problem}; copy the checkpoint again, or use another; of one from an address delete this "
+                "copy, it is fetched again"
+            )
 
     def _problem(self, path: Path) -> str:
         """What is wrong with a checkpoint, or nothing; the ranks share the reading."""

@@ -52,13 +52,16 @@ def _begun(config: RunConfig) -> int:
 def check_origin(address: str, field: str, config: RunConfig, memory: bool) -> None:
     """Refuse a checkpoint to start from that is not there, not whole or of another model."""
     path = local_copy(address, field)
-    read_run_state(path)
     try:
         check_sizes(path)
+        read_run_state(path)
         with torch.device("meta"):
             check_shapes(path, LanguageModel(config.model, memory_on=memory))
     except DamagedError as error:
-        raise ConfigError(f"{field}: {error}; copy the checkpoint again, or use another") from None
+        raise ConfigError(
+            f"{field}: {error}; it must be a whole checkpoint, such as RUN/checkpoints/step-XXXXXXXX: copy it again, "
+            "or use another"
+        ) from None
 
 
 def open_stream(config: RunConfig, split: str) -> TokenStream:

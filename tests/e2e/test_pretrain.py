@@ -365,7 +365,7 @@ def test_several_problems_are_several_lines(place: Place) -> None:
          ["sequence_length", "1048576", "lower"]),
         (["phases.0.mix={books: 1}"], ["books", "python-stdlib"]),
         (["phases.0.init_from=hf:nowhere"], ["phases.0.init_from", "nowhere", "safetensors"]),
-        (["phases.1.init_from=checkpoint:nowhere"], ["nowhere", "state.json"]),
+        (["phases.1.init_from=checkpoint:nowhere"], ["phases.1.init_from: nowhere", "RUN/checkpoints/step-XXXXXXXX"]),
         (["parallel.tensor=2"], ["1 ranks were started", "tensor 2"]),
         (["training.micro_batch_size=3"], ["phases.0.tokens_per_step", "micro_batch_size 3"]),
     ],
