@@ -31,8 +31,13 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     from training.cluster.nodes import Wanted, check_node
+    from training.errors import EXIT_BAD_INPUT, ConfigError, output_folder
 
-    arguments.results.mkdir(parents=True, exist_ok=True)
+    try:
+        output_folder(arguments.results, "RESULTS")
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_INPUT
     wanted = Wanted(
         gpus=arguments.gpus,
         memory_gib=arguments.min_memory_gib,

@@ -105,10 +105,13 @@ def one_of(text: str) -> Path:
 
 def all_of(text: str) -> list[Path]:
     from training.checkpoint_files import steps_of
+    from training.errors import ConfigError
     from training.remote import local_copy
 
     path = local_copy(text, "PATH")
     found = steps_of(path / "checkpoints") or steps_of(path)
+    if not found and not path.is_dir():
+        raise ConfigError(f"PATH: {text} does not exist; pass a run's folder such as runs/NAME, or a checkpoint's")
     return found or [path]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 EPILOG = """\
 examples:
-  python launchers/evaluate.py --checkpoint runs/quickstart --tasks perplexity --lengths 1k,4k,16k --samples 8
+  python launchers/evaluate.py --checkpoint runs/quickstart --tasks perplexity --lengths 1k,4k,16k --samples 20
       nats a token in the first 1,000, 4,000, 16,000 tokens of texts, and by position; nothing else is needed
   python launchers/evaluate.py --checkpoint runs/mine --tasks babilong --babi data/babi --background data/books \\
       --lengths 0k,4k,16k --samples 100 --mode finetuned

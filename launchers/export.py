@@ -7,6 +7,7 @@ python launchers/export.py runs/quickstart exported --register quickstart-lm2
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -47,7 +48,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=None, metavar="FOLDER", help="tokenizer's folder, if it moved")
     parser.add_argument("--no-tokenizer", action="store_true", help="leave the tokenizer out")
     parser.add_argument("--register", default=None, metavar="NAME", help="a new version of NAME in MLflow's registry")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not re.fullmatch(r"[1-9]\d*([KMGT]B)?", arguments.shard_size):
+        parser.error(f"--shard-size: {arguments.shard_size!r} is no size; write it like 500MB or 5GB")
+    return arguments
 
 
 def main() -> int:

@@ -3,8 +3,8 @@
 python launchers/generate.py --checkpoint runs/quickstart --prompt "def main():"
 python launchers/generate.py --checkpoint runs/quickstart --prompt-file book.txt --max-tokens 500
 cat notes.txt | python launchers/generate.py --checkpoint runs/quickstart --prompt-file -
-python launchers/generate.py --checkpoint runs/memory3_small --references data/references --bank banks/small \\
-    --prompt "def main():" --prompt "class Queue:"
+python launchers/generate.py --checkpoint runs/memory3_small \\
+    --references data/memory3_small/references --bank banks/small --prompt "def main():" --prompt "class Queue:"
     a model with explicit memory retrieves references every 64 tokens and reads their memories from the bank; without
     --bank it writes them as it finds them. Several prompts are continued side by side
 """
@@ -48,6 +48,10 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--cold needs --bank, where what is written is stored")
     if (arguments.checkpoint is None) == (arguments.config is None):
         parser.error("give either --checkpoint PATH or --config FILE")
+    if arguments.overrides and arguments.config is None:
+        parser.error(f"{arguments.overrides[0]}: overrides go with --config; a checkpoint has its own configuration")
+    if arguments.max_tokens < 0:
+        parser.error(f"--max-tokens: {arguments.max_tokens} must not be negative")
     return arguments
 
 

@@ -59,6 +59,7 @@ def run(config: "RunConfig", options: argparse.Namespace, console: Console) -> N
     from data_prep import PreparedFolder
     from data_prep.inspection import document_lengths, length_table, mix_table, sample_panel, write_histogram
     from data_prep.progress import print_summary
+    from training.errors import output_folder
     from training.preflight import open_stream
     from training.schedule import position
 
@@ -72,6 +73,7 @@ def run(config: "RunConfig", options: argparse.Namespace, console: Console) -> N
     print_summary(console, folder.manifest, config.data.path)
     lengths = document_lengths(folder, options.split)
     console.print(length_table(lengths))
+    output_folder(options.histogram.parent, "--histogram")
     write_histogram(lengths, options.histogram)
     console.print(f"histogram: {options.histogram}")
     phases, step = [], 0

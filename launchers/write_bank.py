@@ -1,6 +1,7 @@
 """Write a bank: every reference of a folder, encoded by a trained model, as the few keys and values it keeps.
 
-python launchers/write_bank.py --checkpoint runs/memory3_small --references data/references --output banks/small
+python launchers/write_bank.py --checkpoint runs/memory3_small \\
+    --references data/memory3_small/references --output banks/small
 torchrun --nproc_per_node 8 launchers/write_bank.py --checkpoint … --references … --output …
     (or deepspeed, or srun) all ranks write, each its share; each holds the whole model
 sbatch --array=0-63 --wrap 'python launchers/write_bank.py … --share $SLURM_ARRAY_TASK_ID/64'

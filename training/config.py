@@ -466,6 +466,9 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError:
+        if text.startswith(("[", "{")):  # a list or a section was meant
+            way = "close its brackets, and quote the whole override for the shell"
+            raise ConfigError(f"override: '{override}': what follows = is no YAML; {way}") from None
         value = text
     node: Any = raw
     for part in parts[:-1]:

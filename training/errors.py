@@ -1,11 +1,22 @@
 """What a run refuses, and the exit codes other programs rely on."""
 
+from pathlib import Path
+
 from data_prep.errors import DataError
 from model.errors import ModelError
 
 
 class ConfigError(ValueError):
     """A run configuration that cannot be used; one line a problem: field, value, rule, way out."""
+
+
+def output_folder(folder: Path, option: str) -> Path:
+    """`folder`, made where it was missing; raises `ConfigError` naming `option` when nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{option}: {folder} cannot be made ({error.strerror}); give another folder") from None
+    return folder
 
 
 class TrainingError(RuntimeError):

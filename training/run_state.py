@@ -34,6 +34,5 @@ def read_run_state(checkpoint: Path) -> RunState:
         return RunState(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"checkpoint: {checkpoint} has no readable {STATE_FILE} ({error}); "
-            "pass a folder like RUN/checkpoints/step-XXXXXXXX"
+            f"{checkpoint}: has no readable {STATE_FILE} ({error}); pass a folder like RUN/checkpoints/step-XXXXXXXX"
         ) from None

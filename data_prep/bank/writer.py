@@ -61,7 +61,10 @@ class BankWriter:
         self._rows_a_shard = max(1, shard_bytes // self._row_bytes)
         self._ids: list[NDArray[np.int64]] = []
         self._rows: list[NDArray[np.uint8]] = []
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{self.folder}: cannot be made ({error.strerror}); give the bank another folder") from None
 
     def write(self, ids: NDArray[np.int64], memories: NDArray[Any]) -> None:
         """Memories [n, L_mem, 2, H_kv, k, D] of references int64 [n]; bfloat16 as uint16."""

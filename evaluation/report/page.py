@@ -11,6 +11,7 @@ from evaluation.report.figure import png, svg
 from evaluation.report.parts import Section, lacking
 from evaluation.report.rendering import anchor, render
 from evaluation.report.sources import Run, load_runs, published
+from training.errors import output_folder
 
 TITLE = "Runs beside what was published"
 
@@ -60,7 +61,7 @@ def write_report(paths: list[Path], folder: Path, scorer: str, command: str) -> 
     drawn = {picture.file: Markup(svg(picture.figure, picture.file)) for part in parts for picture in part.pictures}
     html = render("page.html.j2", **about, svg=drawn)
     markdown = render("page.md.j2", **about)
-    folder.mkdir(parents=True, exist_ok=True)
+    output_folder(folder, "--output")
     for part in parts:
         for picture in part.pictures:
             png(picture.figure, folder / f"{picture.file}.png")

@@ -47,6 +47,14 @@ def test_bad_sample_is_code_2(run_file: Path, capsys: pytest.CaptureFixture[str]
     assert "sample index is -3" in capsys.readouterr().err
 
 
+def test_a_histogram_that_cannot_be_written_is_code_2(
+    run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["--config", str(run_file), "--histogram", str(tmp_path / "file" / "x.png")]) == 2
+    assert "--histogram: " in capsys.readouterr().err
+
+
 def test_epochs_agree_with_the_samples(prepared_data: Path) -> None:
     stream = TokenStream(prepared_data, sequence_length=512, seed=0)
     for g in (0, 1, len(stream) - 1, len(stream), 3 * len(stream) + 7):

@@ -39,6 +39,11 @@ def test_a_plan_ends_with_what_to_paste(capsys: pytest.CaptureFixture[str]) -> N
     assert max(map(len, out.splitlines())) < 250
 
 
+def test_a_small_models_checkpoint_is_told_in_megabytes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("--config", SMALL, "--devices", "h200:1") == 0
+    assert "a checkpoint: 16.6 MB" in capsys.readouterr().out
+
+
 def test_its_own_topology_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan("--config", LARGE, "--devices", "h200:8", "--as-is", "parallel.tensor=2") == 0
     assert "memory of the fullest rank" in capsys.readouterr().out

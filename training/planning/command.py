@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from training.config import RunConfig
-from training.errors import ConfigError
+from training.errors import ConfigError, output_folder
 from training.planning.devices import DEVICES, Device
 from training.planning.plan import Plan, make_plan, topology_problems
 from training.planning.report import (
@@ -58,7 +58,7 @@ def plan_many(config: RunConfig, name: str, scale: str, folder: Path) -> None:
     for problem in problems:
         console.print(f"left out: {problem}", soft_wrap=True)
     console.print(plans[0].device.assumptions())
-    out = folder / f"plan-{config.run.name}.png"
+    out = output_folder(folder, "--out") / f"plan-{config.run.name}.png"
     plot_scale(plans, out)
     console.print(f"drawn: {out}")
 

@@ -76,7 +76,9 @@ def show_details(console: Console, plan: Plan) -> None:
         bubble = bubble_fraction(step.micro_batches, plan.ranks.pipeline)
         traffic.add_row(phase.name, *sizes, str(step.micro_batches), f"{bubble:.1%}")
     console.print(traffic)
-    console.print(f"\na checkpoint: {plan.checkpoint_bytes / GB:.1f} GB (fp32 weights and two moments)")
+    size = plan.checkpoint_bytes / GB
+    amount = f"{size:.1f} GB" if size >= 1 else f"{1000 * size:.1f} MB"
+    console.print(f"\na checkpoint: {amount} (fp32 weights and two moments)")
     console.print(plan.device.assumptions())
 
 
