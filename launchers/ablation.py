@@ -7,6 +7,8 @@ python launchers/ablation.py --config configs/ablation/figure5.yaml --cluster CL
 Starts the members one after the other by the command one would type, which is printed; the same command continues where
 it was stopped and leaves finished members alone. With --cluster every member is submitted to Slurm instead.
 Then: python launchers/report.py runs/FAMILY-*
+
+exit codes: 0 all finished, or submitted; 2 bad input, nothing was started; else that of the member that stopped it.
 """
 
 import argparse
@@ -38,6 +40,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     # Imports after the arguments: --help answers at once.
+    from training.cluster.profile import load_profile
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT, ConfigError
     from training.family import load_family
 
@@ -45,6 +48,8 @@ def main() -> int:
         if arguments.ranks < 1:
             raise ConfigError(f"--ranks: {arguments.ranks} must be at least 1")
         members = load_family(arguments.config, tuple(arguments.overrides))
+        if arguments.cluster is not None:
+            load_profile(Path(arguments.cluster))  # before the first member is submitted
     except BAD_INPUT as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT

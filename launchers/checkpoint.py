@@ -32,8 +32,11 @@ def parse_arguments() -> argparse.Namespace:
     command.add_argument("target", type=Path, metavar="NEW")
     command = commands.add_parser("average", help="the mean of several checkpoints' weights, to start a phase from")
     command.add_argument("target", type=Path, metavar="NEW")
-    command.add_argument("sources", nargs="+", metavar="PATH")
-    return parser.parse_args()
+    command.add_argument("sources", nargs="+", metavar="PATH", help="two or more checkpoints of one model")
+    arguments = parser.parse_args()
+    if arguments.command == "average" and len(arguments.sources) < 2:
+        parser.error("average: give two checkpoints or more after NEW; launchers/checkpoint.py copy takes one")
+    return arguments
 
 
 def main() -> int:

@@ -67,7 +67,11 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add("--seed", type=int, default=0, metavar="N", help="of the samples: same seed, same text everywhere (default 0)")
     add("--batch-size", type=int, default=8, metavar="N", help="samples read at once (default 8)")
     add("--data", type=Path, metavar="FOLDER", help="tokenizer's folder, if the run's data moved")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    for name in ("top_k", "unit", "dense_model"):
+        if options.retrieval == "none" and getattr(options, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} belongs to retrieval; add --retrieval bm25 or dense")
+    return options
 
 
 def main(arguments: list[str]) -> int:

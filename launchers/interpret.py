@@ -5,6 +5,8 @@ python launchers/interpret.py --checkpoint runs/quickstart --prompt "…" --max-
 
 Writes interpretation.json, a page (index.html) and its pictures into --output. Without --output that is
 RUN/interpretation, where launchers/report.py finds it.
+
+exit codes: 0 written; 2 bad input, nothing was written.
 """
 
 import argparse

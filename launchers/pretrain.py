@@ -42,7 +42,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # from the deepspeed launcher
-    return parser.parse_intermixed_args()
+    arguments, unknown = parser.parse_known_intermixed_args()
+    for text in unknown:
+        hint = f"; overrides have no dashes: {text.lstrip('-')}" if "=" in text else ""
+        parser.error(f"unrecognized argument: {text}{hint}")
+    return arguments
 
 
 def main() -> int:

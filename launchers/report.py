@@ -5,6 +5,8 @@ python launchers/report.py results.json --output page
 
 RUN is a run's folder (with evaluation/*.json and interpretation/ where they were made) or a file that
 launchers/evaluate.py wrote. Writes index.html, which needs nothing else, and report.md with its pictures.
+
+exit codes: 0 written; 2 bad input, nothing was written.
 """
 
 import argparse

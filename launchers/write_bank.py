@@ -160,8 +160,11 @@ def make_codec(options: argparse.Namespace, net: "LanguageModel", store: "Refere
 
     from data_prep.bank import Quantiser
     from data_prep.bank.layout import locked
+    from data_prep.bank.quantise import untrained
     from evaluation.memories import as_stored, write_memories
+    from model.explicit.references import memory_shape
 
+    untrained(options.quantise, memory_shape(net.config)[-1])  # a name that is none leaves nothing behind
     with locked(options.output, ".codec.lock"):
         if Quantiser.is_saved(options.output):
             return Quantiser.load(options.output)

@@ -26,6 +26,17 @@ def faiss_factory(name: str, width: int) -> str:
     return ",".join(part.replace("x", "_") if part.startswith("OPQ") else part for part in parts)
 
 
+def untrained(factory: str, width: int) -> Any:
+    """FAISS's codec for vectors of a head's width.  Raises DataError when FAISS is missing or the factory is none."""
+    faiss = import_extra("faiss", "quantise")
+    try:
+        return faiss.index_factory(width, faiss_factory(factory, width))
+    except RuntimeError as error:
+        raise DataError(
+            f"quantise: {factory!r} is no FAISS codec for head width {width} ({_last(error)}); try auto"
+        ) from error
+
+
 class Quantiser:
     """A codec for keys and one for values, trained on written memories."""
 
@@ -42,20 +53,13 @@ class Quantiser:
 
         Raises DataError when FAISS is missing, the factory is none, or the sample is too small for it.
         """
-        faiss = import_extra("faiss", "quantise")
         width = memories.shape[-1]
-        name = faiss_factory(factory, width)
         codecs = []
         for kind in (0, 1):
             vectors = to_float32(memories[:, :, kind], dtype).reshape(-1, width)
             if len(vectors) > largest:
                 vectors = vectors[np.random.default_rng(0).permutation(len(vectors))[:largest]]
-            try:
-                codec = faiss.index_factory(width, name)
-            except RuntimeError as error:
-                raise DataError(
-                    f"quantise: {factory!r} is no FAISS codec for head width {width} ({_last(error)}); try auto"
-                ) from error
+            codec = untrained(factory, width)
             try:
                 codec.train(np.ascontiguousarray(vectors))
             except RuntimeError as error:
@@ -64,7 +68,7 @@ class Quantiser:
                     "more references, or choose a codec with fewer bits"
                 ) from error
             codecs.append(codec)
-        return cls(name, *codecs)
+        return cls(faiss_factory(factory, width), *codecs)
 
     def save(self, folder: Path) -> QuantiserEntry:
         """Writes both codecs, and what they are, into the bank's folder."""

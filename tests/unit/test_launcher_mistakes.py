@@ -19,7 +19,7 @@ def command(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     main = runpy.run_path(str(LAUNCHERS / name), run_name="launcher")["main"]
     try:
-        return int(main(arguments) if name in ("plan.py", "inspect_data.py") else main())
+        return int(main(arguments) if name in ("plan.py", "inspect_data.py", "evaluate.py") else main())
     except SystemExit as end:  # argparse's
         return int(end.code or 0)
 
@@ -42,9 +42,22 @@ def file(tmp_path: Path) -> Path:
             ["--config", "configs/quickstart.yaml", "phases=[{"],
             "override: 'phases=[{': what follows = is no",
         ),
+        (
+            "plan.py",
+            ["--config", "configs/quickstart.yaml", "--devices", "cpu:2", "--scale", "8"],
+            "cpu is this machine",
+        ),
         ("checkpoint.py", ["verify", "FILE/nothere"], "PATH: FILE/nothere does not exist"),
         ("generate.py", ["--checkpoint", "runs/x", "--max-tokens", "-3"], "--max-tokens: -3 must not be negative"),
         ("generate.py", ["--checkpoint", "runs/x", "run.name=y"], "run.name=y: overrides go with --config"),
+        ("evaluate.py", ["--checkpoint", "runs/x", "--top-k", "3"], "--top-k belongs to retrieval; add --retrieval"),
+        ("checkpoint.py", ["average", "FILE/new", "runs/x"], "give two checkpoints or more"),
+        ("ablation.py", ["--config", "configs/ablation/figure5_small.yaml", "--cluster", "FILE/no"], "--cluster"),
+        (
+            "pretrain.py",
+            ["--config", "configs/quickstart.yaml", "--training.precision=bf16"],
+            "overrides have no dashes: training.precision=bf16",
+        ),
         ("export.py", ["runs/x", "OUT", "--shard-size", "5XB"], "--shard-size: '5XB' is no size"),
     ],
 )

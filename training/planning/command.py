@@ -44,6 +44,8 @@ def plan_many(config: RunConfig, name: str, scale: str, folder: Path) -> None:
     from training.planning.scale import parse_scale, plan_scale, plot_scale  # matplotlib, for a picture alone
 
     counts = parse_scale(scale)
+    if name == "cpu":
+        raise ConfigError("--scale: cpu is this machine, which has as many cores as it has; name a GPU, as h200")
     plans, problems = plan_scale(config, counts, device_named(name, max(counts)))
     if not plans:
         raise ConfigError("\n".join(problems))
