@@ -76,8 +76,9 @@ class Engine(ABC):
         self.parameters: dict[str, nn.Parameter] = dict(self._canonical_parameters())
         # this tensor-parallel rank's shapes; ZeRO 3 leaves empty parameters where they were
         self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
-        # fp32 weights, moments and step counts of what this phase does not train, handed on untouched
-        self._untrained: dict[str, Tensor] = {}
+        # fp32 weights, moments and step counts of what this phase does not train, handed on untouched; the replicas
+        # share the tensors among them: None is another's
+        self._untrained: dict[str, Tensor | None] = {}
         self._untrained_steps: dict[str, float] = {}
         if phase.trains == "memory":
             for name, parameter in self.parameters.items():
@@ -202,14 +203,25 @@ class Engine(ABC):
 
     def read_state(self) -> Iterator[tuple[str, Tensor]]:
         """`name` and `name/moment` with this tensor-parallel rank's fp32 values.  Collective over data parallel."""
-        for name, parameter in self.parameters.items():
+        for index, (name, parameter) in enumerate(self.parameters.items()):
             if not parameter.requires_grad:
-                yield name, self._untrained[name] if name in self._untrained else self.state.weight(parameter).float()
-                yield from ((key, self._untrained[key]) for key in moment_keys(name) if key in self._untrained)
+                if name not in self._untrained:
+                    yield name, self.state.weight(parameter).float()
+                for key in (name, *moment_keys(name)):
+                    if key in self._untrained:
+                        yield key, self._untrained_value(key, index)
                 continue
             yield name, self.state.read(parameter)
             for moment in MOMENTS:
                 yield f"{name}/{moment}", self.state.read(parameter, moment)
+
+    def _untrained_value(self, key: str, index: int) -> Tensor:
+        """What one of the replicas keeps.  Collective over the replicas."""
+        replicas, value = self.topology.replicas, self._untrained[key]
+        if value is None:
+            value = torch.empty(self.shapes[key.partition("/")[0]], device=self.topology.device)
+        dist.broadcast(value, group=replicas, group_src=index % replicas.size())
+        return value
 
     def own_state(self) -> Iterator[tuple[str, int, Tensor]]:
         """`name` and `name/moment` with the range of the flattened fp32 tensor that this replica keeps: where it
@@ -220,10 +232,13 @@ class Engine(ABC):
                 for key, moment in zip((name, *moment_keys(name)), (None, *MOMENTS), strict=True):
                     yield key, *self.state.own(parameter, moment)
                 continue
-            weight = self._untrained[name] if name in self._untrained else self.state.weight(parameter).float()
+            weight = None if name in self._untrained else self.state.weight(parameter).float()  # collective in ZeRO 3
             if index % size == rank:
-                yield name, 0, weight.flatten()
-                yield from ((k, 0, self._untrained[k].flatten()) for k in moment_keys(name) if k in self._untrained)
+                if weight is not None:
+                    yield name, 0, weight.flatten()
+                for key in (name, *moment_keys(name)):
+                    if (value := self._untrained.get(key)) is not None:
+                        yield key, 0, value.flatten()
 
     def before_next_update(self, action: Callable[[], object]) -> None:
         """Call `action` once, right before weights or moments change; forward and backward do not change them."""
@@ -237,11 +252,13 @@ class Engine(ABC):
     def write_state(self, values: dict[str, Tensor]) -> None:
         """Set weights and moments from `values`, keyed as `read_state` yields them; missing keys stay as they are."""
         self._about_to_update()
-        for name, parameter in self.parameters.items():
+        rank, size = self.topology.replicas.rank(), self.topology.replicas.size()
+        for index, (name, parameter) in enumerate(self.parameters.items()):
             if name in values:
                 self.state.set_weight(parameter, values[name])
             if not parameter.requires_grad:
-                self._untrained |= {k: values[k].clone() for k in (name, *moment_keys(name)) if k in values}
+                found = {key: values[key] for key in (name, *moment_keys(name)) if key in values}
+                self._untrained |= {k: v.clone() if index % size == rank else None for k, v in found.items()}
                 continue
             for moment in MOMENTS:
                 if (key := f"{name}/{moment}") in values:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ import torch
 from tests.distributed.spawn import run_ranks
 from tests.distributed.training_case import memory_alone, prune, save_while_training, switch, tiny_config
 from training.checkpoint import latest_checkpoint
+from training.checkpoint_load import load_tensors
 from training.errors import TrainingError
+from training.safe_reader import read_metadata
 
 STEPS = 4
 
@@ -66,14 +69,37 @@ def test_pruning_keeps_multiples_for_ever(tmp_path: Path) -> None:
     assert left == ["step-00000020", "step-00000040", "step-00000050"]
 
 
-def test_a_memory_only_phase_hands_on_what_it_does_not_train(tmp_path: Path) -> None:
-    """warmup -> memory alone (bf16) -> the backbone's fp32 weights, moments and steps are what they were."""
-    config = tiny_config(training__precision="bf16")
-    before, after, steps = run_ranks(memory_alone, 1, config, str(tmp_path))[0]
-    assert any("/exp_avg" in name for name in before)
+@pytest.mark.parametrize("ranks, changes", [
+    (1, {}),
+    (2, {}),
+    (2, {"training__zero_stage": 3}),
+    (2, {"parallel": {"tensor": 2}}),
+])  # fmt: skip
+def test_a_memory_only_phase_hands_on_what_it_does_not_train(tmp_path: Path, ranks: int, changes: dict) -> None:
+    """warmup -> memory alone (bf16) -> the backbone's fp32 weights, moments and steps are what they were, and no two
+    replicas hold the same of them."""
+    config = tiny_config(training__precision="bf16", **changes)
+    found = run_ranks(memory_alone, ranks, config, str(tmp_path))
+    for rank in found:
+        assert any("/exp_avg" in name for name in rank["before"])
+        for name, value in rank["before"].items():
+            assert torch.equal(rank["after"][name], value), f"{name} changed"
+        assert rank["steps"] == {"backbone": 3, "memory": 2}
+    shares = [rank["held"] for rank in found]
+    whole = sum(value.numel() for value in found[0]["before"].values())
+    assert sum(shares) == whole * (ranks if "parallel" in changes else 1)
+    assert max(shares) < 0.7 * whole or ranks == 1 or "parallel" in changes
+    before, after = (stored(tmp_path / f"step-0000000{step}") for step in (3, 5))
     for name, value in before.items():
-        assert torch.equal(after[name], value), f"{name} changed"
-    assert steps == {"backbone": 3, "memory": 2}
+        assert torch.equal(after[name], value) or name == "rng", f"{name} was stored otherwise"
+
+
+def stored(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Everything a checkpoint holds, whole."""
+    metadata: Any = read_metadata(checkpoint).state_dict_metadata
+    values = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in metadata.items()}
+    load_tensors(values, checkpoint)
+    return values
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])

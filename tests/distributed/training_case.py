@@ -177,8 +177,9 @@ def prune(folder: str, keep_last: int, keep_every: int | None) -> list[str]:
     return sorted(path.name for path in Path(folder).glob("step-*"))
 
 
-def memory_alone(config: RunConfig, folder: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Any]:
-    """The backbone's state after a warmup of 3 steps, and after a phase of 2 that trains the memory alone."""
+def memory_alone(config: RunConfig, folder: str) -> dict[str, Any]:
+    """The backbone's state after a warmup of 3 steps, and after a phase of 2 that trains the memory alone; how many
+    numbers of what is not trained this rank then holds."""
     from training.checkpoint import CheckpointFolder, RunState, restore
 
     engine, topology = start(config, 0)
@@ -199,7 +200,8 @@ def memory_alone(config: RunConfig, folder: str) -> tuple[dict[str, torch.Tensor
     restore(engine, latest, topology, moments=True, rng=True)
     for s in range(3, 5):
         engine.train_step(step_batch(s, topology, config.training.micro_batch_size), 3e-3)
-    return before, save(5), engine.optimizer_steps()
+    after, held = save(5), sum(value.numel() for value in engine._untrained.values() if value is not None)
+    return {"before": before, "after": after, "steps": engine.optimizer_steps(), "held": held}
 
 
 def save_while_training(config: RunConfig, folder: str, fails: bool) -> dict[str, Any]:
