@@ -73,3 +73,10 @@ def test_stage_3_shards_everything_and_offloading_moves_it_away() -> None:
     offloaded = state_bytes(away, 1000, 1000, 8)
     assert (offloaded.weights, offloaded.optimizer) == (0, 0)
     assert offloaded.host == 250 + 500 + 1500
+
+
+def test_what_is_not_trained_is_held_for_the_phases_after_it() -> None:
+    config = tiny_config(training__precision="bf16")
+    alone, everything = state_bytes(config, 1000, 400, 8), state_bytes(config, 1000, 1000, 8)
+    assert alone.optimizer == everything.optimizer == 1500
+    assert alone.gradients < everything.gradients

@@ -172,7 +172,8 @@ def travelling_residual(shape: Shape, stage: Stage) -> float:
 def state_bytes(config: RunConfig, parameters: int, trained: int, shards: int) -> Memory:
     """Weights, gradients, optimizer state and buffers of one rank, as DeepSpeed 0.19 holds them at its peak.
 
-    Optimizer state: an fp32 master copy (in fp32 too) and AdamW's two moments, 12 bytes, shared out by every stage.
+    Optimizer state: an fp32 master copy (in fp32 too) and AdamW's two moments, 12 bytes, shared out by every stage; of
+    what is not trained the same, handed on to the phases that train it, and never offloaded.
     Gradients: ZeRO 1 in bf16 accumulates all of them in fp32 beside the backward's own in bf16; in fp32 it keeps the
     backward's own, or twice its part while a step is made.  ZeRO 2 keeps its part (in fp32 twice while a step is made)
     beside a bucket, which is a buffer; ZeRO 3 its part twice while a step is made.
@@ -197,4 +198,5 @@ def state_bytes(config: RunConfig, parameters: int, trained: int, shards: int) -
         gradients = float(item * trained) if stage == 1 else item * bucket
     if offload == "all":
         host, weights = host + weights, 0.0
+    optimizer += 3 * FP32 * (parameters - trained) / shards
     return Memory(weights=weights, gradients=gradients, optimizer=optimizer, buffers=buffers, host=host)
