@@ -54,8 +54,12 @@ class Writer:
         self._step, final = step, self.folder / f"step-{step:08d}"
         aside = self.folder / f".{final.name}{PARTIAL}"
         own: list[Box] = []
-        self._together(lambda: own.extend(share()))
-        sizes = self._together(lambda: sum(box.values.nbytes for box in own))
+
+        def copied() -> int:
+            own.extend(share())
+            return sum(box.values.nbytes for box in own)
+
+        sizes = self._together(copied)
         self._on_main(lambda: self._prepare(aside, sum(sizes)))
         storage = Storage(aside)
         try:
