@@ -13,7 +13,7 @@ so only the matrix at each segment's end is needed, and the product of a chunk o
 (arXiv 2406.06484; decays as ratios <= 1, so nothing overflows).  With gamma_t = prod_{u<=t} alpha_u, inside a chunk:
 
     A_ti = beta_t (gamma_t/gamma_i) <k_t, k_i>, i < t;   K_end,t = (gamma_C/gamma_t) k_t;   Y (I + A) = K_end^T
-    M_end = (gamma_C I - Y diag(beta gamma) K) M_0 + Y diag(beta) V
+    M_end = gamma_C M_0 + Y (diag(beta) V - diag(beta gamma) K M_0)
 
 B batch, S segments, T tokens of a segment, H memory heads (of this rank), d width of a head, C tokens of a chunk.
 """
@@ -24,10 +24,10 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.layout import Layout
-from model.memory.segmental import SegmentalMemory
+from model.memory.chunks import by_chunk, carry, chunk_factors, chunk_length, compose
+from model.memory.segmental import Projected, SegmentalMemory
 from model.parallel import ColumnParallel, sharded_parameter
-
-CHUNK = 64  # longest chunk whose triangular system is solved at once
+from model.segments import Piece
 
 
 class DeltaMemory(SegmentalMemory):
@@ -47,11 +47,21 @@ class DeltaMemory(SegmentalMemory):
             return rates.expm1().log()  # the inverse of softplus
         return super().initial_value(name, shape, generator)
 
-    def writes(self, tokens: Tensor, writable: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Each segment's transition, fp32 [B, S, H, d, d], and addition, fp32 [B, S, H, d, d]."""
-        keys, values = self.address(self.key(tokens)), self.by_head(self.content(tokens))  # [B, S, H, T, d]
-        beta = torch.sigmoid(self.by_head(self.gate_in(tokens).float() + self.gate_in_bias))  # [B, S, H, T, 1]
-        log_alpha = -F.softplus(self.by_head(self.gate_forget(tokens).float() + self.gate_forget_bias))
+    def written(self, projected: Projected, piece: Piece, bank: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values, beta, log_alpha = self._operands(projected, piece.writable)
+        length = chunk_length(keys.size(3), self.width)
+        factors = chunk_factors(*(by_chunk(x, length) for x in (keys, values, beta, log_alpha)))
+        if self.segments.size == 1 and keys.device.type == "cpu" and not torch.compiler.is_compiling():
+            return carry(bank, factors, piece.segments, piece.continues)
+        transition, added = (x.unflatten(1, bank.shape[:2]).transpose(0, 1) for x in compose(factors, piece.segments))
+        return self.scanned(bank, transition, added, piece)
+
+    def _operands(self, projected: Projected, writable: Tensor | None) -> tuple[Tensor, ...]:
+        """Keys, values [B, S, H, T, d], beta and log alpha [B, S, H, T, 1], fp32."""
+        key, content, gate_in, gate_forget = projected
+        keys, values = self.address(key), self.by_head(content)
+        beta = torch.sigmoid(self.by_head(gate_in.float() + self.gate_in_bias))
+        log_alpha = -F.softplus(self.by_head(gate_forget.float() + self.gate_forget_bias))
         self.record_gate("in", beta)
         self.record_gate("forget", log_alpha.exp())
         if writable is not None:  # a token of another document changes nothing
@@ -59,29 +69,4 @@ class DeltaMemory(SegmentalMemory):
             beta, log_alpha = beta * mine, log_alpha * mine
         for name, x in (("key", keys), ("strength", beta), ("log_decay", log_alpha), ("content", values)):
             self.show(name, x)
-        transition, added = None, None
-        for chunk in zip(*(x.split(CHUNK, dim=3) for x in (keys, values, beta, log_alpha)), strict=True):
-            p, q = chunk_product(*chunk)
-            if transition is None or added is None:
-                transition, added = p, q
-            else:
-                transition, added = p @ transition, p @ added + q
-        assert transition is not None and added is not None
-        return transition, added
-
-
-def chunk_product(keys: Tensor, values: Tensor, beta: Tensor, log_alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """A chunk's delta-rule writes as M -> P M + Q.
-
-    Args: unit keys [..., C, d], values [..., C, d], beta [..., C, 1] in 0..1, log_alpha [..., C, 1] <= 0, all fp32.
-    Returns P and Q, [..., d, d].
-    """
-    log_gamma = log_alpha.cumsum(dim=-2)  # [..., C, 1]
-    gamma, last = log_gamma.exp(), log_gamma[..., -1:, :]
-    ratio = (log_gamma - log_gamma.transpose(-1, -2)).clamp(max=0.0).exp()  # above the diagonal it would overflow
-    system = (beta * ratio * (keys @ keys.transpose(-1, -2))).tril(-1)  # A; the diagonal of ones is implied
-    end = ((last - log_gamma).exp() * keys).transpose(-1, -2)  # K_end^T [..., d, C]
-    solved = torch.linalg.solve_triangular(system, end, upper=False, left=False, unitriangular=True)
-    y = solved * beta.transpose(-1, -2)
-    identity = torch.eye(keys.size(-1), dtype=keys.dtype, device=keys.device)
-    return last.exp() * identity - (y * gamma.transpose(-1, -2)) @ keys, y @ values
+        return keys, values, beta, log_alpha

@@ -23,8 +23,9 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.layout import Layout
 from model.memory.operations import fading_keys
-from model.memory.segmental import SegmentalMemory
+from model.memory.segmental import Projected, SegmentalMemory
 from model.parallel import ColumnParallel, sharded_parameter
+from model.segments import Piece
 
 
 class LM2TimeMemory(SegmentalMemory):
@@ -43,18 +44,19 @@ class LM2TimeMemory(SegmentalMemory):
             return torch.full(shape, -2.0)
         return super().initial_value(name, shape, generator)
 
-    def writes(self, tokens: Tensor, writable: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What each segment keeps of a slot, fp32 [B, S, H, N, 1], and adds to it, fp32 [B, S, H, N, d]."""
-        keys = self.address(self.key(tokens))  # [B, S, H, T, N]
-        if writable is not None:
-            keys = keys * writable[:, :, None, :, None]
+    def written(self, projected: Projected, piece: Piece, bank: Tensor) -> tuple[Tensor, Tensor]:
+        key, value, gate_in, gate_forget = projected
+        keys = self.address(key)  # [B, S, H, T, N]
+        if piece.writable is not None:
+            keys = keys * piece.writable[:, :, None, :, None]
         bias = self.gate_forget_bias.float()[:, None, None]
-        strength = F.softplus(self.by_head(self.gate_forget(tokens)) + bias)  # delta [B, S, H, T, 1]
+        strength = F.softplus(self.by_head(gate_forget) + bias)  # delta [B, S, H, T, 1]
         faded, kept = fading_keys(keys, strength)
-        gate = torch.sigmoid(self.by_head(self.gate_in(tokens).float() + self.gate_in_bias))
-        content = gate * torch.tanh(self.by_head(self.content(tokens)))
+        gate = torch.sigmoid(self.by_head(gate_in.float() + self.gate_in_bias))
+        content = gate * torch.tanh(self.by_head(value))
         self.record_gate("in", gate)
         self.record_gate("forget", kept)
         for name, x in (("key", keys), ("strength", strength), ("content", content)):
             self.show(name, x)
-        return kept.transpose(3, 4), faded.transpose(3, 4) @ content
+        # what each segment keeps of a slot [B, S, H, N, 1], and adds to it [B, S, H, N, d]
+        return self.scanned(bank, kept.transpose(3, 4), faded.transpose(3, 4) @ content, piece)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.layout import Layout
+from model.linear import linear
 from model.memory.interface import RecurrentMemory, lost_slots
 from model.memory.operations import address, normalise, scan
 from model.parallel import ColumnParallel, RowParallel, sharded_parameter
@@ -36,12 +37,29 @@ class SegmentState:
     pending: Tensor
 
 
+Projected = tuple[Tensor, ...]  # products of the same tokens
+
+
+def products(x: Tensor, layers: tuple[ColumnParallel, ...]) -> Projected:
+    """x [..., D] times each layer's weight, as one product.
+
+    Under ZeRO 3 (DeepSpeed then marks each parameter) a weight is there only while its own layer is called.
+    """
+    if any(hasattr(layer.weight, "ds_id") for layer in layers):
+        return tuple(layer(x) for layer in layers)
+    weights = [layer.weight for layer in layers]
+    return linear(x, torch.cat(weights)).split([weight.size(0) for weight in weights], dim=-1)
+
+
 class SegmentalMemory(RecurrentMemory):
     """Reads its bank by positive unit queries and through an output gate; subclasses say how it is written.
 
     All parameters are split by heads and the forward has no collective of its own.  The bank starts at zero, so a
     document without a past reads exactly nothing; W_o starts at zero, so switching the memory on changes no logit.
     """
+
+    gate_in: ColumnParallel
+    gate_forget: ColumnParallel
 
     def __init__(self, config: ModelConfig, layout: Layout, rows: int) -> None:
         super().__init__()
@@ -59,9 +77,19 @@ class SegmentalMemory(RecurrentMemory):
         self.out = RowParallel(size, size, tp)
 
     @abstractmethod
-    def writes(self, tokens: Tensor, writable: Tensor | None) -> tuple[Tensor, Tensor]:
-        """tokens [B, S, T, D], writable bool [B, S, T] or None -> transition and addition of each segment, as `scan`
-        takes them, fp32."""
+    def written(self, projected: Projected, piece: Piece, bank: Tensor) -> tuple[Tensor, Tensor]:
+        """What whole segments make of the bank that enters them.
+
+        Args: projected: key, content, gate_in and gate_forget of the segments' tokens, each [B, S, T, ...];
+            bank: fp32 [B, H, N, d], zero or of the document before.
+        Returns: the banks that enter the segments, fp32 [B, S, H, N, d], and the one that leaves the last.
+        """
+
+    def scanned(self, bank: Tensor, transition: Tensor, added: Tensor, piece: Piece) -> tuple[Tensor, Tensor]:
+        """What `written` returns, from each segment's transition and addition as `scan` takes them, fp32."""
+        if piece.continues is not None:  # a new document begins with the initial bank, which is zero
+            transition = transition * piece.continues[:, :, None, None, None]
+        return scan(bank, transition, added, self.segments)
 
     def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         if name == "out.weight" or name.endswith("_bias"):
@@ -77,17 +105,22 @@ class SegmentalMemory(RecurrentMemory):
         return SegmentState(torch.zeros(shape, dtype=torch.float32, device=hidden.device), hidden[:, :0].detach())
 
     def forward(self, h: Tensor, piece: Piece, state: SegmentState) -> tuple[Tensor, SegmentState]:
+        reads = (self.query, self.gate_out)
+        writes = (self.key, self.content, self.gate_in, self.gate_forget)
         if not piece.closes:  # the open segment is not written yet: remember its tokens
-            banks = state.bank.unsqueeze(1)
+            read, banks = products(h, reads), state.bank.unsqueeze(1)
             state = SegmentState(state.bank, torch.cat((state.pending, h), dim=1))
         else:
-            tokens = torch.cat((state.pending, h), dim=1) if state.pending.size(1) else h
-            transition, added = self.writes(tokens.unflatten(1, (piece.segments, -1)), piece.writable)
-            if piece.continues is not None:  # a new document begins with the initial bank, which is zero
-                transition = transition * piece.continues[:, :, None, None, None]
-            banks, last = scan(state.bank, transition, added, self.segments)
+            if state.pending.size(1):
+                read, write = products(h, reads), products(torch.cat((state.pending, h), dim=1), writes)
+            else:
+                both = products(h, reads + writes)
+                read, write = both[:2], both[2:]
+            write = tuple(x.unflatten(1, (piece.segments, -1)) for x in write)
+            banks, last = self.written(write, piece, state.bank)
             state = SegmentState(last, h.new_empty(h.size(0), 0, h.size(2)))  # no view that keeps h alive
-        return self._output(h.unflatten(1, (piece.segments, -1)), banks, piece).flatten(1, 2), state
+        query, gate = (x.unflatten(1, (piece.segments, -1)) for x in read)
+        return self._output(query, gate, banks, piece).flatten(1, 2), state
 
     def by_head(self, x: Tensor) -> Tensor:
         """[B, S, n, H*d] -> fp32 [B, S, H, n, d]."""
@@ -97,18 +130,18 @@ class SegmentalMemory(RecurrentMemory):
         """Queries or keys [B, S, n, H*N] -> positive unit vectors over the bank's rows, fp32 [B, S, H, n, N]."""
         return address(self.by_head(x), self.sharpness)
 
-    def _output(self, tokens: Tensor, banks: Tensor, piece: Piece) -> Tensor:
+    def _output(self, query: Tensor, gate_out: Tensor, banks: Tensor, piece: Piece) -> Tensor:
         """out = W_o (sigmoid(W_out h) * rms(q^T M)), this rank's part; zero where the bank is another document's."""
         lost = lost_slots((self,), self.rows, banks.device)
         if lost is not None:
             banks = banks * ~lost[:, None]
-        queries = self.address(self.query(tokens))
+        queries = self.address(query)
         recalled = queries @ banks  # [B, S, H, n, d]
         for name, x in (("query", queries), ("bank", banks), ("recalled", recalled)):
             self.show(name, x)
         recalled = normalise(recalled, self.width * READ_EPS, self.width**0.5)  # its RMS norm
         if piece.readable is not None:
             recalled = recalled * piece.readable[:, :, None, :, None]
-        gate = torch.sigmoid(self.gate_out(tokens).float() + self.gate_out_bias)
+        gate = torch.sigmoid(gate_out.float() + self.gate_out_bias)
         self.record_gate("out", gate)
-        return self.out((gate * recalled.transpose(2, 3).flatten(3)).to(tokens.dtype))
+        return self.out((gate * recalled.transpose(2, 3).flatten(3)).to(gate_out.dtype))

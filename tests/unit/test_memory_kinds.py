@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import LanguageModel, MemoryConfig, build_model
-from model.memory.delta import chunk_product
 from tests.reference import delta, lm2_depth, rmt
 from tests.reference.small import DELTA, DEPTH, RMT, awake, random_ids, tiny
 from tests.reference.small import one_thread as one_thread
@@ -47,23 +46,6 @@ def test_logits_and_gradients_equal_the_loops(kind, layout, length):
 def test_top_k_slots_equal_the_loops():
     net, ids = new_net(DEPTH.model_copy(update={"top_k": 2})), random_ids(1, 2, 12)
     torch.testing.assert_close(net(ids).logits, lm2_depth.forward(net, ids).float(), atol=2e-5, rtol=0)
-
-
-@pytest.mark.parametrize("size", [1, 5, 64])
-def test_a_chunk_is_its_tokens_one_by_one(size):
-    generator = torch.Generator().manual_seed(size)
-    keys, values, matrix = (torch.randn(2, n, 8, generator=generator) for n in (size, size, 8))
-    keys = F.normalize(keys, dim=-1)
-    beta, log_alpha = torch.rand(2, size, 1, generator=generator), -torch.rand(2, size, 1, generator=generator) / 5
-    p, q = chunk_product(keys, values, beta, log_alpha)
-    slow = matrix.clone()
-    for t in range(size):
-        k, v = keys[:, t, :, None], values[:, t, None, :]
-        recalled = k.transpose(1, 2) @ slow
-        slow = (
-            log_alpha[:, t, :, None].exp() * (slow - beta[:, t, :, None] * k @ recalled) + beta[:, t, :, None] * k @ v
-        )
-    torch.testing.assert_close(p @ matrix + q, slow, atol=1e-5, rtol=1e-5)
 
 
 def test_a_segment_of_several_chunks_equals_the_loop():

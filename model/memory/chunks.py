@@ -1,0 +1,183 @@
+"""The delta rule over chunks of tokens, all chunks of all segments in one batch.
+
+A chunk of C tokens maps the matrix M it meets to (docs and symbols: `model.memory.delta`)
+
+    M_end = gamma_C M + Y (U - W M),   Y = K_end^T (I + A)^-1,  U = beta V,  W = beta gamma K
+
+Y, U and W come from the chunk's tokens alone (`chunk_factors`).  Chunks are then joined in one of two ways:
+`carry` takes the bank through them in order, which costs least, 2 C d^2 multiply-adds a chunk; `compose` makes them
+segments' maps M -> P M + Q, pairs of neighbours at a time, in few large products that need no bank.
+
+J chunks, S segments of n = J/S chunks, B batch, H memory heads (of this rank), d width of a head.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_BLOCK = 4  # a triangular system of this size is inverted by its series
+
+
+def chunk_length(tokens: int, width: int) -> int:
+    """C for segments of `tokens` tokens and heads of `width`: a block times a power of two.
+
+    Longer chunks mean fewer products that wait for each other, and more work inside a chunk; at C = d both are alike.
+    """
+    length = _BLOCK
+    while length < tokens and length < min(max(width, 64), 256):
+        length *= 2
+    return length
+
+
+def by_chunk(x: Tensor, length: int) -> Tensor:
+    """[B, S, H, T, n] -> fp32 [J, B*H, C, n], contiguous; a last short chunk is filled with zeros."""
+    missing = -x.size(3) % length
+    if missing:
+        x = F.pad(x, (0, 0, 0, missing))
+    x = x.unflatten(3, (-1, length)).permute(1, 3, 0, 2, 4, 5)  # [S, n, B, H, C, ...]
+    return x.contiguous().flatten(2, 3).flatten(0, 1)
+
+
+def chunk_factors(keys: Tensor, values: Tensor, beta: Tensor, log_alpha: Tensor) -> tuple[Tensor, ...]:
+    """What a chunk's writes do to any matrix.
+
+    Args: unit keys [..., C, d], values [..., C, d], beta [..., C, 1] in 0..1, log_alpha [..., C, 1] <= 0, all fp32;
+        C is a block times a power of two.  A token with beta = log_alpha = 0 changes nothing.
+    Returns: Y^T, U and W, [..., C, d], and gamma_C, [..., 1, 1].
+    """
+    y, w, gamma = _Factors.apply(keys, beta, log_alpha)
+    return y, beta * values, w, gamma
+
+
+def carry(bank: Tensor, factors: tuple[Tensor, ...], segments: int, continues: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The bank through all chunks in order.
+
+    Args: bank [B, H, d, d]; factors of J chunks, [J, B*H, ...]; continues bool [B, S], False: the segment begins with
+        an empty bank.
+    Returns: the banks that enter the segments, [B, S, H, d, d], and the one that leaves the last, [B, H, d, d].
+    """
+    keeps = None
+    if continues is not None:
+        keeps = continues.t().to(bank.dtype).repeat_interleave(bank.size(1), dim=1)[..., None, None]  # [S, B*H, 1, 1]
+    entering, last = _Carry.apply(bank.flatten(0, 1), *factors, keeps, segments)
+    return entering.unflatten(1, bank.shape[:2]).transpose(0, 1), last.unflatten(0, bank.shape[:2])
+
+
+def compose(factors: tuple[Tensor, ...], segments: int) -> tuple[Tensor, Tensor]:
+    """P and Q of each segment, [S, B*H, d, d], from the factors of J chunks, [J, B*H, ...]."""
+    y, u, w, gamma = (x.unflatten(0, (segments, -1)) for x in factors)
+    eye = torch.eye(y.size(-1), dtype=y.dtype, device=y.device)
+    p, q = gamma * eye - y.mT @ w, y.mT @ u  # [S, n, B*H, d, d]
+    while p.size(1) > 1:
+        even = p.size(1) // 2 * 2
+        later = p[:, 1:even:2]
+        joined = later @ p[:, 0:even:2], later @ q[:, 0:even:2] + q[:, 1:even:2]
+        p, q = (torch.cat((new, old[:, even:]), dim=1) for new, old in zip(joined, (p, q), strict=True))
+    return p.squeeze(1), q.squeeze(1)
+
+
+def inverse(a: Tensor) -> Tensor:
+    """(I + A)^-1 of strictly lower triangular A [..., C, C], C a block times a power of two.
+
+    Blocks by their series, then pairs of neighbours by substitution: the inverse of [[1, 0], [a, 2]] has
+    -2^-1 a 1^-1 in its corner.  The series over a whole chunk has terms that grow like binomial coefficients and
+    cancel; here no term is larger than the inverse itself, so this holds in TF32 too.
+    """
+    block = _diagonal(a, _BLOCK)
+    x = torch.eye(_BLOCK, dtype=a.dtype, device=a.device) - block
+    x = x + x @ (block @ block)
+    size = _BLOCK
+    while size < a.size(-1):
+        corner = _diagonal(a, 2 * size)[..., size:, :size]
+        first, second = x[..., 0::2, :, :], x[..., 1::2, :, :]
+        below = torch.cat((-(second @ corner) @ first, second), dim=-1)
+        x = torch.cat((F.pad(first, (0, size)), below), dim=-2)
+        size *= 2
+    return x.squeeze(-3)
+
+
+def _diagonal(a: Tensor, size: int) -> Tensor:
+    """The blocks on the diagonal of [..., C, C], [..., C/size, size, size]."""
+    blocks = a.unflatten(-2, (-1, size)).unflatten(-1, (-1, size))
+    return blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+
+
+class _Factors(torch.autograd.Function):
+    """With X = (I + A)^-1, E = K_end and Y = E^T X: dE = X dY^T, dA = -Y^T dE^T below the diagonal.
+
+    D are the decays between tokens, zero on the diagonal and above; A = beta D K K^T.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, keys: Tensor, beta: Tensor, log_alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        log_gamma = log_alpha.cumsum(dim=-2)  # [..., C, 1]
+        last = log_gamma[..., -1:, :]
+        gamma, rest = log_gamma.exp(), (last - log_gamma).exp()
+        decay = (log_gamma - log_gamma.mT).clamp_(max=0.0).exp_().tril_(-1)  # above the diagonal it would overflow
+        alike = keys @ keys.mT
+        x = inverse(beta * decay * alike)
+        y = x.mT @ (rest * keys)
+        ctx.save_for_backward(keys, beta, gamma, rest, decay, alike, x, y)
+        return y, (beta * gamma) * keys, last.exp()
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, dw: Tensor, d_last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        keys, beta, gamma, rest, decay, alike, x, y = ctx.saved_tensors
+        d_end = x @ dy
+        d_log = d_end * keys
+        d_rest = d_log.sum(dim=-1, keepdim=True).mul_(rest)
+        d_product = (y @ d_end.mT).neg_().mul_(decay)  # dA decay [..., C, C]
+        d_log = d_product * alike
+        by_row = d_log.sum(dim=-1, keepdim=True)
+        by_column = d_log.mT @ beta
+        d_product.mul_(beta)
+        d_keys = (d_product + d_product.mT) @ keys
+        d_keys.addcmul_(d_end, rest)
+        d_scale = torch.linalg.vecdot(keys, dw).unsqueeze(-1).mul_(gamma)  # dW keys gamma
+        d_keys.addcmul_(dw, beta * gamma)
+        d_beta = by_row + d_scale
+        d_gamma = (beta * d_beta).sub_(by_column).sub_(d_rest)  # of log_gamma
+        d_gamma[..., -1:, :] += d_rest.sum(dim=-2, keepdim=True) + d_last * gamma[..., -1:, :]
+        return d_keys, d_beta, d_gamma.flip(-2).cumsum(dim=-2).flip(-2)
+
+
+class _Carry(torch.autograd.Function):
+    """Backwards the gradient G of M runs the same way: with R = Y^T G it becomes gamma G - W^T R before the chunk;
+    dU = R, dW = -R M^T, dY^T = (U - W M) G^T, dgamma = <G, M>."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, bank: Tensor, y: Tensor, u: Tensor, w: Tensor, gamma: Tensor, keeps: Tensor | None, segments: int
+    ) -> tuple[Tensor, Tensor]:
+        n = y.size(0) // segments
+        starts, written = y.new_empty(y.size(0), *bank.shape), torch.empty_like(u)
+        entering = y.new_empty(segments, *bank.shape)
+        for j in range(y.size(0)):
+            if j % n == 0:
+                entering[j // n] = bank
+                bank = bank if keeps is None else bank * keeps[j // n]
+            starts[j] = bank
+            torch.baddbmm(u[j], w[j], bank, alpha=-1, out=written[j])
+            bank = torch.baddbmm(bank * gamma[j], y[j].mT, written[j])
+        ctx.save_for_backward(y, w, gamma, starts, written, *([] if keeps is None else [keeps]))
+        return entering, bank
+
+    @staticmethod
+    def backward(ctx: Any, d_entering: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
+        y, w, gamma, starts, written, *keeps = ctx.saved_tensors
+        n = y.size(0) // d_entering.size(0)
+        ends, du = torch.empty_like(starts), torch.empty_like(written)
+        gradient = d_last
+        for j in reversed(range(y.size(0))):
+            ends[j] = gradient
+            torch.bmm(y[j], gradient, out=du[j])
+            gradient = torch.baddbmm(gradient * gamma[j], w[j].mT, du[j], alpha=-1)
+            if j % n == 0:
+                if keeps:
+                    gradient = gradient * keeps[0][j // n]
+                gradient = gradient + d_entering[j // n]
+        dy, dw = written @ ends.mT, (du @ starts.mT).neg_()
+        d_gamma = torch.linalg.vecdot(ends.flatten(-2), starts.flatten(-2))[..., None, None]
+        return gradient, dy, du, dw, d_gamma, None, None

@@ -1,0 +1,114 @@
+"""The delta rule in chunks against its tokens one by one, in values and gradients, where rounding is hardest."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from model.memory.chunks import by_chunk, carry, chunk_factors, chunk_length, compose, inverse
+from tests.reference.small import one_thread as one_thread
+
+examples = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+BATCH, HEADS, WIDTH = 2, 2, 32
+COSINE = 0.9  # of two keys
+
+
+def drawn(segments: int, tokens: int, seed: int, width: int = WIDTH) -> list[Tensor]:
+    """Bank, keys, values, beta and log alpha, fp64: similar keys, strong writes, decays near one, a few strong."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    shape = (BATCH, segments, HEADS, tokens)
+    own = F.normalize(normal(*shape, width), dim=-1)
+    keys = F.normalize(COSINE**0.5 * F.normalize(normal(width), dim=0) + (1 - COSINE) ** 0.5 * own, dim=-1)
+    beta = torch.sigmoid(normal(*shape, 1) + 2)
+    log_alpha = -torch.where(normal(*shape, 1) > 2.5, 5.0, F.softplus(normal(*shape, 1) - 7))
+    return [normal(BATCH, HEADS, width, width), keys, normal(*shape, width), beta, log_alpha]
+
+
+def token_by_token(
+    bank: Tensor, keys: Tensor, values: Tensor, beta: Tensor, log_alpha: Tensor, continues: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    entering = []
+    for s in range(keys.size(1)):
+        entering.append(bank)
+        if continues is not None:
+            bank = bank * continues[:, s, None, None, None]
+        for t in range(keys.size(3)):
+            k, v = keys[:, s, :, t, :, None], values[:, s, :, t, None, :]
+            bank = log_alpha[:, s, :, t, :, None].exp() * bank
+            bank = bank + beta[:, s, :, t, :, None] * k @ (v - k.mT @ bank)
+    return torch.stack(entering, dim=1), bank
+
+
+def carried(bank: Tensor, *operands: Tensor, continues: Tensor | None) -> tuple[Tensor, Tensor]:
+    length = chunk_length(operands[0].size(3), operands[0].size(4))
+    factors = chunk_factors(*(by_chunk(x, length) for x in operands))
+    return carry(bank, factors, operands[0].size(1), continues)
+
+
+def composed(bank: Tensor, *operands: Tensor, continues: Tensor | None) -> tuple[Tensor, Tensor]:
+    segments = operands[0].size(1)
+    length = chunk_length(operands[0].size(3), operands[0].size(4))
+    maps = compose(chunk_factors(*(by_chunk(x, length) for x in operands)), segments)
+    transition, added = (x.unflatten(1, bank.shape[:2]).transpose(0, 1) for x in maps)
+    entering = []
+    for s in range(segments):
+        entering.append(bank)
+        kept = bank if continues is None else bank * continues[:, s, None, None, None]
+        bank = transition[:, s] @ kept + added[:, s]
+    return torch.stack(entering, dim=1), bank
+
+
+WAYS = {"carried": carried, "composed": composed}
+
+
+def value_and_gradients(way, inputs: list[Tensor], dtype: torch.dtype, continues: Tensor | None) -> list[Tensor]:
+    leaves = [x.to(dtype).requires_grad_() for x in inputs]
+    entering, last = way(*leaves, continues=continues)
+    weights = [torch.randn(x.shape, generator=torch.Generator().manual_seed(9)).to(dtype) for x in (entering, last)]
+    loss = (entering * weights[0]).sum() + (last * weights[1]).sum()
+    return [entering.detach(), last.detach(), *torch.autograd.grad(loss, leaves)]
+
+
+def assert_close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    """Within `tolerance` of the largest number of each."""
+    for name, a, b in zip(
+        ("entering", "last", "bank", "keys", "values", "beta", "decay"), found, expected, strict=True
+    ):
+        scale = max(1.0, float(b.abs().max()))
+        torch.testing.assert_close(
+            a.double() / scale, b / scale, atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("segments", "tokens"), [(1, 1), (3, 5), (2, 64), (2, 150), (1, 320)])
+def test_similar_keys_and_slow_decays_are_exact_in_fp32(way, segments, tokens):
+    inputs = drawn(segments, tokens, seed=tokens)
+    continues = torch.rand(BATCH, segments, generator=torch.Generator().manual_seed(1)) > 0.4
+    expected = value_and_gradients(token_by_token, inputs, torch.float64, continues)
+    assert_close(value_and_gradients(WAYS[way], inputs, torch.float32, continues), expected, 1e-5)
+
+
+@examples
+@given(segments=st.integers(1, 3), tokens=st.integers(1, 70), seed=st.integers(0, 99), packed=st.booleans())
+def test_both_ways_are_the_recurrence(segments: int, tokens: int, seed: int, packed: bool) -> None:
+    """In fp64, where only an error in the formulas is left."""
+    inputs = drawn(segments, tokens, seed, width=5)
+    continues = torch.rand(BATCH, segments, generator=torch.Generator().manual_seed(seed)) > 0.5 if packed else None
+    expected = value_and_gradients(token_by_token, inputs, torch.float64, continues)
+    for way in WAYS.values():
+        assert_close(value_and_gradients(way, inputs, torch.float64, continues), expected, 1e-12)
+
+
+@pytest.mark.parametrize("size", [4, 16, 256])
+def test_the_inverse_of_a_hard_system_is_exact(size):
+    _, keys, _, beta, _ = drawn(1, size, seed=size, width=64)
+    system = (beta * (keys @ keys.mT)).tril(-1)
+    exact = torch.linalg.inv(system + torch.eye(size).double())
+    assert (inverse(system.float()).double() - exact).abs().max() < 1e-5
