@@ -2,11 +2,11 @@
 
 A chunk of C tokens maps the matrix M it meets to (docs and symbols: `model.memory.delta`)
 
-    M_end = gamma_C M + Y (U - W M),   Y = K_end^T (I + A)^-1,  U = beta V,  W = beta gamma K
+    M_end = gamma_C M + Y (V - W M),   Y = K_end^T (I + A)^-1 diag(beta),  W = diag(gamma) K
 
-Y, U and W come from the chunk's tokens alone (`chunk_factors`).  Chunks are then joined in one of two ways:
+Y and W come from the chunk's tokens alone (`chunk_factors`).  Chunks are then joined in one of two ways:
 `carry` takes the bank through them in order, which costs least, 2 C d^2 multiply-adds a chunk; `compose` makes them
-segments' maps M -> P M + Q, pairs of neighbours at a time, in few large products that need no bank.
+segments' maps M -> P M + Q, pairs of neighbours at a time, in few large prodvcts that need no bank.
 
 J chunks, S segments of n = J/S chunks, B batch, H memory heads (of this rank), d width of a head.
 """
@@ -23,7 +23,7 @@ _BLOCK = 4  # a triangular system of this size is inverted by its series
 def chunk_length(tokens: int, width: int) -> int:
     """C for segments of `tokens` tokens and heads of `width`: a block times a power of two.
 
-    Longer chunks mean fewer products that wait for each other, and more work inside a chunk; at C = d both are alike.
+    Longer chunks mean fewer prodvcts that wait for each other, and more work inside a chunk; at C = d both are alike.
     """
     length = _BLOCK
     while length < tokens and length < min(max(width, 64), 256):
@@ -31,13 +31,19 @@ def chunk_length(tokens: int, width: int) -> int:
     return length
 
 
-def by_chunk(x: Tensor, length: int) -> Tensor:
-    """[B, S, H, T, n] -> fp32 [J, B*H, C, n], contiguous; a last short chunk is filled with zeros."""
-    missing = -x.size(3) % length
+def by_chunk(x: Tensor, length: int, heads: int) -> Tensor:
+    """[B, S, T, H*n] -> [J, B*H, C, n], contiguous; a last short chunk is filled with zeros."""
+    missing = -x.size(2) % length
     if missing:
         x = F.pad(x, (0, 0, 0, missing))
-    x = x.unflatten(3, (-1, length)).permute(1, 3, 0, 2, 4, 5)  # [S, n, B, H, C, ...]
-    return x.contiguous().flatten(2, 3).flatten(0, 1)
+    x = x.unflatten(3, (heads, -1)).unflatten(2, (-1, length))  # [B, S, n, C, H, ...]
+    return x.permute(1, 2, 0, 4, 3, 5).contiguous().flatten(2, 3).flatten(0, 1)
+
+
+def by_segment(x: Tensor, batch: int, segments: int, tokens: int) -> Tensor:
+    """[J, B*H, C, n] -> [B, S, H, T, n]: the other way."""
+    x = x.unflatten(0, (segments, -1)).unflatten(2, (batch, -1)).permute(2, 0, 3, 1, 4, 5)
+    return x.flatten(3, 4)[:, :, :, :tokens]
 
 
 def chunk_factors(keys: Tensor, values: Tensor, beta: Tensor, log_alpha: Tensor) -> tuple[Tensor, ...]:
@@ -45,10 +51,10 @@ def chunk_factors(keys: Tensor, values: Tensor, beta: Tensor, log_alpha: Tensor)
 
     Args: unit keys [..., C, d], values [..., C, d], beta [..., C, 1] in 0..1, log_alpha [..., C, 1] <= 0, all fp32;
         C is a block times a power of two.  A token with beta = log_alpha = 0 changes nothing.
-    Returns: Y^T, U and W, [..., C, d], and gamma_C, [..., 1, 1].
+    Returns: Y^T, V and W, [..., C, d], and gamma_C, [..., 1, 1].
     """
     y, w, gamma = _Factors.apply(keys, beta, log_alpha)
-    return y, beta * values, w, gamma
+    return y, values, w, gamma
 
 
 def carry(bank: Tensor, factors: tuple[Tensor, ...], segments: int, continues: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -67,9 +73,9 @@ def carry(bank: Tensor, factors: tuple[Tensor, ...], segments: int, continues: T
 
 def compose(factors: tuple[Tensor, ...], segments: int) -> tuple[Tensor, Tensor]:
     """P and Q of each segment, [S, B*H, d, d], from the factors of J chunks, [J, B*H, ...]."""
-    y, u, w, gamma = (x.unflatten(0, (segments, -1)) for x in factors)
+    y, v, w, gamma = (x.unflatten(0, (segments, -1)) for x in factors)
     eye = torch.eye(y.size(-1), dtype=y.dtype, device=y.device)
-    p, q = gamma * eye - y.mT @ w, y.mT @ u  # [S, n, B*H, d, d]
+    p, q = gamma * eye - y.mT @ w, y.mT @ v  # [S, n, B*H, d, d]
     while p.size(1) > 1:
         even = p.size(1) // 2 * 2
         later = p[:, 1:even:2]
@@ -105,7 +111,8 @@ def _diagonal(a: Tensor, size: int) -> Tensor:
 
 
 class _Factors(torch.autograd.Function):
-    """With X = (I + A)^-1, E = K_end and Y = E^T X: dE = X dY^T, dA = -Y^T dE^T below the diagonal.
+    """With X = (I + A)^-1, E = K_end and Z = X^T E, so that Y^T = beta Z: dE = X (beta dY^T), dA = -Z dE^T below the
+    diagonal.
 
     D are the decays between tokens, zero on the diagonal and above; A = beta D K K^T.
     """
@@ -117,49 +124,47 @@ class _Factors(torch.autograd.Function):
         gamma, rest = log_gamma.exp(), (last - log_gamma).exp()
         decay = (log_gamma - log_gamma.mT).clamp_(max=0.0).exp_().tril_(-1)  # above the diagonal it would overflow
         alike = keys @ keys.mT
-        x = inverse(beta * decay * alike)
-        y = x.mT @ (rest * keys)
-        ctx.save_for_backward(keys, beta, gamma, rest, decay, alike, x, y)
-        return y, (beta * gamma) * keys, last.exp()
+        x = inverse(decay.mul(alike).mul_(beta))
+        z = x.mT @ (rest * keys)
+        ctx.save_for_backward(keys, beta, gamma, rest, decay, alike, x, z)
+        return beta * z, gamma * keys, last.exp()
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, dw: Tensor, d_last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        keys, beta, gamma, rest, decay, alike, x, y = ctx.saved_tensors
-        d_end = x @ dy
-        d_log = d_end * keys
-        d_rest = d_log.sum(dim=-1, keepdim=True).mul_(rest)
-        d_product = (y @ d_end.mT).neg_().mul_(decay)  # dA decay [..., C, C]
-        d_log = d_product * alike
-        by_row = d_log.sum(dim=-1, keepdim=True)
-        by_column = d_log.mT @ beta
-        d_product.mul_(beta)
-        d_keys = (d_product + d_product.mT) @ keys
-        d_keys.addcmul_(d_end, rest)
-        d_scale = torch.linalg.vecdot(keys, dw).unsqueeze(-1).mul_(gamma)  # dW keys gamma
-        d_keys.addcmul_(dw, beta * gamma)
-        d_beta = by_row + d_scale
-        d_gamma = (beta * d_beta).sub_(by_column).sub_(d_rest)  # of log_gamma
-        d_gamma[..., -1:, :] += d_rest.sum(dim=-2, keepdim=True) + d_last * gamma[..., -1:, :]
-        return d_keys, d_beta, d_gamma.flip(-2).cumsum(dim=-2).flip(-2)
+        keys, beta, gamma, rest, decay, alike, x, z = ctx.saved_tensors
+        d_beta = torch.linalg.vecdot(z, dy).unsqueeze(-1)
+        d_end = x @ (beta * dy)
+        d_rest = torch.linalg.vecdot(d_end, keys).unsqueeze(-1).mul_(rest)
+        d_prodvct = (z @ d_end.mT).mul_(decay).neg_()  # dA decay [..., C, C]
+        d_decay = d_prodvct * alike
+        d_beta += d_decay.sum(dim=-1, keepdim=True)
+        d_gamma = torch.linalg.vecdot(dw, keys).unsqueeze(-1).mul_(gamma)
+        d_keys = (dw * gamma).addcmul_(d_end, rest)
+        d_prodvct.mul_(beta)
+        d_keys += (d_prodvct + d_prodvct.mT) @ keys
+        # of log_gamma, a token's own and the ones after it
+        d_log = d_gamma.sub_(d_rest).addcmul_(beta, d_decay.sum(dim=-1, keepdim=True)).sub_(d_decay.mT @ beta)
+        d_log[..., -1:, :] += d_rest.sum(dim=-2, keepdim=True) + d_last * gamma[..., -1:, :]
+        return d_keys, d_beta, d_log.flip(-2).cumsum(dim=-2).flip(-2)
 
 
 class _Carry(torch.autograd.Function):
     """Backwards the gradient G of M runs the same way: with R = Y^T G it becomes gamma G - W^T R before the chunk;
-    dU = R, dW = -R M^T, dY^T = (U - W M) G^T, dgamma = <G, M>."""
+    dV = R, dW = -R M^T, dY^T = (V - W M) G^T, dgamma = <G, M>."""
 
     @staticmethod
     def forward(
-        ctx: Any, bank: Tensor, y: Tensor, u: Tensor, w: Tensor, gamma: Tensor, keeps: Tensor | None, segments: int
+        ctx: Any, bank: Tensor, y: Tensor, v: Tensor, w: Tensor, gamma: Tensor, keeps: Tensor | None, segments: int
     ) -> tuple[Tensor, Tensor]:
         n = y.size(0) // segments
-        starts, written = y.new_empty(y.size(0), *bank.shape), torch.empty_like(u)
+        starts, written = y.new_empty(y.size(0), *bank.shape), torch.empty_like(v)
         entering = y.new_empty(segments, *bank.shape)
         for j in range(y.size(0)):
             if j % n == 0:
                 entering[j // n] = bank
                 bank = bank if keeps is None else bank * keeps[j // n]
             starts[j] = bank
-            torch.baddbmm(u[j], w[j], bank, alpha=-1, out=written[j])
+            torch.baddbmm(v[j], w[j], bank, alpha=-1, out=written[j])
             bank = torch.baddbmm(bank * gamma[j], y[j].mT, written[j])
         ctx.save_for_backward(y, w, gamma, starts, written, *([] if keeps is None else [keeps]))
         return entering, bank
@@ -168,16 +173,16 @@ class _Carry(torch.autograd.Function):
     def backward(ctx: Any, d_entering: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
         y, w, gamma, starts, written, *keeps = ctx.saved_tensors
         n = y.size(0) // d_entering.size(0)
-        ends, du = torch.empty_like(starts), torch.empty_like(written)
+        ends, dv = torch.empty_like(starts), torch.empty_like(written)
         gradient = d_last
         for j in reversed(range(y.size(0))):
             ends[j] = gradient
-            torch.bmm(y[j], gradient, out=du[j])
-            gradient = torch.baddbmm(gradient * gamma[j], w[j].mT, du[j], alpha=-1)
+            torch.bmm(y[j], gradient, out=dv[j])
+            gradient = torch.baddbmm(gradient * gamma[j], w[j].mT, dv[j], alpha=-1)
             if j % n == 0:
                 if keeps:
                     gradient = gradient * keeps[0][j // n]
                 gradient = gradient + d_entering[j // n]
-        dy, dw = written @ ends.mT, (du @ starts.mT).neg_()
+        dy, dw = written @ ends.mT, (dv @ starts.mT).neg_()
         d_gamma = torch.linalg.vecdot(ends.flatten(-2), starts.flatten(-2))[..., None, None]
-        return gradient, dy, du, dw, d_gamma, None, None
+        return gradient, dy, dv, dw, d_gamma, None, None

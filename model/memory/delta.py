@@ -13,7 +13,7 @@ so only the matrix at each segment's end is needed, and the product of a chunk o
 (arXiv 2406.06484; decays as ratios <= 1, so nothing overflows).  With gamma_t = prod_{u<=t} alpha_u, inside a chunk:
 
     A_ti = beta_t (gamma_t/gamma_i) <k_t, k_i>, i < t;   K_end,t = (gamma_C/gamma_t) k_t;   Y (I + A) = K_end^T
-    M_end = gamma_C M_0 + Y (diag(beta) V - diag(beta gamma) K M_0)
+    M_end = gamma_C M_0 + Y diag(beta) (V - diag(gamma) K M_0)
 
 B batch, S segments, T tokens of a segment, H memory heads (of this rank), d width of a head, C tokens of a chunk.
 """
@@ -24,7 +24,8 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.layout import Layout
-from model.memory.chunks import by_chunk, carry, chunk_factors, chunk_length, compose
+from model.memory.chunks import by_chunk, by_segment, carry, chunk_factors, chunk_length, compose
+from model.memory.operations import address
 from model.memory.segmental import Projected, SegmentalMemory
 from model.parallel import ColumnParallel, sharded_parameter
 from model.segments import Piece
@@ -48,25 +49,29 @@ class DeltaMemory(SegmentalMemory):
         return super().initial_value(name, shape, generator)
 
     def written(self, projected: Projected, piece: Piece, bank: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values, beta, log_alpha = self._operands(projected, piece.writable)
-        length = chunk_length(keys.size(3), self.width)
-        factors = chunk_factors(*(by_chunk(x, length) for x in (keys, values, beta, log_alpha)))
-        if self.segments.size == 1 and keys.device.type == "cpu" and not torch.compiler.is_compiling():
+        factors = chunk_factors(*self._operands(projected, piece.writable))
+        if self.segments.size == 1 and bank.device.type == "cpu" and not torch.compiler.is_compiling():
             return carry(bank, factors, piece.segments, piece.continues)
         transition, added = (x.unflatten(1, bank.shape[:2]).transpose(0, 1) for x in compose(factors, piece.segments))
         return self.scanned(bank, transition, added, piece)
 
     def _operands(self, projected: Projected, writable: Tensor | None) -> tuple[Tensor, ...]:
-        """Keys, values [B, S, H, T, d], beta and log alpha [B, S, H, T, 1], fp32."""
+        """Keys, values [J, B*H, C, d], beta and log alpha [J, B*H, C, 1] of all chunks, fp32."""
         key, content, gate_in, gate_forget = projected
-        keys, values = self.address(key), self.by_head(content)
-        beta = torch.sigmoid(self.by_head(gate_in.float() + self.gate_in_bias))
-        log_alpha = -F.softplus(self.by_head(gate_forget.float() + self.gate_forget_bias))
+        batch, segments, tokens, _ = key.shape
+        beta = torch.sigmoid(gate_in.float() + self.gate_in_bias)  # [B, S, T, H]
+        log_alpha = -F.softplus(gate_forget.float() + self.gate_forget_bias)
         self.record_gate("in", beta)
         self.record_gate("forget", log_alpha.exp())
         if writable is not None:  # a token of another document changes nothing
-            mine = writable[:, :, None, :, None]
-            beta, log_alpha = beta * mine, log_alpha * mine
-        for name, x in (("key", keys), ("strength", beta), ("log_decay", log_alpha), ("content", values)):
-            self.show(name, x)
-        return keys, values, beta, log_alpha
+            beta, log_alpha = beta * writable.unsqueeze(-1), log_alpha * writable.unsqueeze(-1)
+        length = chunk_length(tokens, self.width)
+        key, content, beta, log_alpha = (
+            by_chunk(x.float(), length, self.heads) for x in (key, content, beta, log_alpha)
+        )
+        keys = address(key, self.sharpness)
+        if self.tape is not None:
+            named = {"key": keys, "strength": beta, "log_decay": log_alpha, "content": content}
+            for name, x in named.items():
+                self.show(name, by_segment(x, batch, segments, tokens))
+        return keys, content, beta, log_alpha

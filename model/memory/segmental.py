@@ -123,8 +123,8 @@ class SegmentalMemory(RecurrentMemory):
         return self._output(query, gate, banks, piece).flatten(1, 2), state
 
     def by_head(self, x: Tensor) -> Tensor:
-        """[B, S, n, H*d] -> fp32 [B, S, H, n, d]."""
-        return x.float().unflatten(-1, (self.heads, -1)).transpose(2, 3)
+        """[B, S, n, H*d] -> fp32 [B, S, H, n, d], contiguous: passes over views of heads are several times slower."""
+        return x.float().unflatten(-1, (self.heads, -1)).transpose(2, 3).contiguous()
 
     def address(self, x: Tensor) -> Tensor:
         """Queries or keys [B, S, n, H*N] -> positive unit vectors over the bank's rows, fp32 [B, S, H, n, N]."""

@@ -45,16 +45,18 @@ def token_by_token(
     return torch.stack(entering, dim=1), bank
 
 
+def factors_of(operands: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    length = chunk_length(*operands[0].shape[3:])
+    return chunk_factors(*(by_chunk(x.transpose(2, 3).flatten(3), length, HEADS) for x in operands))
+
+
 def carried(bank: Tensor, *operands: Tensor, continues: Tensor | None) -> tuple[Tensor, Tensor]:
-    length = chunk_length(operands[0].size(3), operands[0].size(4))
-    factors = chunk_factors(*(by_chunk(x, length) for x in operands))
-    return carry(bank, factors, operands[0].size(1), continues)
+    return carry(bank, factors_of(operands), operands[0].size(1), continues)
 
 
 def composed(bank: Tensor, *operands: Tensor, continues: Tensor | None) -> tuple[Tensor, Tensor]:
     segments = operands[0].size(1)
-    length = chunk_length(operands[0].size(3), operands[0].size(4))
-    maps = compose(chunk_factors(*(by_chunk(x, length) for x in operands)), segments)
+    maps = compose(factors_of(operands), segments)
     transition, added = (x.unflatten(1, bank.shape[:2]).transpose(0, 1) for x in maps)
     entering = []
     for s in range(segments):
