@@ -38,6 +38,7 @@ setup(
         "dense": ["faiss-cpu>=1.13", "sentence-transformers>=5.1"],
         "hf": ["datasets>=4", "transformers>=5"],
         "harness": ["lm_eval>=0.4.13", "transformers>=5"],
+        "fla": ["fla-core>=0.6"],
         "gpu-metrics": ["nvidia-ml-py>=12"],
         "evaluation": ["nltk>=3.9"],
         "dev": [

@@ -9,6 +9,8 @@ from typing import Literal
 
 from model.config import ModelConfig
 
+DELTA_BLOCK = 4  # tokens: `model.memory.chunks` inverts a triangular system of this size by its series
+
 
 @dataclass(frozen=True)
 class Parameters:
@@ -167,5 +169,16 @@ def _memory_products(config: ModelConfig) -> float:
         return 2 * config.slots * size  # write and read
     if config.memory.kind == "delta":
         chunk = min(config.segment_length, 64)
-        return size * (3 * width + 1.5 * chunk)  # read, P and Q; the chunk's system and its solution
+        return size * (3 * width + 1.5 * chunk)  # read, a chunk's recall and write; its system and the solution
     return 0.0
+
+
+def chunk_length(tokens: int, width: int) -> int:
+    """Tokens of a chunk of `delta`, for segments of `tokens` tokens and heads of `width`: a block times a power of two.
+
+    Longer chunks mean fewer products that wait for each other, and more work inside a chunk.
+    """
+    length = DELTA_BLOCK
+    while length < tokens and length < min(max(width // 2, 32), 256):
+        length *= 2
+    return length

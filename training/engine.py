@@ -28,6 +28,7 @@ from training.batches import MicroBatch, StepBatch, iterate
 from training.config import Phase, RunConfig
 from training.faults import LossGuard
 from training.planning.stages import cut_stages
+from training.products import choose_products
 from training.topology import Topology
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -71,6 +72,7 @@ class Engine(ABC):
         samples = phase.tokens_per_step // config.data.sequence_length
         self.micro_batches = samples // (config.training.micro_batch_size * topology.data_size)
         self.guard = LossGuard()
+        choose_products(config, phase, topology)
         deepspeed.init_distributed(auto_mpi_discovery=False)  # adopts the groups that topology.py started
         self.module = self._build_module()
         self.parameters: dict[str, nn.Parameter] = dict(self._canonical_parameters())

@@ -17,18 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_BLOCK = 4  # a triangular system of this size is inverted by its series
-
-
-def chunk_length(tokens: int, width: int) -> int:
-    """C for segments of `tokens` tokens and heads of `width`: a block times a power of two.
-
-    Longer chunks mean fewer prodvcts that wait for each other, and more work inside a chunk; at C = d both are alike.
-    """
-    length = _BLOCK
-    while length < tokens and length < min(max(width, 64), 256):
-        length *= 2
-    return length
+from model.cost import DELTA_BLOCK as _BLOCK
 
 
 def by_chunk(x: Tensor, length: int, heads: int) -> Tensor:
@@ -157,15 +146,17 @@ class _Carry(torch.autograd.Function):
         ctx: Any, bank: Tensor, y: Tensor, v: Tensor, w: Tensor, gamma: Tensor, keeps: Tensor | None, segments: int
     ) -> tuple[Tensor, Tensor]:
         n = y.size(0) // segments
-        starts, written = y.new_empty(y.size(0), *bank.shape), torch.empty_like(v)
+        starts, written = y.new_empty(y.size(0) + 1, *bank.shape), torch.empty_like(v)
         entering = y.new_empty(segments, *bank.shape)
+        starts[0] = bank
         for j in range(y.size(0)):
             if j % n == 0:
-                entering[j // n] = bank
-                bank = bank if keeps is None else bank * keeps[j // n]
-            starts[j] = bank
-            torch.baddbmm(v[j], w[j], bank, alpha=-1, out=written[j])
-            bank = torch.baddbmm(bank * gamma[j], y[j].mT, written[j])
+                entering[j // n] = starts[j]
+                if keeps is not None:
+                    starts[j] *= keeps[j // n]
+            torch.sub(v[j], w[j] @ starts[j], out=written[j])
+            torch.mul(starts[j], gamma[j], out=starts[j + 1]).baddbmm_(y[j].mT, written[j])
+        bank, starts = starts[-1].clone(), starts[:-1]
         ctx.save_for_backward(y, w, gamma, starts, written, *([] if keeps is None else [keeps]))
         return entering, bank
 
@@ -173,16 +164,16 @@ class _Carry(torch.autograd.Function):
     def backward(ctx: Any, d_entering: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
         y, w, gamma, starts, written, *keeps = ctx.saved_tensors
         n = y.size(0) // d_entering.size(0)
-        ends, dv = torch.empty_like(starts), torch.empty_like(written)
-        gradient = d_last
+        ends, dv = starts.new_empty(y.size(0) + 1, *d_last.shape), torch.empty_like(written)
+        ends[-1] = d_last  # ends[j + 1]: of the matrix that chunk j leaves
         for j in reversed(range(y.size(0))):
-            ends[j] = gradient
-            torch.bmm(y[j], gradient, out=dv[j])
-            gradient = torch.baddbmm(gradient * gamma[j], w[j].mT, dv[j], alpha=-1)
+            torch.bmm(y[j], ends[j + 1], out=dv[j])
+            torch.mul(ends[j + 1], gamma[j], out=ends[j]).baddbmm_(w[j].mT, dv[j], alpha=-1)
             if j % n == 0:
                 if keeps:
-                    gradient = gradient * keeps[0][j // n]
-                gradient = gradient + d_entering[j // n]
+                    ends[j] *= keeps[0][j // n]
+                ends[j] += d_entering[j // n]
+        d_bank, ends = ends[0], ends[1:]
         dy, dw = written @ ends.mT, (dv @ starts.mT).neg_()
         d_gamma = torch.linalg.vecdot(ends.flatten(-2), starts.flatten(-2))[..., None, None]
-        return gradient, dy, dv, dw, d_gamma, None, None
+        return d_bank, dy, dv, dw, d_gamma, None, None

@@ -23,8 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.cost import chunk_length
 from model.layout import Layout
-from model.memory.chunks import by_chunk, by_segment, carry, chunk_factors, chunk_length, compose
+from model.memory import kernels
+from model.memory.chunks import by_chunk, by_segment, carry, chunk_factors, compose
 from model.memory.operations import address
 from model.memory.segmental import Projected, SegmentalMemory
 from model.parallel import ColumnParallel, sharded_parameter
@@ -49,22 +51,31 @@ class DeltaMemory(SegmentalMemory):
         return super().initial_value(name, shape, generator)
 
     def written(self, projected: Projected, piece: Piece, bank: Tensor) -> tuple[Tensor, Tensor]:
-        factors = chunk_factors(*self._operands(projected, piece.writable))
-        if self.segments.size == 1 and bank.device.type == "cpu" and not torch.compiler.is_compiling():
+        beta, log_alpha = self._strengths(projected, piece.writable)
+        alone = self.segments.size == 1
+        if alone and kernels.takes(projected[0], self.width) and self.tape is None:
+            return self._by_kernel(projected, beta, log_alpha, piece, bank)
+        factors = chunk_factors(*self._operands(projected, beta, log_alpha))
+        if alone and bank.device.type == "cpu" and not torch.compiler.is_compiling():
             return carry(bank, factors, piece.segments, piece.continues)
         transition, added = (x.unflatten(1, bank.shape[:2]).transpose(0, 1) for x in compose(factors, piece.segments))
         return self.scanned(bank, transition, added, piece)
 
-    def _operands(self, projected: Projected, writable: Tensor | None) -> tuple[Tensor, ...]:
-        """Keys, values [J, B*H, C, d], beta and log alpha [J, B*H, C, 1] of all chunks, fp32."""
-        key, content, gate_in, gate_forget = projected
-        batch, segments, tokens, _ = key.shape
-        beta = torch.sigmoid(gate_in.float() + self.gate_in_bias)  # [B, S, T, H]
+    def _strengths(self, projected: Projected, writable: Tensor | None) -> tuple[Tensor, Tensor]:
+        """beta and log alpha, fp32 [B, S, T, H]."""
+        *_, gate_in, gate_forget = projected
+        beta = torch.sigmoid(gate_in.float() + self.gate_in_bias)
         log_alpha = -F.softplus(gate_forget.float() + self.gate_forget_bias)
         self.record_gate("in", beta)
         self.record_gate("forget", log_alpha.exp())
         if writable is not None:  # a token of another document changes nothing
             beta, log_alpha = beta * writable.unsqueeze(-1), log_alpha * writable.unsqueeze(-1)
+        return beta, log_alpha
+
+    def _operands(self, projected: Projected, beta: Tensor, log_alpha: Tensor) -> tuple[Tensor, ...]:
+        """Keys, values [J, B*H, C, d], beta and log alpha [J, B*H, C, 1] of all chunks, fp32."""
+        key, content, *_ = projected
+        batch, segments, tokens, _ = key.shape
         length = chunk_length(tokens, self.width)
         key, content, beta, log_alpha = (
             by_chunk(x.float(), length, self.heads) for x in (key, content, beta, log_alpha)
@@ -75,3 +86,17 @@ class DeltaMemory(SegmentalMemory):
             for name, x in named.items():
                 self.show(name, by_segment(x, batch, segments, tokens))
         return keys, content, beta, log_alpha
+
+    def _by_kernel(
+        self, projected: Projected, beta: Tensor, log_alpha: Tensor, piece: Piece, bank: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        key, content, *_ = projected
+        keys = address(key.float().unflatten(-1, (self.heads, -1)), self.sharpness).to(key.dtype)  # [B, S, T, H, d]
+        values = content.unflatten(-1, (self.heads, -1))
+        banks = []
+        for s in range(piece.segments):
+            banks.append(bank)
+            start = bank if piece.continues is None else bank * piece.continues[:, s, None, None, None]
+            operands = (x[:, s].contiguous() for x in (keys, values, log_alpha, beta))
+            bank = kernels.delta_segment(*operands, start.contiguous())
+        return torch.stack(banks, dim=1), bank

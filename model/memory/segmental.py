@@ -13,6 +13,7 @@ D = H*d of all ranks.
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,8 +48,24 @@ def products(x: Tensor, layers: tuple[ColumnParallel, ...]) -> Projected:
     """
     if any(hasattr(layer.weight, "ds_id") for layer in layers):
         return tuple(layer(x) for layer in layers)
-    weights = [layer.weight for layer in layers]
-    return linear(x, torch.cat(weights)).split([weight.size(0) for weight in weights], dim=-1)
+    return _Products.apply(x, *(layer.weight for layer in layers))
+
+
+class _Products(torch.autograd.Function):
+    """y = x W^T with the weights side by side, which are joined again for dx = dy W: they are not kept joined."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, *weights)
+        return linear(x, torch.cat(weights)).split([weight.size(0) for weight in weights], dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, *dys: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        dx = linear(torch.cat(dys, dim=-1), torch.cat(weights).t()) if ctx.needs_input_grad[0] else None
+        rows = x.flatten(0, -2).t()
+        needed = zip(dys, ctx.needs_input_grad[1:], strict=True)
+        return dx, *(linear(dy.flatten(0, -2).t(), rows) if need else None for dy, need in needed)
 
 
 class SegmentalMemory(RecurrentMemory):

@@ -1,5 +1,7 @@
 """The delta rule in chunks against its tokens one by one, in values and gradients, where rounding is hardest."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.memory.chunks import by_chunk, carry, chunk_factors, chunk_length, compose, inverse
+from model import build_model
+from model.cost import chunk_length
+from model.memory import kernels
+from model.memory.chunks import by_chunk, carry, chunk_factors, compose, inverse
+from tests.reference.small import DELTA, awake, random_ids, tiny
 from tests.reference.small import one_thread as one_thread
 
 examples = settings(max_examples=25, deadline=None, derandomize=True, database=None)
@@ -114,3 +120,54 @@ def test_the_inverse_of_a_hard_system_is_exact(size):
     system = (beta * (keys @ keys.mT)).tril(-1)
     exact = torch.linalg.inv(system + torch.eye(size).double())
     assert (inverse(system.float()).double() - exact).abs().max() < 1e-5
+
+
+def recurrence_of_fla(**operands: Any) -> tuple[Tensor, Tensor]:
+    """What `fla.ops.gated_delta_rule.chunk_gated_delta_rule` computes, by its documentation, token by token."""
+    q, k, v, g, beta = (operands[name].float() for name in ("q", "k", "v", "g", "beta"))
+    state, outputs = operands["initial_state"], []
+    assert operands["output_final_state"] and state.is_contiguous() and state.dtype == torch.float32
+    for t in range(q.size(1)):
+        state = state * g[:, t].exp()[..., None, None]
+        new = (v[:, t] - torch.einsum("bhk,bhkv->bhv", k[:, t], state)) * beta[:, t, :, None]
+        state = state + k[:, t].unsqueeze(-1) * new.unsqueeze(-2)
+        outputs.append(torch.einsum("bhk,bhkv->bhv", q[:, t] * operands["scale"], state))
+    return torch.stack(outputs, dim=1), state
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_kernels_form_equals_the_chunks(monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
+    net, ids = awake(build_model(tiny(DELTA), seed=3), seed=4), random_ids(1, 2, 16)
+    documents = torch.tensor([[0] * 6 + [1] * 10, [0] * 4 + [1] * 9 + [2] * 3]) if packed else None
+
+    def run() -> tuple[Tensor, list[Tensor]]:
+        logits = net(ids, documents).logits
+        return logits, list(torch.autograd.grad(logits.square().sum(), list(net.parameters())))
+
+    expected = run()
+    calls: list[int] = []
+
+    def counted(**operands: Any) -> tuple[Tensor, Tensor]:
+        calls.append(operands["k"].size(1))
+        return recurrence_of_fla(**operands)
+
+    monkeypatch.setattr(kernels, "takes", lambda tokens, width: True)
+    monkeypatch.setattr(kernels, "_kernel", lambda: counted)
+    logits, gradients = run()
+    assert calls == [4] * 4 * 2 * 2  # once a segment and layer, and once more for the backward pass
+    torch.testing.assert_close(logits, expected[0], atol=1e-5, rtol=0)
+    for a, b in zip(gradients, expected[1], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("triton", "sound"),
+    [("3.3.1", True), ("3.4.0", False), ("3.6.0+git1a2b", False), ("3.7.0", False), ("3.7.1", True), ("4.0", True)],
+)
+def test_the_kernel_is_refused_where_triton_is_wrong(triton, sound):
+    assert kernels.sound_on_hopper(triton) is sound
+
+
+def test_without_a_gpu_the_kernel_is_not_taken():
+    assert kernels.obstacle(torch.device("cpu")) == "it needs a CUDA device"
+    assert not kernels.takes(torch.zeros(1, dtype=torch.bfloat16), 8)
