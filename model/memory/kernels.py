@@ -77,9 +77,12 @@ def delta_segment_backward(
 ) -> list[Tensor]:
     """Gradients of the five operands of `delta_segment`."""
     operands = [x.detach().requires_grad_() for x in (keys, values, log_alpha, beta, bank)]
-    with torch.enable_grad():
-        last = _last(*operands)
-    return list(torch.autograd.grad(last, operands, gradient))
+    # an operator runs below autograd: let it record again
+    include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    for key in (torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.ADInplaceOrView):
+        exclude = exclude.remove(key)
+    with torch._C._ForceDispatchKeyGuard(include, exclude), torch.enable_grad():
+        return list(torch.autograd.grad(_last(*operands), operands, gradient))
 
 
 @delta_segment_backward.register_fake

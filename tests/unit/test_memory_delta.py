@@ -13,6 +13,8 @@ from model import build_model
 from model.cost import chunk_length
 from model.memory import kernels
 from model.memory.chunks import by_chunk, carry, chunk_factors, compose, inverse
+from model.memory.delta import DeltaMemory
+from model.segments import pieces
 from tests.reference.small import DELTA, awake, random_ids, tiny
 from tests.reference.small import one_thread as one_thread
 
@@ -142,7 +144,7 @@ def test_the_kernels_form_equals_the_chunks(monkeypatch: pytest.MonkeyPatch, pac
 
     def run() -> tuple[Tensor, list[Tensor]]:
         logits = net(ids, documents).logits
-        return logits, list(torch.autograd.grad(logits.square().sum(), list(net.parameters())))
+        return logits, list(torch.autograd.grad(logits.square().mean(), list(net.parameters())))
 
     expected = run()
     calls: list[int] = []
@@ -154,7 +156,8 @@ def test_the_kernels_form_equals_the_chunks(monkeypatch: pytest.MonkeyPatch, pac
     monkeypatch.setattr(kernels, "takes", lambda tokens, width: True)
     monkeypatch.setattr(kernels, "_kernel", lambda: counted)
     logits, gradients = run()
-    assert calls == [4] * 4 * 2 * 2  # once a segment and layer, and once more for the backward pass
+    # in each of two layers once a segment, and once more for the gradient of each bank that is read
+    assert calls == [4] * 2 * (4 + 3)
     torch.testing.assert_close(logits, expected[0], atol=1e-5, rtol=0)
     for a, b in zip(gradients, expected[1], strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
@@ -171,3 +174,34 @@ def test_the_kernel_is_refused_where_triton_is_wrong(triton, sound):
 def test_without_a_gpu_the_kernel_is_not_taken():
     assert kernels.obstacle(torch.device("cpu")) == "it needs a CUDA device"
     assert not kernels.takes(torch.zeros(1, dtype=torch.bfloat16), 8)
+
+
+@pytest.mark.slow
+def test_chunks_are_one_graph():
+    """Compiled without a break, forward and backward, with the same numbers."""
+    inputs = drawn(2, 40, seed=1, width=8)
+    continues = torch.tensor([[True, False], [True, True]])
+    expected = value_and_gradients(composed, inputs, torch.float32, continues)
+    found = value_and_gradients(torch.compile(composed, fullgraph=True), inputs, torch.float32, continues)
+    assert_close(found, [x.double() for x in expected], 1e-5)
+
+
+def test_the_kernel_is_part_of_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = build_model(tiny(DELTA, num_layers=1), seed=3).layers[0].memory
+    assert isinstance(memory, DeltaMemory)
+    piece = next(pieces(0, 8, 4, 1))
+    shapes = [(2, 2, 8, 8), (2, 2, 4, 16), (2, 2, 4, 16), (2, 2, 4, 2), (2, 2, 4, 2)]  # bank and projections
+    sources = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)]
+
+    def run(written: Any) -> list[Tensor]:
+        bank, *projected = (x.clone().requires_grad_() for x in sources)
+        entering, last = written(tuple(projected), piece, bank)
+        loss = entering.square().sum() + last.square().sum()
+        return [entering, last, *torch.autograd.grad(loss, [bank, *projected])]
+
+    expected = run(memory.written)
+    monkeypatch.setattr(kernels, "takes", lambda tokens, width: True)
+    monkeypatch.setattr(kernels, "_kernel", lambda: recurrence_of_fla)
+    monkeypatch.setattr(memory, "record_gate", lambda name, gate: None)
+    for a, b in zip(run(torch.compile(memory.written, fullgraph=True)), expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)

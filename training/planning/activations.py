@@ -7,10 +7,9 @@ B batch, T tokens of a segment, W keys its tokens look at, D hidden, H heads, N 
 from dataclasses import dataclass
 
 from model.config import ModelConfig
-from model.cost import Role
+from model.cost import Role, chunk_length
 
 FP32 = 4  # bytes
-DELTA_CHUNK = 64  # tokens whose triangular system `model.memory.delta` solves at once
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,9 @@ def _memory_kept(shape: Shape) -> tuple[float, float]:
         slots = 7 * heads * model.slots  # keys: features, unit, own document's, fading, faded; queries and a copy
         numbers = 6 * size + slots + 5 * heads + 2 * heads * model.slots / shape.segment
         return (FP32 * numbers + a * size) / t, FP32 * model.slots * size * per_bank / t
-    chunk, width = min(DELTA_CHUNK, shape.segment), size // heads
-    numbers = 14 * size + 5 * heads * chunk + 7 * heads
-    banks = size * width * ((shape.segments + 1) / shape.segments / shape.segment + 2.5 / chunk)
+    width = size // heads
+    chunk = chunk_length(shape.segment, width)
+    # keys: features, unit, solved, scaled twice; written; queries: features, unit; what is read, its gate and a copy
+    numbers = 11 * size + 3 * heads * chunk + 12 * heads
+    banks = size * width * ((2 * shape.segments + 1) / shape.segments / shape.segment + 1 / chunk)
     return (FP32 * numbers + a * size) / t, FP32 * banks / t

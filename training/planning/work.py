@@ -6,8 +6,8 @@ B batch, T tokens of a segment, D hidden, H heads, N slots, d head width, F neur
 
 from dataclasses import dataclass
 
-from model.cost import Role
-from training.planning.activations import DELTA_CHUNK, FP32, Shape
+from model.cost import Role, chunk_length
+from training.planning.activations import FP32, Shape
 from training.planning.devices import Device
 from training.planning.passes import PASSES
 
@@ -115,7 +115,7 @@ def _memory_work(shape: Shape, device: Device, precision: str) -> float:
         products = 2 * device.batched(windows * heads, segment, rows, width)  # write and read
         streams = passes("keys", heads * rows) + passes("queries", heads * rows) + passes("gates", own)
         return 2 * linear(heads * rows) + 3 * linear(own) + linear(heads) + out + products + streams + states
-    chunk = min(DELTA_CHUNK, segment)
+    chunk = chunk_length(segment, width)
     chunks = windows * heads * -(-segment // chunk)
     products = device.batched(chunks, width, width, chunk) * 3 + device.batched(chunks, chunk, width, chunk) * 1.5
     products += 2 * device.batched(chunks, width, width, width)  # the chunks' transitions, one after the other
