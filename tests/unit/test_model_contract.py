@@ -1,6 +1,6 @@
 """What every model must satisfy, with and without a memory: causal, isolated, streaming, no jump, used."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
@@ -105,13 +105,15 @@ def is_isolated(reading: Reading, document: int, other_ids: Tensor) -> bool:
 @contextmanager
 def leaky_output_gate(net: LanguageModel) -> Iterator[None]:
     """Every gate of the read sees the mean over all tokens of the call, as in the code released with LM2."""
-    hooks = [
-        memory.gate_out.register_forward_pre_hook(lambda _, args: (args[0] + args[0].mean(dim=(1, 2), keepdim=True),))
-        for memory in memories(net)
-    ]
+
+    def leaky(output: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda query, gate, *rest: output(query, gate + gate.mean(dim=(1, 2), keepdim=True), *rest)
+
+    for memory in memories(net):
+        memory._output = leaky(memory._output)  # type: ignore[attr-defined]
     yield
-    for hook in hooks:
-        hook.remove()
+    for memory in memories(net):
+        del memory._output  # type: ignore[attr-defined]
 
 
 @examples

@@ -117,8 +117,9 @@ def _memory_work(shape: Shape, device: Device, precision: str) -> float:
         return 2 * linear(heads * rows) + 3 * linear(own) + linear(heads) + out + products + streams + states
     chunk = chunk_length(segment, width)
     chunks = windows * heads * -(-segment // chunk)
-    products = device.batched(chunks, width, width, chunk) * 3 + device.batched(chunks, chunk, width, chunk) * 1.5
-    products += 2 * device.batched(chunks, width, width, width)  # the chunks' transitions, one after the other
+    products = device.batched(chunks, width, width, chunk) * 3 + device.batched(chunks, chunk, width, chunk) * 2
+    if device.fused_norms:  # a GPU joins chunks by pairs; a CPU carries the bank through them
+        products += 2 * device.batched(chunks, width, width, width)
     systems = device.stream(PASSES["chunks"] * tokens * heads * chunk * FP32, tokens * heads * chunk * FP32)
     streams = passes("delta", own) + passes("queries", own) + systems
     return 4 * linear(own) + 2 * linear(heads) + out + products + streams + states
