@@ -1,5 +1,6 @@
 """The delta rule in chunks against its tokens one by one, in values and gradients, where rounding is hardest."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from model.memory import kernels
 from model.memory.chunks import by_chunk, carry, chunk_factors, compose, inverse
 from model.memory.delta import DeltaMemory
 from model.segments import pieces
+from tests.distributed.training_case import tiny_config
 from tests.reference.small import DELTA, awake, random_ids, tiny
 from tests.reference.small import one_thread as one_thread
+from training.products import choose_products, delta_path
 
 examples = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 BATCH, HEADS, WIDTH = 2, 2, 32
@@ -205,3 +208,24 @@ def test_the_kernel_is_part_of_one_graph(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(memory, "record_gate", lambda name, gate: None)
     for a, b in zip(run(torch.compile(memory.written, fullgraph=True)), expected, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_what_runs_is_said_and_only_bf16_on_a_gpu_takes_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_to: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", set_to.append)
+    model = tiny(DELTA, hidden_size=512, num_heads=8, num_kv_heads=4).model_dump()  # heads 256 wide
+
+    def start(device: str, **settings: Any) -> str:
+        config = tiny_config(model=model, **settings)
+        place = SimpleNamespace(device=torch.device(device))
+        choose_products(config, config.phases[0].model_copy(update={"memory": False}), place)  # type: ignore[arg-type]
+        return delta_path(config, place.device)
+
+    assert "because it needs a CUDA device" in start("cpu", training__precision="bf16")
+    assert not set_to
+    monkeypatch.setattr(kernels, "obstacle", lambda device: None)
+    assert start("cuda", training__precision="bf16") == "segments by flash-linear-attention's kernel"
+    assert "because it has no fp32" in start("cuda")
+    model["memory"]["heads"] = 1
+    assert "heads are 512 wide" in start("cuda", training__precision="bf16")
+    assert set_to == ["high", "highest", "high"]
