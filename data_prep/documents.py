@@ -34,7 +34,7 @@ _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
 class Document:
     """What one record holds, the name of its source, and where it was read: a file, or file:line (or row).
 
-    text is empty where `content` is tokens; for an exercise it is prompt and answer together.
+    text is empty where `content` is tokens; for an exercise it is prompts and answers together.
     """
 
     text: str
@@ -122,7 +122,7 @@ class DocumentReader:
         if isinstance(content, str):
             return Document(content, self.name, origin)
         if isinstance(content, Exercise):
-            return Document(content.prompt + content.answer, self.name, origin, content)
+            return Document(content.text, self.name, origin, content)
         return Document("", self.name, origin, content)
 
     def _records(self, file: InputFile, later: Sequence[InputFile], problems: Problems) -> Records:

@@ -26,10 +26,13 @@ _ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Exercise:
-    """A text of which only the end is learned."""
+    """A text of which answers alone are learned: (what stands before an answer, answer) for each, in their order."""
 
-    prompt: str
-    answer: str
+    turns: tuple[tuple[str, str], ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(part for turn in self.turns for part in turn)
 
 
 Content = str | Exercise | NDArray[Any]
@@ -84,6 +87,23 @@ def _content_of_line(line: bytes, origin: str, source: SourceConfig, problems: P
         return None
     if source.kind != "task":
         return _text_of(record, source.text_field, origin, problems)
+    if "turns" not in record:
+        turn = _turn_of(record, origin, source.prompt, problems)
+        return Exercise((turn,)) if turn else None
+    turns = record["turns"]
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+        problems.bad(f"{origin}: 'turns' is no list of objects; give each a context, a question and an answer")
+        return None
+    found = []
+    for number, turn in enumerate(turns, start=1):
+        if (pair := _turn_of(turn, f"{origin}, turn {number}", source.prompt, problems)) is None:
+            return None
+        found.append(pair)
+    return Exercise(tuple(found))
+
+
+def _turn_of(record: dict[str, Any], origin: str, layout: str, problems: Problems) -> tuple[str, str] | None:
+    """What stands before the answer of an exercise or of one of its turns, and the answer; None: it is damaged."""
     parts = {key: _text_of(record, key, origin, problems) for key in ("context", "question", "answer")}
     if any(part is None for part in parts.values()):
         return None
@@ -91,8 +111,7 @@ def _content_of_line(line: bytes, origin: str, source: SourceConfig, problems: P
         problems.bad(f"{origin}: 'answer' is empty; there is nothing to learn")
         return None
     # One pass: braces within a part are text, not places to fill in.
-    prompt = _PLACE.sub(lambda found: str(parts[found[1]]), source.prompt)
-    return Exercise(prompt, str(parts["answer"]))
+    return _PLACE.sub(lambda found: str(parts[found[1]]), layout), str(parts["answer"])
 
 
 def _text_of(record: dict[str, Any], key: str, origin: str, problems: Problems) -> str | None:

@@ -1,13 +1,11 @@
 """Whole stories: facts and questions in their own order."""
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.errors import DataError
-from evaluation.babilong.facts import WHERE, Question, babi_files, read_babi
+from evaluation.babilong.facts import Question
 from evaluation.babilong.randomness import Keyed
 from evaluation.babilong.simulator import HELD_OUT, SCRIPTS
 from evaluation.babilong.tasks import OBJECTS
@@ -73,14 +71,10 @@ def story_of(questions: Sequence[Question]) -> Story:
     return Story(tuple(items))
 
 
-def read_stories(path: Path) -> list[Story]:
-    """All stories of a bAbI file; supporting facts are dropped, as are facts after a story's last question.
-
-    Raises:
-        DataError: as `read_babi`.
-    """
+def stories_of(questions: Iterable[Question]) -> list[Story]:
+    """The stories of a bAbI file's questions; facts after a story's last question are not among them."""
     stories, story = list[Story](), list[Question]()
-    for question in read_babi(path):
+    for question in questions:
         if story and not _goes_on(story[-1], question):
             stories.append(story_of(story))
             story = []
@@ -120,47 +114,7 @@ def _meaning(verb: str) -> tuple[str, ...]:
     return next(verbs for verbs in (MOVES, TAKES, DROPS, GIVES) if verb in verbs)
 
 
-@dataclass(frozen=True)
-class Material:
-    """What stories are made of.
-
-    stories: of each task, those of its training file; none of a task: the simulator's.
-    held_out: identities of the questions to evaluate with, which no story has.
-    """
-
-    stories: dict[str, list[Story]]
-    held_out: frozenset[int]
-
-    def story(self, task: str, rng: Keyed) -> Story | None:
-        """One of the task's stories; None: they are the simulator's."""
-        found = self.stories.get(task)
-        return rng.choice(found) if found else None
-
-
-def load_material(babi: Path | None, tasks: Sequence[str]) -> Material:
-    """Reads BABI/TASK_train.txt of each task, and what may not be learned from BABI/TASK_test.txt and _valid.txt.
-
-    Raises:
-        DataError: the folder or a task's training file is missing, or is none of bAbI's.
-    """
-    if babi is None:
-        return Material({}, frozenset())
-    stories, held_out = dict[str, list[Story]](), set[int]()
-    for task in tasks:
-        files = babi_files(babi, task)
-        if "train" not in files:
-            raise DataError(f"--babi: {babi} has no {task}_train.txt; {WHERE}")
-        for split in files.keys() & {"test", "valid"}:
-            held_out |= {question.identity for question in read_babi(files[split])}
-        stories[task] = read_stories(files["train"])
-    return Material({t: _allowed(found, held_out) for t, found in stories.items()}, frozenset(held_out))
-
-
-def _allowed(stories: list[Story], held_out: set[int]) -> list[Story]:
-    return [story for s in stories if (story := s.without(held_out)).questions]
-
-
 def single(story: Story, rng: Keyed) -> Story:
     """One of the story's questions alone, at its end."""
-    question: Question = rng.choice(story.questions)
+    question = rng.choice(story.questions)
     return Story((*question.facts, Asked(question.question, question.answer)))
