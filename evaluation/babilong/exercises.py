@@ -50,7 +50,7 @@ def write_exercises(
     about = described(open_maker(places, recipe), places, recipe, seed)
     blocks = [(first, min(_BLOCK, count - first)) for first in range(0, count, _BLOCK)]
     work = ((places, recipe, *file, seed, *block) for file in files for block in blocks)
-    texts, written = in_order(_lines, work, workers), dict[str, int]()
+    texts, written = in_order(_lines, work, min(workers, len(files) * len(blocks))), dict[str, int]()
     for task, _, length in files:
         name = f"{length}/{task}.jsonl"
         (folder / length).mkdir(parents=True, exist_ok=True)

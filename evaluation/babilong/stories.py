@@ -83,7 +83,7 @@ def stories_of(questions: Iterable[Question]) -> list[Story]:
 
 
 def _goes_on(earlier: Question, later: Question) -> bool:
-    return later.facts[: len(earlier.facts)] == earlier.facts
+    return len(later.facts) > len(earlier.facts) and later.facts[: len(earlier.facts)] == earlier.facts
 
 
 def permuted(story: Story, task: str, rng: Keyed, verbs: bool = True) -> Story:

@@ -1,0 +1,384 @@
+"""Training material of whole stories: what its answers follow from, what is learned of it, what is kept out of it."""
+
+import json
+import re
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep import DataError, load_tokenizer
+from data_prep.config import SourceConfig
+from data_prep.documents import DocumentReader
+from data_prep.problems import Problems
+from data_prep.tokenize import tokenize
+from data_prep.tokenizer import Tokenizer, train_sentencepiece
+from evaluation.babilong.background import Background, open_background
+from evaluation.babilong.cell import Asker
+from evaluation.babilong.dense import KINDS, asked_densely, simulated
+from evaluation.babilong.encoding import SentenceEncoder, Turn
+from evaluation.babilong.exercises import as_record, write_exercises
+from evaluation.babilong.facts import Question, read_babi
+from evaluation.babilong.generator import Sample
+from evaluation.babilong.material import Material, load_material
+from evaluation.babilong.noise import Noise
+from evaluation.babilong.randomness import Keyed
+from evaluation.babilong.recipe import ExerciseMaker, Places, Recipe
+from evaluation.babilong.rows import BLOCK, Row, RowMaker, rows_by_processes, stream_of_rows
+from evaluation.babilong.simulator import HELD_OUT, tell_story
+from evaluation.babilong.stories import Asked, Story, permuted, single, stories_of, story_of
+from evaluation.babilong.world import World, answer
+from launchers import babilong
+
+TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
+ALL = dict.fromkeys(TASKS, 1.0)
+WORDS = ("the", "river", "stone", "old", "said,", "went", "under", "“quietly”", "morning;", "letter", "of", "a")
+
+FACT = re.compile(r"\b[A-Z][a-z]+ [^.A-Z]*(?:[A-Z][a-z]+)?\.")
+
+
+def book(number: int) -> str:
+    rng = Keyed("book", number)
+    return " ".join(
+        " ".join(rng.choice(WORDS) for _ in range(3 + rng.below(15))).capitalize() + "." for _ in range(300)
+    )
+
+
+def as_babi(stories: list[Story]) -> str:
+    lines = []
+    for story in stories:
+        for number, item in enumerate(story.items, start=1):
+            lines.append(f"{number} {item}" if isinstance(item, str) else f"{number} {item[0]} \t{item[1]}\t")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
+    """bAbI's files of the simulator's stories, of which every fifth is in train and valid files; books; a tokenizer."""
+    folder = tmp_path_factory.mktemp("material")
+    (folder / "books").mkdir()
+    for number in range(2):
+        (folder / "books" / f"{number}.txt").write_text(book(number))
+    texts = [book(0)]
+    for task in TASKS:
+        stories = [story_of(tell_story(task, Keyed(task, number))) for number in range(60)]
+        (folder / f"{task}_train.txt").write_text(as_babi(stories))
+        (folder / f"{task}_valid.txt").write_text(as_babi(stories[::5]))
+        texts += [" ".join(story.facts) + "\n".join(map(" ".join, story.items[-1:])) for story in stories]
+    train_sentencepiece(texts, 500, folder / "tokenizer.model")
+    return Places(folder / "tokenizer.model", str(folder), (str(folder / "books"),))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(places: Places) -> Tokenizer:
+    return load_tokenizer(places.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def material(places: Places) -> Material:
+    return load_material(places.babi, TASKS)
+
+
+@pytest.fixture(scope="module")
+def background(places: Places) -> Background:
+    return open_background(places.books or ())
+
+
+def told(sentences: tuple[str, ...]) -> tuple[str, ...]:
+    """The facts among sentences of books."""
+    found = []
+    for sentence in sentences:
+        try:
+            World().tell(sentence)
+        except ValueError:
+            continue
+        found.append(sentence)
+    return tuple(found)
+
+
+def questions(turns: list[Turn]) -> list[Question]:
+    facts: tuple[str, ...] = ()
+    found = []
+    for turn in turns:
+        facts += told(turn.sentences)
+        found.append(Question(facts, turn.question, turn.answer))
+    return found
+
+
+class TestStories:
+    def test_of_a_file_have_facts_and_questions_in_their_order(self, tmp_path: Path) -> None:
+        text = (
+            "1 Mary moved to the bathroom.\n2 Where is Mary? \tbathroom\t1\n3 John went to the hallway.\n"
+            "4 Where is John? \thallway\t3\n1 Mary moved to the bathroom.\n2 Where is Mary?\tbathroom\t1\n"
+        )
+        (tmp_path / "qa1_train.txt").write_text(text)
+        first, second = stories_of(read_babi(tmp_path / "qa1_train.txt"))
+        mary, john = Asked("Where is Mary?", "bathroom"), Asked("Where is John?", "hallway")
+        assert first.items == ("Mary moved to the bathroom.", mary, "John went to the hallway.", john)
+        assert second.items == first.items[:2]
+        assert first.questions[1].facts == first.facts
+        assert first.without({first.questions[0].identity}).items == (*first.facts, john)
+        assert first.without({first.questions[1].identity}).items == first.items[:2]
+        assert single(second, Keyed(0)) == second
+
+    @pytest.mark.parametrize("task", [*TASKS, "qa7", "qa10"])
+    def test_permuted_have_the_answers_that_follow(self, task: str) -> None:
+        changed = 0
+        for number in range(50):
+            story = story_of(tell_story(task, Keyed("told", number)))
+            other = permuted(story, task, Keyed("permuted", number))
+            assert all(answer(q.facts, q.question) == q.answer for q in other.questions)
+            assert len(other.items) == len(story.items)
+            changed += other != story
+            # word by word one to one, but for verbs
+            plain = permuted(story, task, Keyed("permuted", number), verbs=False)
+            words = [w for item in story.items for w in " ".join([item] if isinstance(item, str) else item).split()]
+            others = [w for item in plain.items for w in " ".join([item] if isinstance(item, str) else item).split()]
+            assert len(set(zip(words, others, strict=True))) == len(set(words)) == len(set(others))
+        assert changed > 45
+
+
+class TestDense:
+    @pytest.mark.parametrize("task", TASKS)
+    def test_answers_follow_and_none_is_kept_for_evaluation(self, task: str) -> None:
+        facts = asked = 0
+        kinds = Counter[str]()
+        for number in range(150):
+            story = simulated(task, Keyed("dense", number))
+            for question in story.questions:
+                assert answer(question.facts, question.question) == question.answer
+                assert question.identity % HELD_OUT != 0
+                kinds[_kind(question.question)] += 1
+            facts, asked = facts + len(story.facts), asked + len(story.questions)
+            assert not story.items or isinstance(story.items[-1], Asked)
+        assert len(kinds) == len(KINDS[task])
+        assert min(kinds.values()) > max(kinds.values()) / 6  # a kind comes when it can be asked
+        assert 0.35 < asked / facts < 0.7
+
+    def test_objects_asked_for_were_carried_elsewhere_half_of_the_time(self) -> None:
+        elsewhere = there = 0
+        for number in range(300):
+            for question in simulated("qa2", Keyed(number)).questions:
+                world = World()
+                for fact in question.facts:
+                    world.tell(fact)
+                moved = [thing for thing, rooms in world.been.items() if len(rooms) > 1]
+                if question.question.startswith("Where is the") and moved and len(moved) < len(world.been):
+                    there += 1
+                    elsewhere += question.question.split()[-1][:-1] in moved
+        assert there > 500
+        assert elsewhere / there > 0.5
+
+    @settings(deadline=None, max_examples=20)
+    @given(number=st.integers(0, 2**32), task=st.sampled_from(TASKS))
+    def test_what_is_unwanted_is_not_asked(self, number: int, task: str) -> None:
+        facts = simulated(task, Keyed(number)).facts
+        before = asked_densely(facts, task, Keyed("asked", number), (), False)
+        unwanted = {question.identity for question in before.questions}
+        again = asked_densely(facts, task, Keyed("asked", number), unwanted, False)
+        assert not unwanted & {question.identity for question in again.questions}
+
+
+def _kind(question: str) -> str:
+    words = question.rstrip("?").split()
+    if words[1:3] == ["is", "the"] and words[0] == "What":
+        return "What is the … of"
+    if words[:2] == ["What", "is"]:
+        return "What is … of"
+    if words[:2] == ["Who", "gave"]:
+        return f"Who gave {len(words)}"
+    return " ".join(words[:3] if words[2] == "the" else words[:2])
+
+
+class TestExercises:
+    @pytest.mark.parametrize("forms", [{"single": 1}, {"story": 1}, {"dense": 1}])
+    def test_answers_follow_and_none_is_in_the_files_to_evaluate(
+        self, forms: dict, material: Material, background: Background, tokenizer: Tokenizer, places: Places
+    ) -> None:
+        recipe = Recipe(ALL, forms, noise={0: 1, 300: 1})
+        maker = ExerciseMaker(recipe, material, SentenceEncoder(tokenizer), background)
+        kept = {q.identity for task in TASKS for q in read_babi(Path(str(places.babi)) / f"{task}_valid.txt")}
+        with_noise = 0
+        for number in range(200):
+            turns = maker.turns(Keyed(number))
+            found = questions(turns)
+            assert len(found) == 1 or forms != {"single": 1}
+            assert all(answer(q.facts, q.question) == q.answer for q in found)
+            assert not kept & {q.identity for q in found}
+            with_noise += sum(len(turn.sentences) for turn in turns) > len(found[-1].facts)
+        assert 60 < with_noise < 140
+
+    def test_files_without_permutation_give_no_question_of_the_others(self, material: Material, places: Places) -> None:
+        assert material.left_out["qa1"] >= 12 * 5
+        kept = {q.identity for q in read_babi(Path(str(places.babi)) / "qa1_valid.txt")}
+        assert not kept & {q.identity for story in material.stories["qa1"] for q in story.questions}
+
+    def test_tokens_are_those_of_data_prep_and_of_evaluation(
+        self, material: Material, background: Background, tokenizer: Tokenizer, tmp_path: Path
+    ) -> None:
+        recipe = Recipe(ALL, {"single": 1, "story": 1, "dense": 1}, noise={0: 1, 300: 1})
+        encoder = SentenceEncoder(tokenizer)
+        maker = ExerciseMaker(recipe, material, encoder, background)
+        made = [maker.turns(Keyed(number)) for number in range(100)]
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps(as_record(turns)) + "\n" for turns in made))
+        reader = DocumentReader(SourceConfig(kind="task", path=tmp_path / "a.jsonl"))
+        prepared = list(tokenize(reader.read(Problems("fail")), tokenizer, "uint16", None))
+        assert len(prepared) == len(made)
+        alone = 0
+        for turns, done in zip(made, prepared, strict=True):
+            ids, answers = encoder.exercise(turns)
+            assert ids.tolist() == done.tokens.tolist()
+            learned = np.zeros(len(ids), np.uint8)
+            for begin, end in answers:
+                learned[begin:end] = 1
+            assert done.loss_mask is not None
+            assert learned.tolist() == done.loss_mask.tolist()
+            if len(turns) == 1:
+                alone += 1
+                sample = Sample("qa1", "0k", " ".join(turns[0].sentences), turns[0].question, turns[0].answer)
+                asked = Asker(tokenizer, "finetuned").ids(sample)
+                assert ids.tolist() == [*asked, *tokenizer.encode(sample.answer), tokenizer.eos_id]
+        assert alone > 20
+
+    def test_noise_is_within_its_budget(self, background: Background, tokenizer: Tokenizer) -> None:
+        encoder = SentenceEncoder(tokenizer)
+        noise = Noise(background, encoder)
+        for tokens in (0, 5, 50, 400, 9000):
+            sentences = noise.sentences(tokens, Keyed(tokens))
+            size = sum(len(encoder.after(" " + sentence)) for sentence in sentences)
+            assert tokens - 3 * (tokens > 0) <= size <= tokens + 1  # the last one is cut, and encoded again
+
+    def test_a_story_that_is_too_long_ends_earlier(self, tokenizer: Tokenizer) -> None:
+        encoder = SentenceEncoder(tokenizer)
+        maker = ExerciseMaker(Recipe(ALL, simulated=1), Material(), encoder, None)
+        sizes = [len(encoder.exercise(maker.turns_of_length("qa3", 0, 300, Keyed(n)))[0]) for n in range(50)]
+        assert 150 < max(sizes) <= 300
+        with pytest.raises(DataError, match="no story of qa3 fits into 4 tokens"):
+            maker.turns_of_length("qa3", 0, 4, Keyed(0))
+
+    def test_number_of_processes_changes_nothing(self, places: Places, tmp_path: Path) -> None:
+        recipe = Recipe({"qa2": 1, "qa5": 1}, {"dense": 1, "single": 1})
+        for workers in (1, 2):
+            counts = write_exercises(places, recipe, tmp_path / str(workers), ["0k", "1k"], 260, workers=workers)
+            assert counts == {f"{length}/{task}.jsonl": 260 for task in ("qa2", "qa5") for length in ("0k", "1k")}
+        for name in [*counts, "babilong.json"]:
+            assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+class TestRows:
+    RECIPE = Recipe(ALL, {"single": 1, "dense": 2}, noise={0: 1, 100: 1})
+
+    @pytest.mark.parametrize(("seed", "length"), [(0, 160), (1, 255), (2, 700)])
+    def test_answers_and_their_ends_are_learned_and_nothing_else(
+        self, seed: int, length: int, material: Material, background: Background, tokenizer: Tokenizer
+    ) -> None:
+        rows = list(islice(stream_of_rows(seed, self.RECIPE, material, tokenizer, length, background), BLOCK))
+        filled = 0
+        for row in rows:
+            assert row.tokens.shape == row.document_ids.shape == (length + 1,)
+            assert (row.tokens.dtype, row.loss_mask.shape, row.loss_mask.dtype) == ("uint16", (length,), bool)
+            learned = np.concatenate([[False], row.loss_mask])
+            for number in range(row.document_ids.max() + 1):
+                mine = row.document_ids == number
+                tokens = row.tokens[mine].tolist()
+                if tokens[0] != tokenizer.bos_id:  # what stays free
+                    assert set(tokens) == {tokenizer.eos_id}
+                    assert not learned[mine].any()
+                    assert number == row.document_ids.max()
+                    continue
+                filled += len(tokens)
+                self._check(tokens, learned[mine].tolist(), tokenizer)
+        assert filled / (len(rows) * (length + 1)) > 0.8
+
+    def _check(self, tokens: list[int], learned: list[bool], tokenizer: Tokenizer) -> None:
+        facts: tuple[str, ...] = ()
+        place = 1
+        while place < len(tokens):
+            begin = learned.index(True, place)
+            end = tokens.index(tokenizer.eos_id, begin)
+            assert all(learned[begin : end + 1])
+            *context, question, rest = tokenizer.decode(tokens[place:begin]).split("\n")
+            assert rest == ""
+            facts += told(tuple(FACT.findall(" ".join(context))))
+            assert answer(facts, question) == tokenizer.decode(tokens[begin:end])
+            place = end + 1
+            assert not any(learned[place : place + 1])
+        assert learned[-1]
+
+    def test_are_a_function_of_seed_and_block(
+        self, material: Material, background: Background, tokenizer: Tokenizer
+    ) -> None:
+        def rows(seed: int, **options: int) -> list[bytes]:
+            stream = stream_of_rows(seed, self.RECIPE, material, tokenizer, 255, background, **options)
+            return [_bytes(row) for row in islice(stream, 2 * BLOCK)]
+
+        both = rows(0)
+        assert both == rows(0)
+        assert not set(both) & set(rows(1))
+        assert rows(0, worker=1, workers=2)[:BLOCK] == both[BLOCK:]
+        assert rows(0, first_block=1)[:BLOCK] == both[BLOCK:]
+
+    def test_processes_make_the_same(
+        self, places: Places, material: Material, background: Background, tokenizer: Tokenizer
+    ) -> None:
+        one = stream_of_rows(5, self.RECIPE, material, tokenizer, 255, background)
+        two = rows_by_processes(5, self.RECIPE, places, 255, 2)
+        assert [_bytes(row) for row in islice(one, 3 * BLOCK)] == [_bytes(row) for row in islice(two, 3 * BLOCK)]
+        two.close()
+
+    def test_a_row_too_short_for_any_exercise_is_named(self, tokenizer: Tokenizer) -> None:
+        maker = ExerciseMaker(Recipe(ALL, simulated=1), Material(), SentenceEncoder(tokenizer), None)
+        with pytest.raises(DataError, match="row_length is 4: no exercise fits"):
+            RowMaker(maker, 4, 0).block(0)
+
+
+def _bytes(row: Row) -> bytes:
+    return b"".join(np.ascontiguousarray(part).tobytes() for part in row)
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"tasks": {"qa1": -1.0}}, "tasks: shares are .* none may be below 0"),
+            ({"tasks": ALL, "noise": {100: 0.0}}, "noise: shares are .* one must be above"),
+            ({"tasks": {"qa7": 1.0}}, "tasks: qa7 has no dense stories"),
+            ({"tasks": ALL, "simulated": 1.5}, "simulated: is 1.5; a share is from 0 to 1"),
+            ({"tasks": ALL, "asked": 0.0}, "asked: is 0"),
+        ],
+    )
+    def test_of_a_recipe_are_named(self, settings: dict, message: str) -> None:
+        with pytest.raises(DataError, match=message):
+            Recipe(**settings)
+
+    def test_noise_needs_books(self, tokenizer: Tokenizer) -> None:
+        with pytest.raises(DataError, match="--background: noise is asked for"):
+            ExerciseMaker(Recipe(ALL, noise={100: 1}), Material(), SentenceEncoder(tokenizer), None)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--form", "dens"], "--form: 'dens' is none of single, story, dense"),
+            (["--form", "dense=x"], "--form: 'x' is no share"),
+            (["--noise", "many=1"], "--noise: 'many' is no number of tokens"),
+            (["--permute"], "--permute: exchanges names in the stories of files; pass --babi"),
+            (["--workers", "0"], "--workers: 0 must be at least 1"),
+            (["--tasks", "qa7", "--form", "dense"], "qa7 has no dense stories"),
+            (["--lengths", "4", "--tasks", "qa3"], "no story of qa3 fits into 4 tokens"),
+            (["--babi", "NOWHERE"], "--babi: NOWHERE is no folder"),
+            (["--background", "NOWHERE"], "--background: NOWHERE is no text file"),
+            (["--part", "test", "--form", "dense"], "--form: is for --part train"),
+        ],
+    )
+    def test_of_the_command_write_nothing(
+        self, places: Places, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+    ) -> None:
+        output = tmp_path / "out"
+        given = ["--part", "train", "--tokenizer", str(places.tokenizer), "--output", str(output), "--samples", "3"]
+        assert babilong.main([*given, *options]) == 2
+        assert message in capsys.readouterr().err
+        assert not output.exists()
