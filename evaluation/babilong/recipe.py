@@ -27,7 +27,8 @@ _TRIES = 1000  # stories that are too long, for one that fits
 class Recipe:
     """What exercises are made of.  Shares need not add up to 1.
 
-    tasks: task -> share.
+    tasks: task -> share.  share_of: what of, where tasks are mixed (rows): of the exercises, or of their tokens; qa3's
+        stories are 20 times as long as qa4's, and have 15 times as many dense questions.
     forms: form -> share.  single: one question at a story's end; story: all of a story's own questions; dense:
         questions of every kind after any fact.
     simulated: share of the stories that the simulator tells; the others are those of bAbI's training files.
@@ -42,6 +43,7 @@ class Recipe:
     permute: bool = True
     noise: dict[int, float] = field(default_factory=lambda: {0: 1.0})
     asked: float = ASKED
+    share_of: Literal["exercises", "tokens"] = "exercises"
 
     def __hash__(self) -> int:
         return hash(repr(self))
@@ -77,12 +79,12 @@ class ExerciseMaker:
         if background is None and any(most and share for most, share in recipe.noise.items()):
             raise DataError("--background: noise is asked for; pass a folder of books")
         self.material, self.encoder, self.background = material, encoder, background
-        self._recipe, self._noise = recipe, Noise(background, encoder) if background else None
+        self.recipe, self._noise = recipe, Noise(background, encoder) if background else None
 
     def turns(self, rng: Keyed, task: str | None = None) -> list[Turn]:
         """An exercise's turns, with the recipe's noise; task: None for one of the recipe's."""
-        story = self._story(task or _drawn(self._recipe.tasks, rng), rng)
-        return self._hidden(story, rng.below(_drawn(self._recipe.noise, rng) + 1), rng)
+        story = self._story(task or drawn(self.recipe.tasks, rng), rng)
+        return self._hidden(story, rng.below(drawn(self.recipe.noise, rng) + 1), rng)
 
     def turns_of_length(self, task: str, least: int, most: int, rng: Keyed) -> list[Turn]:
         """An exercise with as much noise as an evaluation's sample of `least` … `most` tokens has beside its facts.
@@ -123,11 +125,11 @@ class ExerciseMaker:
         """A story with at least a question."""
         story = Story(())
         while not story.items:  # all of a story's questions may be kept for evaluation
-            story = self._tried(task, _drawn(self._recipe.forms, rng), rng)
+            story = self._tried(task, drawn(self.recipe.forms, rng), rng)
         return story
 
     def _tried(self, task: str, form: Form, rng: Keyed) -> Story:
-        recipe, held_out = self._recipe, self.material.held_out
+        recipe, held_out = self.recipe, self.material.held_out
         found = None if recipe.simulated and rng.share() < recipe.simulated else self.material.story(task, rng)
         if form == "dense":
             if found is None:
@@ -142,7 +144,7 @@ class ExerciseMaker:
         return single(story, rng) if form == "single" and story.questions else story
 
 
-def _drawn(shares: Mapping[T, float], rng: Keyed) -> T:
+def drawn(shares: Mapping[T, float], rng: Keyed) -> T:
     """One of the keys, as often as its share says."""
     keys, drawn = list(shares), rng.share() * sum(shares.values())
     for key in keys:

@@ -6,7 +6,7 @@ makes the same rows, and a run that was stopped goes on with the rows it would h
 
 from array import array
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -20,10 +20,10 @@ from evaluation.babilong.encoding import SentenceEncoder
 from evaluation.babilong.material import Material
 from evaluation.babilong.parallel import in_order
 from evaluation.babilong.randomness import Keyed
-from evaluation.babilong.recipe import ExerciseMaker, Places, Recipe, open_maker
+from evaluation.babilong.recipe import ExerciseMaker, Places, Recipe, drawn, open_maker
 
-BLOCK = 64  # rows made at once
-_WAITING = 48  # exercises a row is filled from
+BLOCK = 256  # rows made at once
+_WAITING = 32  # exercises a row is filled from
 _TRIES = 1000  # exercises that do not fit into a row, for one that does
 Exercise = tuple["array[int]", list[tuple[int, int]]]  # ids, and where answers begin and end
 Block = tuple[Tokens, NDArray[np.bool_], NDArray[np.int32]]  # of rows, stacked
@@ -56,27 +56,37 @@ class RowMaker:
         Raises:
             DataError: no exercise fits into a row.
         """
-        rng = Keyed("rows", self._seed, number)
-        waiting = [self._exercise(rng) for _ in range(_WAITING)]
-        return [self._row(self._chosen(waiting, rng)) for _ in range(BLOCK)]
+        exercises = self._exercises(Keyed("rows", self._seed, number))
+        waiting = list(islice(exercises, _WAITING))
+        return [self._row(self._chosen(waiting, exercises)) for _ in range(BLOCK)]
 
-    def _chosen(self, waiting: list[Exercise], rng: Keyed) -> list[Exercise]:
-        """A row's exercises: the one that waits longest, then always the longest that still fits."""
-        chosen, free, place = list[Exercise](), self._capacity, 0
-        while place >= 0:
+    def _chosen(self, waiting: list[Exercise], exercises: Iterator[Exercise]) -> list[Exercise]:
+        """A row's exercises: always the one that waits longest of those that still fit."""
+        chosen, free = list[Exercise](), self._capacity
+        place: int | None = 0
+        while place is not None:
             chosen.append(waiting.pop(place))
-            waiting.append(self._exercise(rng))
+            waiting.append(next(exercises))
             free -= len(chosen[-1][0])
-            place, best = -1, 0
-            for index, (ids, _) in enumerate(waiting):
-                if best < len(ids) <= free:
-                    place, best = index, len(ids)
+            place = next((place for place, (ids, _) in enumerate(waiting) if len(ids) <= free), None)
         return chosen
 
-    def _exercise(self, rng: Keyed) -> Exercise:
+    def _exercises(self, rng: Keyed) -> Iterator[Exercise]:
+        shares = {task: share for task, share in self._maker.recipe.tasks.items() if share}
+        # how many tokens each task had, by its share; not all begin with one task
+        had = {task: rng.share() * self._capacity for task in shares}
+        while True:
+            task = drawn(shares, rng)
+            if self._maker.recipe.share_of == "tokens":
+                task = min(had, key=had.__getitem__)
+            exercise = self._fitting(task, rng)
+            had[task] += len(exercise[0]) / shares[task]
+            yield exercise
+
+    def _fitting(self, task: str, rng: Keyed) -> Exercise:
         """An exercise up to the last answer that fits into a row."""
         for _ in range(_TRIES):
-            ids, answers = self._encoder.exercise(self._maker.turns(rng))
+            ids, answers = self._encoder.exercise(self._maker.turns(rng, task))
             fitting = [answer for answer in answers if answer[1] <= self._capacity]
             if fitting:
                 return ids[: fitting[-1][1]], fitting

@@ -322,6 +322,16 @@ class TestRows:
         assert rows(0, worker=1, workers=2)[:BLOCK] == both[BLOCK:]
         assert rows(0, first_block=1)[:BLOCK] == both[BLOCK:]
 
+    def test_tasks_have_their_share_of_the_tokens(self, tokenizer: Tokenizer) -> None:
+        recipe = Recipe({"qa4": 1.0, "qa5": 3.0, "qa1": 0.0}, simulated=1, share_of="tokens")
+        qa4 = everything = 0
+        for row in islice(stream_of_rows(0, recipe, Material(), tokenizer, 700), BLOCK):
+            for number in range(row.document_ids.max() + 1):
+                text = tokenizer.decode(row.tokens[row.document_ids == number].tolist())
+                qa4 += len(text) * text.startswith("The ")
+                everything += len(text)
+        assert 0.2 < qa4 / everything < 0.3
+
     def test_processes_make_the_same(
         self, places: Places, material: Material, background: Background, tokenizer: Tokenizer
     ) -> None:
