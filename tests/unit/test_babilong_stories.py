@@ -1,6 +1,7 @@
 """Training material of whole stories: what its answers follow from, what is learned of it, what is kept out of it."""
 
 import json
+import os
 import re
 from collections import Counter
 from itertools import islice
@@ -27,7 +28,7 @@ from evaluation.babilong.generator import Sample
 from evaluation.babilong.material import Material, load_material
 from evaluation.babilong.noise import Noise
 from evaluation.babilong.randomness import Keyed
-from evaluation.babilong.recipe import ExerciseMaker, Places, Recipe
+from evaluation.babilong.recipe import ExerciseMaker, Form, Places, Recipe
 from evaluation.babilong.rows import BLOCK, Row, RowMaker, rows_by_processes, stream_of_rows
 from evaluation.babilong.simulator import HELD_OUT, tell_story
 from evaluation.babilong.stories import Asked, Story, permuted, single, stories_of, story_of
@@ -211,6 +212,20 @@ class TestExercises:
             assert not kept & {q.identity for q in found}
             with_noise += sum(len(turn.sentences) for turn in turns) > len(found[-1].facts)
         assert 60 < with_noise < 140
+
+    @pytest.mark.parametrize("task", TASKS)
+    def test_of_babi_itself_have_no_question_to_evaluate_with(self, task: str, tokenizer: Tokenizer) -> None:
+        folder = os.environ.get("MEMTRAIN_DATA")
+        if folder is None:
+            pytest.skip("MEMTRAIN_DATA is not set: no bAbI files")
+        kept = {q.identity for q in read_babi(Path(folder) / "babi" / f"{task}_valid.txt")}
+        forms: dict[Form, float] = {"single": 1, "story": 1, "dense": 1}
+        made = load_material(str(Path(folder) / "babi"), [task])
+        maker = ExerciseMaker(Recipe({task: 1}, forms), made, SentenceEncoder(tokenizer), None)
+        found = [question for number in range(300) for question in questions(maker.turns(Keyed(number)))]
+        assert not kept & {question.identity for question in found}
+        # bAbI means the first of two things that were given
+        assert sum(answer(q.facts, q.question) != q.answer for q in found) <= 0.004 * len(found)
 
     def test_files_without_permutation_give_no_question_of_the_others(self, material: Material, places: Places) -> None:
         assert material.left_out["qa1"] >= 12 * 5
