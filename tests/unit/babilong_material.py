@@ -10,7 +10,6 @@ from evaluation.babilong.stories import Story, story_of
 from evaluation.babilong.world import World
 
 TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
-ALL = dict.fromkeys(TASKS, 1.0)
 WORDS = ("the", "river", "stone", "old", "said,", "went", "under", "“quietly”", "morning;", "letter", "of", "a")
 
 
