@@ -42,7 +42,7 @@ def from_llama(given: Mapping[str, Any]) -> dict[str, Any]:
         "rope_scaling": scaling.model_dump() if scaling else None,
         "norm_eps": given.get("rms_norm_eps", 1e-6),
         "tie_embeddings": given.get("tie_word_embeddings", False),
-        "init_std": given.get("initializer_range", 0.02),
+        "init_std": given.get("initializer_range"),
     }
 
 
@@ -100,6 +100,6 @@ def to_llama(config: ModelConfig, max_position: int, dtype: str) -> dict[str, An
             "original_max_position_embeddings": scaling.original_max_position,
         },
         "tie_word_embeddings": config.tie_embeddings,
-        "initializer_range": config.init_std,
+        "initializer_range": config.initial_std(config.hidden_size),
         "torch_dtype": dtype,
     }

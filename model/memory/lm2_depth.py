@@ -52,7 +52,7 @@ class LM2DepthMemory(Memory):
     def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
         super().__init__()
         size = config.hidden_size
-        self.tp, self.top_k, self.init_std = tp, config.memory.top_k, config.init_std
+        self.tp, self.top_k, self.init_std = tp, config.memory.top_k, config.initial_std(config.hidden_size)
         self.heads, self.width = config.memory.heads // tp.size, size // config.memory.heads
         self.norm = nn.RMSNorm(size, eps=config.norm_eps)
         self.query = ColumnParallel(size, size, tp)
