@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test parity faults slow-test memory3-test slurm-test browser-test gpu-test lint bench gpu-bench clean
+.PHONY: quickstart test parity faults slow-test memory3-test slurm-test browser-test gpu-test lint bench gpu-bench wheelhouse clean
 
 $(READY): setup.py constraints.txt
 	@echo "making $(VENV) and installing what constraints.txt pins: a minute or two"
@@ -77,6 +77,10 @@ bench: $(READY)
 # needs a CUDA device; under nine minutes
 gpu-bench: $(READY)
 	benchmarks/gpu.sh
+
+# wheels for a machine with PyTorch and no package index: WHEELS=wheelhouse benchmarks/gpu.sh there
+wheelhouse: $(READY)
+	benchmarks/wheelhouse.sh wheelhouse
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # in the order of running; seconds each may take
 LIMITS = {
     "start": 45,
+    "run": 180,
     "parity": 70,
     "causality": 70,
     "llama": 115,
@@ -195,6 +196,10 @@ def function_of(options: argparse.Namespace) -> Callable[[Any, Any], None]:
             from benchmarks.gpu_parts.engine_checks import resume
 
             return resume
+        case "run":
+            from benchmarks.gpu_parts.real_run import real_run
+
+            return real_run
         case "attention":
             from benchmarks.gpu_parts.attention import attention
 
