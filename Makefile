@@ -74,7 +74,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/explicit.py
 
-# needs a CUDA device; under nine minutes
+# needs a CUDA device; under nine minutes, parts that no longer fit are left out
 gpu-bench: $(READY)
 	benchmarks/gpu.sh
 

@@ -26,26 +26,28 @@ class Skipped(Exception):  # noqa: N818
     """A part that cannot run here, with the reason."""
 
 
-class TooLarge(Exception):  # noqa: N818
-    """A part to be tried again, in a fresh process, with so many samples a micro-batch."""
-
-    def __init__(self, samples: int) -> None:
-        super().__init__(samples)
-        self.samples = samples
-
-
 class Notes:
-    """A part's results, on disk after every addition: whatever stops the part, they stay."""
+    """A part's results, on disk after every addition: whatever stops the part, they stay.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    lines: a file that all parts add to, a line for each measurement.
+    """
+
+    def __init__(self, path: Path, lines: Path, **everywhere: Any) -> None:
+        self.path, self.lines, self.everywhere = path, lines, everywhere
         self.values: dict[str, Any] = {}
+        self.began = time.perf_counter()
 
     def add(self, **values: Any) -> None:
         self.values |= values
         aside = self.path.with_suffix(".new")
         aside.write_text(json.dumps(self.values), encoding="utf-8")
         aside.replace(self.path)
+
+    def line(self, **values: Any) -> None:
+        """One measurement, with what is the same for all of the part and the seconds since its start."""
+        at = round(time.perf_counter() - self.began, 1)
+        with self.lines.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self.everywhere | {"seconds": at} | values) + "\n")
 
 
 def need_deepspeed() -> None:

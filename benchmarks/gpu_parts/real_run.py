@@ -1,4 +1,4 @@
-"""The product as people start it: data from Python's standard library, `deepspeed launchers/pretrain.py`, a kill, a resume."""
+"""The product as people start it: data from Python's library, `deepspeed launchers/pretrain.py`, a kill, a resume."""
 
 import json
 import math
@@ -31,8 +31,8 @@ def overrides(setting: Setting, folder: Path) -> list[str]:
         "run.output_dir": folder / "runs",
         "data.path": folder / "data",
         "data.sequence_length": 256,
-        "data.prepare.max_bytes": 400_000 if setting.small else 1_500_000,
-        "data.prepare.valid_fraction": 0.05,
+        "data.prepare.max_bytes": 2_000_000,
+        "data.prepare.valid_fraction": 0.2,
         "data.prepare.tokenizer.train_bytes": 300_000,
         "data.prepare.tokenizer.vocab_size": 1024,
         "model.vocab_size": 1024,
@@ -57,6 +57,8 @@ def real_run(setting: Setting, notes: Notes) -> None:
         folder = Path(name)
         options = ["--config", "configs/quickstart.yaml", *overrides(setting, folder)]
         notes.add(prepare=called([sys.executable, "launchers/prepare_data.py", *options]))
+        if notes.values["prepare"]["code"] != 0:
+            raise RuntimeError("launchers/prepare_data.py failed; gpu.log has what it said")
         whole, killed = (launch(options, run) for run in ("whole", "killed"))
         uninterrupted, interrupted = Command(whole), Command(killed)  # side by side: nothing here is a speed
         notes.add(killed=interrupted.kill_at(folder / "runs" / "killed" / "metrics.jsonl"))
@@ -122,7 +124,7 @@ class Command:
         kill_tree(self.process.pid)
         self.process.wait()
         self.said.seek(0)
-        said = self.said.read().splitlines()[-LINES:]
+        said = [line[:400] for line in self.said.read().splitlines()[-LINES:]]
         print("\n".join(said), flush=True)
         return found | {"seconds": seconds, "said": said}
 

@@ -1,0 +1,93 @@
+"""A step of the engine, and the same step in a plain PyTorch loop."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.gpu_parts.common import Setting
+from benchmarks.gpu_parts.paths import replaced
+from model import LanguageModel
+from model.memory import memories
+from training.batches import StepBatch
+from training.config import RunConfig
+from training.topology import RankInfo, initialize
+
+LEARNING_RATE = 1e-4
+Step = Callable[[StepBatch], float]
+Made = tuple[Step, int]  # and the number of parameters
+
+
+@torch.no_grad()
+def draw(net: LanguageModel, device: torch.device) -> None:
+    """Weights as large as the real ones, drawn on the device: any cost the same, and a CPU takes half a minute."""
+    for parameter in net.parameters():
+        if parameter.device != device:
+            parameter.data = torch.empty(parameter.shape, device=device, dtype=parameter.dtype)
+        nn.init.normal_(parameter, std=net.config.init_std) if parameter.dim() > 1 else nn.init.ones_(parameter)
+    for memory in memories(net):
+        for name, parameter in memory.named_parameters():
+            if parameter.dim() == 1:  # gates begin where they do in a run
+                parameter.copy_(memory.initial_value(name, tuple(parameter.shape), torch.Generator().manual_seed(0)))
+
+
+@contextlib.contextmanager
+def engine_step(config: RunConfig, phase: int, setting: Setting, compiled: bool) -> Iterator[Made]:
+    """compiled: as `config` already says."""
+    from training.engine import build_engine
+
+    def on_device(net: LanguageModel, *_: object, **__: object) -> None:
+        draw(net, setting.device)
+
+    with replaced(LanguageModel, "initialize", on_device):
+        engine: Any = build_engine(config, config.phases[phase], initialize(config, RankInfo(0, 1, 0)))
+    try:
+        yield (
+            lambda batch: engine.train_step(batch, LEARNING_RATE).loss,
+            sum(p.numel() for p in engine.parameters.values()),
+        )
+    finally:
+        engine.close()
+
+
+@contextlib.contextmanager
+def plain_step(config: RunConfig, phase: int, setting: Setting, compiled: bool) -> Iterator[Made]:
+    """bf16 weights and gradients, fp32 copies that are summed into, clipped and updated: no library but PyTorch."""
+    with setting.device:
+        net = LanguageModel(config.model, None, config.phases[phase].memory).to(torch.bfloat16)
+    draw(net, setting.device)
+    if compiled:
+        backend = "inductor" if setting.device.type == "cuda" else "eager"  # needs no C++ compiler
+        for layer in net.layers:
+            layer.compile(backend=backend)
+    weights = list(net.parameters())
+    masters = [p.detach().float() for p in weights]
+    optimizer = torch.optim.AdamW(masters, lr=LEARNING_RATE, betas=config.training.betas, fused=True)
+
+    def step(batch: StepBatch) -> float:
+        total = torch.zeros((), device=setting.device)
+        for micro in (m.to(setting.device) for m in batch.micro_batches):
+            hidden, _ = net.hidden(micro.ids, micro.documents[:, 1:])
+            loss = cross_entropy(net, hidden, micro.labels) / len(batch.micro_batches)
+            loss.backward()
+            total += loss.detach()
+            for master, weight in zip(masters, weights, strict=True):
+                assert weight.grad is not None
+                gradient = weight.grad.float()
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+                weight.grad = None
+        nn.utils.clip_grad_norm_(masters, config.training.gradient_clipping)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            torch._foreach_copy_(weights, masters)
+        return float(total)
+
+    yield step, sum(p.numel() for p in weights)
+
+
+def cross_entropy(net: LanguageModel, hidden: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(net.head.logits(hidden).float().flatten(0, 1), labels.flatten())
