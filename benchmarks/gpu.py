@@ -74,10 +74,8 @@ def main() -> int:
             allowed = min(LIMITS[name], deadline - time.monotonic())
             found = supervised(name, options, allowed, log)
             report["parts"][name] = found
-            print(
-                f"{time.monotonic() - began:.0f} s, {name}: {report['parts'][name]['status']}, {report['parts'][name]['seconds']:.1f} s",
-                flush=True,
-            )
+            took = f"{found['seconds']:.1f} s; {time.monotonic() - began:.0f} s of {options.budget:.0f}"
+            print(f"{name}: {found['status']}, {took}", flush=True)
             write(options.out / "gpu.json", report)
     conclude(report, options)
     return int(any(part["status"] in ("failed", "wrong") for part in report["parts"].values()))

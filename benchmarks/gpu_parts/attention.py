@@ -54,7 +54,7 @@ def timed(
         with sdpa_kernel(backend):
             return summary(run, setting, useful)
     except (RuntimeError, ImportError) as error:  # PyTorch's answer where a kernel takes no such arguments
-        return {"error": str(error).splitlines()[0]}
+        return {"error": str(error).splitlines()[0][:200]}
 
 
 def once(tensors: list[Tensor], mask: Tensor | None) -> Callable[[], None]:
