@@ -60,9 +60,7 @@ def plain_step(config: RunConfig, phase: int, setting: Setting, compiled: bool) 
         net = LanguageModel(config.model, None, config.phases[phase].memory).to(torch.bfloat16)
     draw(net, setting.device)
     if compiled:
-        backend = "inductor" if setting.device.type == "cuda" else "eager"  # needs no C++ compiler
-        for layer in net.layers:
-            layer.compile(backend=backend)
+        compile_layers(net, setting)
     weights = list(net.parameters())
     masters = [p.detach().float() for p in weights]
     optimizer = torch.optim.AdamW(masters, lr=LEARNING_RATE, betas=config.training.betas, fused=True)
@@ -87,6 +85,14 @@ def plain_step(config: RunConfig, phase: int, setting: Setting, compiled: bool) 
         return float(total)
 
     yield step, sum(p.numel() for p in weights)
+
+
+def compile_layers(net: LanguageModel, setting: Setting) -> None:
+    for layer in net.layers:
+        if hasattr(layer, "compile_block"):
+            layer.compile_block()
+        else:
+            layer.compile(backend="inductor" if setting.device.type == "cuda" else "eager")
 
 
 def cross_entropy(net: LanguageModel, hidden: Tensor, labels: Tensor) -> Tensor:

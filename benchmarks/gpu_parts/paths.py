@@ -1,6 +1,7 @@
 """The fast paths of training, each of which can be taken away, so that a measurement says what it is worth."""
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,9 +12,11 @@ Undo = Callable[[], None]
 
 @contextlib.contextmanager
 def without(names: frozenset[str]) -> Iterator[None]:
-    """Every path but those in `names` (`PATHS`).  Raises `LookupError` where the code has no such path to take away."""
+    """Every path but those in `names` (of `_PATHS`).  Raises `LookupError` where the code has no such path to take away."""
     with contextlib.ExitStack() as stack:
         for name in sorted(names):
+            if name not in _PATHS:
+                raise LookupError(name)
             stack.enter_context(_PATHS[name]())
         yield
 
@@ -44,6 +47,20 @@ def _fused_update() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _varlen() -> Iterator[None]:
+    """Attention with a mask of documents."""
+    with replaced(module("model.preparation"), "serves_varlen", lambda *_: False):
+        yield
+
+
+def module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise LookupError(str(error)) from None
+
+
+@contextlib.contextmanager
 def _nothing() -> Iterator[None]:
     """What the configuration or the loop switches."""
     yield
@@ -52,5 +69,5 @@ def _nothing() -> Iterator[None]:
 _PATHS: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "compile": _nothing,
     "fused AdamW": _fused_update,
+    "varlen": _varlen,
 }
-PATHS = tuple(_PATHS)
