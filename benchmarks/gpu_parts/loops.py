@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.gpu_parts.common import Setting
-from benchmarks.gpu_parts.paths import replaced
+from benchmarks.gpu_parts.common import Setting, has_deepspeed
+from benchmarks.gpu_parts.paths import module, replaced
 from model import LanguageModel
 from model.memory import memories
-from training.batches import StepBatch
+from training.batches import MicroBatch, StepBatch
 from training.config import RunConfig
+from training.faults import LossGuard
 from training.topology import RankInfo, initialize
 
 LEARNING_RATE = 1e-4
@@ -59,8 +60,7 @@ def plain_step(config: RunConfig, phase: int, setting: Setting, compiled: bool) 
     with setting.device:
         net = LanguageModel(config.model, None, config.phases[phase].memory).to(torch.bfloat16)
     draw(net, setting.device)
-    if compiled:
-        compile_layers(net, setting)
+    loss_of = micro_loss(net, compiled)
     weights = list(net.parameters())
     masters = [p.detach().float() for p in weights]
     optimizer = torch.optim.AdamW(masters, lr=LEARNING_RATE, betas=config.training.betas, fused=True)
@@ -68,8 +68,7 @@ def plain_step(config: RunConfig, phase: int, setting: Setting, compiled: bool) 
     def step(batch: StepBatch) -> float:
         total = torch.zeros((), device=setting.device)
         for micro in (m.to(setting.device) for m in batch.micro_batches):
-            hidden, _ = net.hidden(micro.ids, micro.documents[:, 1:])
-            loss = cross_entropy(net, hidden, micro.labels) / len(batch.micro_batches)
+            loss = loss_of(micro.scaled(1 / batch.valid))
             loss.backward()
             total += loss.detach()
             for master, weight in zip(masters, weights, strict=True):
@@ -87,13 +86,32 @@ def plain_step(config: RunConfig, phase: int, setting: Setting, compiled: bool) 
     yield step, sum(p.numel() for p in weights)
 
 
-def compile_layers(net: LanguageModel, setting: Setting) -> None:
+def micro_loss(net: LanguageModel, compiled: bool) -> Callable[[MicroBatch], Tensor]:
+    """The product's own forward and loss: a loop differs from the engine by DeepSpeed alone.  Without DeepSpeed, all
+    logits at once in their place."""
+    if compiled:
+        compile_layers(net)
+    if not has_deepspeed():
+
+        def whole(micro: MicroBatch) -> Tensor:
+            hidden, _ = net.hidden(micro.ids, micro.documents[:, 1:])
+            nats = F.cross_entropy(
+                net.head.logits(hidden).float().flatten(0, 1), micro.labels.flatten(), reduction="none"
+            )
+            return (nats * micro.weights.flatten()).sum()
+
+        return whole
+    from training.engine import LossModel
+
+    guard = LossGuard()
+    with contextlib.suppress(LookupError):  # before there was a loss to compile
+        return LossModel(net, guard, module("model.loss").HeadLoss(net.tp, compiled))
+    return LossModel(net, guard)
+
+
+def compile_layers(net: LanguageModel) -> None:
     for layer in net.layers:
         if hasattr(layer, "compile_block"):
             layer.compile_block()
         else:
-            layer.compile(backend="inductor" if setting.device.type == "cuda" else "eager")
-
-
-def cross_entropy(net: LanguageModel, hidden: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(net.head.logits(hidden).float().flatten(0, 1), labels.flatten())
+            layer.compile(backend="inductor" if torch.cuda.is_available() else "eager")
