@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.rope import angles
+from model.rope import angles, is_captured
 from model.sdpa import serves_varlen
 from model.segments import Piece, sequences
 
@@ -35,7 +35,7 @@ def _prepared(
     simple = piece.documents is None and piece.window * piece.segments == piece.length  # plain causal attention
     counted = piece.documents is None or (changes is not None and not piece.cached)
     cuts = None
-    if varlen and not simple and (counted or not torch.cuda.is_current_stream_capturing()):
+    if varlen and not simple and (counted or not is_captured(like.device)):
         cuts = sequences(piece, like, changes)
         for cut in cuts:  # their number changes from batch to batch
             torch._dynamo.maybe_mark_dynamic(cut, 0)

@@ -40,9 +40,14 @@ def _table(
 def angles(start: int, length: int, config: ModelConfig, device: torch.device, step: int = 1) -> Tensor:
     """fp32 [2, L, 1, d/2]: cosines and sines of positions from `start` on, `step` apart from each other."""
     # what a capture computes belongs to its graph, and is there only once that is replayed: it must not be kept
-    make = _table.__wrapped__ if device.type == "cuda" and torch.cuda.is_current_stream_capturing() else _table
+    make = _table.__wrapped__ if is_captured(device) else _table
     table = make(start, length, step, config.head_width, config.rope_theta, config.rope_scaling, str(device))
     return table.unsqueeze(2)
+
+
+def is_captured(device: torch.device) -> bool:
+    """Whether operations on the device are being captured into a CUDA graph, where nothing may be waited for."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def rotate(x: Tensor, start: int, config: ModelConfig, step: int = 1, rotary: Tensor | None = None) -> Tensor:

@@ -91,14 +91,14 @@ class NormStage(nn.Module):
 
 
 class HeadStage(nn.Module):
-    """hidden -> this rank's logits [B, L, V/tp]."""
+    """hidden -> (hidden, this rank's weight [V/tp, D]): the loss takes them together (`model.loss`)."""
 
     def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
         super().__init__()
         self.head = new_embedding(config, tp)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.head.logits(hidden)
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return hidden, self.head.weight
 
 
 def packed_reading(
@@ -111,9 +111,9 @@ def packed_reading(
     return Reading(config, tp, 0, documents.size(1) - 1, len(documents), references, documents[:, 1:])
 
 
-def tied_logits(stage: EmbeddingStage, hidden: Tensor) -> Tensor:
-    """The tied head: the embedding stage's copy on the last stage, used the other way round."""
-    return stage.embedding.logits(hidden)
+def tied_head(stage: EmbeddingStage, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """The tied head, like `HeadStage`: the embedding stage's copy on the last stage."""
+    return hidden, stage.embedding.weight
 
 
 @dataclass(frozen=True)
