@@ -26,20 +26,16 @@ from tests.reference.small import one_thread as one_thread
 examples = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 
-def plain(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor) -> Tensor:
-    """Each sequence on its own, queries aligned with its last keys."""
-    outputs = [q[:0]]
-    bounds = zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), cu_k[:-1].tolist(), cu_k[1:].tolist(), strict=True)
-    for first, last, begin, end in bounds:
-        own_q, (own_k, own_v) = (
-            q[first:last],
-            (x[begin:end].repeat_interleave(q.size(1) // k.size(1), 1) for x in (k, v)),
-        )
-        scores = torch.einsum("qhd,khd->hqk", own_q, own_k) * q.size(-1) ** -0.5
-        seen = torch.ones(last - first, end - begin, dtype=torch.bool).tril(end - begin - (last - first))
-        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
-        outputs.append(torch.einsum("hqk,khd->qhd", weights, own_v))
-    return torch.cat(outputs)
+def weights_of(q: Tensor, k: Tensor) -> Tensor:
+    """One sequence, q [n, H, d] aligned with the last of the keys k [m, H, d] -> [H, n, m]."""
+    scores = torch.einsum("qhd,khd->hqk", q, k) * q.size(-1) ** -0.5
+    seen = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q))
+    return scores.masked_fill(~seen, float("-inf")).softmax(-1)
+
+
+def each(cu_q: Tensor, cu_k: Tensor) -> Iterator[tuple[slice, slice]]:
+    for ends in zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), cu_k[:-1].tolist(), cu_k[1:].tolist(), strict=True):
+        yield slice(*ends[:2]), slice(*ends[2:])
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,15 +43,25 @@ def forward(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, *rest: 
     assert causal and cu_q.dtype == cu_k.dtype == torch.int32 and len(cu_q) == len(cu_k)
     assert int(cu_q.diff().max()) <= longest_q and int(cu_k.diff().max()) <= longest_k
     assert int(cu_q[-1]) == len(q) and int(cu_k[-1]) == len(k)
-    return plain(q, k, v, cu_q, cu_k), q.new_empty(q.size(1), len(q)), torch.zeros(2, dtype=torch.uint64)
+    out, (keys, values) = torch.empty_like(q), (x.repeat_interleave(q.size(1) // x.size(1), 1) for x in (k, v))
+    for own, seen in each(cu_q, cu_k):
+        out[own] = torch.einsum("hqk,khd->qhd", weights_of(q[own], keys[seen]), values[seen])
+    return out, q.new_empty(q.size(1), len(q)), torch.zeros(2, dtype=torch.uint64)
 
 
-def backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, _out: Tensor, _lse: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:
-    with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-        return torch.autograd.grad(plain(*leaves, *rest[:2]), leaves, d_out)
+def backward(d: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """No autograd works below an operator: the derivatives of softmax by hand."""
+    heads, group = k.size(1), q.size(1) // k.size(1)
+    keys, values = (x.repeat_interleave(group, 1) for x in (k, v))
+    d_q, d_k, d_v = (torch.zeros_like(x) for x in (q, keys, values))
+    for own, seen in each(*rest[:2]):
+        weights = weights_of(q[own], keys[seen])
+        d_weights = torch.einsum("qhd,khd->hqk", d[own], values[seen])
+        d_scores = weights * (d_weights - (weights * d_weights).sum(-1, keepdim=True)) * q.size(-1) ** -0.5
+        d_q[own] = torch.einsum("hqk,khd->qhd", d_scores, keys[seen])
+        d_k[seen] = torch.einsum("hqk,qhd->khd", d_scores, q[own])
+        d_v[seen] = torch.einsum("hqk,qhd->khd", weights, d[own])
+    return d_q, *(x.unflatten(1, (heads, group)).sum(2) for x in (d_k, d_v))
 
 
 @pytest.fixture(autouse=True, scope="module")
