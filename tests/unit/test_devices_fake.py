@@ -103,7 +103,7 @@ def test_the_stages_of_a_pipeline(kind: str) -> None:
         stage = layer.type(*layer.arguments)
         moved(stage)
         parts = stage(parts)
-    assert isinstance(parts, Tensor) and parts.device == DEVICE
+    assert {part.device for part in parts} == {DEVICE}  # what the loss takes
 
 
 def test_a_tensor_left_on_the_cpu_is_found() -> None:
