@@ -303,6 +303,8 @@ class Engine(ABC):
         """Free what DeepSpeed holds, so that the next phase can be built."""
         self._about_to_update()
         self.ds.destroy()
+        if self.compiled:  # the next phase's layers are others
+            torch.compiler.reset()
 
 
 class PlainEngine(Engine):

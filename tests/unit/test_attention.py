@@ -1,9 +1,5 @@
-"""Attention over sequences of different lengths against the masked one.
+"""Attention over sequences of different lengths against the masked one."""
 
-torch's operator has no CPU kernel; one of plain formulas is registered here, so that the branch of a GPU runs.
-"""
-
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.attention import SDPBackend, varlen
-from torch.nn.attention.varlen import _varlen_attn, _varlen_attn_backward
 
 from model import LanguageModel, build_model
 from model.attention import Attention
@@ -22,67 +16,10 @@ from model.sdpa import sdpa
 from model.segments import Piece, pieces, sequences
 from tests.reference.small import DELTA, LM2, NONE, SEGMENT, awake, random_ids, tiny
 from tests.reference.small import one_thread as one_thread
+from tests.reference.varlen import kernels as kernels
+from tests.reference.varlen import on_a_gpu as on_a_gpu
 
 examples = settings(max_examples=40, deadline=None, derandomize=True, database=None)
-
-
-def weights_of(q: Tensor, k: Tensor) -> Tensor:
-    """One sequence, q [n, H, d] aligned with the last of the keys k [m, H, d] -> [H, n, m]."""
-    scores = torch.einsum("qhd,khd->hqk", q, k) * q.size(-1) ** -0.5
-    seen = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q))
-    return scores.masked_fill(~seen, float("-inf")).softmax(-1)
-
-
-def each(cu_q: Tensor, cu_k: Tensor) -> Iterator[tuple[slice, slice]]:
-    for ends in zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), cu_k[:-1].tolist(), cu_k[1:].tolist(), strict=True):
-        yield slice(*ends[:2]), slice(*ends[2:])
-
-
-def forward(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    longest_q, longest_k, causal = rest[:3]
-    assert causal and cu_q.dtype == cu_k.dtype == torch.int32 and len(cu_q) == len(cu_k)
-    assert int(cu_q.diff().max()) <= longest_q and int(cu_k.diff().max()) <= longest_k
-    assert int(cu_q[-1]) == len(q) and int(cu_k[-1]) == len(k)
-    out, (keys, values) = torch.empty_like(q), (x.repeat_interleave(q.size(1) // x.size(1), 1) for x in (k, v))
-    for own, seen in each(cu_q, cu_k):
-        out[own] = torch.einsum("hqk,khd->qhd", weights_of(q[own], keys[seen]), values[seen])
-    return out, q.new_empty(q.size(1), len(q)), torch.zeros(2, dtype=torch.uint64)
-
-
-def backward(d: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """No autograd works below an operator: the derivatives of softmax by hand."""
-    heads, group = k.size(1), q.size(1) // k.size(1)
-    keys, values = (x.repeat_interleave(group, 1) for x in (k, v))
-    d_q, d_k, d_v = (torch.zeros_like(x) for x in (q, keys, values))
-    for own, seen in each(*rest[:2]):
-        weights = weights_of(q[own], keys[seen])
-        d_weights = torch.einsum("qhd,khd->hqk", d[own], values[seen])
-        d_scores = weights * (d_weights - (weights * d_weights).sum(-1, keepdim=True)) * q.size(-1) ** -0.5
-        d_q[own] = torch.einsum("hqk,khd->qhd", d_scores, keys[seen])
-        d_k[seen] = torch.einsum("hqk,qhd->khd", d_scores, q[own])
-        d_v[seen] = torch.einsum("hqk,qhd->khd", weights, d[own])
-    return d_q, *(x.unflatten(1, (heads, group)).sum(2) for x in (d_k, d_v))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def kernels() -> None:
-    _varlen_attn.register_kernel("cpu")(forward)
-    _varlen_attn_backward.register_kernel("cpu")(backward)
-
-
-@pytest.fixture
-def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """As if the CPU were a GPU with the kernel; the list gets the number of sequences of each call."""
-    calls: list[int] = []
-    real = varlen.varlen_attn
-
-    def counted(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, *rest: Any, **more: Any) -> Tensor:
-        calls.append(len(cu_q) - 1)
-        return real(q, k, v, cu_q, *rest, **more)
-
-    monkeypatch.setattr("model.sdpa.varlen_attn", counted)
-    monkeypatch.setattr("model.preparation.serves_varlen", lambda *_: True)
-    yield calls
 
 
 @st.composite
@@ -183,7 +120,6 @@ def test_a_mask_never_reaches_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
     masked, causal = sdpa(q, kv, kv, mask), sdpa(q, kv, kv, None)
     torch.testing.assert_close(masked, causal)
     assert allowed == [False, torch.backends.cuda.cudnn_sdp_enabled()]
-    assert SDPBackend.CUDNN_ATTENTION.name == "CUDNN_ATTENTION"
 
 
 def test_preparation_leaves_nothing_to_layers() -> None:

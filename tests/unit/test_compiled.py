@@ -8,9 +8,12 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from model import LanguageModel, build_model
+from model.layout import Layout, Recompute
 from model.memory import memories
 from tests.reference.small import DELTA, LM2, NONE, VOCAB, awake, random_ids, tiny
 from tests.reference.small import one_thread as one_thread
+from tests.reference.varlen import kernels as kernels
+from tests.reference.varlen import on_a_gpu as on_a_gpu
 
 COMPILED = {"none": NONE, "lm2": LM2, "delta": DELTA}
 
@@ -60,3 +63,21 @@ def test_compiled_layers_are_the_eager_ones(kind: str, span: int) -> None:
         assert gates.keys() == expected_gates.keys()
         for name, gate in gates.items():
             torch.testing.assert_close(gate, expected_gates[name])
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_the_number_of_documents_compiles_nothing_again(recompute: Recompute, on_a_gpu: list[int]) -> None:
+    nets = [LanguageModel(tiny(LM2), Layout(recompute=recompute)) for _ in range(2)]
+    for net in nets:
+        net.initialize(1)
+        awake(net, seed=2)
+    for layer in nets[1].decoder_layers:
+        layer.compile_block()
+    for step in range(3):
+        ids, numbers = random_ids(step, 2, 16), documents(step, 0.3 * step)
+        (one, expected), (other, found) = (gradients(net, ids, numbers) for net in nets)
+        torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5)
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-5, msg=name)
+    assert len(set(on_a_gpu)) == 3, "three numbers of sequences"
+    assert counters["stats"]["unique_graphs"] == 1
