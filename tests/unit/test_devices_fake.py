@@ -6,6 +6,7 @@ without CUDA cannot fake a GPU, and it is made to take the branches of one.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -81,6 +82,17 @@ def test_the_loss_of_a_micro_batch(kind: str) -> None:
     net = net_of(kind, attention_span=span)
     LossModel(net, LossGuard())(micro_batch(16)).backward()
     assert all(p.grad is not None and p.grad.device == DEVICE for p in net.parameters())
+
+
+@pytest.mark.parametrize("kind", ["none", "lm2", "delta"])
+@pytest.mark.parametrize("span", [1, 2])
+def test_attention_over_sequences_reads_no_number(kind: str, span: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.preparation.serves_varlen", lambda *_: True)
+    net = net_of(kind, attention_span=span)
+    LossModel(net, LossGuard())(replace(micro_batch(16), changes=3)).backward()
+    net(zeros(2, 14))
+    with pytest.raises(RuntimeError):  # the documents must be counted
+        net(zeros(2, 14), zeros(2, 14))
 
 
 @pytest.mark.parametrize(("kind", "heads"), [("none", "all"), ("lm2", (0,))])
