@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test parity faults slow-test memory3-test slurm-test browser-test gpu-test lint bench gpu-bench clean
+.PHONY: quickstart test parity faults slow-test memory3-test slurm-test browser-test gpu-test lint bench gpu-bench wheelhouse clean
 
 $(READY): setup.py constraints.txt
 	@echo "making $(VENV) and installing what constraints.txt pins: a minute or two"
@@ -74,9 +74,13 @@ bench: $(READY)
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/explicit.py
 
-# needs a CUDA device; under nine minutes
+# needs a CUDA device; under nine minutes, parts that no longer fit are left out
 gpu-bench: $(READY)
 	benchmarks/gpu.sh
+
+# wheels for a machine with PyTorch and no package index: WHEELS=wheelhouse benchmarks/gpu.sh there
+wheelhouse: $(READY)
+	benchmarks/wheelhouse.sh wheelhouse
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
