@@ -129,8 +129,7 @@ class TrainingSection(Section):
         "none", description="recomputed in the backward pass: selective: attention and memory; full: whole layers"
     )
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_yaml_switch)] = Field(
-        "auto",
-        description="decoder layers and loss compiled, where they can be; auto: on a GPU, not on a CPU",
+        "auto", description="decoder layers and loss compiled, where they can be; auto: on a GPU, not on a CPU"
     )
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW beta1, beta2")
     eps: float = Field(1e-8, gt=0, description="AdamW epsilon")

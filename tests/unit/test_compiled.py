@@ -1,6 +1,8 @@
 """Compiled decoder layers against eager ones: one graph, the same values and gradients, nothing compiled again."""
 
+import logging
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,10 +12,12 @@ from torch._dynamo.utils import counters
 from model import LanguageModel, build_model
 from model.layout import Layout, Recompute
 from model.memory import memories
+from tests.distributed.training_case import tiny_config
 from tests.reference.small import DELTA, LM2, NONE, VOCAB, awake, random_ids, tiny
 from tests.reference.small import one_thread as one_thread
 from tests.reference.varlen import kernels as kernels
 from tests.reference.varlen import on_a_gpu as on_a_gpu
+from training.compilation import compiles
 
 COMPILED = {"none": NONE, "lm2": LM2, "delta": DELTA}
 
@@ -81,3 +85,28 @@ def test_the_number_of_documents_compiles_nothing_again(recompute: Recompute, on
             torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-5, msg=name)
     assert len(set(on_a_gpu)) == 3, "three numbers of sequences"
     assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "phase", "reason"),
+    [
+        ({"model__memory": {"kind": "rmt", "slots": 2}}, 1, "memory rmt"),
+        ({"model__memory": {"kind": "rmt", "slots": 2}}, 0, None),  # a phase without the memory
+        ({"model__memory": {"kind": "lm2", "flow": "depth", "heads": 2}}, 1, "memory lm2"),
+        ({"parallel__tensor": 2}, 1, "parallel.tensor 2"),
+        ({"training__zero_stage": 3}, 1, "zero_stage 3"),
+        ({"training__activation_checkpointing": "selective"}, 1, "selective"),
+        ({"training__activation_checkpointing": "full"}, 1, None),
+    ],
+)
+def test_what_stays_eager_is_said(changes: dict, phase: int, reason: str | None, caplog) -> None:
+    config = tiny_config(training__compile=True, **changes)  # what YAML makes of `on`
+    with caplog.at_level(logging.INFO, "memtrain"):
+        found = compiles(config, config.phases[phase], SimpleNamespace(device=torch.device("cpu")))
+    assert found == (reason is None) and (reason or "are compiled") in caplog.text
+
+
+def test_auto_compiles_on_a_gpu_only() -> None:
+    config = tiny_config()
+    where = [compiles(config, config.phases[1], SimpleNamespace(device=torch.device(d))) for d in ("cpu", "cuda")]
+    assert where == [False, True]
