@@ -49,14 +49,24 @@ def main() -> None:
     held_out = tuple(str(path) for index, path in enumerate(books) if index % 5 == 4)
     tokenizer = options.work / "tokenizer.model"
     if not tokenizer.is_file():
-        train_sentencepiece(tokenizer_texts(options.babi, [str(p) for p in books if str(p) not in held_out]), 2048, tokenizer)
+        train_sentencepiece(
+            tokenizer_texts(options.babi, [str(p) for p in books if str(p) not in held_out]), 2048, tokenizer
+        )
     places = Places(options.babi, tuple(str(p) for p in books if str(p) not in held_out), tokenizer)
     began = time.monotonic()
     deadline = began + 60 * options.minutes
     log = open_log(options.work / "log.jsonl")
     shape = SIZES[options.size]
     if options.hidden:
-        shape = Shape(shape.vocab_size, options.hidden, options.layers, options.hidden // 64, options.hidden // 64, 64, shape.row_length)
+        shape = Shape(
+            shape.vocab_size,
+            options.hidden,
+            options.layers,
+            options.hidden // 64,
+            options.hidden // 64,
+            64,
+            shape.row_length,
+        )
     racers = [Racer(entry, shape, options.batch, options.steps, device, options.work) for entry in entries(options)]
     for racer in racers:
         racer.resume()
@@ -71,9 +81,16 @@ def main() -> None:
         for racer in racers:
             if racer.learner.step:
                 start = time.monotonic()
-                log({"entry": racer.entry.name, "length": length, **racer.measure(samples), "took": time.monotonic() - start})
+                log(
+                    {
+                        "entry": racer.entry.name,
+                        "length": length,
+                        **racer.measure(samples),
+                        "took": time.monotonic() - start,
+                    }
+                )
     for racer in racers:
-        weights = {name: value.half().cpu() for name, value in racer.learner.net.state_dict().items()}
+        weights = {name: value.detach().half().cpu() for name, value in racer.learner.net.named_parameters()}
         torch.save(weights, options.work / f"{racer.entry.name}.half.pt")
 
 

@@ -97,7 +97,13 @@ class Racer:
         self.state.with_suffix(".json").write_text(json.dumps({"goal": self.goal, "begun": self.begun}))
 
     def run(
-        self, feed: Feed, held: dict[str, list[Asked]], log: Log, every: int, deadline: float, abreast: Callable[[], None]
+        self,
+        feed: Feed,
+        held: dict[str, list[Asked]],
+        log: Log,
+        every: int,
+        deadline: float,
+        abreast: Callable[[], None],
     ) -> None:
         """Train to the recipe's last step, or until `deadline` (time.monotonic).  abreast: waits for the others."""
         learner, since, at = self.learner, time.monotonic(), self.learner.step

@@ -4,6 +4,7 @@ A block of steps is a pure function of (seed, stage, block): any number of proce
 was stopped goes on with the rows it would have had.
 """
 
+import os
 import random
 import tempfile
 import threading
@@ -149,6 +150,7 @@ _worker: dict[str, tuple[Writer, Material]] = {}  # what a worker process has re
 
 
 def _begin(places: Places) -> None:
+    os.nice(5)  # what trains must not wait for a core
     background = open_background(list(places.books)) if places.books else None
     _worker["it"] = Writer(load_tokenizer(places.tokenizer), background), load_material(places.babi)
 

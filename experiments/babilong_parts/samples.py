@@ -1,5 +1,6 @@
 """Questions to evaluate with: facts of bAbI's held-out files in books that no row is made of, as token ids."""
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -51,7 +52,10 @@ def make_cells(
     cells: list[Cell], babi: Path, books: tuple[str, ...], tokenizer: Path, workers: int
 ) -> Iterator[tuple[Cell, list[Asked]]]:
     """All cells, in their order, made by `workers` processes."""
-    with TemporaryDirectory(prefix="cells-") as folder, ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with (
+        TemporaryDirectory(prefix="cells-") as folder,
+        ProcessPoolExecutor(workers, get_context("spawn"), initializer=os.nice, initargs=(10,)) as pool,
+    ):
         made = [pool.submit(_to_file, cell, babi, books, tokenizer, folder) for cell in cells]
         for cell, future in zip(cells, made, strict=True):
             with np.load(future.result()) as found:

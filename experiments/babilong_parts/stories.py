@@ -152,4 +152,3 @@ def _relations(facts: Sequence[str], held_out: frozenset[int], rng: random.Rando
         if answer is not None and Question(tuple(facts), question, "").identity not in held_out:
             asked.append((question, answer))
     return [*(Turn(fact, ()) for fact in facts[:-1]), Turn(facts[-1], tuple(asked))]
-
