@@ -28,7 +28,9 @@ def draw(net: LanguageModel, device: torch.device) -> None:
     for parameter in net.parameters():
         if parameter.device != device:
             parameter.data = torch.empty(parameter.shape, device=device, dtype=parameter.dtype)
-        nn.init.normal_(parameter, std=net.config.init_std) if parameter.dim() > 1 else nn.init.ones_(parameter)
+        nn.init.normal_(
+            parameter, std=net.config.initial_std(parameter.size(1))
+        ) if parameter.dim() > 1 else nn.init.ones_(parameter)
     for memory in memories(net):
         for name, parameter in memory.named_parameters():
             if parameter.dim() == 1:  # gates begin where they do in a run
