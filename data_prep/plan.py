@@ -93,6 +93,13 @@ class Planner:
         thresholds = [self._threshold(reader) for reader in self._readers]
         if tokenizer is None:
             tokenizer = self._train_tokenizer(thresholds)
+        bos, eos = ((tokenizer.piece(id), id) for id in (tokenizer.bos_id, tokenizer.eos_id))
+        self._console.print(
+            f"tokenizer {tokenizer.path.name}: documents begin with bos {bos[0]!r} (id {bos[1]}) and end with eos "
+            f"{eos[0]!r} (id {eos[1]})",
+            markup=False,
+            highlight=False,
+        )
         tasks: list[Task] = []
         for source, found in enumerate(files):
             for group in _groups(found, self._config.task_bytes):
