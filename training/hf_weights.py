@@ -24,6 +24,8 @@ from training.errors import ConfigError
 
 INDEX = "model.safetensors.index.json"
 OURS = "net."  # before our canonical names in an exported folder that has a memory
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_PLAIN = ("F64", "F32", "F16", "BF16")  # dtypes of safetensors whose values are the weights
 _AT_ONCE = 1 << 30  # bytes of whole weights that a rank holds while it loads
 
 
@@ -35,10 +37,13 @@ class WeightFolder:
         self.ours = False
         self._files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self._kinds: dict[str, str] = {}  # safetensors' names of dtypes
         for path in self._paths():
             with self._open(path) as file:
                 for name in file.keys():  # noqa: SIM118  # no dictionary
-                    self._files[name], self.shapes[name] = path, tuple(file.get_slice(name).get_shape())
+                    part = file.get_slice(name)
+                    self._files[name], self.shapes[name] = path, tuple(part.get_shape())
+                    self._kinds[name] = part.get_dtype()
         self.ours = f"{OURS}embedding.weight" in self.shapes
 
     def __enter__(self) -> "WeightFolder":
@@ -55,6 +60,30 @@ class WeightFolder:
         if path not in self._open_files:
             self._open_files[path] = self._stack.enter_context(self._open(path))
         return self._open_files[path].get_tensor(name)
+
+    def check_plain(self) -> None:
+        """Raise `ModelError` when weights are stored as other than plain floats, as quantised ones are."""
+        coded = sorted(name for name, kind in self._kinds.items() if kind not in _PLAIN)
+        if coded:
+            raise ModelError(
+                f"{len(coded)} weights are quantised ({coded[0]} is {self._kinds[coded[0]]}), and what they stand for "
+                f"is not known here; use a folder with weights in {', '.join(_PLAIN)}"
+            )
+
+    def check_head(self) -> None:
+        """Raise `ModelError` when a stored head is not the embedding that a tied model uses in its place."""
+        if HEAD not in self.shapes:
+            return
+        embedding, head = (self._open(self._files[name]).get_slice(name) for name in (EMBEDDING, HEAD))
+        rows, width = self.shapes[EMBEDDING]
+        step = max(1, _AT_ONCE // (8 * width))
+        for start in range(0, rows, step):
+            if not torch.equal(embedding[start : start + step], head[start : start + step]):
+                raise ModelError(
+                    f"tie_word_embeddings is true, but the stored {HEAD} differs from {EMBEDDING}, and would be "
+                    "dropped; if the head was trained, set tie_word_embeddings: false in config.json and "
+                    f"tie_embeddings: false here, else remove {HEAD}"
+                )
 
     @property
     def config(self) -> dict[str, Any] | None:
@@ -100,19 +129,24 @@ class WeightFolder:
 
 
 def check_folder(folder: Path, config: ModelConfig, field: str, memory: bool = True) -> None:
-    """Raise `ConfigError` or `ModelError` when the folder is unreadable or of another model; reads headers only.
+    """Raise `ConfigError` or `ModelError` when the folder is unreadable or of another model.
+
+    Reads headers only, but where the head is the embedding and both are stored, these two.
 
     memory: whether the phase has its memory on.
     """
     weights = WeightFolder(folder, field)
     given = weights.config
     try:
+        weights.check_plain()
         if weights.ours:
             _check_ours(weights, config, memory)
             problems = _differences_of_ours(given or {}, config)
         else:
-            check_shapes(weights.shapes, config)
             problems = differences(given, config) if given is not None else []
+            check_shapes(weights.shapes, config)
+            if not problems and config.tie_embeddings:
+                weights.check_head()
     except ModelError as error:
         raise ModelError(f"{field}: {folder}: {error}") from None
     if problems:
