@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import SourceConfig
+from .files import encodes
 from .formats import Content, Exercise, Opened, Records, read_arrow, read_jsonl, read_parquet, read_text
 from .hub import hub_parts, read_hub
 from .places import InputFile, find_files, is_remote
@@ -112,7 +113,7 @@ class DocumentReader:
                 document = self._document(content, origin)
                 if document.is_empty:
                     damage.is_empty(origin)
-                elif not _encodes(document.text):
+                elif not encodes(document.text):
                     problems.bad(f"{origin}: text has a lone surrogate, which no UTF-8 file can hold")
                 else:
                     yield document
@@ -154,14 +155,6 @@ class DocumentReader:
             beside.hardlink_to(index)
         self._cache.prefetch((other.name, other.bytes) for other in later)
         return path
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _stdlib_files() -> list[InputFile]:

@@ -1,7 +1,6 @@
 """A reader for each file format of text: yields (content, origin, file bytes read so far), reports what is damaged."""
 
 import gzip
-import json
 import re
 import zlib
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from .config import SourceConfig
+from .files import parse_json
 from .problems import Problems
 from .suggest import did_you_mean
 
@@ -72,11 +72,11 @@ def read_jsonl(file: Opened, problems: Problems) -> Records:
 def _content_of_line(line: bytes, origin: str, source: SourceConfig, problems: Problems) -> Content | None:
     """What one JSONL line holds; None when the line is damaged."""
     try:
-        record = json.loads(line.decode("utf-8-sig"))
+        record = parse_json(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         problems.bad(f"{origin}: byte {error.start} of the line is {line[error.start]:#04x}, which is not UTF-8")
         return None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except ValueError as error:
         problems.bad(f"{origin}: line is no JSON ({error})")
         return None
     if not isinstance(record, dict):

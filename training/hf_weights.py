@@ -3,7 +3,6 @@
 Only safetensors and JSON are read; nothing in the folder is executed.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from data_prep.files import parse_json
 from model.config import ModelConfig
 from model.errors import ModelError
 from model.hub import check_fit, check_shapes, fuse, llama_names
@@ -120,7 +120,7 @@ class WeightFolder:
 
     def _json(self, path: Path) -> dict[str, Any]:
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{self.field}: {path} is no readable JSON ({error}); fetch it again") from None
         if not isinstance(content, dict):
