@@ -22,6 +22,7 @@ from .suggest import did_you_mean
 _PLACE = re.compile(r"\{(context|question)\}")
 _CHUNK = 1024 * 1024
 _ROWS = 1024
+_LARGEST_WINDOW = 2**31  # bytes of memory that a .zst may ask for, as `zstd --long=31` writes; the format's own most
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def read_jsonl(file: Opened, problems: Problems) -> Records:
                     content = _content_of_line(line, origin, file.source, problems)
                     if content is not None:
                         yield content, origin, opened.tell()
-        except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
             problems.bad(f"{file.name}:{number + 1}: compressed data is damaged or cut short ({error})")
 
 
@@ -109,10 +110,10 @@ def _text_of(record: dict[str, Any], key: str, origin: str, problems: Problems) 
 
 
 def _lines(name: str, file: BinaryIO) -> Iterator[bytes]:
-    if name.endswith(".gz"):
+    if name.lower().endswith(".gz"):
         with gzip.open(file) as unpacked:
             yield from unpacked
-    elif name.endswith(".zst"):
+    elif name.lower().endswith(".zst"):
         rest = b""
         for chunk in _unpack_zstd(file):
             *whole, rest = (rest + chunk).split(b"\n")
@@ -127,7 +128,7 @@ def _unpack_zstd(file: BinaryIO) -> Iterator[bytes]:
     frame = None
     while chunk := file.read(_CHUNK):
         while chunk:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            frame = frame or zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW).decompressobj()
             yield frame.decompress(chunk)
             chunk = b""
             if frame.eof:
@@ -143,7 +144,9 @@ def read_parquet(file: Opened, problems: Problems) -> Records:
                 batches = opened.iter_batches(batch_size=_ROWS, columns=[file.source.text_field])
                 yield from _rows(batches, opened.metadata.num_rows, file, problems)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the operating system, not of the format
+        reason = str(error).partition("\n")[0]
         problems.bad(f"{file.name}: is damaged or no Parquet file ({reason})")
 
 
@@ -158,7 +161,9 @@ def read_arrow(file: Opened, problems: Problems) -> Records:
             batches = table.select([file.source.text_field]).to_batches(max_chunksize=_ROWS)
             yield from _rows(iter(batches), table.num_rows, file, problems)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the operating system, not of the format
+        reason = str(error).partition("\n")[0]
         problems.bad(f"{file.name}: is damaged or no Arrow file ({reason})")
 
 
@@ -169,10 +174,18 @@ def _has_texts(schema: pa.Schema, file: Opened, problems: Problems) -> bool:
         problems.bad(f"{file.name}: has no column {field!r}{hint}", "set text_field, or on_error: skip")
         return False
     kind = schema.field(field).type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if not _holds_text(kind):
         problems.bad(f"{file.name}: column {field!r} is of type {kind}; it must be string", "set text_field")
         return False
     return True
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    """Whether its values are texts or null, however they are stored."""
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return _holds_text(kind.value_type)
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return any(test(kind) for test in tests)
 
 
 def _rows(batches: Iterator[pa.RecordBatch], rows: int, file: Opened, problems: Problems) -> Records:

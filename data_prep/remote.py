@@ -1,5 +1,6 @@
 """A bounded local cache of remote files, with files fetched before they are needed."""
 
+import errno
 import secrets
 import threading
 from collections import OrderedDict
@@ -95,6 +96,8 @@ class RemoteCache:
             with replacing(own) as temporary:
                 system.get_file(remote, str(temporary))
         except Exception as error:  # every storage raises its own
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise  # of this disk, not of the storage
             raise DataError(f"{url}: cannot be fetched ({error!r}); check the URL and your credentials") from error
         found = own.stat().st_size
         if size is not None and found != size:
