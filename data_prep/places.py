@@ -5,6 +5,7 @@ import os
 import stat
 from collections import Counter
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -95,13 +96,11 @@ def _list_local(root: Path, endings: tuple[str, ...]) -> Listing:
     elif root.is_symlink():
         raise DataError(f"sources.path: {root} is a link to {root.readlink()}, which is not there; mend the link")
     elif glob.has_magic(str(root)):
-        # Path.glob takes no absolute pattern.
-        names = glob.glob(str(root), recursive=True)  # noqa: PTH207
-        seen: set[str] = set()  # "**" walks around a circle of links many times: the shortest way is kept
-        for name in sorted(names, key=lambda name: (name.count(os.sep), name)):
-            if (real := os.path.realpath(name)) not in seen:
+        seen: set[str] = set()
+        for path in folders.matching(root, found):
+            if (real := os.path.realpath(path)) not in seen:
                 seen.add(real)
-                folders.take(Path(name), found, named=True)
+                folders.take(path, found, named=True)
         found.files = list({os.path.realpath(file.name): file for file in reversed(found.files)}.values())
     else:
         raise DataError(f"sources.path: {root} does not exist; give a file, a folder or a glob")
@@ -135,20 +134,52 @@ class _Folders:
             else:
                 found.others[path.suffix or "without ending"] += 1
 
+    def matching(self, pattern: Path, found: Listing) -> list[Path]:
+        """What a glob matches, sorted. Not `glob`, which never ends among two circles of links, and hides errors."""
+        paths = [Path(pattern.anchor)]
+        for part in pattern.relative_to(pattern.anchor).parts:
+            if part == "**":
+                paths = [below for path in paths for below in _folders_below(path, found)]
+            elif glob.has_magic(part):
+                inside = (below for path in paths if path.is_dir() for below in _inside(path, found))
+                paths = [p for p in inside if fnmatchcase(p.name, part) and p.name.startswith(".") <= (part[0] == ".")]
+            else:
+                paths = [path / part for path in paths if os.path.lexists(path / part)]
+        return sorted(set(paths), key=lambda path: (len(path.parts), path))
+
     def _enter(self, folder: Path, info: os.stat_result, found: Listing) -> list[Path]:
         """What is in the folder and not hidden."""
         if (info.st_dev, info.st_ino) in self._entered:
             found.again += 1
             return []
         self._entered.add((info.st_dev, info.st_ino))
-        try:
-            everything = sorted(folder.iterdir(), reverse=True)  # the last is taken first
-        except OSError as error:
-            found.broken.append(f"{folder}: the folder cannot be listed ({error.strerror})")
-            return []
+        everything = _inside(folder, found)[::-1]  # the last is taken first
         shown = [path for path in everything if not path.name.startswith(".")]
         found.hidden += len(everything) - len(shown)
         return shown
+
+
+def _inside(folder: Path, found: Listing) -> list[Path]:
+    """What is in a folder, sorted; nothing when it cannot be listed, which is noted."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        found.broken.append(f"{folder}: the folder cannot be listed ({error.strerror})")
+        return []
+
+
+def _folders_below(folder: Path, found: Listing) -> list[Path]:
+    """The folder and the ones below it that are not hidden, each once, by the shortest way there."""
+    entered: dict[str, Path] = {}
+    level = [folder]
+    while level:
+        new: list[Path] = []
+        for path in level:
+            if path.is_dir() and (real := os.path.realpath(path)) not in entered:
+                entered[real] = path
+                new += [below for below in _inside(path, found) if not below.name.startswith(".")]
+        level = new
+    return list(entered.values())
 
 
 def _list_remote(url: str, endings: tuple[str, ...]) -> Listing:
