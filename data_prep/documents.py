@@ -160,14 +160,14 @@ class DocumentReader:
         if not is_remote(file.name):
             return Path(file.name)
         assert self._cache is not None
-        path = self._cache.fetch(file.name, file.bytes)
+        path = self._cache.fetch(file.name, file.bytes, file.version)
         if self.source.kind == "megatron":
             # The index must lie beside it under the same name.
             index = self._cache.fetch(file.name.removesuffix(".bin") + ".idx")
             beside = path.with_suffix(".idx")
             beside.unlink(missing_ok=True)
             beside.hardlink_to(index)
-        self._cache.prefetch((other.name, other.bytes) for other in later)
+        self._cache.prefetch((other.name, other.bytes, other.version) for other in later)
         return path
 
 

@@ -75,7 +75,7 @@ class PreparedFolder:
     def prefetch(self, entries: list[ShardEntry]) -> None:
         """Begins to copy the first of these shards, where the folder is remote."""
         if self.cache is not None:
-            self.cache.prefetch((self._url(entry.file), entry.bytes) for entry in entries)
+            self.cache.prefetch((self._url(entry.file), entry.bytes, "") for entry in entries)
 
     def verify(self) -> None:
         """Reads every shard and raises DataError at the first whose checksum differs."""
