@@ -67,7 +67,16 @@ def read_jsonl(file: Opened, problems: Problems) -> Records:
                     if content is not None:
                         yield content, origin, opened.tell()
         except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-            problems.bad(f"{file.name}:{number + 1}: compressed data is damaged or cut short ({error})")
+            problems.bad(f"{file.name}:{number + 1}: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    """Why compressed data cannot be unpacked."""
+    if "too much memory" in str(error):  # zstandard's words
+        return (
+            f"its window is above {_LARGEST_WINDOW:,} bytes, the most that is read; pack it with zstd --long=31 or less"
+        )
+    return f"compressed data is damaged or cut short ({error})"
 
 
 def _content_of_line(line: bytes, origin: str, source: SourceConfig, problems: Problems) -> Content | None:
