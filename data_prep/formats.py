@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import zstandard
 from numpy.typing import NDArray
 
+from .columns import numpy_view
 from .config import SourceConfig
 from .files import parse_json
 from .problems import Problems
@@ -152,7 +153,7 @@ def read_parquet(file: Opened, problems: Problems) -> Records:
             if _has_texts(opened.schema_arrow, file, problems):
                 batches = opened.iter_batches(batch_size=_ROWS, columns=[file.source.text_field])
                 yield from _rows(batches, opened.metadata.num_rows, file, problems)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the operating system, not of the format
         reason = str(error).partition("\n")[0]
@@ -167,9 +168,11 @@ def read_arrow(file: Opened, problems: Problems) -> Records:
                 is_file = start.read(6) == b"ARROW1"
             table = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(mapped).read_all()
         if _has_texts(table.schema, file, problems):
+            for chunk in table.column(file.source.text_field).chunks:
+                _validate(chunk)  # which reading does not: damaged offsets would end the process
             batches = table.select([file.source.text_field]).to_batches(max_chunksize=_ROWS)
             yield from _rows(iter(batches), table.num_rows, file, problems)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the operating system, not of the format
         reason = str(error).partition("\n")[0]
@@ -195,6 +198,22 @@ def _holds_text(kind: pa.DataType) -> bool:
         return _holds_text(kind.value_type)
     tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
     return any(test(kind) for test in tests)
+
+
+def _validate(values: pa.Array) -> None:
+    """Raises ArrowInvalid where offsets or indices lead outside; a text that is no UTF-8 is found when it is read."""
+    if pa.types.is_dictionary(values.type):
+        _validate(values.dictionary)
+        values.indices.validate(full=True)
+        known = numpy_view(values.indices.drop_null())
+        if len(known) and not 0 <= known.min() <= known.max() < len(values.dictionary):
+            raise pa.ArrowInvalid("an index leads outside the dictionary")
+        return
+    try:
+        values.validate(full=True)
+    except pa.ArrowInvalid as error:
+        if "UTF8" not in str(error):
+            raise
 
 
 def _rows(batches: Iterator[pa.RecordBatch], rows: int, file: Opened, problems: Problems) -> Records:

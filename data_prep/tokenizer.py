@@ -111,8 +111,8 @@ class HFTokenizer:
         model = _read(path)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(model)
-        except Exception as error:  # the library raises bare Exception
-            raise DataError(f"{path}: is no Hugging Face tokenizer.json ({error}); give a file they wrote") from error
+        except BaseException as error:
+            raise _explained(error, f"{path}: is no Hugging Face tokenizer.json", "give a file they wrote") from error
         # A document that spells "<|end_of_text|>" must not end the document.
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
@@ -157,10 +157,9 @@ class HFTokenizer:
     def encode(self, text: str) -> list[int]:
         try:
             return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
-        except Exception as error:  # the library raises bare Exception
-            raise DataError(
-                f"{self.path}: has no ids for the text {text[:40]!r} ({error}); use a vocabulary that covers every text"
-            ) from error
+        except BaseException as error:
+            what = f"{self.path}: has no ids for the text {text[:40]!r}"
+            raise _explained(error, what, "use a vocabulary that covers every text") from error
 
     def decode(self, ids: Sequence[int]) -> str:
         decode = self._tokenizer.decode
@@ -168,6 +167,13 @@ class HFTokenizer:
 
     def piece(self, id: int) -> str:
         return str(self._tokenizer.id_to_token(int(id))) if id in self._ids else _NO_PIECE
+
+
+def _explained(error: BaseException, what: str, way_out: str) -> BaseException:
+    """A DataError for what the library tokenizers raises: bare Exception, and a panic, which is none. Else `error`."""
+    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+        return DataError(f"{what} ({str(error)[:200]}); {way_out}")
+    return error
 
 
 def _decode(ids: Sequence[int], known: Container[int], decode: Callable[[list[int]], str]) -> str:

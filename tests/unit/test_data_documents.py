@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -279,3 +280,21 @@ def test_zstandard_above_the_bound_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.zst").write_bytes(magic + descriptor + window + b"\x01\x00\x00")
     with pytest.raises(DataError, match=r"a\.jsonl\.zst:1: its window is above 2,147,483,648 bytes"):
         read(SourceConfig(kind="jsonl", path=tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["plain", "dictionary", "view"])
+def test_damaged_arrow_is_named_and_ends_no_process(tmp_path: Path, kind: str) -> None:
+    """Reading follows offsets and indices wherever they lead."""
+    texts = ["one of the texts here", "two of the texts here"]
+    column = pa.array(texts).dictionary_encode() if kind == "dictionary" else pa.array(texts)
+    if kind == "view":
+        column = pa.array(texts, pa.string_view())
+    table, path = pa.table({"text": column}), tmp_path / "a.arrow"
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+    raw = path.read_bytes()
+    sought = {"plain": np.array([0, 21, 42], "<i4"), "dictionary": np.array([0, 1], "<i4")}.get(kind, texts[1][:4])
+    at = raw.index(sought.tobytes() if isinstance(sought, np.ndarray) else np.array(21, "<i4").tobytes() + b"two ")
+    path.write_bytes(raw[:at] + np.array([7, 1 << 30], "<i4").tobytes() + raw[at + 8 :])
+    with pytest.raises(DataError, match=r"a\.arrow: is damaged or no Arrow file"):
+        read(SourceConfig(kind="arrow", path=path))
