@@ -4,7 +4,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import ValidationError
+from rich.console import Console
+
 from .config import SourceConfig
+from .documents import DocumentReader
+from .errors import DataError
 from .files import file_checksum
 from .hub import is_hub_part
 from .manifest import Record
@@ -106,3 +111,30 @@ def compare(
         now[file.name] = found
     changes.gone = [name for name in then if name not in now]
     return changes, now
+
+
+def check_inputs(folder: Path, sources: Iterable[SourceConfig], console: Console) -> None:
+    """Raises DataError when a finished folder was made of other local files than there are now.
+
+    A folder that was made before this was written down, and one whose whole input is gone, stay as they are.
+    """
+    path = folder / INPUTS_FILE
+    try:
+        before = Inputs.model_validate_json(path.read_bytes()).sources
+    except FileNotFoundError:
+        return
+    except (ValidationError, OSError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); copy it again, or prepare the folder again") from error
+    for source in sources:
+        if source.kind in ("hf", "python-stdlib") or is_remote(source.path or ""):
+            continue
+        try:
+            changes, _ = compare(before.get(source.label, []), DocumentReader(source).files, source)
+        except (DataError, OSError) as error:
+            console.print(f"{source.label}: not compared with its input: {error}", markup=False)
+            continue
+        if changes:
+            raise DataError(
+                f"{folder}: was prepared of other input; {source.label}: {changes}; choose another folder, or delete "
+                "that one. A run needs no preparation to train on it as it is"
+            )

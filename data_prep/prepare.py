@@ -6,12 +6,10 @@ from concurrent.futures import as_completed
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from pydantic import ValidationError
 from rich.console import Console
 
-from .changes import INPUTS_FILE, Inputs, compare
+from .changes import check_inputs
 from .config import CacheConfig, PrepareConfig
-from .documents import DocumentReader
 from .errors import DataError
 from .files import write_text
 from .manifest import MANIFEST_FILE, Manifest
@@ -60,32 +58,9 @@ class Preparation:
                 f"{folder}: was prepared with other settings (hash {manifest.config_hash}, now {self.config.hash}); "
                 "choose another folder, or delete that one"
             )
-        self._check_input()
+        check_inputs(self.folder, self.config.sources, self.console)
         shutil.rmtree(self.work, ignore_errors=True)  # left by a merge that was killed at its very end
         return manifest
-
-    def _check_input(self) -> None:
-        """Raises DataError when the finished folder was made of other local files than there are now."""
-        try:
-            before = Inputs.model_validate_json((self.folder / INPUTS_FILE).read_bytes()).sources
-        except FileNotFoundError:  # a folder that was made before this was written down
-            return
-        except (ValidationError, OSError) as error:
-            path = self.folder / INPUTS_FILE
-            raise DataError(f"{path}: cannot be read ({error}); copy it again, or prepare the folder again") from error
-        for source in self.config.sources:
-            if source.kind in ("hf", "python-stdlib") or is_remote(source.path or ""):
-                continue
-            try:
-                changes, _ = compare(before[source.label], DocumentReader(source).files, source)
-            except (DataError, OSError) as error:
-                self.console.print(f"{source.label}: not compared with its input: {error}", markup=False)
-                continue
-            if changes:
-                raise DataError(
-                    f"{self.folder}: was prepared of other input; {source.label}: {changes}; choose another folder, or "
-                    "delete that one. A run needs no preparation to train on it as it is"
-                )
 
     def plan(self, pool: Pool | None = None) -> Plan:
         """Lists the input and makes the tokenizer, or reads what an earlier call wrote."""
