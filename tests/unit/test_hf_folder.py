@@ -181,7 +181,7 @@ def test_a_stored_head_that_is_not_the_embedding_is_not_dropped(tmp_path: Path) 
     check_folder(tmp_path, config, WHERE)  # the same values twice
     last = embedding.clone()
     last[-1, -1] += 1e-3
-    for head in (last, embedding * 2, torch.full_like(embedding, float("nan"))):
+    for head in (last, embedding * 2, torch.full_like(embedding, float("nan")), embedding[:-1], embedding[0]):
         store(tmp_path, lm_head__weight=head.contiguous())
         for refuses in (lambda: check_folder(tmp_path, config, WHERE), lambda: model_section(tmp_path)):
             with pytest.raises(ModelError, match=r"lm_head\.weight differs .* set tie_word_embeddings: false"):
