@@ -10,6 +10,8 @@ from data_prep.files import encodes, lines_of, parse_json
 from evaluation.babilong.facts import read_babi
 from evaluation.babilong.released import load_released
 from evaluation.tables import _lines
+from launchers.generate import read_prompt
+from training.errors import ConfigError
 
 SEPARATORS = ("\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e")
 
@@ -60,3 +62,13 @@ def test_released_samples_that_are_none_are_named(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(DataError, match=r"0k\.jsonl"):
             load_released(str(tmp_path), "qa1", "0k")
+
+
+def test_prompts_are_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_text("a\u2028b", encoding="utf-8")
+    assert read_prompt("", str(path)) == "a\u2028b" and read_prompt("\u00e9", None) == "\u00e9"
+    path.write_bytes(b"caf\xe9")
+    for text, file in (("\udcff", None), ("", str(path)), ("", str(tmp_path))):
+        with pytest.raises(ConfigError, match=r"--prompt.* cannot be read as UTF-8 text"):
+            read_prompt(text, file)
