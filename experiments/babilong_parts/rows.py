@@ -158,8 +158,9 @@ def _begin(places: Places) -> None:
 def _make(path: str, stage: Stage, key: tuple[int, int], batch: int, length: int) -> str:
     """Write a block to a file: a pipe's many small reads would each wait for the threads that train."""
     rows = make_block(*_worker["it"], stage, key, batch, length)
-    kinds = (("tokens", np.uint16), ("documents", np.uint16), ("answers", bool))
-    np.savez(path, **{name: np.stack([getattr(r, name) for r in rows]).astype(dtype) for name, dtype in kinds})
+    tokens = np.stack([row.tokens for row in rows]).astype(np.uint16)
+    documents = np.stack([row.documents for row in rows]).astype(np.uint16)
+    np.savez(path, tokens=tokens, documents=documents, answers=np.stack([row.answers for row in rows]))
     return path
 
 

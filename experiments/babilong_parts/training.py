@@ -4,7 +4,6 @@ A small model on a GPU is bound by kernel launches.  A captured step is one laun
 side on streams of their own.  B rows of a step, L tokens of a row, A answer tokens of a step (padded), V vocabulary.
 """
 
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,8 +175,3 @@ class Learner:
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
-
-
-def finite(loss: float) -> bool:
-    """Whether training may go on."""
-    return math.isfinite(loss)
