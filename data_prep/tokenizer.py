@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import re
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +12,7 @@ import tokenizers
 import xxhash
 
 from .errors import DataError
-from .files import replacing
+from .files import parse_json, replacing
 
 # SentencePiece writes the thread count into the model file. A fixed one keeps the fingerprint the same on
 # every machine; merging pairs is serial anyway, and the threads above the core count cost nothing.
@@ -25,6 +26,7 @@ _HF_SPECIALS = [
     ("<bos>", "<eos>"),
     ("<|endoftext|>", "<|endoftext|>"),
 ]
+_WITH_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
 _NO_PIECE = "\ufffd"  # shown for an id that the vocabulary does not have
 _RARE = "\u0378\U0010fffd\x00"  # what small vocabularies do not have
 
@@ -109,6 +111,7 @@ class HFTokenizer:
     def __init__(self, path: Path) -> None:
         self.path = path
         model = _read(path)
+        _check_prefix(model, path)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(model)
         except BaseException as error:
@@ -167,6 +170,23 @@ class HFTokenizer:
 
     def piece(self, id: int) -> str:
         return str(self._tokenizer.id_to_token(int(id))) if id in self._ids else _NO_PIECE
+
+
+def _check_prefix(model: bytes, path: Path) -> None:
+    """Raises DataError for merges that lack the prefix of continued words: the library ends the process over them."""
+    if not _WITH_PREFIX.search(model):  # nearly all: large files are not read twice
+        return
+    try:
+        content = parse_json(model.decode())["model"]
+        prefix, merges = str(content["continuing_subword_prefix"]), content.get("merges", ())
+        rights = [merge.split(" ")[-1] if isinstance(merge, str) else merge[-1] for merge in merges]
+    except (ValueError, LookupError, TypeError, AttributeError):  # which the library says better
+        return
+    if wrong := [right for right in rights if not str(right).startswith(prefix)]:
+        raise DataError(
+            f"{path}: model.merges: {wrong[0]!r} continues a word, but does not begin with continuing_subword_prefix "
+            f"{prefix!r}; set that to null, or give the file as it was written"
+        )
 
 
 def _explained(error: BaseException, what: str, way_out: str) -> BaseException:

@@ -161,10 +161,11 @@ def test_a_hole_in_a_vocabulary_has_no_piece(tmp_path: Path) -> None:
     assert (found.vocab_size, found.piece(303), found.decode([303])) == (405, "\ufffd", "\ufffd")
 
 
-def test_a_file_over_which_the_library_panics(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", ["longer than a piece", "w", "\u00e9"])
+def test_a_file_over_which_the_library_panics_or_aborts(tmp_path: Path, prefix: str) -> None:
     path = write_hf(tmp_path / "tokenizer.json", ["<s>", "</s>"])
     content = json.loads(path.read_text())
-    content["model"]["continuing_subword_prefix"] = "longer than a piece"
-    path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"tokenizer\.json: (is no Hugging Face tokenizer\.json|has no ids)"):
+    content["model"]["continuing_subword_prefix"] = prefix
+    path.write_text(json.dumps(content, ensure_ascii=False))
+    with pytest.raises(DataError, match=r"tokenizer\.json: model\.merges: .* does not begin with"):
         load_tokenizer(path)
