@@ -96,7 +96,7 @@ def print_claims(kinds: dict[str, str], scores: Scores) -> None:
 
 def draw(kinds: dict[str, str], scores: Scores, path: Path) -> None:
     """Accuracy by length; 0K stands one step before 1K."""
-    figure, axes = plt.subplots(figsize=(7.2, 4.0), dpi=140)
+    figure, axes = plt.subplots(figsize=(7.2, 4.4), dpi=140, layout="constrained")
     for entry, by_length in scores.items():
         places = [max(500, tokens_of(length)) for length in by_length]
         ours = kinds[entry] in OURS
@@ -120,9 +120,8 @@ def draw(kinds: dict[str, str], scores: Scores, path: Path) -> None:
     axes.set_ylim(0, 100)
     axes.set_xlabel("tokens of text around the facts")
     axes.set_ylabel("right answers, mean of qa1-qa5, %")
-    axes.legend(fontsize=7, loc="upper right", ncols=2)
+    figure.legend(fontsize=7, loc="outside lower center", ncols=4, frameon=False)
     axes.grid(alpha=0.25)
-    figure.tight_layout()
     figure.savefig(path)
 
 

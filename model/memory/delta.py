@@ -88,8 +88,8 @@ def chunk_product(keys: Tensor, values: Tensor, beta: Tensor, log_alpha: Tensor)
     ratio = (log_gamma - log_gamma.transpose(-1, -2)).clamp(max=0.0).exp()  # above the diagonal it would overflow
     system = (beta * ratio * (keys @ keys.transpose(-1, -2))).tril(-1)  # A; the diagonal of ones is implied
     end = ((last - log_gamma).exp() * keys).transpose(-1, -2)  # K_end^T [..., d, C]
-    if keys.size(-2) <= SQUARED:
-        solved = _solved_by_squaring(system, end)
+    if keys.is_cuda and keys.size(-2) <= SQUARED:  # a triangular solve cannot be fused, and waits for the device
+        solved = solved_by_squaring(system, end)
     else:
         solved = torch.linalg.solve_triangular(system, end, upper=False, left=False, unitriangular=True)
     y = solved * beta.transpose(-1, -2)
@@ -97,7 +97,7 @@ def chunk_product(keys: Tensor, values: Tensor, beta: Tensor, log_alpha: Tensor)
     return last.exp() * identity - (y * gamma.transpose(-1, -2)) @ keys, y @ values
 
 
-def _solved_by_squaring(system: Tensor, right: Tensor) -> Tensor:
+def solved_by_squaring(system: Tensor, right: Tensor) -> Tensor:
     """X with X (I + A) = `right` [..., d, C], for strictly lower triangular A [..., C, C]: A^C = 0, so the inverse is
     the product of I + (-A)^(2^k) over 2^k < C."""
     power, solved, reached = -system, right, 1
