@@ -27,7 +27,7 @@ from model.layout import Layout
 from model.memory.segmental import SegmentalMemory
 from model.parallel import ColumnParallel, sharded_parameter
 
-SQUARED = 16  # longest system inverted by repeated squaring: over 64 tokens the powers of A grow beyond fp32
+SQUARED = 8  # longest system inverted by repeated squaring: the powers of A grow like binomial coefficients
 STRETCH = 0.1  # how far the sparse input gate's sigmoid reaches below 0 and above 1
 CHUNK = 64  # longest chunk whose triangular system is solved at once
 
@@ -88,8 +88,8 @@ def chunk_product(keys: Tensor, values: Tensor, beta: Tensor, log_alpha: Tensor)
     ratio = (log_gamma - log_gamma.transpose(-1, -2)).clamp(max=0.0).exp()  # above the diagonal it would overflow
     system = (beta * ratio * (keys @ keys.transpose(-1, -2))).tril(-1)  # A; the diagonal of ones is implied
     end = ((last - log_gamma).exp() * keys).transpose(-1, -2)  # K_end^T [..., d, C]
-    if keys.is_cuda and keys.size(-2) <= SQUARED:  # a triangular solve cannot be fused, and waits for the device
-        solved = solved_by_squaring(system, end)
+    if keys.is_cuda:  # a triangular solve cannot be fused, and waits for the device
+        solved = solved_in_blocks(system, end)
     else:
         solved = torch.linalg.solve_triangular(system, end, upper=False, left=False, unitriangular=True)
     y = solved * beta.transpose(-1, -2)
@@ -97,11 +97,20 @@ def chunk_product(keys: Tensor, values: Tensor, beta: Tensor, log_alpha: Tensor)
     return last.exp() * identity - (y * gamma.transpose(-1, -2)) @ keys, y @ values
 
 
-def solved_by_squaring(system: Tensor, right: Tensor) -> Tensor:
-    """X with X (I + A) = `right` [..., d, C], for strictly lower triangular A [..., C, C]: A^C = 0, so the inverse is
-    the product of I + (-A)^(2^k) over 2^k < C."""
+def solved_in_blocks(system: Tensor, right: Tensor) -> Tensor:
+    """X with X (I + A) = `right` [..., d, C], for strictly lower triangular A [..., C, C], by products alone.
+
+    Halves until a block is small: X_2 = R_2 (I + A_22)^-1, X_1 = (R_1 - X_2 A_21) (I + A_11)^-1.  In a block A^n is 0:
+    its inverse is the product of I + (-A)^(2^k) over 2^k < n.
+    """
+    size = system.size(-1)
+    if size > SQUARED:
+        half = size // 2
+        second = solved_in_blocks(system[..., half:, half:], right[..., half:])
+        first = solved_in_blocks(system[..., :half, :half], right[..., :half] - second @ system[..., half:, :half])
+        return torch.cat((first, second), dim=-1)
     power, solved, reached = -system, right, 1
-    while reached < system.size(-1):
+    while reached < size:
         solved = solved + solved @ power
         power, reached = power @ power, 2 * reached
     return solved
