@@ -25,12 +25,14 @@ Made = tuple[Step, int]  # and the number of parameters
 @torch.no_grad()
 def draw(net: LanguageModel, device: torch.device) -> None:
     """Weights as large as the real ones, drawn on the device: any cost the same, and a CPU takes half a minute."""
+    generator = torch.Generator(device).manual_seed(0)  # every path is measured on the same model
     for parameter in net.parameters():
         if parameter.device != device:
             parameter.data = torch.empty(parameter.shape, device=device, dtype=parameter.dtype)
-        nn.init.normal_(
-            parameter, std=net.config.initial_std(parameter.size(1))
-        ) if parameter.dim() > 1 else nn.init.ones_(parameter)
+        if parameter.dim() > 1:
+            parameter.normal_(0.0, net.config.initial_std(parameter.size(1)), generator=generator)
+        else:
+            parameter.fill_(1.0)
     for memory in memories(net):
         for name, parameter in memory.named_parameters():
             if parameter.dim() == 1:  # gates begin where they do in a run
