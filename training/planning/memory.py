@@ -174,7 +174,7 @@ def state_bytes(config: RunConfig, parameters: int, trained: int, shards: int) -
 
     Optimizer state: an fp32 master copy (in fp32 too) and AdamW's two moments, 12 bytes, shared out by every stage; of
     what is not trained the same, handed on to the phases that train it, and never offloaded.
-    Gradients: ZeRO 1 in bf16 accumulates all of them in fp32, each as soon as the backward has made it; in fp32 it keeps the
+    Gradients: ZeRO 1 in bf16 accumulates all of them in fp32, each as soon as it is made; in fp32 it keeps the
     backward's own, or twice its part while a step is made.  ZeRO 2 keeps its part (in fp32 twice while a step is made)
     beside a bucket, which is a buffer; ZeRO 3 its part twice while a step is made.
     """
