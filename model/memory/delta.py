@@ -27,6 +27,8 @@ from model.layout import Layout
 from model.memory.segmental import SegmentalMemory
 from model.parallel import ColumnParallel, sharded_parameter
 
+SQUARED = 8  # longest system inverted by repeated squaring: the powers of A grow like binomial coefficients
+STRETCH = 0.1  # how far the sparse input gate's sigmoid reaches below 0 and above 1
 CHUNK = 64  # longest chunk whose triangular system is solved at once
 
 
@@ -36,6 +38,7 @@ class DeltaMemory(SegmentalMemory):
     def __init__(self, config: ModelConfig, layout: Layout) -> None:
         super().__init__(config, layout, rows=config.hidden_size // config.memory.heads)
         size, heads, tp = config.hidden_size, config.memory.heads, layout.tensor
+        self.sparse = config.memory.sparse_writes
         self.gate_in = ColumnParallel(size, heads, tp)
         self.gate_in_bias = sharded_parameter((heads,), tp)
         self.gate_forget = ColumnParallel(size, heads, tp)
@@ -52,6 +55,10 @@ class DeltaMemory(SegmentalMemory):
         keys, values = self.address(self.key(tokens)), self.by_head(self.content(tokens))  # [B, S, H, T, d]
         beta = torch.sigmoid(self.by_head(self.gate_in(tokens).float() + self.gate_in_bias))  # [B, S, H, T, 1]
         log_alpha = -F.softplus(self.by_head(self.gate_forget(tokens).float() + self.gate_forget_bias))
+        if self.sparse:
+            # a stretched sigmoid, cut to 0..1: the many tokens of no interest are below the cut and write exactly zero
+            beta = (beta * (1 + 2 * STRETCH) - STRETCH).clamp(0.0, 1.0)
+            log_alpha = log_alpha * beta
         self.record_gate("in", beta)
         self.record_gate("forget", log_alpha.exp())
         if writable is not None:  # a token of another document changes nothing
@@ -81,7 +88,29 @@ def chunk_product(keys: Tensor, values: Tensor, beta: Tensor, log_alpha: Tensor)
     ratio = (log_gamma - log_gamma.transpose(-1, -2)).clamp(max=0.0).exp()  # above the diagonal it would overflow
     system = (beta * ratio * (keys @ keys.transpose(-1, -2))).tril(-1)  # A; the diagonal of ones is implied
     end = ((last - log_gamma).exp() * keys).transpose(-1, -2)  # K_end^T [..., d, C]
-    solved = torch.linalg.solve_triangular(system, end, upper=False, left=False, unitriangular=True)
+    if keys.is_cuda:  # a triangular solve cannot be fused, and waits for the device
+        solved = solved_in_blocks(system, end)
+    else:
+        solved = torch.linalg.solve_triangular(system, end, upper=False, left=False, unitriangular=True)
     y = solved * beta.transpose(-1, -2)
     identity = torch.eye(keys.size(-1), dtype=keys.dtype, device=keys.device)
     return last.exp() * identity - (y * gamma.transpose(-1, -2)) @ keys, y @ values
+
+
+def solved_in_blocks(system: Tensor, right: Tensor) -> Tensor:
+    """X with X (I + A) = `right` [..., d, C], for strictly lower triangular A [..., C, C], by products alone.
+
+    Halves until a block is small: X_2 = R_2 (I + A_22)^-1, X_1 = (R_1 - X_2 A_21) (I + A_11)^-1.  In a block A^n is 0:
+    its inverse is the product of I + (-A)^(2^k) over 2^k < n.
+    """
+    size = system.size(-1)
+    if size > SQUARED:
+        half = size // 2
+        second = solved_in_blocks(system[..., half:, half:], right[..., half:])
+        first = solved_in_blocks(system[..., :half, :half], right[..., :half] - second @ system[..., half:, :half])
+        return torch.cat((first, second), dim=-1)
+    power, solved, reached = -system, right, 1
+    while reached < size:
+        solved = solved + solved @ power
+        power, reached = power @ power, 2 * reached
+    return solved
