@@ -9,7 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test parity faults slow-test memory3-test slurm-test browser-test gpu-test lint bench gpu-bench clean
+.PHONY: quickstart test parity faults fuzz slow-test memory3-test slurm-test browser-test gpu-test lint bench gpu-bench \
+    wheelhouse clean
 
 $(READY): setup.py constraints.txt
 	@echo "making $(VENV) and installing what constraints.txt pins: a minute or two"
@@ -37,6 +38,11 @@ parity: $(READY)
 # kills, damage, signals, other topologies, bad losses, hangs, full disks: about a quarter of an hour on 2 cores
 faults: $(READY)
 	$(BIN)/python -m tests.e2e.faults --kills 50 --damage 20
+
+# inputs that nobody has typed yet, EXAMPLES of each kind: 100,000 take hours
+EXAMPLES ?= 100000
+fuzz: $(READY)
+	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/unit/test_fuzz*.py --timeout 0
 
 slow-test: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 1800
@@ -74,9 +80,13 @@ bench: $(READY)
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/explicit.py
 
-# needs a CUDA device; under nine minutes
+# needs a CUDA device; under nine minutes, parts that no longer fit are left out
 gpu-bench: $(READY)
 	benchmarks/gpu.sh
+
+# wheels for a machine with PyTorch and no package index: WHEELS=wheelhouse benchmarks/gpu.sh there
+wheelhouse: $(READY)
+	benchmarks/wheelhouse.sh wheelhouse
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

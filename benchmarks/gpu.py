@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,18 @@ ROOT = Path(__file__).resolve().parents[1]
 # in the order of running; seconds each may take
 LIMITS = {
     "start": 45,
+    "run": 150,
+    "llama": 90,
+    "lm2": 120,
+    "delta": 110,
+    "attention": 50,
+    "engine": 120,
+    "llama-paths": 100,
+    "lm2-paths": 140,
+    "delta-paths": 140,
     "parity": 70,
     "causality": 70,
-    "llama": 115,
-    "lm2": 125,
-    "lm2-off": 95,
     "resume": 80,
-    "attention": 40,
-    "llama-plain": 80,
 }
 
 
@@ -44,10 +48,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="tiny sizes, to try the program; also on a CPU")
     parser.add_argument("--parts", default=",".join(LIMITS), help=f"some of {','.join(LIMITS)}")
     parser.add_argument("--budget", type=float, default=510, help="seconds for all parts together")
-    parser.add_argument("--samples", type=int, help="samples of a micro-batch, where the default is not wanted")
+    parser.add_argument("--samples", type=int, help="samples of a micro-batch, where the most that fit are not wanted")
     parser.add_argument("--recompute", default="none", choices=("none", "selective", "full"), help="in the backward")
     default = os.environ.get("OUT") or str(ROOT / "benchmarks" / "results")
-    parser.add_argument("--out", type=Path, default=Path(default), help="folder of gpu.json, gpu.png and gpu.log")
+    parser.add_argument("--out", type=Path, default=Path(default), help="folder of gpu.json, .jsonl, .png and .log")
     parser.add_argument("--part", choices=LIMITS, help=argparse.SUPPRESS)  # this process is one part
     options = parser.parse_args()
     options.names = [name for name in options.parts.split(",") if name]
@@ -61,17 +65,17 @@ def main() -> int:
     if options.part:
         return run_part(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + options.budget
+    began = time.monotonic()
+    deadline = began + options.budget
+    (options.out / "gpu.jsonl").unlink(missing_ok=True)
     report = about(options)
     with (options.out / "gpu.log").open("w", encoding="utf-8") as log:
         for name in options.names:
             allowed = min(LIMITS[name], deadline - time.monotonic())
             found = supervised(name, options, allowed, log)
-            while samples := found["results"].get("retry_with"):  # did not fit: again with half, in a fresh process
-                allowed -= found["seconds"]
-                found = supervised(name, options, allowed, log, ["--samples", str(samples)])
             report["parts"][name] = found
-            print(f"{name}: {report['parts'][name]['status']}, {report['parts'][name]['seconds']:.1f} s", flush=True)
+            took = f"{found['seconds']:.1f} s; {time.monotonic() - began:.0f} s of {options.budget:.0f}"
+            print(f"{name}: {found['status']}, {took}", flush=True)
             write(options.out / "gpu.json", report)
     conclude(report, options)
     return int(any(part["status"] in ("failed", "wrong") for part in report["parts"].values()))
@@ -97,16 +101,14 @@ def about(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def supervised(
-    name: str, options: argparse.Namespace, allowed: float, log: Any, more: Sequence[str] = ()
-) -> dict[str, Any]:
+def supervised(name: str, options: argparse.Namespace, allowed: float, log: Any) -> dict[str, Any]:
     """Run a part in a process of its own, and end it with all it started when its time is over."""
     found: dict[str, Any] = {"status": "no time", "seconds": 0.0, "results": {}}
     if allowed < 5:
         return found
     notes = options.out / f".{name}.json"
     notes.unlink(missing_ok=True)
-    own = ["--part", name, "--out", str(options.out), *more]
+    own = ["--part", name, "--out", str(options.out)]
     command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], *own]
     log.write(f"\n=== {name}\n")
     log.flush()
@@ -155,10 +157,11 @@ def run_part(options: argparse.Namespace) -> int:
     """This process is one part: do it, and leave its notes."""
     import torch
 
-    from benchmarks.gpu_parts.common import Notes, Setting, Skipped, TooLarge
+    from benchmarks.gpu_parts.common import Notes, Setting, Skipped
 
-    notes = Notes(options.out / f".{options.part}.json")
     setting = Setting(options.small, torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
+    device = torch.cuda.get_device_name() if setting.device.type == "cuda" else "CPU"
+    notes = Notes(options.out / f".{options.part}.json", options.out / "gpu.jsonl", part=options.part, device=device)
     if options.small or options.part in ("parity", "causality"):
         torch.set_num_threads(1)  # for tiny products, threads that wait for each other take longer than one
     try:
@@ -167,8 +170,6 @@ def run_part(options: argparse.Namespace) -> int:
         elif not options.small:
             raise Skipped("no CUDA device; --small tries the program on a CPU")
         function_of(options)(setting, notes)
-    except TooLarge as smaller:
-        notes.add(retry_with=smaller.samples)
     except Skipped as reason:
         notes.add(skipped=str(reason))
     except Exception as error:
@@ -195,6 +196,10 @@ def function_of(options: argparse.Namespace) -> Callable[[Any, Any], None]:
             from benchmarks.gpu_parts.engine_checks import resume
 
             return resume
+        case "run":
+            from benchmarks.gpu_parts.real_run import real_run
+
+            return real_run
         case "attention":
             from benchmarks.gpu_parts.attention import attention
 

@@ -29,7 +29,7 @@ class SourceConfig(_Settings):
         "text: *.txt and *.md, a file is a document; "
         "jsonl: *.jsonl, .jsonl.gz, .jsonl.zst, a line is a document; "
         "parquet, arrow: *.parquet, *.arrow (IPC file or stream), a row is a document; "
-        "task: JSONL of context, question and answer, of which only the answer is learned; "
+        "task: JSONL of context, question and answer, or of a list of these as turns; only answers are learned; "
         "bin: token shards *.bin of llm.c (uint16) or of LM2's repository (uint32); "
         "megatron: *.bin with its *.idx; "
         "hf: a data set by its name, through the package datasets"

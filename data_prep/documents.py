@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import SourceConfig
+from .files import encodes
 from .formats import Content, Exercise, Opened, Records, read_arrow, read_jsonl, read_parquet, read_text
 from .hub import hub_parts, read_hub
-from .places import InputFile, find_files, is_remote
+from .places import InputFile, Listing, is_remote, list_files
 from .problems import Lenient, Problems
 from .remote import RemoteCache
 from .token_formats import read_bin, read_megatron
@@ -34,7 +35,7 @@ _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
 class Document:
     """What one record holds, the name of its source, and where it was read: a file, or file:line (or row).
 
-    text is empty where `content` is tokens; for an exercise it is prompt and answer together.
+    text is empty where `content` is tokens; for an exercise it is prompts and answers together.
     """
 
     text: str
@@ -63,23 +64,35 @@ def _ignore(count: int) -> None:
 class DocumentReader:
     """A source's documents, in the order of their sorted paths.
 
-    `files` raises DataError when the path does not exist or holds no file of the source's kind.
+    `listing` and `files` raise DataError when the path does not exist or holds no file of the source's kind.
     """
 
-    def __init__(self, source: SourceConfig, cache: RemoteCache | None = None, delimiter: int = -1) -> None:
-        """cache: copies of remote files; needed for a URL. delimiter: the token that begins a document of a .bin."""
+    def __init__(
+        self, source: SourceConfig, cache: RemoteCache | None = None, delimiters: tuple[int, int] = (-1, -1)
+    ) -> None:
+        """cache: copies of remote files; needed for a URL. delimiters: bos, which begins a document of a .bin; eos."""
         self.source, self.name = source, source.label
-        self._cache, self._delimiter = cache, delimiter
+        self._cache, self._delimiters = cache, delimiters
 
     @cached_property
-    def files(self) -> list[InputFile]:
-        """The source's files, sorted."""
+    def listing(self) -> Listing:
+        """The source's files, sorted, and what was found beside them."""
         if self.source.kind == "python-stdlib":
-            return _stdlib_files()
+            return Listing(_stdlib_files())
         assert self.source.path is not None
         if self.source.kind == "hf":
-            return hub_parts(self.source)
-        return find_files(self.source.path, _PATTERNS[self.source.kind])
+            return Listing(hub_parts(self.source))
+        return list_files(self.source.path, _PATTERNS[self.source.kind])
+
+    @property
+    def files(self) -> list[InputFile]:
+        """The source's files, sorted."""
+        return self.listing.files
+
+    def check_listing(self, problems: Problems) -> None:
+        """Hands over what should be readable and is not."""
+        for message in self.listing.broken:
+            problems.bad(message, "mend or remove it, or set on_error: skip")
 
     @property
     def file_bytes(self) -> int:
@@ -99,6 +112,8 @@ class DocumentReader:
             advance: called with the number of file bytes read since the last call.
             files: some of the source's files; None: all.
         """
+        if files is None:
+            self.check_listing(problems)
         files = self.files if files is None else list(files)
         for number, file in enumerate(files):
             seen = 0
@@ -112,7 +127,7 @@ class DocumentReader:
                 document = self._document(content, origin)
                 if document.is_empty:
                     damage.is_empty(origin)
-                elif not _encodes(document.text):
+                elif not encodes(document.text):
                     problems.bad(f"{origin}: text has a lone surrogate, which no UTF-8 file can hold")
                 else:
                     yield document
@@ -122,7 +137,7 @@ class DocumentReader:
         if isinstance(content, str):
             return Document(content, self.name, origin)
         if isinstance(content, Exercise):
-            return Document(content.prompt + content.answer, self.name, origin, content)
+            return Document(content.text, self.name, origin, content)
         return Document("", self.name, origin, content)
 
     def _records(self, file: InputFile, later: Sequence[InputFile], problems: Problems) -> Records:
@@ -131,7 +146,7 @@ class DocumentReader:
             return read_hub(self.source, file, problems)
         opened = Opened(self._local(file, later), file.name, self.source)
         if kind == "bin":
-            return read_bin(opened, problems, self._delimiter)
+            return _readable(read_bin(opened, problems, *self._delimiters), file, problems)
         readers = {
             "jsonl": read_jsonl,
             "task": read_jsonl,
@@ -139,29 +154,30 @@ class DocumentReader:
             "arrow": read_arrow,
             "megatron": read_megatron,
         }
-        return readers.get(kind, read_text)(opened, problems)
+        return _readable(readers.get(kind, read_text)(opened, problems), file, problems)
 
     def _local(self, file: InputFile, later: Sequence[InputFile]) -> Path:
         if not is_remote(file.name):
             return Path(file.name)
         assert self._cache is not None
-        path = self._cache.fetch(file.name, file.bytes)
+        path = self._cache.fetch(file.name, file.bytes, file.version)
         if self.source.kind == "megatron":
             # The index must lie beside it under the same name.
             index = self._cache.fetch(file.name.removesuffix(".bin") + ".idx")
             beside = path.with_suffix(".idx")
             beside.unlink(missing_ok=True)
             beside.hardlink_to(index)
-        self._cache.prefetch((other.name, other.bytes) for other in later)
+        self._cache.prefetch((other.name, other.bytes, other.version) for other in later)
         return path
 
 
-def _encodes(text: str) -> bool:
+def _readable(records: Records, file: InputFile, problems: Problems) -> Records:
+    """The records; what the operating system refuses to read is a problem of the file."""
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        yield from records
+    except OSError as error:
+        reason = error.strerror or str(error)
+        problems.bad(f"{file.name}: cannot be read ({reason})", "make it readable, or set on_error: skip")
 
 
 def _stdlib_files() -> list[InputFile]:

@@ -1,9 +1,11 @@
 """Files that are either whole or absent, and their checksums."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -48,3 +50,30 @@ def file_checksum(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text; an integer of more digits than Python reads becomes a float. Raises ValueError."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except ValueError:  # Python's bound on the digits of an integer
+        return json.loads(text, parse_int=float)
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text. Not `splitlines`, which also cuts at U+2028 and others, which JSON strings may hold."""
+    lines = text.removeprefix("\ufeff").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def encodes(text: str) -> bool:
+    """Whether the text has a UTF-8 form; one with a lone surrogate, which JSON can spell, has none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -54,7 +54,15 @@ class PreparedFolder:
         return self.cache.fetch(self._url(name))
 
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.tokenizer_path)
+        """The tokenizer. Raises DataError when its bos and eos are not those that delimit the folder's documents."""
+        found, said = load_tokenizer(self.tokenizer_path), self.manifest.tokenizer
+        if (found.bos_id, found.eos_id) != (said.bos_id, said.eos_id):
+            raise DataError(
+                f"{self._url(said.file)}: bos and eos are {found.bos_id} and {found.eos_id}, but the documents of this "
+                f"folder are delimited by {said.bos_id} and {said.eos_id}, which are ordinary tokens of it; prepare "
+                "the folder again"
+            )
+        return found
 
     def shard(self, entry: ShardEntry, checksum: bool = True) -> Shard:
         """The shard, not yet opened."""
@@ -67,7 +75,7 @@ class PreparedFolder:
     def prefetch(self, entries: list[ShardEntry]) -> None:
         """Begins to copy the first of these shards, where the folder is remote."""
         if self.cache is not None:
-            self.cache.prefetch((self._url(entry.file), entry.bytes) for entry in entries)
+            self.cache.prefetch((self._url(entry.file), entry.bytes, "") for entry in entries)
 
     def verify(self) -> None:
         """Reads every shard and raises DataError at the first whose checksum differs."""

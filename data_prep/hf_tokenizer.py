@@ -32,7 +32,7 @@ def write_hf_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         _from_sentencepiece(tokenizer).save(str(folder / "tokenizer.json"))
         shutil.copyfile(tokenizer.path, folder / "tokenizer.model")
     else:
-        shutil.copyfile(tokenizer.path, folder / "tokenizer.json")
+        _with_bos(tokenizer).save(str(folder / "tokenizer.json"))
     bos, eos = tokenizer.piece(tokenizer.bos_id), tokenizer.piece(tokenizer.eos_id)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -73,10 +73,24 @@ def _from_sentencepiece(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     result.add_special_tokens([p.piece for p in pieces if p.type == kinds.CONTROL])
     whole = [_spelled(p) for p in pieces if p.type == kinds.USER_DEFINED]  # never part of another piece
     result.add_tokens([tokenizers.AddedToken(text, normalized=False, special=False) for text in whole])
+    result.post_processor = _bos_before_text(tokenizer)
+    return result
+
+
+def _bos_before_text(tokenizer: Tokenizer) -> processors.TemplateProcessing:
     bos = tokenizer.piece(tokenizer.bos_id)
-    result.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokenizer.bos_id)]
+    return processors.TemplateProcessing(
+        single=[bos, "$A"], pair=[bos, "$A", f"{bos}:1", "$B:1"], special_tokens=[(bos, tokenizer.bos_id)]
     )
+
+
+def _with_bos(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+    """A tokenizer.json that puts bos alone before a text and neither cuts nor fills it, as in training."""
+    result = tokenizers.Tokenizer.from_buffer(tokenizer.path.read_bytes())
+    result.no_truncation()
+    result.no_padding()
+    if result.encode("a b").ids != [tokenizer.bos_id, *tokenizer.encode("a b")]:
+        result.post_processor = _bos_before_text(tokenizer)
     return result
 
 

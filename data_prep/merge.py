@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from .changes import INPUTS_FILE, FileFacts, Inputs
 from .config import PrepareConfig
 from .errors import DataError
 from .files import sync, write_text
@@ -43,6 +44,8 @@ def merge(config: PrepareConfig, work: Path, plan: Plan, folder: Path, console: 
         entries += _place(task_folder(work, number), building, result, drop != 0, source.pack_length is not None, plan)
         late = SkippedCounts(duplicates=int(np.sum(drop == 1)), near_duplicates=int(np.sum(drop == 2)))
         skipped[source.label] = skipped[source.label].plus(result.skipped).plus(late)
+    for source, unread in zip(config.sources, plan.unread, strict=True):
+        skipped[source.label] = skipped[source.label].plus(SkippedCounts(damaged=len(unread)))
     _check_not_empty(config, entries, skipped)
     manifest = Manifest(
         config_hash=config.hash,
@@ -53,7 +56,8 @@ def merge(config: PrepareConfig, work: Path, plan: Plan, folder: Path, console: 
         created_with=_versions(),
     )
     _link(work / plan.tokenizer.file, building / plan.tokenizer.file)
-    _report(results, building, console)
+    _report(results, plan, building, console)
+    _save_inputs(config, plan, results, building)
     manifest.save(building)
     _move(building, folder)
     shutil.rmtree(work, ignore_errors=True)
@@ -61,7 +65,7 @@ def merge(config: PrepareConfig, work: Path, plan: Plan, folder: Path, console: 
 
 
 def _results(work: Path, plan: Plan) -> list[TaskResult]:
-    results = {task.number: load_result(work, task.number) for task in plan.tasks}
+    results = {task.number: load_result(work, plan, task.number) for task in plan.tasks}
     missing = [number for number, result in results.items() if result is None]
     if missing:
         shown = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
@@ -136,8 +140,19 @@ def _link(source: Path, target: Path) -> None:
         sync(target)
 
 
-def _report(results: list[TaskResult], building: Path, console: Console) -> None:
-    messages = [message for result in results for message in result.messages]
+def _save_inputs(config: PrepareConfig, plan: Plan, results: list[TaskResult], building: Path) -> None:
+    """Writes down what the folder was made of, so that a later call can tell whether the input has changed."""
+    files: dict[str, list[FileFacts]] = {source.label: [] for source in config.sources}
+    for task, result in zip(plan.tasks, results, strict=True):
+        files[config.sources[task.source].label] += result.inputs
+    write_text(building / INPUTS_FILE, Inputs(sources=files).model_dump_json(indent=1) + "\n")
+
+
+def _report(results: list[TaskResult], plan: Plan, building: Path, console: Console) -> None:
+    for message in [message for result in results for message in result.warnings][:10]:
+        console.print(f"warning: {message}", markup=False, highlight=False)
+    messages = [message for unread in plan.unread for message in unread]
+    messages += [message for result in results for message in result.messages]
     for message in messages[:10]:
         console.print(f"skipped: {message}", markup=False, highlight=False)
     if messages:

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from rich.console import Console
 
+from .changes import FileFacts, compare, facts_of
 from .config import CacheConfig, PrepareConfig, TokenType
 from .documents import Document, DocumentReader
 from .errors import DataError
@@ -26,29 +27,33 @@ _TYPE_SIZES: dict[TokenType, int] = {"uint16": 2**16, "uint32": 2**32}
 
 
 class Task(Record):
-    """Input files of one source that are tokenized together: `files` are (name, bytes)."""
+    """Input files of one source that are tokenized together."""
 
     number: int
     source: int
-    files: list[tuple[str, int]]
+    files: list[FileFacts]
 
     @property
     def inputs(self) -> list[InputFile]:
-        return [InputFile(name, size) for name, size in self.files]
+        return [InputFile(file.name, file.bytes, file.version) for file in self.files]
 
     @property
     def bytes(self) -> int:
-        return sum(size for _, size in self.files)
+        return sum(file.bytes for file in self.files)
 
 
 class Plan(Record):
-    """The same for everybody who prepares one configuration: written once, before the first task."""
+    """The same for everybody who prepares one configuration: written before the first task, and when the input changes.
+
+    unread: for each source, what should be readable and is not.
+    """
 
     config_hash: str
     tokenizer: TokenizerEntry
     token_type: TokenType
     thresholds: list[int | None]
     tasks: list[Task]
+    unread: list[list[str]]
 
 
 def open_cache(config: PrepareConfig, cache: CacheConfig) -> RemoteCache | None:
@@ -87,26 +92,80 @@ class Planner:
         self._readers = [DocumentReader(source, cache) for source in config.sources]
 
     def make(self) -> Plan:
-        files = [reader.files for reader in self._readers]
+        unread = [self._check(reader) for reader in self._readers]
         # What the tokenizer costs is lost when it does not fit: check the given one before reading a byte.
         tokenizer = self._load_tokenizer()
         thresholds = [self._threshold(reader) for reader in self._readers]
         if tokenizer is None:
             tokenizer = self._train_tokenizer(thresholds)
+        bos, eos = ((tokenizer.piece(id), id) for id in (tokenizer.bos_id, tokenizer.eos_id))
+        self._say(
+            f"tokenizer {tokenizer.path.name}: documents begin with bos {bos[0]!r} (id {bos[1]}) and end with eos "
+            f"{eos[0]!r} (id {eos[1]})"
+        )
         tasks: list[Task] = []
-        for source, found in enumerate(files):
-            for group in _groups(found, self._config.task_bytes):
-                pairs = [(file.name, file.bytes) for file in group]
-                tasks.append(Task(number=len(tasks), source=source, files=pairs))
+        for source, reader in enumerate(self._readers):
+            tasks += self._tasks(len(tasks), source, reader.files)
         plan = Plan(
             config_hash=self._config.hash,
             tokenizer=_describe(tokenizer),
             token_type=choose_token_type(self._config.token_type, tokenizer.vocab_size),
             thresholds=thresholds,
             tasks=tasks,
+            unread=unread,
         )
         write_text(self._work / PLAN_FILE, plan.model_dump_json(indent=1) + "\n")
         return plan
+
+    def renew(self, plan: Plan, made_of: Callable[[Task], list[FileFacts]]) -> Plan:
+        """The plan for the input as it is now, and what has changed is said; `plan` itself when nothing has.
+
+        A task keeps its number and its files, less those that are gone; new files are in new tasks. The tokenizer
+        stays.
+
+        Args:
+            made_of: what a task was made of when it was finished, with checksums; else its files.
+        """
+        tasks, thresholds, unread = list(plan.tasks), list(plan.thresholds), list(plan.unread)
+        for number, (reader, source) in enumerate(zip(self._readers, self._config.sources, strict=True)):
+            if source.kind == "hf":  # the hub says nothing of a part's version
+                continue
+            mine = [task for task in plan.tasks if task.source == number]
+            reader.check_listing(problems := Problems(self._config.on_error))
+            unread[number] = problems.messages
+            listed = {file.name: facts_of(file, source) for file in reader.files}
+            if listed == {file.name: file.model_copy(update={"xxh3": ""}) for task in mine for file in task.files}:
+                continue
+            changes, now = compare((file for task in mine for file in made_of(task)), reader.files, source)
+            for task in mine:
+                files = [now[file.name] for file in task.files if file.name in now]
+                tasks[task.number] = task.model_copy(update={"files": files})
+            if changes:
+                self._say(f"{reader.name}: the input is not what it was: {changes}")
+                self._say(f"{reader.name}: {reader.listing.summary()}")
+                new = set(changes.new)
+                tasks += self._tasks(len(tasks), number, [file for file in reader.files if file.name in new])
+                thresholds[number] = self._threshold(reader)
+                if self._config.tokenizer.path is None:
+                    self._say("the tokenizer stays the one of the earlier input")
+        return plan.model_copy(update={"tasks": tasks, "thresholds": thresholds, "unread": unread})
+
+    def _check(self, reader: DocumentReader) -> list[str]:
+        """Says what a source reads and what not; returns what should be readable and is not."""
+        self._say(f"{reader.name}: {reader.listing.summary()}")
+        problems = Problems(self._config.on_error)
+        reader.check_listing(problems)
+        return problems.messages
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _tasks(self, first: int, source: int, files: list[InputFile]) -> list[Task]:
+        settings = self._config.sources[source]
+        return [
+            Task(number=first + number, source=source, files=[facts_of(file, settings) for file in group])
+            for number, group in enumerate(_groups(files, self._config.task_bytes))
+        ]
 
     def _load_tokenizer(self) -> Tokenizer | None:
         given, asked = self._config.tokenizer.path, self._config.token_type

@@ -1,21 +1,23 @@
 """`prepare`: a folder of token shards out of a configuration, in tasks that a kill does not undo."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
+from .changes import check_inputs
 from .config import CacheConfig, PrepareConfig
 from .errors import DataError
+from .files import write_text
 from .manifest import MANIFEST_FILE, Manifest
 from .merge import merge
 from .places import is_remote
-from .plan import Plan, Planner, load_plan, open_cache
+from .plan import PLAN_FILE, Plan, Planner, load_plan, open_cache
 from .progress import ByteProgress, print_summary
-from .task import load_result, run_task
+from .task import load_result, made_of, run_task
 from .tokenize import Pool, available_cores
 
 
@@ -56,6 +58,7 @@ class Preparation:
                 f"{folder}: was prepared with other settings (hash {manifest.config_hash}, now {self.config.hash}); "
                 "choose another folder, or delete that one"
             )
+        check_inputs(self.folder, self.config.sources, self.console)
         shutil.rmtree(self.work, ignore_errors=True)  # left by a merge that was killed at its very end
         return manifest
 
@@ -63,37 +66,51 @@ class Preparation:
         """Lists the input and makes the tokenizer, or reads what an earlier call wrote."""
         found = load_plan(self.config, self.work)
         if found is not None:
-            return found
+            return self._renewed(found, pool)
         try:
             self.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{self.work}: cannot make it ({error.strerror}); choose another folder") from error
+        with self._planner(pool) as planner:
+            return planner.make()
+
+    @contextmanager
+    def _planner(self, pool: Pool | None = None) -> Iterator[Planner]:
         cache = open_cache(self.config, self.cache)
         try:
-            return Planner(self.config, self.work, self.console, pool, cache).make()
+            yield Planner(self.config, self.work, self.console, pool, cache)
         finally:
             if cache is not None:
                 cache.close()
 
+    def _renewed(self, plan: Plan, pool: Pool | None = None) -> Plan:
+        """The plan for the input as it is now, written when it is another."""
+        with self._planner(pool) as planner:
+            found = planner.renew(plan, lambda task: made_of(self.work, task))
+        if found != plan:
+            write_text(self.work / PLAN_FILE, found.model_dump_json(indent=1) + "\n")
+        return found
+
     def existing_plan(self) -> Plan:
-        """The plan that `plan` made. Raises DataError when there is none."""
+        """The plan that `plan` made, for the input as it is now. Raises DataError when there is none."""
         found = load_plan(self.config, self.work)
         if found is None:
             raise DataError(f"{self.work}: nothing has been begun here; run --plan, or --tasks N --task I, first")
-        return found
+        return self._renewed(found)
 
     def pending(self, parts: int) -> list[int] | None:
         """Which of `parts` equal shares (share i: tasks i, i + parts, …) have unfinished tasks; None without a plan."""
         plan = load_plan(self.config, self.work)
         if plan is None:
             return None
-        unfinished = {n % parts for n in range(len(plan.tasks)) if load_result(self.work, n) is None}
+        plan = self._renewed(plan)
+        unfinished = {n % parts for n in range(len(plan.tasks)) if load_result(self.work, plan, n) is None}
         return sorted(unfinished)
 
     def run_tasks(self, plan: Plan, numbers: Sequence[int], pool: Pool | None = None) -> None:
         """Does those of the tasks that are not finished: side by side while there is one for each process of the
         pool, then one after another with all processes at each."""
-        pending = [number for number in numbers if load_result(self.work, number) is None]
+        pending = [number for number in numbers if load_result(self.work, plan, number) is None]
         done = len(numbers) - len(pending)
         if done:
             self.console.print(f"{self.work}: {done} of {len(numbers)} tasks were finished before")
@@ -161,7 +178,10 @@ def prepare(
             pool = preparation.open_pool(stack)
             plan = preparation.plan(pool)
             preparation.run_tasks(plan, range(len(plan.tasks)), pool)
-        return preparation.merge(plan)
+            again = preparation.plan(pool)  # what was added or edited meanwhile
+            if again != plan:
+                preparation.run_tasks(again, range(len(again.tasks)), pool)
+        return preparation.merge(again)
     except DataError:
         preparation.drop_if_nothing_is_done()
         raise

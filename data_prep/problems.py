@@ -16,6 +16,7 @@ class Problems:
     empty: int = 0
     damaged: int = 0
     messages: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def bad(self, message: str, way_out: str = "repair it, or set on_error: skip") -> None:
         if self.on_error == "fail":
@@ -23,6 +24,11 @@ class Problems:
         self.damaged += 1
         if len(self.messages) < _MESSAGES:
             self.messages.append(message)
+
+    def warn(self, message: str) -> None:
+        """Keeps what is read, but perhaps not as it was meant."""
+        if len(self.warnings) < _MESSAGES:
+            self.warnings.append(message)
 
     def is_empty(self, origin: str) -> None:
         """Counts a document (or a file) without text, which is no damage."""

@@ -80,4 +80,7 @@ def print_summary(console: Console, manifest: Manifest, folder: Path | str) -> N
         if parts:
             console.print(f"{source}: left out {', '.join(parts)}")
     tokenizer = manifest.tokenizer
-    console.print(f"tokenizer {tokenizer.file}: {tokenizer.vocab_size:,} pieces, tokens are {manifest.token_type}")
+    console.print(
+        f"tokenizer {tokenizer.file}: {tokenizer.vocab_size:,} pieces, bos is {tokenizer.bos_id}, eos is "
+        f"{tokenizer.eos_id}, tokens are {manifest.token_type}"
+    )

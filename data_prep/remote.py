@@ -1,5 +1,6 @@
 """A bounded local cache of remote files, with files fetched before they are needed."""
 
+import errno
 import secrets
 import threading
 from collections import OrderedDict
@@ -27,7 +28,7 @@ class RemoteCache:
         self._max_bytes = config.max_bytes
         self._lock = threading.Lock()
         self._used: OrderedDict[Path, int] = OrderedDict()  # copies and their bytes, used longest ago first
-        self._coming: dict[str, Future[Path]] = {}
+        self._coming: dict[tuple[str, str], Future[Path]] = {}  # by URL and version
         self._pool = ThreadPoolExecutor(max(1, config.read_ahead), thread_name_prefix="fetch")
         self._read_ahead = config.read_ahead
         self._removed: list[Callable[[Path], None]] = []
@@ -36,24 +37,25 @@ class RemoteCache:
         for path in sorted(left, key=lambda path: path.stat().st_mtime):
             self._used[path] = path.stat().st_size
 
-    def fetch(self, url: str, size: int | None = None) -> Path:
+    def fetch(self, url: str, size: int | None = None, version: str = "") -> Path:
         """The local copy of `url`, made when it is not there.
 
-        size: bytes it must have; a copy of another size is made again.
+        size: bytes it must have; a copy of another size is made again. version: what the storage says of the file; a
+        copy of another version is another copy.
 
         Raises:
             DataError: the storage does not give the file, or not whole.
         """
         with self._lock:
-            coming = self._coming.pop(url, None)
-        return coming.result() if coming is not None else self._fetch(url, size)
+            coming = self._coming.pop((url, version), None)
+        return coming.result() if coming is not None else self._fetch(url, size, version)
 
-    def prefetch(self, files: Iterable[tuple[str, int]]) -> None:
-        """Begins to fetch (url, bytes), as many as `read_ahead` allows; the caller goes on at once."""
-        for url, size in list(files)[: self._read_ahead]:
+    def prefetch(self, files: Iterable[tuple[str, int, str]]) -> None:
+        """Begins to fetch (url, bytes, version), as many as `read_ahead` allows; the caller goes on at once."""
+        for url, size, version in list(files)[: self._read_ahead]:
             with self._lock:
-                if url not in self._coming:
-                    self._coming[url] = self._pool.submit(self._fetch, url, size)
+                if (url, version) not in self._coming:
+                    self._coming[url, version] = self._pool.submit(self._fetch, url, size, version)
 
     def on_removal(self, call: Callable[[Path], None]) -> None:
         """`call` is called with each copy that is removed to make room, from whichever thread does it."""
@@ -69,12 +71,12 @@ class RemoteCache:
             self._used.pop(path, None)
         path.unlink(missing_ok=True)
 
-    def _path(self, url: str) -> Path:
+    def _path(self, url: str, version: str = "") -> Path:
         name = url.rsplit("/", 1)[-1]
-        return self._folder / f"{xxhash.xxh3_64_hexdigest(url.encode())}-{name}"
+        return self._folder / f"{xxhash.xxh3_64_hexdigest((url + version).encode())}-{name}"
 
-    def _fetch(self, url: str, size: int | None) -> Path:
-        path = self._path(url)
+    def _fetch(self, url: str, size: int | None, version: str) -> Path:
+        path = self._path(url, version)
         try:
             found = path.stat().st_size
         except FileNotFoundError:
@@ -95,6 +97,8 @@ class RemoteCache:
             with replacing(own) as temporary:
                 system.get_file(remote, str(temporary))
         except Exception as error:  # every storage raises its own
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise  # of this disk, not of the storage
             raise DataError(f"{url}: cannot be fetched ({error!r}); check the URL and your credentials") from error
         found = own.stat().st_size
         if size is not None and found != size:

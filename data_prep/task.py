@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
+from .changes import FileFacts, facts_now, is_local
 from .config import CacheConfig, PrepareConfig, SourceConfig
 from .documents import Document, DocumentReader
 from .errors import DataError
@@ -17,7 +18,6 @@ from .filters import rejected_by
 from .manifest import Record, ShardEntry, SkippedCounts, Split
 from .minhash import Signature, signature
 from .pack import PackedWriter
-from .places import is_remote
 from .plan import Plan, Task, open_cache
 from .problems import Problems
 from .selection import identity_hash, sample_hash, split_of
@@ -29,19 +29,39 @@ RESULT_FILE, IDENTITIES_FILE, SIGNATURES_FILE = "task.json", "identities.npy", "
 
 
 class TaskResult(Record):
-    """What a finished task left: shards in the order of their identities, and what is in none."""
+    """What a finished task left: shards in the order of their identities, what is in none, and what it was made of."""
 
     entries: list[ShardEntry]
     skipped: SkippedCounts
     messages: list[str]
+    warnings: list[str]
+    inputs: list[FileFacts]
+    threshold: int | None
+
+    def is_of(self, plan: Plan, task: Task) -> bool:
+        """Whether it was made of the task's files as the plan knows them."""
+        if self.threshold != plan.thresholds[task.source] or len(self.inputs) != len(task.files):
+            return False
+        return all(done.same_as(file) for done, file in zip(self.inputs, task.files, strict=True))
 
 
 def task_folder(work: Path, number: int) -> Path:
     return work / "tasks" / f"{number:05d}"
 
 
-def load_result(work: Path, number: int) -> TaskResult | None:
-    """The result of a finished task; None when it is not finished."""
+def load_result(work: Path, plan: Plan, number: int) -> TaskResult | None:
+    """The result of a finished task; None when it is not finished, or its input has changed since."""
+    found = _stored(work, number)
+    return found if found is not None and found.is_of(plan, plan.tasks[number]) else None
+
+
+def made_of(work: Path, task: Task) -> list[FileFacts]:
+    """What a task was made of when it was finished; its files when it was not."""
+    found = _stored(work, task.number)
+    return task.files if found is None else found.inputs
+
+
+def _stored(work: Path, number: int) -> TaskResult | None:
     path = task_folder(work, number) / RESULT_FILE
     try:
         return TaskResult.model_validate_json(path.read_bytes())
@@ -65,48 +85,63 @@ def run_task(
     Raises:
         DataError: a damaged document (with on_error: fail), or an input file that is not what the plan lists.
     """
-    finished = load_result(work, number)
+    finished = load_result(work, plan, number)
     if finished is not None:
         return finished
     task = plan.tasks[number]
-    _check_unchanged(task, work)
+    inputs = _inputs_of(task, config.sources[task.source])
     folder = task_folder(work, number)
     building = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     building.mkdir(parents=True)
     try:
         run = _Run(config, plan, task, building, load_tokenizer(work / plan.tokenizer.file))
-        result = run.run(cache, pool, advance)
+        result = run.run(cache, pool, advance, inputs)
+        if [file.version for file in _inputs_of(task, run.source, False)] != [file.version for file in inputs]:
+            raise DataError(f"{folder}: its input was changed while it was read; run the same command again")
         write_text(building / RESULT_FILE, result.model_dump_json(indent=1) + "\n")
-        try:
-            building.rename(folder)
-        except OSError:
-            # Somebody else did the same task meanwhile: the bytes are the same.
-            if load_result(work, number) is None:
-                raise
-        sync(folder.parent)
+        _put(building, folder, work, plan, number)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return result
 
 
-def _check_unchanged(task: Task, work: Path) -> None:
-    for file in task.inputs:
-        if not is_remote(file.name) and "#part=" not in file.name:
-            path = Path(file.name)
-            found = path.stat().st_size if path.is_file() else None
-            if found != file.bytes:
-                now = "it is gone" if found is None else f"it has {found}"
+def _put(building: Path, folder: Path, work: Path, plan: Plan, number: int) -> None:
+    """Gives a finished task its name. What another process has made of the same files meanwhile has the same bytes."""
+    try:
+        building.rename(folder)
+    except OSError:
+        if load_result(work, plan, number) is None:  # what lies there is of an earlier input
+            shutil.rmtree(folder)
+            building.rename(folder)
+    sync(folder.parent)
+
+
+def _inputs_of(task: Task, source: SourceConfig, checksum: bool = True) -> list[FileFacts]:
+    """The task's files as they are. Raises DataError when one is not as planned."""
+    found = []
+    for file in task.files:
+        now: FileFacts | None = file
+        if is_local(file.name):
+            try:
+                now = facts_now(file.name, source, checksum)
+            except OSError:  # reading it will say so
+                now = file
+            if now is None or (now.bytes, now.version) != (file.bytes, file.version):
+                said = "it is gone" if now is None else f"it has {now.bytes} and was written since"
                 raise DataError(
-                    f"{path}: had {file.bytes} bytes when the work began, now {now}; put it back, or "
-                    f"delete {work} to begin again"
+                    f"{file.name}: had {file.bytes} bytes when the work began, now {said}; run the same command again: "
+                    "tasks whose files have not changed are kept"
                 )
+        assert now is not None
+        found.append(now)
+    return found
 
 
 class _Run:
     def __init__(self, config: PrepareConfig, plan: Plan, task: Task, folder: Path, tokenizer: Tokenizer) -> None:
         self._config, self._plan, self._task, self._folder = config, plan, task, folder
         self._tokenizer = tokenizer
-        self._source: SourceConfig = config.sources[task.source]
+        self.source: SourceConfig = config.sources[task.source]
         self._problems = Problems(config.on_error)
         self._skipped = {"duplicates": 0, "not_sampled": 0, "filtered": 0}
         self._seen: set[int] = set()
@@ -114,15 +149,21 @@ class _Run:
         self._writers: dict[tuple[Split, str], ShardWriter] = {}
         self._packers: dict[tuple[Split, str], PackedWriter] = {}
 
-    def run(self, cache_config: CacheConfig, pool: Pool | None, advance: Callable[[int], None]) -> TaskResult:
+    def run(
+        self,
+        cache_config: CacheConfig,
+        pool: Pool | None,
+        advance: Callable[[int], None],
+        inputs: list[FileFacts],
+    ) -> TaskResult:
         cache = open_cache(self._config, cache_config)
-        reader = DocumentReader(self._source, cache, self._tokenizer.bos_id)
+        reader = DocumentReader(self.source, cache, (self._tokenizer.bos_id, self._tokenizer.eos_id))
         with ExitStack() as stack:
             if cache is not None:
                 stack.callback(cache.close)
             documents = self._kept(reader.read(self._problems, advance, self._task.inputs))
             # Tokens that come from files need no second process.
-            helpers = None if self._source.is_tokens else pool
+            helpers = None if self.source.is_tokens else pool
             for done in tokenize(documents, self._tokenizer, self._plan.token_type, helpers):
                 self._write(done, stack)
             for packer in self._packers.values():
@@ -138,6 +179,9 @@ class _Run:
             entries=[entry for writer in writers for entry in writer.entries],
             skipped=SkippedCounts(empty=self._problems.empty, damaged=self._problems.damaged, **self._skipped),
             messages=self._problems.messages,
+            warnings=self._problems.warnings,
+            inputs=inputs,
+            threshold=self._plan.thresholds[self._task.source],
         )
 
     def _kept(self, documents: Iterator[Document]) -> Iterator[Document]:
@@ -160,7 +204,7 @@ class _Run:
     def _write(self, done: Tokenized, stack: ExitStack) -> None:
         content = done.document.bytes
         split = split_of(content, self._config.valid_fraction)
-        source, tokens, length = self._binned(len(done.tokens)), done.tokens, self._source.pack_length
+        source, tokens, length = self._binned(len(done.tokens)), done.tokens, self.source.pack_length
         if length is not None and len(tokens) > length:
             self._problems.bad(
                 f"{done.document.origin}: is {len(tokens)} tokens long, pack_length is {length}",
@@ -178,23 +222,23 @@ class _Run:
             self._writers[key].add(tokens, done.loss_mask, identities=(identity,))
 
     def _writer(self, split: Split, source: str) -> ShardWriter:
-        packed = self._source.pack_length is not None
+        packed = self.source.pack_length is not None
         return ShardWriter(
             self._folder,
             split,
             source,
             self._plan.token_type,
             self._config.shard_bytes,
-            masked=packed or self._source.kind == "task",
+            masked=packed or self.source.kind == "task",
             prefix=f"{self._task.number:05d}-",
             tail=self._tokenizer.eos_id if packed else None,
         )
 
     def _binned(self, length: int) -> str:
         """The source's name with the length's bin, where there are bins."""
-        if not self._source.length_bins:
-            return self._source.label
-        for limit in self._source.length_bins:
+        if not self.source.length_bins:
+            return self.source.label
+        for limit in self.source.length_bins:
             if length <= limit:
-                return f"{self._source.label}-{limit}"
-        return f"{self._source.label}-over"
+                return f"{self.source.label}-{limit}"
+        return f"{self.source.label}-over"

@@ -17,8 +17,8 @@ _MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
 _MEGATRON_TYPES: dict[int, type[Any]] = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
 
 
-def read_bin(file: Opened, problems: Problems, delimiter: int) -> Records:
-    """Documents of a header of 256 int32 (magic, version, tokens) and tokens; `delimiter` begins each document."""
+def read_bin(file: Opened, problems: Problems, bos_id: int, eos_id: int) -> Records:
+    """Documents of a header of 256 int32 (magic, version, tokens) and tokens; bos begins each document."""
     size = file.path.stat().st_size
     header = np.fromfile(file.path, dtype="<i4", count=_HEADER_INTS)
     magic = int(header[0]) if len(header) else 0
@@ -38,16 +38,30 @@ def read_bin(file: Opened, problems: Problems, delimiter: int) -> Records:
     tokens: NDArray[Any] | list[int] = []
     if count:
         tokens = np.memmap(file.path, dtype=kind, mode="r", offset=4 * _HEADER_INTS, shape=(count,))
-    begins = np.flatnonzero(np.asarray(tokens) == delimiter)
+    begins = np.flatnonzero(np.asarray(tokens) == bos_id)
+    _warn_of_other_delimiters(file.name, np.asarray(tokens), len(begins), bos_id, eos_id, problems)
     if count and (not len(begins) or begins[0] != 0):
         begins = np.concatenate([[0], begins])  # what went before is the rest of the last shard's document
     for begin, end in zip(begins.tolist(), [*begins[1:].tolist(), count], strict=True):
         yield np.array(tokens[begin:end]), f"{file.name}:{begin}", 4 * _HEADER_INTS + end * width
 
 
+def _warn_of_other_delimiters(
+    name: str, tokens: NDArray[Any], begins: int, bos_id: int, eos_id: int, problems: Problems
+) -> None:
+    """Documents that eos ends without a bos before the next one are read as one."""
+    ends = int(np.count_nonzero(tokens[:-1] == eos_id)) if eos_id != bos_id else 0
+    if ends > begins + 1 or (ends and not begins):
+        problems.warn(
+            f"{name}: eos ({eos_id}) stands {ends:,} times inside its {len(tokens):,} tokens, but only bos ({bos_id}), "
+            f"which stands {begins:,} times, begins a document: it is read as {max(begins, 1):,}. If "
+            "eos delimits its documents, name a tokenizer whose bos and eos are one token, as <|endoftext|>"
+        )
+
+
 def read_megatron(file: Opened, problems: Problems) -> Records:
     """Documents of an indexed data set: `file` is its .bin, its .idx lies beside it."""
-    index = file.path.with_suffix(".idx")
+    index = index_of(file.path)
     try:
         kind, ends, starts = _read_index(index)
     except (OSError, ValueError, struct.error) as error:
@@ -63,6 +77,11 @@ def read_megatron(file: Opened, problems: Problems) -> Records:
             problems.bad(f"{file.name}: document {number} has {end - start} bytes, no multiple of {width}")
         else:
             yield np.array(content[start:end].view(kind)), f"{file.name}:{number}", end
+
+
+def index_of(path: Path) -> Path:
+    """The index that lies beside a .bin, in its case."""
+    return path.with_suffix(".IDX" if path.suffix.isupper() else ".idx")
 
 
 def _read_index(path: Path) -> tuple[type[Any], NDArray[np.int64], NDArray[np.int64]]:

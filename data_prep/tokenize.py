@@ -115,10 +115,7 @@ def _tokens_of(content: _Content, tokenizer: Tokenizer, token_type: TokenType) -
     if isinstance(content, str):
         return _delimited(tokenizer.encode(content), tokenizer, token_type), None
     if isinstance(content, Exercise):
-        prompt, answer = tokenizer.encode(content.prompt), tokenizer.encode(content.answer)
-        mask = np.zeros(len(prompt) + len(answer) + 2, dtype=np.uint8)
-        mask[len(prompt) + 1 :] = 1  # the answer, and that it ends
-        return _delimited(prompt + answer, tokenizer, token_type), mask
+        return _exercise(content, tokenizer, token_type)
     tokens = as_tokens(content, tokenizer.bos_id, tokenizer.eos_id)
     largest, smallest = int(tokens.max(initial=0)), int(tokens.min(initial=0))
     if largest >= tokenizer.vocab_size or smallest < 0:
@@ -127,6 +124,16 @@ def _tokens_of(content: _Content, tokenizer: Tokenizer, token_type: TokenType) -
             f"from {smallest} to {largest}: they were made with another tokenizer; name that one"
         )
     return _delimited(tokens, tokenizer, token_type), None
+
+
+def _exercise(exercise: Exercise, tokenizer: Tokenizer, token_type: TokenType) -> _Result:
+    """bos, and every turn with an eos behind its answer; answers are learned, and that they end."""
+    ids, learned = [tokenizer.bos_id], [0]
+    for prompt, answer in exercise.turns:
+        before, after = tokenizer.encode(prompt), [*tokenizer.encode(answer), tokenizer.eos_id]
+        ids += before + after
+        learned += [0] * len(before) + [1] * len(after)
+    return np.array(ids, dtype=token_type), np.array(learned, dtype=np.uint8)
 
 
 def _delimited(ids: Sequence[int] | NDArray[Any], tokenizer: Tokenizer, token_type: TokenType) -> Tokens:

@@ -76,6 +76,18 @@ def _parts(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
+def parse_shares(option: str, text: str) -> dict[str, float]:
+    """ "dense=3,single=1", or "dense" for all; raises `DataError` at what is no share."""
+    shares = {}
+    for part in _parts(text):
+        name, _, share = part.partition("=")
+        try:
+            shares[name.strip()] = float(share or 1)
+        except ValueError:
+            raise DataError(f"{option}: {share!r} is no share; write NAME=NUMBER,NAME=NUMBER") from None
+    return shares
+
+
 def check_positive(**values: int) -> None:
     """Raises `DataError` for numbers below 1."""
     for name, value in values.items():

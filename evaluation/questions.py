@@ -1,20 +1,22 @@
 """Questions about passages: from the weights alone, with the passages in the prompt, with them as explicit memory.
 
 The corpus is JSONL of `question`, `answers` (any of them is right), `passage` and `title`, as Natural Questions with a
-gold passage each.  References are the passages of all questions, so that each has to be found among all the others.
+gold passage each; also in SQuAD's form, `context` for `passage` and `{"text": [...]}` for answers.  References are the
+passages of all questions, so that each has to be found among all the others.
 """
 
-import json
 import re
 import string
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from data_prep import Tokenizer
 from data_prep.errors import DataError
+from data_prep.files import encodes, lines_of, parse_json
+from data_prep.suggest import did_you_mean
 from evaluation.memories import MemorySource
 from evaluation.results import Row, share_row
 from model.explicit.generation import generate_with_memory
@@ -25,6 +27,10 @@ Mode = Literal["closed book", "text in prompt", "explicit memory"]
 MODES: tuple[Mode, ...] = ("closed book", "text in prompt", "explicit memory")
 PROMPT = "Question: {question}\nAnswer:"
 WITH_TEXT = "{text}\n\n"
+_FORM = (
+    'a line is {"question": text, "answers": [texts], "passage": text}, or SQuAD\'s with "context" and '
+    '{"text": [texts]} (docs/accepted-inputs.md)'
+)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -40,26 +46,55 @@ class Question:
 
 def load_questions(path: Path) -> list[Question]:
     """Reads a JSONL file, or the one JSONL file of a folder. Raises DataError that names file and line."""
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        seen = [each for each in path.iterdir() if not each.name.startswith(".")]
+        files = sorted(each for each in seen if each.name.lower().endswith(".jsonl"))
     if len(files) != 1:
         raise DataError(f"{path}: holds {len(files)} *.jsonl files; give one file of questions")
-    found = []
     try:
-        lines = files[0].read_text(encoding="utf-8").splitlines()
+        lines = lines_of(files[0].read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{files[0]}: cannot be read as UTF-8 text ({error}); give a JSONL file") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            answers = tuple(map(str, record["answers"]))
-            found.append(Question(record["question"], answers, record["passage"], record.get("title", "")))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{files[0]}:{number}: is no question ({error!r}); a line is JSON with question, answers and passage"
-            ) from error
+    found = [_question(line, f"{files[0]}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
     if not found:
         raise DataError(f"{files[0]}: holds no question")
     return found
+
+
+def _question(line: str, where: str) -> Question:
+    """One line of the corpus. Raises DataError that names the key."""
+    try:
+        record = parse_json(line)
+    except ValueError as error:
+        raise DataError(f"{where}: is no JSON ({error}); {_FORM}") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: is a JSON {type(record).__name__}; {_FORM}")
+    text = {key: _text(record, key, where) for key in ("question", "passage" if "passage" in record else "context")}
+    question, passage = text.values()
+    title = _text(record, "title", where) if record.get("title") is not None else ""
+    return Question(question, _answers(record.get("answers"), where), passage, title)
+
+
+def _text(record: dict[str, Any], key: str, where: str) -> str:
+    value = record.get(key)
+    if not isinstance(value, str) or not encodes(value):
+        said = f"is {value!r}" if key in record else "is missing" + did_you_mean(key, record)
+        raise DataError(f"{where}: {key} {said[:80]}, it must be a text; {_FORM}")
+    return value
+
+
+def _answers(given: Any, where: str) -> tuple[str, ...]:
+    """A list of texts, one text, or SQuAD's object of both."""
+    texts = given.get("text") if isinstance(given, dict) else given
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, list) or not texts or not all(_is_answer(text) for text in texts):
+        raise DataError(f"{where}: answers are {str(given)[:80]}, they must be texts, at least one; {_FORM}")
+    return tuple(texts)
+
+
+def _is_answer(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and encodes(value)
 
 
 def normalised(text: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from data_prep.files import lines_of
 from evaluation.babilong.lengths import tokens_of
 from evaluation.babilong.scorers import SCORERS, agreement
 from evaluation.babilong.tasks import TASKS
@@ -74,7 +75,7 @@ def _show_babilong(console: Console, results: Results, rows: list[Row], answers:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
+    return lines_of(path.read_text(encoding="utf-8"))
 
 
 def _cell(row: Row | None) -> str:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from data_prep import Tokenizer
+    from evaluation.babilong.recipe import Recipe
 
 FACTS = 100  # tokens of a sample's facts, about
+FORMS = ("single", "story", "dense")
 
 EPILOG = """\
 examples:
@@ -17,6 +18,12 @@ examples:
       corpora/babilong/1k/qa1.jsonl and so on, {"context": …, "question": …, "answer": …} a line, for
       launchers/prepare_data.py: a source of kind task for each length, whose weights in the phases' mixes are the
       curriculum (docs/evaluation.md shows a whole configuration).  Tasks are those of bAbI's *_train.txt
+  python launchers/babilong.py --part train --tokenizer tokenizer.model --babi data/babi --background data/books \\
+      --form dense=3,single=1 --permute --simulated 0.5 --noise 0=0.45,200=0.15,600=0.4 --samples 20000 \\
+      --output corpora/babilong
+      corpora/babilong/mixed/qa1.jsonl and so on: stories with questions of every kind after any fact, a quarter with
+      one question at the end; half of the facts from files with names, rooms and objects exchanged, half simulated;
+      no book sentences for 45 %, 0 to 200 tokens of them for 15 %, 0 to 600 for 40 %
   python launchers/babilong.py --part test --tokenizer tokenizer.model --babi data/babi --background data/test-books \\
       --lengths 4k,128k,1M --samples 100 --output corpora/babilong-test
       corpora/babilong-test/qa1/4k.json and so on, for launchers/evaluate.py --released
@@ -42,10 +49,24 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     tokens.add_argument("--tokenizer", type=Path, metavar="FILE", help="*.model or tokenizer.json that counts tokens")
     tokens.add_argument("--data", type=Path, metavar="FOLDER", help="instead: the tokenizer of prepared data")
     add("--tasks", default="qa1,qa2,qa3,qa4,qa5", metavar="NAME,…", help="default qa1 to qa5")
-    add("--lengths", default="0k,1k,2k,4k", metavar="L,…", help="0k, 4k, 128k, 1M or tokens (default 0k,1k,2k,4k)")
+    long = parser.add_mutually_exclusive_group()
+    long.add_argument(
+        "--lengths", default="0k,1k,2k,4k", metavar="L,…", help="0k, 4k, 128k, 1M or tokens (default 0k,1k,2k,4k)"
+    )
+    long.add_argument("--noise", metavar="N=SHARE,…", help="train, instead: 0 to N tokens of books for a share")
     add("--samples", type=int, default=1000, metavar="N", help="of each task and length (default 1000)")
     add("--babi", metavar="FOLDER", help="bAbI's files; or hf:NAME")
     add("--background", nargs="+", default=[], metavar="PATH", help="books: *.txt files, folders or globs; or hf:NAME")
+    add("--form", default="single", metavar="F=SHARE,…", help="train: single, story, dense (default single)")
+    add(
+        "--simulated",
+        type=float,
+        metavar="SHARE",
+        help="train: of the simulator's stories (default 0; 1 without --babi)",
+    )
+    add("--permute", action="store_true", help="train: exchange names, rooms and objects within a story of the files")
+    add("--asked", type=float, default=0.5, metavar="SHARE", help="train: dense: of facts with a question after them")
+    add("--workers", type=int, metavar="N", help="train: processes (default all cores); never changes the output")
     add("--exact", action="store_true", help="train: every exercise as long as its length, not up to it")
     add("--seed", type=int, default=0, metavar="N", help="same seed, same text everywhere (default 0)")
     return parser.parse_args(arguments)
@@ -67,22 +88,91 @@ def main(arguments: list[str]) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Writes the files and prints what is in them. Raises DataError before anything is written."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from evaluation.babilong.background import open_background
-    from evaluation.babilong.exercises import write_exercises
-    from evaluation.babilong.generator import Generator
-    from evaluation.babilong.lengths import tokens_of
-    from evaluation.babilong.released import save_released
-    from evaluation.babilong.sources import Generated
+    from data_prep import DataError
     from evaluation.babilong.tasks import find_tasks
     from evaluation.options import check_positive, parse_lengths
 
     check_positive(samples=options.samples)
     tasks = [task.name for task in find_tasks(options.tasks.split(","))]
     lengths = parse_lengths(options.lengths)
-    generator = Generator(open_background(options.background), tokenizer(options), options.seed, options.part)
+    if options.part == "train":
+        if options.permute and not options.babi:
+            raise DataError("--permute: exchanges names in the stories of files; pass --babi, or leave it out")
+        write_train(options, tasks, lengths)
+    else:
+        given = {"--noise": options.noise, "--simulated": options.simulated, "--workers": options.workers}
+        given |= {"--permute": options.permute, "--form": options.form != "single", "--exact": options.exact}
+        for option in (option for option, value in given.items() if value not in (None, False)):
+            raise DataError(f"{option}: is for --part train; test samples have one question at the end")
+        write_test(options, tasks, lengths)
+
+
+def write_train(options: argparse.Namespace, tasks: list[str], lengths: tuple[str, ...]) -> None:
+    """Exercises, by all cores."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from data_prep.tokenize import available_cores
+    from evaluation.babilong.exercises import MIXED, write_exercises
+    from evaluation.babilong.recipe import Places, open_maker
+    from evaluation.options import check_positive
+
+    workers = available_cores() if options.workers is None else options.workers
+    check_positive(workers=workers)
+    lengths = (MIXED,) if options.noise else lengths
+    recipe = recipe_of(options, tasks)
+    noisy = any(recipe.noise) if options.noise else lengths != ("0k",)
+    places = Places(tokenizer_path(options), options.babi, tuple(options.background) if noisy else None)
+    console = Console(soft_wrap=True)
+    with Progress(console=console) as progress:
+        bar = progress.add_task("writing", total=len(tasks) * len(lengths) * options.samples)
+        written = write_exercises(
+            places, recipe, options.output, lengths, options.samples, options.exact, options.seed, workers,
+            lambda exercises: progress.advance(bar, exercises),
+        )  # fmt: skip
+    for name, count in written.items():
+        console.print(f"{options.output / name}: {count:,} exercises")
+    for task, count in open_maker(places, recipe).material.left_out.items():
+        console.print(f"{task}: train file, {count:,} questions left out that the other files have too")
+
+
+def recipe_of(options: argparse.Namespace, tasks: list[str]) -> "Recipe":
+    from data_prep import DataError
+    from evaluation.babilong.recipe import Recipe
+    from evaluation.options import parse_shares
+
+    forms = parse_shares("--form", options.form)
+    noise = parse_shares("--noise", options.noise or "0")
+    if unknown := [form for form in forms if form not in FORMS]:
+        raise DataError(f"--form: {unknown[0]!r} is none of {', '.join(FORMS)}")
+    if wrong := [most for most in noise if not most.isdecimal()]:
+        raise DataError(f"--noise: {wrong[0]!r} is no number of tokens; write 0=0.5,600=0.5")
+    simulated = (0.0 if options.babi else 1.0) if options.simulated is None else options.simulated
+    return Recipe(
+        dict.fromkeys(tasks, 1.0),
+        forms,
+        simulated,
+        options.permute,
+        {int(n): s for n, s in noise.items()},
+        options.asked,
+    )  # type: ignore[arg-type]  # forms are checked above
+
+
+def write_test(options: argparse.Namespace, tasks: list[str], lengths: tuple[str, ...]) -> None:
+    """Samples in the published form."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from data_prep import load_tokenizer
+    from evaluation.babilong.background import open_background
+    from evaluation.babilong.generator import Generator
+    from evaluation.babilong.lengths import tokens_of
+    from evaluation.babilong.released import save_released
+    from evaluation.babilong.sources import Generated
+
+    generator = Generator(
+        open_background(options.background), load_tokenizer(tokenizer_path(options)), options.seed, options.part
+    )
     source = Generated(generator, options.babi)
     for task in tasks:
         source.check(task, lengths[0])
@@ -90,30 +180,22 @@ def run(options: argparse.Namespace) -> None:
     with Progress(console=console) as progress:
         total = len(tasks) * options.samples * sum(tokens_of(length) + FACTS for length in lengths)
         bar = progress.add_task("writing", total=total)
-        if options.part == "train":
-            written = write_exercises(
-                source, options.output, tasks, lengths, options.samples, options.exact,
-                lambda tokens: progress.advance(bar, tokens + FACTS),
-            )  # fmt: skip
-            for name, count in written.items():
-                console.print(f"{options.output / name}: {count:,} exercises")
-        else:
-            for task in tasks:
-                for length in lengths:
-                    samples = list(source.samples(task, length, options.samples))
-                    if not samples:
-                        console.print(f"{task} {length}: no question's facts fit into it")
-                        continue
-                    progress.advance(bar, options.samples * (tokens_of(length) + FACTS))
-                    console.print(f"{save_released(samples, options.output)}: {len(samples):,} samples")
+        for task in tasks:
+            for length in lengths:
+                samples = list(source.samples(task, length, options.samples))
+                if not samples:
+                    console.print(f"{task} {length}: no question's facts fit into it")
+                    continue
+                progress.advance(bar, options.samples * (tokens_of(length) + FACTS))
+                console.print(f"{save_released(samples, options.output)}: {len(samples):,} samples")
     for task, count in source.shared.items():
         console.print(f"{task}: {source.splits[task]} file, {count:,} questions left out that the other files have too")
 
 
-def tokenizer(options: argparse.Namespace) -> "Tokenizer":
-    from data_prep import PreparedFolder, load_tokenizer
+def tokenizer_path(options: argparse.Namespace) -> Path:
+    from data_prep import PreparedFolder
 
-    return load_tokenizer(options.tokenizer) if options.tokenizer else PreparedFolder(options.data).tokenizer()
+    return options.tokenizer or PreparedFolder(options.data).tokenizer_path
 
 
 if __name__ == "__main__":

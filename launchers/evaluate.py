@@ -60,7 +60,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add("--top-k", type=int, default=5, metavar="K", help="retrieval: parts to read (default 5)")
     add("--unit", choices=("sentence", "chunk"), default="sentence", help="retrieval: a part (a chunk: 512 tokens)")
     add("--dense-model", default="sentence-transformers/all-MiniLM-L6-v2", metavar="NAME", help="retrieval: embeddings")
-    add("--questions", type=Path, metavar="FILE", help="nq: JSONL, a line {question, answers, passage}")
+    add("--questions", type=Path, metavar="FILE", help="nq: JSONL, a line {question, answers, passage}, or as SQuAD")
     add("--references", type=Path, metavar="FOLDER", help="explicit memory: references that prepare_data.py cut")
     add("--bank", type=Path, metavar="FOLDER", help="explicit memory: their memories (default: written when found)")
     add("--include", type=Path, metavar="FOLDER", help="lm_eval: task files of your own")

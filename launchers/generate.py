@@ -170,14 +170,14 @@ def read_prompt(text: str, file: str | None) -> str:
     """`text`, or what stands in `file` ("-": standard input); raises `ConfigError` when that is no UTF-8."""
     from training.errors import ConfigError
 
-    if file is None:
-        return text
     try:
-        if file == "-":
-            return sys.stdin.read()
-        return Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompt-file: {file} cannot be read as UTF-8 text: {error}") from None
+        if file is not None:
+            text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        text.encode()  # an argument or a pipe may hold bytes that are no UTF-8
+    except (OSError, UnicodeError) as error:
+        what = "--prompt: the text" if file is None else f"--prompt-file: {file}"
+        raise ConfigError(f"{what} cannot be read as UTF-8 text: {error}") from None
+    return text
 
 
 if __name__ == "__main__":

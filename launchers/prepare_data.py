@@ -1,7 +1,9 @@
 """Documents to a folder of token shards: `python launchers/prepare_data.py --config FILE`."""
 
 import argparse
+import errno
 import sys
+from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +55,8 @@ the config's data.prepare section says what to read:
         sources:
           - {kind: jsonl, path: wiki/*.jsonl.zst, name: wiki}
 
-exit codes: 0 done, 2 bad input and no folder made, anything else a failure"""
+exit codes: 0 done; 1 the machine failed (disk full, a process killed): the same command goes on; 2 bad input and no
+folder made"""
 _NO_PREPARE = "data.prepare is missing; say in it what to read (see --help)"
 
 
@@ -101,7 +104,19 @@ def main(arguments: list[str]) -> int:
     except BAD_INPUT as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (OSError, BrokenExecutor) as error:
+        print(f"error: {failure(error)}; run the same command again, finished tasks are kept", file=sys.stderr)
+        return 1
     return 0
+
+
+def failure(error: Exception) -> str:
+    """What the machine did, and the way out."""
+    if not isinstance(error, OSError):
+        return "a worker process was killed, perhaps for want of memory: lower data.prepare.workers"
+    where = f"{error.filename}: " if error.filename else ""
+    free = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return f"{where}{error.strerror or error}{': free space or raise the limit' if free else ''}"
 
 
 def run(data: "DataConfig", verify: bool) -> None:

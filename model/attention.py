@@ -9,6 +9,7 @@ from model.explicit.attend import Extra
 from model.layout import Layout
 from model.parallel import ColumnParallel, RowParallel
 from model.rope import rotate
+from model.sdpa import sdpa, varlen
 from model.segments import Piece, windows
 
 
@@ -30,16 +31,20 @@ class Attention(nn.Module):
 
         Returns this rank's partial output [B, n, D], and the keys and values [B, kept, Hkv/tp, d] to carry.
         """
-        q, k, v = self.project(h, piece.start)
+        q, k, v = self.project(h, piece.start, piece.rotary)
         k, v = torch.cat((keys, k), dim=1), torch.cat((values, v), dim=1)  # [B, c+n, Hkv, d]
         context = self.layout.inner(self.attend, q, k, v, piece)
         first = k.size(1) - piece.kept
         return self.out(context), k[:, first:], v[:, first:]
 
-    def project(self, h: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """h [B, n, D], the first at rotary position `start` -> q [B, n, H, d], k and v [B, n, Hkv, d] of this rank."""
+    def project(self, h: Tensor, start: int, rotary: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """h [B, n, D], the first at rotary position `start` -> q [B, n, H, d], k and v [B, n, Hkv, d] of this rank.
+
+        rotary: their angles, where they have been worked out (`model.rope.angles`).
+        """
         q, k, v = self.split(h)
-        return rotate(q, start, self.config), rotate(k, start, self.config), v
+        q, k = (rotate(x, start, self.config, rotary=rotary) for x in (q, k))
+        return q, k, v
 
     def split(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """h [B, n, D] -> q [B, n, H, d], k and v [B, n, Hkv, d] of this rank, without positions."""
@@ -52,6 +57,10 @@ class Attention(nn.Module):
         batch, segments = q.size(0), piece.segments
         if piece.padding:
             k, v = (F.pad(x, (0, 0, 0, 0, piece.padding, 0)) for x in (k, v))
+        if extra is None and piece.cuts is not None:
+            k, v = (windows(x, piece).flatten(0, 2) for x in (k, v))  # [B*S*W, Hkv, d]
+            longest = (piece.length // segments, piece.window)
+            return varlen(q.flatten(0, 1), k, v, piece.cuts, longest).flatten(1).unflatten(0, (batch, -1))
         # fold the segments into the batch: [B*S, H, n/S or W, d]
         q = q.unflatten(1, (segments, -1)).flatten(0, 1).transpose(1, 2)
         k, v = (windows(x, piece).flatten(0, 1).transpose(1, 2) for x in (k, v))
@@ -65,10 +74,7 @@ class Attention(nn.Module):
         if mask is not None:  # [B or 1, S or 1, 1 or Hkv, n/S, keys]
             mask = mask[0] if mask.size(0) == mask.size(1) == 1 else _folded(mask, batch, segments)
             mask = mask.repeat_interleave(self.group, dim=1) if mask.size(1) > 1 else mask
-        grouped = self.group > 1
-        if grouped and mask is not None and q.is_cuda:  # no fused kernel takes both a mask and grouped heads
-            k, v, grouped = k.repeat_interleave(self.group, dim=1), v.repeat_interleave(self.group, dim=1), False
-        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+        context = sdpa(q, k, v, mask)
         return context.transpose(1, 2).flatten(2).unflatten(0, (batch, segments)).flatten(1, 2)
 
 

@@ -1,6 +1,6 @@
 """The decoder layer, and the other modules a model is made of: embedding, norm, head."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -53,6 +53,7 @@ class DecoderLayer(nn.Module):
         self.mlp = SwiGLU(config, tp)
         hosts = memory_on and index in config.memory.hosts(config.num_layers)
         self.memory = build_memory(config, layout, index) if hosts else None
+        self._compiled: Callable[..., tuple[Tensor, LayerState]] | None = None
 
     def initial_state(self, hidden: Tensor) -> LayerState:
         """The state before the first token, for a batch like `hidden` [B, L, D]."""
@@ -73,7 +74,19 @@ class DecoderLayer(nn.Module):
         reading: of a model with explicit memory, where what travels behind the tokens (`model.explicit.attend`) goes
         through the block with them; references end with the last memory layer.
         """
-        state = state or self.initial_state(hidden)
+        block = self._compiled or self._eager
+        hidden, state = block(hidden, pieces, state or self.initial_state(hidden), reading)
+        if self.memory is not None:
+            self.memory.gather_gates()
+        return hidden, state
+
+    def compile_block(self) -> None:
+        """Compile `forward` as one graph.  Only for layers of one rank whose memory computes all segments at once."""
+        self._compiled = torch.compile(self._eager, fullgraph=True, dynamic=False)
+
+    def _eager(
+        self, hidden: Tensor, pieces: Sequence[Piece], state: LayerState, reading: Reading | None
+    ) -> tuple[Tensor, LayerState]:
         h = self.tp.enter(self.attention_norm(hidden))
         if reading is None:
             partial, state = self._attention(h, pieces, state)

@@ -45,7 +45,7 @@ def _owner(module: nn.Module, child_name: str, name: str) -> tuple[nn.Module, st
 def _backbone_value(name: str, shape: tuple[int, ...], config: ModelConfig, generator: torch.Generator) -> Tensor:
     if len(shape) == 1:  # norms
         return torch.ones(shape)
-    std = config.init_std
+    std = config.initial_std(shape[1])  # an embedding [V, D] gets the spread of the head that may share its weight
     if name.endswith(("attention.out.weight", "mlp.down.weight")):
         std /= (2 * config.num_layers) ** 0.5  # the residual stream's variance does not grow with depth
     return torch.randn(shape, generator=generator) * std

@@ -22,7 +22,8 @@ _ONEDNN = _onednn_available()
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x [..., in], weight [out, in] -> [..., out]."""
-    if _ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32:
+    ours = _ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    if ours and not torch.compiler.is_compiling():  # a compiled graph cannot hold it
         rows = x.reshape(-1, x.size(-1))
         if rows.size(0) >= _MIN_ROWS:
             return _OneDnnLinear.apply(rows, weight).view(*x.shape[:-1], weight.size(0))

@@ -16,6 +16,7 @@ from model.hub import load as load_llama
 from model.in_turn import run_depth, run_rmt
 from model.initialization import initialize
 from model.layout import Layout
+from model.preparation import prepare
 from model.segments import Piece, pieces
 from model.state import LastDocument, StreamState, map_tensors, number_documents
 
@@ -57,11 +58,17 @@ class LanguageModel(nn.Module):
         document_ids: Tensor | None = None,
         state: StreamState | None = None,
         references: References | None = None,
+        changes: int | None = None,
     ) -> tuple[Tensor, StreamState]:
-        """int64 [B, L] -> normalised last hidden [B, L, D] and the next state."""
+        """int64 [B, L] -> normalised last hidden [B, L, D] and the next state.
+
+        changes: how often the documents change at most, from one token of a row to the next; None: on a GPU in half
+        precision it is counted, which waits for the device once a call (and a call that is captured takes a mask).
+        """
         in_turn = self.config.memory.in_turn and self.memory_on
         cut, documents, last_document = _stream(self, input_ids, document_ids, state)
         reading = self._reading(input_ids, document_ids, state, references)
+        cut = prepare(self.config, cut, input_ids, self.final_norm.weight.dtype, reading is not None, changes)
         travelling = input_ids if reading is None else with_references(input_ids, reading)
         hidden, carried = self.embedding(travelling), state.carried if state else None
         given = state.layers if state else ()

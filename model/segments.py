@@ -25,6 +25,9 @@ class Piece:
     attention_span: int  # segments a token attends to, its own included
     documents: Tensor | None  # int64 [B, c+n]: documents of the cached and the own tokens; None: one document
     bank_document: Tensor | None  # int64 [B]: document of the last token before the open segment (-1: none)
+    # what `model.preparation` works out before the layers
+    rotary: Tensor | None = None  # [2, n, 1, d/2]: the angles of the tokens' positions
+    cuts: tuple[Tensor, Tensor] | None = None  # int32 [N+1] each: the sequences of `sequences`; None: a mask
 
     @property
     def end(self) -> int:
@@ -136,6 +139,37 @@ class Piece:
         if self._segment_documents is None or not self.closes:
             return self.bank_document
         return self._segment_documents[:, -1, -1]
+
+
+def sequences(piece: Piece, like: Tensor, changes: int | None = None) -> tuple[Tensor, Tensor]:
+    """Where attention's sequences begin, in queries [B*n] and in keys [B*S*W]: a sequence is a run of one document
+    inside one window, and its queries are aligned with its last keys.
+
+    Args: like: int64 [B, L] on the device; changes: how often documents change in the piece at most; None: it is
+    counted, for which a GPU must be waited for once.
+    Returns int32 [N + 1] each, their last entries the totals.  N depends on `changes` and shapes only: entries that
+    are not needed repeat the totals, as sequences of no token.
+    """
+    batch, queries, width = like.size(0), piece.length // piece.segments, piece.window
+    ahead, total = width - queries, batch * piece.segments * width
+    documents = piece.documents
+    if documents is None:
+        documents, changes = like.new_zeros(batch, piece.cached + piece.length), 0
+    elif changes is None or piece.cached:
+        changes = int((documents[:, 1:] != documents[:, :-1]).sum())
+    filled = torch.nn.functional.pad(documents, (piece.padding, 0), value=-1)
+    own = windows(filled, piece).reshape(-1, width)  # [B*S, W]
+    new = torch.nn.functional.pad(own[:, 1:] != own[:, :-1], (1, 0), value=True).flatten()
+    # a window's begin, where its padding ends, and each change once for every window that sees it
+    most = batch * piece.segments + piece.attention_span * changes
+    if piece.padding:
+        most += batch * (piece.attention_span - 1)
+    place = torch.where(new, new.cumsum(0) - 1, most)
+    begins = like.new_full((most + 1,), total).scatter_(
+        0, place, torch.arange(total, device=like.device).where(new, total)
+    )
+    window, offset = begins // width, begins % width
+    return (window * queries + (offset - ahead).clamp(min=0)).int(), begins.int()
 
 
 def windows(x: Tensor, piece: Piece) -> Tensor:

@@ -22,6 +22,7 @@ from model.initialization import initialize
 from model.layout import Layout
 from model.memory.lm2_depth import initial_slots
 from model.parallel import TensorParallel
+from model.preparation import Prepared
 from model.segments import pieces
 
 
@@ -52,9 +53,9 @@ class EmbeddingStage(nn.Module):
 class DecoderStage(nn.Module):
     """One decoder layer; the pipeline balances its stages by counting these."""
 
-    def __init__(self, config: ModelConfig, layout: Layout, index: int, memory_on: bool) -> None:
+    def __init__(self, config: ModelConfig, layout: Layout, index: int, memory_on: bool, prepared: Prepared) -> None:
         super().__init__()
-        self.config, self.segments = config, layout.segments
+        self.config, self.segments, self.prepared = config, layout.segments, prepared
         self.layer = DecoderLayer(config, layout, index, memory_on)
         self.carries_slots = memory_on and config.memory.is_depth
 
@@ -63,7 +64,8 @@ class DecoderStage(nn.Module):
         before, own = documents[:, 0], documents[:, 1:]
         config, length = self.config, own.size(1)
         begin = self.segments.rank * length
-        cut = list(pieces(begin, length, config.segment_length, config.attention_span, own, before))
+        raw = pieces(begin, length, config.segment_length, config.attention_span, own, before)
+        cut = self.prepared.of(config, raw, documents, hidden.dtype)
         if explicit:
             reading = packed_reading(config, self.layer.tp, documents, explicit[0])
             return self.layer(hidden, cut, None, reading)[0], documents, explicit[0]
@@ -89,14 +91,14 @@ class NormStage(nn.Module):
 
 
 class HeadStage(nn.Module):
-    """hidden -> this rank's logits [B, L, V/tp]."""
+    """hidden -> (hidden, this rank's weight [V/tp, D]): the loss takes them together (`model.loss`)."""
 
     def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
         super().__init__()
         self.head = new_embedding(config, tp)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.head.logits(hidden)
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return hidden, self.head.weight
 
 
 def packed_reading(
@@ -109,9 +111,9 @@ def packed_reading(
     return Reading(config, tp, 0, documents.size(1) - 1, len(documents), references, documents[:, 1:])
 
 
-def tied_logits(stage: EmbeddingStage, hidden: Tensor) -> Tensor:
-    """The tied head: the embedding stage's copy on the last stage, used the other way round."""
-    return stage.embedding.logits(hidden)
+def tied_head(stage: EmbeddingStage, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """The tied head, like `HeadStage`: the embedding stage's copy on the last stage."""
+    return hidden, stage.embedding.weight
 
 
 @dataclass(frozen=True)
@@ -133,10 +135,11 @@ class Layer:
 
 def flat_layers(config: ModelConfig, layout: Layout, memory_on: bool) -> list[Layer]:
     """Embedding, decoder layer x n, norm, head (a second entry of the embedding when tied)."""
-    tp = layout.tensor
+    tp, prepared = layout.tensor, Prepared()  # one for all layers of this rank
     embedding = Layer("embedding", "embedding", EmbeddingStage, (config, tp, memory_on), tied=config.tie_embeddings)
     decoders = [
-        Layer(f"layers.{i}", "layer", DecoderStage, (config, layout, i, memory_on)) for i in range(config.num_layers)
+        Layer(f"layers.{i}", "layer", DecoderStage, (config, layout, i, memory_on, prepared))
+        for i in range(config.num_layers)
     ]
     head = embedding if config.tie_embeddings else Layer("head", "head", HeadStage, (config, tp))
     return [embedding, *decoders, Layer("final_norm", "norm", NormStage, (config, tp, memory_on)), head]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ class MicroBatch:
     begins here); weights: fp32 [B, L], what each label's loss counts.
     With explicit memory, of the U references that the chunks bring: references, int64 [B, U, R], their tokens; found,
     int64 [B, U, 2], their lengths (0: none) and the documents whose tokens found them.
+    changes: how often documents change between the tokens, which only a CPU counts without waiting; None: not counted.
     """
 
     ids: Tensor
@@ -31,9 +33,11 @@ class MicroBatch:
     weights: Tensor
     references: Tensor | None = None
     found: Tensor | None = None
+    changes: int | None = None
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
-        return replace(self, **{name: change(x) for name, x in vars(self).items() if x is not None})
+        changed: dict[str, Any] = {n: change(x) for n, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **changed)
 
     def to(self, device: torch.device) -> "MicroBatch":
         return self._each(lambda x: x.to(device, non_blocking=True))
@@ -112,7 +116,10 @@ def _micro_batch(
     parts = [tokens[:, :-1], documents[:, begin : end + 1].astype(np.int64), tokens[:, 1:], weights[:, begin:end]]
     if references is not None:
         parts += references.read(batch, rows, documents)
-    return MicroBatch(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
+    own = documents[:, begin + 1 : end + 1]
+    changes = int(np.count_nonzero(own[:, 1:] != own[:, :-1]))
+    tensors: list[Any] = [torch.from_numpy(np.ascontiguousarray(part)) for part in parts]
+    return replace(MicroBatch(*tensors), changes=changes)
 
 
 def rank_share(first: int, samples: int, data_rank: int, data_size: int) -> range:

@@ -27,6 +27,10 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+def _yaml_switch(value: Any) -> Any:
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value  # YAML's on and off
+
+
 Positive = Annotated[int, BeforeValidator(_no_bool), Field(gt=0)]
 Weights = dict[str, Annotated[float, Field(gt=0)]]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -123,6 +127,9 @@ class TrainingSection(Section):
     )
     activation_checkpointing: Literal["none", "selective", "full"] = Field(
         "none", description="recomputed in the backward pass: selective: attention and memory; full: whole layers"
+    )
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_yaml_switch)] = Field(
+        "auto", description="decoder layers and loss compiled, where they can be; auto: on a GPU, not on a CPU"
     )
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW beta1, beta2")
     eps: float = Field(1e-8, gt=0, description="AdamW epsilon")

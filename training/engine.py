@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from model.cost import stage_costs
 from model.explicit import References
+from model.loss import HeadLoss
 from model.memory import RMTMemory, memories, wiped
 from model.network import LanguageModel, is_memory_name
-from model.parallel import vocab_parallel_cross_entropy
-from model.stages import EmbeddingStage, Layer, flat_layers, tied_logits
+from model.stages import EmbeddingStage, Layer, flat_layers, tied_head
 from training.batches import MicroBatch, StepBatch, iterate
+from training.compilation import choose_attention, compile_layers, compiles
 from training.config import Phase, RunConfig
 from training.faults import LossGuard
 from training.planning.stages import cut_stages
@@ -73,8 +74,13 @@ class Engine(ABC):
         self.micro_batches = samples // (config.training.micro_batch_size * topology.data_size)
         self.guard = LossGuard()
         choose_products(config, phase, topology)
+        choose_attention(config, phase, topology)
+        self.compiled = compiles(config, phase, topology)
+        self.loss = HeadLoss(topology.tensor, self.compiled)
         deepspeed.init_distributed(auto_mpi_discovery=False)  # adopts the groups that topology.py started
         self.module = self._build_module()
+        if self.compiled:
+            compile_layers(self.module)
         self.parameters: dict[str, nn.Parameter] = dict(self._canonical_parameters())
         # this tensor-parallel rank's shapes; ZeRO 3 leaves empty parameters where they were
         self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
@@ -85,7 +91,10 @@ class Engine(ABC):
         if phase.trains == "memory":
             for name, parameter in self.parameters.items():
                 parameter.requires_grad_(is_memory_name(name))
-        self.optimizer = torch.optim.AdamW(self._groups(), lr=0.0, betas=config.training.betas, eps=config.training.eps)
+        training = config.training
+        # one kernel a group; what is offloaded is updated on the CPU
+        fused = True if topology.device.type == "cuda" and training.offload == "none" else None
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=0.0, betas=training.betas, eps=training.eps, fused=fused)
         with contextlib.redirect_stdout(io.StringIO()) as said:  # its memory table, in bf16
             self.ds, *_ = deepspeed.initialize(
                 model=self.module, optimizer=self.optimizer, config=self._deepspeed_config(), mpu=self._mpu()
@@ -178,9 +187,11 @@ class Engine(ABC):
             "zero_optimization": self._zero_config(),
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
-            "bf16": {"enabled": training.precision == "bf16"},
+            # gradients go into the fp32 sum as soon as they are there, not after the backward pass
+            "bf16": {"enabled": training.precision == "bf16", "immediate_grad_update": True},
             "data_types": {"grad_accum_dtype": "fp32"},
             "steps_per_print": 10**9,
+            "timers": {"throughput": {"enabled": False}},  # it waits for the device
             "pipeline": {"use_reentrant": False, "pipe_partitioned": False, "grad_partitioned": False},
         }
 
@@ -294,6 +305,8 @@ class Engine(ABC):
         """Free what DeepSpeed holds, so that the next phase can be built."""
         self._about_to_update()
         self.ds.destroy()
+        if self.compiled:  # the next phase's layers are others
+            torch.compiler.reset()
 
 
 class PlainEngine(Engine):
@@ -309,7 +322,7 @@ class PlainEngine(Engine):
     def _build_module(self) -> nn.Module:
         net = LanguageModel(self.config.model, self.topology.layout, self.phase.memory)
         net.initialize(self.config.run.seed)
-        return LossModel(net, self.guard)
+        return LossModel(net, self.guard, self.loss)
 
     def _canonical_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self.module.net.named_parameters()
@@ -346,9 +359,9 @@ class PlainEngine(Engine):
 class LossModel(nn.Module):
     """A micro-batch -> its weighted loss."""
 
-    def __init__(self, net: LanguageModel, guard: LossGuard) -> None:
+    def __init__(self, net: LanguageModel, guard: LossGuard, loss: HeadLoss | None = None) -> None:
         super().__init__()
-        self.net, self.guard = net, guard
+        self.net, self.guard, self.loss = net, guard, loss or HeadLoss(net.tp)
 
     def forward(self, micro: MicroBatch) -> Tensor:
         net, before, documents = self.net, micro.documents[:, 0], micro.documents[:, 1:]
@@ -357,27 +370,29 @@ class LossModel(nn.Module):
         if net.explicit is not None and micro.references is not None and micro.found is not None:
             lengths, owners = micro.found.unbind(-1)
             references = References(lengths, micro.references, documents=owners, window=net.explicit.references)
-        hidden, _ = net.hidden(micro.ids, documents, net.after(before, begin) if begin else None, references)
-        losses = vocab_parallel_cross_entropy(net.head.logits(hidden), micro.labels, net.tp)
-        return self.guard((losses * micro.weights).sum())
+        state = net.after(before, begin) if begin else None
+        hidden, _ = net.hidden(micro.ids, documents, state, references, micro.changes)
+        return self.guard(self.loss(hidden, net.head.weight, micro.labels, micro.weights))
 
 
 class PipelineEngine(Engine):
     """The flat list of layers cut into stages."""
 
     def _build_module(self) -> nn.Module:
-        config, topology, tp = self.config, self.topology, self.topology.tensor
+        config, topology = self.config, self.topology
         layers = flat_layers(config.model, topology.layout, self.phase.memory)
         self._layers = layers
 
-        def loss(logits: Tensor, labels: tuple[Tensor, Tensor]) -> Tensor:
-            return self.guard((vocab_parallel_cross_entropy(logits, labels[0], tp) * labels[1]).sum())
+        def loss(head: tuple[Tensor, Tensor], labels: tuple[Tensor, Tensor]) -> Tensor:
+            return self.guard(self.loss(*head, *labels))
 
         with contextlib.redirect_stdout(io.StringIO()):
             cut = cut_stages(stage_costs(config.model, self.phase.memory), topology.pipeline_size)
             module = _Stages(
                 [_spec(layer, config, topology, last=i == len(layers) - 1) for i, layer in enumerate(layers)],
-                topology=PipeModelDataParallelTopology(topology.pipeline_size, tp.size, topology.replicas.size()),
+                topology=PipeModelDataParallelTopology(
+                    topology.pipeline_size, topology.tensor.size, topology.replicas.size()
+                ),
                 loss_fn=loss,
                 partition_method=",".join(map(str, cut)),
                 activation_checkpoint_interval=1 if config.training.activation_checkpointing == "full" else 0,
@@ -431,7 +446,7 @@ class _TiedSpec(TiedLayerSpec):
         super().__init__(
             layer.prefix,
             EmbeddingStage,
-            forward_fn=tied_logits if last else None,
+            forward_fn=tied_head if last else None,
             tied_weight_attr=["embedding.weight"],
         )
         self.build = _Spec(layer, config, topology).build
@@ -449,7 +464,8 @@ class _Flat:
         # AdamW's state now, zero, as its first step would make it: so it can be loaded into, and counted
         for _, partition in self._partitions():
             state = self.optimizer.state[partition]
-            state.setdefault("step", torch.tensor(0.0))
+            fused = any(group["fused"] for group in self.optimizer.param_groups)
+            state.setdefault("step", torch.zeros((), device=partition.device if fused else "cpu"))
             for moment in MOMENTS:
                 state.setdefault(moment, torch.zeros_like(partition))
         self._link()

@@ -39,6 +39,7 @@ _TEXTS = (
     "<s> </s> <unk>",
     "na\u00efve \u65e5\u672c \U0001f642",
     "1234567",
+    "a b " * 2000,  # longer than a tokenizer.json may cut texts to
 )
 
 
@@ -206,7 +207,7 @@ def _under_a_name_of_its_own(folder: Path) -> Iterator[Path]:
 
 
 def _prove_tokenizer(tokenizer: Tokenizer, folder: Path, runs_its_code: bool) -> None:
-    """Raise `ConfigError` when the written tokenizer gives other ids or another text."""
+    """Raise `ConfigError` when the written tokenizer gives other ids, another text or no BOS before it."""
     from transformers import AutoTokenizer
 
     # the tokenizer itself needs no code, but Transformers reads the folder's configuration class before it
@@ -216,8 +217,13 @@ def _prove_tokenizer(tokenizer: Tokenizer, folder: Path, runs_its_code: bool) ->
         found = theirs(text, add_special_tokens=False).input_ids
         if found != ids or theirs.decode(ids) != tokenizer.decode(ids):
             raise ConfigError(
-                f"{tokenizer.path}: {text!r} has the ids {ids}, but {found} in Transformers' form; "
+                f"{tokenizer.path}: {text[:40]!r} has the ids {ids[:40]}, but {found[:40]} in Transformers' form; "
                 "export without it: --no-tokenizer"
+            )
+        if (whole := theirs(text).input_ids) != [tokenizer.bos_id, *ids]:
+            raise ConfigError(
+                f"{tokenizer.path}: {text[:40]!r} has the ids {whole[:40]} in Transformers' form, but training put bos "
+                f"{tokenizer.bos_id} before {ids[:40]}; export without it: --no-tokenizer"
             )
 
 

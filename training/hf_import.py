@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from model.config import ModelConfig
+from model.errors import ModelError
 from model.llama_config import from_llama
 from model.network import LanguageModel
 from training.errors import ConfigError
@@ -23,14 +24,26 @@ def model_section(folder: Path, segment_length: int | None = None, memory: str =
     lm2 also lm2-depth.
     Raises `ConfigError` or `ModelError`.
     """
-    given = WeightFolder(folder, "FOLDER").config
+    weights = WeightFolder(folder, "FOLDER")
+    given = weights.config
     if given is None:
         raise ConfigError(f"FOLDER: {folder} has no config.json; give a Hugging Face folder")
     if isinstance(given.get("model"), dict):  # written by launchers/export.py
         fields = dict(given["model"])
     else:
         fields = from_llama(given)
-        fields["segment_length"] = min(DEFAULT_SEGMENT, int(given.get("max_position_embeddings") or DEFAULT_SEGMENT))
+        longest = given.get("max_position_embeddings") or DEFAULT_SEGMENT
+        if type(longest) is not int or longest < 1:
+            raise ConfigError(
+                f"FOLDER: {folder}: config.json: max_position_embeddings is {longest!r}; it must be a number"
+            )
+        fields["segment_length"] = min(DEFAULT_SEGMENT, longest)
+        try:
+            weights.check_plain()
+            if fields["tie_embeddings"]:
+                weights.check_head()
+        except ModelError as error:
+            raise ModelError(f"FOLDER: {folder}: {error}") from None
     if segment_length is not None:
         fields["segment_length"] = segment_length
     if memory != "none":

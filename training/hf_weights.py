@@ -3,7 +3,6 @@
 Only safetensors and JSON are read; nothing in the folder is executed.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from data_prep.files import parse_json
 from model.config import ModelConfig
 from model.errors import ModelError
 from model.hub import check_fit, check_shapes, fuse, llama_names
@@ -24,6 +24,8 @@ from training.errors import ConfigError
 
 INDEX = "model.safetensors.index.json"
 OURS = "net."  # before our canonical names in an exported folder that has a memory
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_PLAIN = ("F64", "F32", "F16", "BF16")  # dtypes of safetensors whose values are the weights
 _AT_ONCE = 1 << 30  # bytes of whole weights that a rank holds while it loads
 
 
@@ -35,10 +37,13 @@ class WeightFolder:
         self.ours = False
         self._files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self._kinds: dict[str, str] = {}  # safetensors' names of dtypes
         for path in self._paths():
             with self._open(path) as file:
                 for name in file.keys():  # noqa: SIM118  # no dictionary
-                    self._files[name], self.shapes[name] = path, tuple(file.get_slice(name).get_shape())
+                    part = file.get_slice(name)
+                    self._files[name], self.shapes[name] = path, tuple(part.get_shape())
+                    self._kinds[name] = part.get_dtype()
         self.ours = f"{OURS}embedding.weight" in self.shapes
 
     def __enter__(self) -> "WeightFolder":
@@ -55,6 +60,33 @@ class WeightFolder:
         if path not in self._open_files:
             self._open_files[path] = self._stack.enter_context(self._open(path))
         return self._open_files[path].get_tensor(name)
+
+    def check_plain(self) -> None:
+        """Raise `ModelError` when weights are stored as other than plain floats, as quantised ones are."""
+        coded = sorted(name for name, kind in self._kinds.items() if kind not in _PLAIN)
+        if coded:
+            raise ModelError(
+                f"{len(coded)} weights are quantised ({coded[0]} is {self._kinds[coded[0]]}), and what they stand for "
+                f"is not known here; use a folder with weights in {', '.join(_PLAIN)}"
+            )
+
+    def check_head(self) -> None:
+        """Raise `ModelError` when a stored head is not the embedding that a tied model uses in its place."""
+        if HEAD not in self.shapes or EMBEDDING not in self.shapes:
+            return  # whose absence is named with the other weights'
+        shape = self.shapes[EMBEDDING]
+        same = len(shape) == 2 and self.shapes[HEAD] == shape
+        if same:
+            embedding, head = (self._open(self._files[name]).get_slice(name) for name in (EMBEDDING, HEAD))
+            step = max(1, _AT_ONCE // (8 * max(1, shape[1])))
+            starts = range(0, shape[0], step)
+            same = all(torch.equal(embedding[at : at + step], head[at : at + step]) for at in starts)
+        if not same:
+            raise ModelError(
+                f"tie_word_embeddings is true, but the stored {HEAD} differs from {EMBEDDING}, and would be dropped; "
+                "if the head was trained, set tie_word_embeddings: false in config.json and tie_embeddings: false "
+                f"here, else remove {HEAD}"
+            )
 
     @property
     def config(self) -> dict[str, Any] | None:
@@ -91,7 +123,7 @@ class WeightFolder:
 
     def _json(self, path: Path) -> dict[str, Any]:
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{self.field}: {path} is no readable JSON ({error}); fetch it again") from None
         if not isinstance(content, dict):
@@ -100,19 +132,24 @@ class WeightFolder:
 
 
 def check_folder(folder: Path, config: ModelConfig, field: str, memory: bool = True) -> None:
-    """Raise `ConfigError` or `ModelError` when the folder is unreadable or of another model; reads headers only.
+    """Raise `ConfigError` or `ModelError` when the folder is unreadable or of another model.
+
+    Reads headers only, but where the head is the embedding and both are stored, these two.
 
     memory: whether the phase has its memory on.
     """
     weights = WeightFolder(folder, field)
     given = weights.config
     try:
+        weights.check_plain()
         if weights.ours:
             _check_ours(weights, config, memory)
             problems = _differences_of_ours(given or {}, config)
         else:
-            check_shapes(weights.shapes, config)
             problems = differences(given, config) if given is not None else []
+            check_shapes(weights.shapes, config)
+            if not problems and config.tie_embeddings:
+                weights.check_head()
     except ModelError as error:
         raise ModelError(f"{field}: {folder}: {error}") from None
     if problems:

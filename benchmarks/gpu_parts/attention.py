@@ -1,5 +1,6 @@
 """What packed documents cost attention: the same shapes through each of PyTorch's kernels, bf16."""
 
+import inspect
 import statistics
 from collections.abc import Callable
 
@@ -24,8 +25,13 @@ def attention(setting: Setting, notes: Notes) -> None:
     useful = 12 * batch * heads * width * length**2 / 2  # the half that causality leaves, forward and backward
     notes.add(shape=[batch, heads, groups, length, width], ways={})
     for name, backend, masked in ways():
-        notes.values["ways"][name] = timed(tensors, mask if masked else None, backend, setting, useful)
+        found = timed(once(tensors, mask if masked else None), backend, setting, useful)
+        notes.values["ways"][name] = found
+        notes.line(way=name, **found)
         notes.add()
+    found = timed(packed(tensors, documents), None, setting, useful)
+    notes.values["ways"]["varlen"] = found
+    notes.line(way="varlen", **found)
     notes.add(ok=any("ms" in way for way in notes.values["ways"].values()))
 
 
@@ -40,16 +46,15 @@ def ways() -> list[tuple[str, SDPBackend | None, bool]]:
 
 
 def timed(
-    tensors: list[Tensor], mask: Tensor | None, backend: SDPBackend | None, setting: Setting, useful: float
+    run: Callable[[], None], backend: SDPBackend | None, setting: Setting, useful: float
 ) -> dict[str, float | str]:
-    run = once(tensors, mask)
     try:
         if backend is None:
             return summary(run, setting, useful)
         with sdpa_kernel(backend):
             return summary(run, setting, useful)
-    except RuntimeError as error:  # PyTorch's answer where a kernel takes no such arguments
-        return {"error": str(error).splitlines()[0]}
+    except (RuntimeError, ImportError) as error:  # PyTorch's answer where a kernel takes no such arguments
+        return {"error": str(error).splitlines()[0][:200]}
 
 
 def once(tensors: list[Tensor], mask: Tensor | None) -> Callable[[], None]:
@@ -62,6 +67,23 @@ def once(tensors: list[Tensor], mask: Tensor | None) -> Callable[[], None]:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
         out.backward(out)
 
+    return run
+
+
+def packed(tensors: list[Tensor], documents: Tensor) -> Callable[[], None]:
+    """Each run of one document [B, L] is a sequence of its own."""
+
+    def run() -> None:
+        from torch.nn.attention.varlen import varlen_attn
+
+        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in tensors)  # [B*L, H, d]
+        more = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+        out = varlen_attn(q, k, v, ends, ends, length, length, window_size=(-1, 0), **more)
+        out.backward(out)
+
+    length = documents.size(1)
+    new = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True).flatten().nonzero().squeeze(1)
+    ends = F.pad(new, (0, 1), value=documents.numel()).int()
     return run
 
 

@@ -4,7 +4,7 @@ import importlib.util
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +26,28 @@ class Skipped(Exception):  # noqa: N818
     """A part that cannot run here, with the reason."""
 
 
-class TooLarge(Exception):  # noqa: N818
-    """A part to be tried again, in a fresh process, with so many samples a micro-batch."""
-
-    def __init__(self, samples: int) -> None:
-        super().__init__(samples)
-        self.samples = samples
-
-
 class Notes:
-    """A part's results, on disk after every addition: whatever stops the part, they stay."""
+    """A part's results, on disk after every addition: whatever stops the part, they stay.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    lines: a file that all parts add to, a line for each measurement.
+    """
+
+    def __init__(self, path: Path, lines: Path, **everywhere: Any) -> None:
+        self.path, self.lines, self.everywhere = path, lines, everywhere
         self.values: dict[str, Any] = {}
+        self.began = time.perf_counter()
 
     def add(self, **values: Any) -> None:
         self.values |= values
         aside = self.path.with_suffix(".new")
         aside.write_text(json.dumps(self.values), encoding="utf-8")
         aside.replace(self.path)
+
+    def line(self, **values: Any) -> None:
+        """One measurement, with what is the same for all of the part and the seconds since its start."""
+        at = round(time.perf_counter() - self.began, 1)
+        with self.lines.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self.everywhere | {"seconds": at} | values) + "\n")
 
 
 def need_deepspeed() -> None:
@@ -81,5 +83,11 @@ def random_step(micro_batches: int, samples: int, length: int, vocabulary: int) 
         ids = torch.randint(0, vocabulary, (samples, length + 1), generator=generator)
         before = F.pad(documents, (1, 0), value=-1)
         weights = torch.ones(samples, length)
-        parts.append(MicroBatch(ids[:, :-1].contiguous(), before, ids[:, 1:].contiguous(), weights))
+        micro = MicroBatch(ids[:, :-1].contiguous(), before, ids[:, 1:].contiguous(), weights)
+        parts.append(counted(micro, samples))
     return StepBatch(parts)
+
+
+def counted(micro: MicroBatch, changes: int) -> MicroBatch:
+    """With the number of changes of document that the loader counts, where it does."""
+    return replace(micro, changes=changes) if hasattr(micro, "changes") else micro

@@ -11,6 +11,7 @@ from benchmarks.gpu_parts.common import seconds
 
 TOP = 15
 ATTENTION = {  # PyTorch's name of the operation -> what it is
+    "torch_attn::_varlen_attn": "varlen",
     "_scaled_dot_product_flash_attention": "flash",
     "_scaled_dot_product_flash_attention_for_cpu": "flash (CPU)",
     "_scaled_dot_product_efficient_attention": "mem-efficient",

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from ..changes import INPUTS_FILE, check_inputs
 from ..columns import map_columns
 from ..config import DataConfig, PrepareConfig, ReferencePrepareConfig, TokenizerConfig
 from ..errors import DataError
@@ -64,6 +65,7 @@ class ReferencePreparation:
                 f"{self.table}: was prepared with other settings (hash {found.settings_hash}, now "
                 f"{self.settings.hash}); choose another data.references.path, or delete that folder"
             )
+        check_inputs(self.folder, self.settings.sources or (), self.console)
         return found
 
     def plan(self, pool: Pool | None = None) -> list[SearchTask]:
@@ -124,6 +126,7 @@ class ReferencePreparation:
                 f"{self.folder}: holds references cut with other settings; choose another data.references.path, or "
                 "delete that folder"
             )
+        check_inputs(self.folder, self.settings.sources or (), self.console)
         store.check_tokenizer(self.tokens.manifest.tokenizer.fingerprint, self.data.path)
         return store
 
@@ -164,6 +167,8 @@ class ReferencePreparation:
             files=[files[name] for name in names],
         ).save(self.folder)
         if self.settings.sources is not None:
+            if (inputs := Path(documents.place) / INPUTS_FILE).is_file():  # not in one of an earlier version
+                shutil.copyfile(inputs, self.folder / INPUTS_FILE)
             shutil.rmtree(documents.place)
 
     def _documents(self) -> PreparedFolder:

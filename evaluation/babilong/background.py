@@ -48,7 +48,11 @@ class Background:
                     yield sentence
                 if found:
                     break
-        raise DataError(f"--background: {self.name} has no three sentences in a row; {WHERE}")
+        raise self.empty()
+
+    def empty(self) -> DataError:
+        """The error of texts without sentences."""
+        return DataError(f"--background: {self.name} has no three sentences in a row; {WHERE}")
 
 
 def _inner(splitter: Any, text: str) -> Iterator[str]:

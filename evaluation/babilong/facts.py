@@ -8,6 +8,7 @@ from pathlib import Path
 import xxhash
 
 from data_prep.errors import DataError
+from data_prep.files import lines_of
 
 WHERE = (
     "bAbI v1.2 (CC BY 3.0) is at https://research.facebook.com/downloads/babi/ ; its folder en-10k has "
@@ -38,7 +39,7 @@ def read_babi(path: Path) -> list[Question]:
         DataError: naming the line that has no number, no answer, or refers to a line that is no fact before it.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = lines_of(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as text ({error}); {WHERE}") from None
     return list(_questions(lines, path))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import DataError
-from data_prep.files import write_text
+from data_prep.files import encodes, lines_of, parse_json, write_text
 from data_prep.suggest import did_you_mean
 from evaluation.babilong.background import load_hub
 from evaluation.babilong.generator import Sample
@@ -60,8 +60,8 @@ def _rows(path: Path) -> list[Any]:
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        content = json.loads(text)
+            return [parse_json(line) for line in lines_of(text) if line.strip()]
+        content = parse_json(text)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}); {WHERE}") from None
     if isinstance(content, dict) and all(isinstance(content.get(key), list) for key in _KEYS):
@@ -73,7 +73,7 @@ def _rows(path: Path) -> list[Any]:
 
 def _sample(row: Any, where: str, task: str, length: str) -> Sample:
     for key in _KEYS:
-        if not isinstance(row, dict) or not isinstance(row.get(key), str):
+        if not isinstance(row, dict) or not isinstance(row.get(key), str) or not encodes(row[key]):
             hint = did_you_mean(key, row) if isinstance(row, dict) else ""
             raise DataError(f"{where}: has no text {key!r}{hint}; {WHERE}")
     return Sample(task, length, row["input"], row["question"], row["target"])

@@ -6,6 +6,7 @@ depends on their text alone, so the two never share a question with the same fac
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from evaluation.babilong.facts import Question
@@ -33,6 +34,11 @@ class Script:
     facts: tuple[int, int] = (2, 2)  # fewest and most facts before each question
     questions: int = 5
 
+    @cached_property
+    def kinds(self) -> list[str]:
+        """Each kind of event as often as its weight says."""
+        return [kind for kind, weight in self.events for _ in range(weight)]
+
 
 def simulate(task: str, seed: int, part: Part) -> Iterator[Question]:
     """Questions without end, each of a story of its own; a pure function of the arguments.
@@ -42,10 +48,15 @@ def simulate(task: str, seed: int, part: Part) -> Iterator[Question]:
     number = 0
     while True:
         rng = Keyed("story", task, seed, number)
-        found = _relations(rng) if task == "qa4" else rng.choice(_story(SCRIPTS[task], rng))
+        found = rng.choice(tell_story(task, rng))
         if (found.identity % HELD_OUT == 0) == (part == "test"):
             yield found
         number += 1
+
+
+def tell_story(task: str, rng: Keyed) -> list[Question]:
+    """A story's questions, in their order: one of qa4, five of the most others."""
+    return [_relations(rng)] if task == "qa4" else _story(SCRIPTS[task], rng)
 
 
 def _story(script: Script, rng: Keyed) -> list[Question]:
@@ -53,24 +64,23 @@ def _story(script: Script, rng: Keyed) -> list[Question]:
     while len(questions) < script.questions:
         least, most = script.facts
         for _ in range(least + rng.below(most - least + 1)):
-            facts.append(_event(script, world, rng))
+            facts.append(event(script, world, rng))
             world.tell(facts[-1])
         answer = None
         while answer is None:
             question = script.ask(world, rng, script)
             answer = world.ask(question)
             if answer is None:  # nothing can be asked yet
-                facts.append(_event(script, world, rng))
+                facts.append(event(script, world, rng))
                 world.tell(facts[-1])
         questions.append(Question(tuple(facts), question, answer))
     return questions
 
 
-def _event(script: Script, world: World, rng: Keyed) -> str:
+def event(script: Script, world: World, rng: Keyed) -> str:
     """A sentence that can be true now."""
     while True:
-        kinds = [kind for kind, weight in script.events for _ in range(weight)]
-        sentence = _EVENTS[rng.choice(kinds)](script, world, rng.choice(script.people), rng)
+        sentence = _EVENTS[rng.choice(script.kinds)](script, world, rng.choice(script.people), rng)
         if sentence is not None:
             return sentence
 
@@ -188,7 +198,7 @@ def _relations(rng: Keyed) -> Question:
     one, two = (rng.choice(tuple(OPPOSITE)) for _ in range(2))
     while OPPOSITE[one] == two:  # the two ends would be the same side's
         two = rng.choice(tuple(OPPOSITE))
-    facts = [_relation(first, one, middle, rng), _relation(middle, two, last, rng)]
+    facts = [relation(first, one, middle, rng), relation(middle, two, last, rng)]
     if rng.share() < 0.5:
         facts.reverse()
     world = World()
@@ -200,7 +210,7 @@ def _relations(rng: Keyed) -> Question:
     return Question(tuple(facts), question, str(world.ask(question)))
 
 
-def _relation(one: str, direction: str, other: str, rng: Keyed) -> str:
+def relation(one: str, direction: str, other: str, rng: Keyed) -> str:
     """`one` is `direction` of `other`, said from either side."""
     if rng.share() < 0.5:
         return f"The {one} is {direction} of the {other}."

@@ -68,11 +68,10 @@ class Generated:
 
     def _read(self, task: str) -> list[Question]:
         assert self.babi is not None
-        there = _splits(self.babi, task)
+        there = splits_of(self.babi, task)
         chosen = [split for split in SPLITS[self.part] if split in there][:1]
         if not chosen:
-            wanted = " or ".join(f"{task}_{split}.txt" for split in SPLITS[self.part])
-            raise DataError(f"--babi: {self.babi} has no {wanted}; {WHERE}")
+            raise missing(self.babi, task, self.part)
         others = [split for part in SPLITS if part != self.part for split in SPLITS[part] if split in there]
         known = [question for split in others for question in there[split]()]
         kept, self.shared[task] = without(there[chosen[0]](), known)
@@ -97,7 +96,13 @@ class Released:
         return {"facts": "released JSON", "place": self.place, "background": "as released"}
 
 
-def _splits(place: str, task: str) -> dict[str, Callable[[], list[Question]]]:
+def missing(place: str, task: str, part: Part) -> DataError:
+    """The error of a folder without a task's file."""
+    wanted = " or ".join(f"{task}_{split}.txt" for split in SPLITS[part])
+    return DataError(f"--babi: {place} has no {wanted}; {WHERE}")
+
+
+def splits_of(place: str, task: str) -> dict[str, Callable[[], list[Question]]]:
     """Split -> what reads it, of those that are there."""
     if place.startswith("hf:"):
         return {split: partial(hub_questions, place, task, split) for split in splits_there(place, task)}

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
 MOVES = ("moved to", "journeyed to", "travelled to", "went to", "went back to")
@@ -24,7 +25,8 @@ _IS_NOT_IN = re.compile(r"(\w+) is (?:not|no longer) in the (\w+)")
 _EITHER = re.compile(r"(\w+) is either in the (\w+) or the (\w+)")
 _RELATION = re.compile(rf"The (\w+) is ({_any(tuple(OPPOSITE))}) of the (\w+)")
 
-_WHERE_IS = re.compile(r"Where is (the )?(\w+)")
+_WHERE_IS = re.compile(r"Where is (\w+)")
+_WHERE_IS_IT = re.compile(r"Where is the (\w+)")
 _WHERE_WAS = re.compile(r"Where was the (\w+) before the (\w+)")
 _WHAT_IS_OF = re.compile(rf"What is ({_any(tuple(OPPOSITE))}) of the (\w+)")
 _WHAT_IS_IT_OF = re.compile(rf"What is the (\w+) ({_any(tuple(OPPOSITE))}) of")
@@ -60,45 +62,45 @@ class World:
 
     def tell(self, fact: str) -> None:
         """Raises `ValueError` at a sentence that is none of bAbI's."""
-        text = fact.strip().removesuffix(".")
-        if found := _EITHER.fullmatch(text):
-            self._place(found[1], (found[2], found[3]))
-        elif found := _MOVE.fullmatch(text) or _IS_IN.fullmatch(text):
-            self._place(found[1], (found[2],))
-        elif found := _IS_NOT_IN.fullmatch(text):
-            self.may_be.pop(found[1], None)
-            self.not_in[found[1]] = found[2]
-        elif found := _GIVE.fullmatch(text):
-            self._hand(found[2], found[3])
-            self.gifts.append((found[1], found[2], found[3]))
-        elif found := _TAKE.fullmatch(text):
-            self._hand(found[2], found[1])
-        elif found := _DROP.fullmatch(text):
-            self.holder.pop(found[2], None)
-            self._enter(found[2], self.room(found[1]))
-        elif found := _RELATION.fullmatch(text):
-            self.relations.append((found[1], found[2], found[3]))
+        kind, words = _parsed(fact)
+        if kind in ("move", "is in"):
+            self._place(words[0], (words[1],))
+        elif kind == "take":
+            self._hand(words[1], words[0])
+        elif kind == "drop":
+            self.holder.pop(words[1], None)
+            self._enter(words[1], self.room(words[0]))
+        elif kind == "give":
+            self._hand(words[1], words[2])
+            self.gifts.append((words[0], words[1], words[2]))
+        elif kind == "either":
+            self._place(words[0], (words[1], words[2]))
+        elif kind == "is not in":
+            self.may_be.pop(words[0], None)
+            self.not_in[words[0]] = words[1]
         else:
-            raise ValueError(f"{fact!r} is no sentence of this world")
+            self.relations.append((words[0], words[1], words[2]))
 
     def ask(self, question: str) -> str | None:
         """The answer in bAbI's words, or None when it does not follow from what was told."""
-        text = question.strip().removesuffix("?").strip()
-        if found := _IS_SHE_IN.fullmatch(text):
-            return self._is_in(found[1], found[2])
-        if found := _HOW_MANY.fullmatch(text):
-            return NUMBERS[len(self.carried(found[1]))]
-        if found := _CARRYING.fullmatch(text):
-            return ",".join(self.carried(found[1])) or "nothing"
-        if found := _WHERE_IS.fullmatch(text):
-            return self._thing_room(found[2]) if found[1] else self.room(found[2])
-        if found := _WHERE_WAS.fullmatch(text):
-            return self._room_before(found[1], found[2])
-        if found := _WHAT_IS_OF.fullmatch(text):
-            return self._related(found[1], found[2])
-        if found := _WHAT_IS_IT_OF.fullmatch(text):
-            return self._related(OPPOSITE[found[2]], found[1])
-        return self._gift(text)
+        kind, words = _asked(question)
+        if kind == "where is":
+            return self.room(words[0])
+        if kind == "where is it":
+            return self.been[words[0]][-1] if self.been.get(words[0]) else None
+        if kind == "where was it":
+            return self._room_before(words[0], words[1])
+        if kind == "is in":
+            return self._is_in(words[0], words[1])
+        if kind == "how many":
+            return NUMBERS[len(self.carried(words[0]))]
+        if kind == "carrying":
+            return ",".join(self.carried(words[0])) or "nothing"
+        if kind == "what is":
+            return self._related(words[0], words[1])
+        if kind == "what is it":
+            return self._related(OPPOSITE[words[1]], words[0])
+        return self._gift(kind, words)
 
     def _place(self, person: str, rooms: tuple[str, ...]) -> None:
         self.may_be[person] = rooms
@@ -117,9 +119,6 @@ class World:
         rooms = self.been.setdefault(thing, [])
         if room is not None and rooms[-1:] != [room]:
             rooms.append(room)
-
-    def _thing_room(self, thing: str) -> str | None:
-        return self.been[thing][-1] if self.been.get(thing) else None
 
     def _room_before(self, thing: str, room: str) -> str | None:
         rooms = self.been.get(thing, [])
@@ -143,18 +142,64 @@ class World:
                 return other
         return None
 
-    def _gift(self, text: str) -> str | None:
+    def _gift(self, kind: str, words: tuple[str, ...]) -> str | None:
         """Questions about the last gift that fits."""
         for giver, thing, receiver in reversed(self.gifts):
-            if (found := _WHAT_GIVEN.fullmatch(text)) and found.groups() == (giver, receiver):
+            if kind == "what given" and words == (giver, receiver):
                 return thing
-            if (found := _WHO_GAVE.fullmatch(text)) and found[1] == thing and found[2] in (None, receiver):
+            if kind == "who gave" and words in ((thing,), (thing, receiver)):
                 return giver
-            if (found := _WHO_RECEIVED.fullmatch(text)) and found[1] == thing:
+            if kind == "who received" and words == (thing,):
                 return receiver
-            if (found := _TO_WHOM.fullmatch(text)) and found.groups() == (giver, thing):
+            if kind == "to whom" and words == (giver, thing):
                 return receiver
         return None
+
+
+_FACTS = (
+    ("move", _MOVE),
+    ("take", _TAKE),
+    ("drop", _DROP),
+    ("give", _GIVE),
+    ("is in", _IS_IN),
+    ("is not in", _IS_NOT_IN),
+    ("either", _EITHER),
+    ("relation", _RELATION),
+)
+_QUESTIONS = (
+    ("where is", _WHERE_IS),
+    ("where is it", _WHERE_IS_IT),
+    ("where was it", _WHERE_WAS),
+    ("what given", _WHAT_GIVEN),
+    ("who gave", _WHO_GAVE),
+    ("who received", _WHO_RECEIVED),
+    ("to whom", _TO_WHOM),
+    ("what is", _WHAT_IS_OF),
+    ("what is it", _WHAT_IS_IT_OF),
+    ("is in", _IS_SHE_IN),
+    ("how many", _HOW_MANY),
+    ("carrying", _CARRYING),
+)
+
+
+@lru_cache(maxsize=1 << 16)
+def _parsed(fact: str) -> tuple[str, tuple[str, ...]]:
+    """Kind of a fact and its words."""
+    text = fact.strip().removesuffix(".")
+    for kind, form in _FACTS:
+        if found := form.fullmatch(text):
+            return kind, found.groups()
+    raise ValueError(f"{fact!r} is no sentence of this world")
+
+
+@lru_cache(maxsize=1 << 16)
+def _asked(question: str) -> tuple[str, tuple[str, ...]]:
+    """Kind of a question and its words; ("", ()) for one that is none of bAbI's."""
+    text = question.strip().removesuffix("?").strip()
+    for kind, form in _QUESTIONS:
+        if found := form.fullmatch(text):
+            return kind, tuple(word for word in found.groups() if word is not None)
+    return "", ()
 
 
 def answer(facts: tuple[str, ...] | list[str], question: str) -> str | None:

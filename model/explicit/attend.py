@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.explicit.memory import LayerReferences, Memory
 from model.explicit.reading import Reading
 from model.explicit.selection import received_attention, select, take
 from model.rope import rotate
+from model.sdpa import sdpa
 from model.segments import Piece
 from model.state import LayerState
 
@@ -77,12 +77,8 @@ def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q [R, n, H, d], k and v [R, P + n, Hkv, d] -> [R, n, H*d]."""
     ahead = k.size(1) - q.size(1)
     mask = torch.ones(q.size(1), k.size(1), dtype=torch.bool, device=q.device).tril(ahead) if ahead else None
-    grouped = q.size(2) > k.size(2)
-    if grouped and mask is not None and q.is_cuda:  # no fused kernel takes both a mask and grouped heads
-        k, v, grouped = *(x.repeat_interleave(q.size(2) // k.size(2), dim=2) for x in (k, v)), False
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
-    return context.transpose(1, 2).flatten(2)
+    return sdpa(q, k, v, mask).transpose(1, 2).flatten(2)
 
 
 def attend(

@@ -32,6 +32,8 @@ from model.memory.segmental import Projected, SegmentalMemory
 from model.parallel import ColumnParallel, sharded_parameter
 from model.segments import Piece
 
+STRETCH = 0.1  # how far the sparse input gate's sigmoid reaches below 0 and above 1
+
 
 class DeltaMemory(SegmentalMemory):
     """See the module's text.  The state is a d x d matrix per head, whatever has been read."""
@@ -39,6 +41,7 @@ class DeltaMemory(SegmentalMemory):
     def __init__(self, config: ModelConfig, layout: Layout) -> None:
         super().__init__(config, layout, rows=config.hidden_size // config.memory.heads)
         size, heads, tp = config.hidden_size, config.memory.heads, layout.tensor
+        self.sparse = config.memory.sparse_writes
         self.gate_in = ColumnParallel(size, heads, tp)
         self.gate_in_bias = sharded_parameter((heads,), tp)
         self.gate_forget = ColumnParallel(size, heads, tp)
@@ -66,6 +69,10 @@ class DeltaMemory(SegmentalMemory):
         *_, gate_in, gate_forget = projected
         beta = torch.sigmoid(gate_in.float() + self.gate_in_bias)
         log_alpha = -F.softplus(gate_forget.float() + self.gate_forget_bias)
+        if self.sparse:
+            # a stretched sigmoid, cut to 0..1: the many tokens of no interest are below the cut and write exactly zero
+            beta = (beta * (1 + 2 * STRETCH) - STRETCH).clamp(0.0, 1.0)
+            log_alpha = log_alpha * beta
         self.record_gate("in", beta)
         self.record_gate("forget", log_alpha.exp())
         if writable is not None:  # a token of another document changes nothing

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from model.segments import Piece
 
+GATES = ("in", "forget", "out")
+
 
 class Memory(nn.Module, ABC):
     """One decoder layer's memory, of any kind.
@@ -24,12 +26,27 @@ class Memory(nn.Module, ABC):
         self.wiped_slots: tuple[int, ...] = ()
         self.tape: dict[str, list[Tensor]] | None = None
         self._gates: dict[str, tuple[Tensor, int]] = {}
+        self._compiled_gates: dict[str, Tensor | None] = dict.fromkeys(GATES)  # a compiled graph may add no key
 
     def record_gate(self, name: str, gate: Tensor) -> None:
         """Add a gate's mean opening in this forward to what the log will show."""
-        total, count = self._gates.get(name, (0.0, 0))
-        self._gates[name] = (total + gate.detach().mean(), count + 1)
+        mean = gate.detach().mean()
+        if torch.compiler.is_compiling():
+            self._compiled_gates[name] = mean
+            return
+        self._add_gate(name, mean)
         self.show(f"gate_{name}", gate)
+
+    def gather_gates(self) -> None:
+        """After each forward: add what a compiled graph has left."""
+        for name, mean in self._compiled_gates.items():
+            if mean is not None:
+                self._add_gate(name, mean)
+                self._compiled_gates[name] = None
+
+    def _add_gate(self, name: str, mean: Tensor) -> None:
+        total, count = self._gates.get(name, (0.0, 0))
+        self._gates[name] = (total + mean, count + 1)
 
     def show(self, name: str, x: Tensor) -> None:
         """Keep a tensor of the computation for whoever is `recording`; otherwise nothing."""

@@ -35,6 +35,7 @@ from model.config import ModelConfig
 from model.linear import linear
 from model.memory.interface import Memory
 from model.parallel import ColumnParallel, TensorParallel
+from model.sdpa import sdpa
 from model.segments import Piece
 
 
@@ -52,7 +53,7 @@ class LM2DepthMemory(Memory):
     def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
         super().__init__()
         size = config.hidden_size
-        self.tp, self.top_k, self.init_std = tp, config.memory.top_k, config.init_std
+        self.tp, self.top_k, self.init_std = tp, config.memory.top_k, config.initial_std(config.hidden_size)
         self.heads, self.width = config.memory.heads // tp.size, size // config.memory.heads
         self.norm = nn.RMSNorm(size, eps=config.norm_eps)
         self.query = ColumnParallel(size, size, tp)
@@ -105,8 +106,7 @@ class LM2DepthMemory(Memory):
         for name, x in (("query", q), ("key", keys), ("value", values)):
             self.show(name, x)
         if self.top_k is None:
-            recalled = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=mask is None)
-            return recalled.transpose(1, 2)
+            return sdpa(q, keys, values, mask).transpose(1, 2)
         if mask is None:
             mask = torch.ones(q.size(2), keys.size(2), dtype=torch.bool, device=q.device).tril()
         scores = (q @ keys.transpose(2, 3) * self.width**-0.5).masked_fill(~mask, float("-inf"))

@@ -2,6 +2,8 @@
 
 Autograd's own versions are several times slower: they keep every intermediate of a loop over segments, and pass over
 each array once per elementary operation.  Tests hold them to `torch.autograd.gradcheck` and to the slow references.
+
+In a compiled layer the plain formulas stand in their place, whose passes the compiler fuses, forward and backward.
 """
 
 from typing import Any
@@ -15,11 +17,16 @@ from model.layout import SegmentParallel
 
 def normalise(x: Tensor, eps: float, length: float = 1.0) -> Tensor:
     """x / sqrt(|x|^2 + eps) * length over the last axis, fp32."""
+    if torch.compiler.is_compiling():
+        return x * (torch.rsqrt(x.square().sum(-1, keepdim=True) + eps) * length)
     return _Normalise.apply(x, eps, length)
 
 
 def address(x: Tensor, scale: float) -> Tensor:
     """The unit vector along phi(scale * x) over the last axis, phi(z) = elu(z) + 1 > 0, fp32."""
+    if torch.compiler.is_compiling():
+        phi = F.elu(x * scale) + 1.0
+        return phi * torch.rsqrt(phi.square().sum(-1, keepdim=True).clamp(min=1e-24))
     return _Address.apply(x, scale)
 
 
@@ -33,6 +40,8 @@ def scan(
         before (`bank` counts on the first only) and goes to the rank after, and its gradient the other way.
     Returns: the banks that enter the segments, [B, S, H, N, d], and the one that leaves the last, [B, H, N, d].
     """
+    if torch.compiler.is_compiling():
+        return _plain_scan(bank, transition, added)
     return _Scan.apply(bank, transition, added, ranks or SegmentParallel())
 
 
@@ -42,6 +51,10 @@ def fading_keys(keys: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
     Args: keys [..., T, N]; strength delta [..., T, 1].
     Returns: k_tn exp(-sum_{u>t} delta_u k_un^2), [..., T, N], and exp(-sum_t delta_t k_tn^2), [..., 1, N].
     """
+    if torch.compiler.is_compiling():
+        fading = (strength * keys.square()).cumsum(dim=-2)
+        total = fading[..., -1:, :]
+        return keys * torch.exp(fading - total), torch.exp(-total)
     return _FadingKeys.apply(keys, strength)
 
 
@@ -127,6 +140,16 @@ def _step(transition: Tensor, bank: Tensor, added: Tensor, out: Tensor) -> None:
         torch.add(transition @ bank, added, out=out)
     else:
         torch.addcmul(added, transition, bank, out=out)
+
+
+def _plain_scan(bank: Tensor, transition: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+    """`scan` on one rank."""
+    banks = [bank]
+    for s in range(added.size(1)):
+        step = transition[:, s]
+        kept = step @ banks[-1] if step.size(-1) > 1 else step * banks[-1]
+        banks.append(kept + added[:, s])
+    return torch.stack(banks[:-1], dim=1), banks[-1]
 
 
 class _FadingKeys(torch.autograd.Function):

@@ -41,7 +41,7 @@ class RMTMemory(Memory):
 
     def __init__(self, config: ModelConfig, tp: TensorParallel, holds_tokens: bool) -> None:
         super().__init__()
-        self.opening, self.init_std = config.memory.rmt_open, config.init_std
+        self.opening, self.init_std = config.memory.rmt_open, config.initial_std(config.hidden_size)
         self.open = sharded_parameter((config.num_heads,), tp)
         self.tokens = nn.Parameter(torch.empty(config.slots, config.hidden_size)) if holds_tokens else None
 

@@ -83,9 +83,9 @@ class SegmentalMemory(RecurrentMemory):
         size, heads, tp = config.hidden_size, config.memory.heads, layout.tensor
         self.segments = layout.segments
         self.rows, self.width, self.heads = rows, size // heads, heads // tp.size
-        self.init_std = config.init_std
-        # at first W h has a standard deviation of init_std * sqrt(D), whatever the width
-        self.sharpness = SHARPNESS / (config.init_std * size**0.5)
+        self.init_std = config.initial_std(size)
+        # at first W h has a standard deviation of init_std * sqrt(D): 1 unless the configuration sets init_std
+        self.sharpness = SHARPNESS / (self.init_std * size**0.5)
         self.query = ColumnParallel(size, heads * rows, tp)
         self.key = ColumnParallel(size, heads * rows, tp)
         self.content = ColumnParallel(size, size, tp)

@@ -146,3 +146,11 @@ def test_segment_parallelism_equals_one_rank(memory: str, segment: int, tensor: 
     expected = one_rank_with(memory) if changes else one_rank(1, False)
     for found in run_ranks(train, segment * tensor * pipeline * data, config, 1, STEPS):
         assert_same(found, expected)
+
+
+@pytest.mark.parametrize("memory, pipeline", [("lm2", 2), pytest.param("delta", 1, marks=pytest.mark.slow)])
+def test_compiled_layers_change_nothing(memory: str, pipeline: int) -> None:
+    model = {} if memory == "lm2" else MEMORIES[memory]
+    config = tiny_config(**model, parallel={"pipeline": pipeline}, training__compile="on")
+    for found in run_ranks(train, pipeline, config, 1, STEPS):
+        assert_same(found, one_rank(1, False) if memory == "lm2" else one_rank_with(memory))

@@ -154,7 +154,7 @@ def test_metrics_have_every_step_once_with_its_keys(finished: Path) -> None:
 
 def test_training_learns_and_the_switch_is_smooth(finished: Path) -> None:
     found = losses(finished)
-    assert found[1] == pytest.approx(6.238, abs=0.1)  # ln 512: it knows nothing yet
+    assert found[1] == pytest.approx(6.738, abs=0.1)  # ln 512 + 1/2: it knows nothing yet, and logits vary by 1
     assert found[STEPS] < found[1] - 0.3
     assert abs(found[PHASE_STEPS + 1] - found[PHASE_STEPS]) < 0.4
 

@@ -87,7 +87,7 @@ def address(config: ModelConfig, x: Tensor, head: int) -> Tensor:
 
 def positive_unit(config: ModelConfig, x: Tensor) -> Tensor:
     """Along elu + 1 of x, which at first has a standard deviation of 1.5."""
-    z = 1.5 * x / (config.init_std * config.hidden_size**0.5)
+    z = 1.5 * x / (config.initial_std(config.hidden_size) * config.hidden_size**0.5)
     feature = torch.where(z > 0, z + 1, torch.exp(z))
     return feature / torch.sqrt(feature @ feature)
 

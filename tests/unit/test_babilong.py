@@ -19,6 +19,7 @@ from evaluation.babilong.facts import Question, read_babi, without
 from evaluation.babilong.generator import LEAST_TOKENS, Generator, Sample, shuffled
 from evaluation.babilong.lengths import canonical, context_tokens, tokens_of
 from evaluation.babilong.randomness import Keyed
+from evaluation.babilong.recipe import Places, Recipe
 from evaluation.babilong.released import load_released, save_released
 from evaluation.babilong.simulator import simulate
 from evaluation.babilong.sources import Generated
@@ -338,13 +339,16 @@ def test_books_of_a_data_set_by_name(tmp_path: Path, own_cache: None) -> None:
         open_background([f"hf:{tmp_path}:train"])
 
 
-def test_exercises_are_longer_from_length_to_length(tmp_path: Path) -> None:
-    source = Generated(Generator(books(), Bytes(), 0, "train"), None)
-    written = write_exercises(source, tmp_path, ["qa1", "qa6"], ["0k", "1k", "2k"], 30)
+def test_exercises_are_longer_from_length_to_length(tmp_path: Path, sentencepiece: Tokenizer) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}.txt").write_text(books().text(number))
+    places = Places(sentencepiece.path, None, (str(tmp_path),))
+    recipe = Recipe({"qa1": 1, "qa6": 1}, {"single": 1}, simulated=1)
+    written = write_exercises(places, recipe, tmp_path, ["0k", "1k", "2k"], 30)
     assert written == {f"{length}/{task}.jsonl": 30 for task in ("qa1", "qa6") for length in ("0k", "1k", "2k")}
     rows = {name: [json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in written}
-    sizes = [len(Bytes().encode(row["context"])) for row in rows["2k/qa1.jsonl"]]
-    assert max(sizes) <= context_tokens(2000)
+    sizes = [len(sentencepiece.encode(row["context"])) for row in rows["2k/qa1.jsonl"]]
+    assert max(sizes) <= context_tokens(2000) + 1
     assert context_tokens(1000) - 3 <= min(sizes) < max(sizes) - 300
     assert rows["1k/qa1.jsonl"][0]["question"] != rows["0k/qa1.jsonl"][0]["question"] or (
         rows["1k/qa1.jsonl"][0]["context"] != rows["0k/qa1.jsonl"][0]["context"]

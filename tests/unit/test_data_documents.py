@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -202,3 +203,98 @@ def test_empty_files_and_documents_are_counted_and_named(tmp_path: Path) -> None
     assert [document.text for document in read(SourceConfig(kind="jsonl", path=tmp_path), problems)] == ["x"]
     assert problems.empty == 3
     assert problems.messages == [f"{tmp_path}/{name}: is empty" for name in ("a.jsonl", "b.jsonl:2", "b.jsonl:3")]
+
+
+def encoded(kind: str) -> pa.Array:
+    """TEXTS and a null, stored in one of Arrow's ways."""
+    values = [*TEXTS, None]
+    match kind:
+        case "dictionary":
+            return pa.array(values).dictionary_encode()
+        case "large dictionary":
+            return pa.array(values, pa.large_string()).dictionary_encode()
+        case "view":
+            return pa.array(values, pa.string_view())
+        case "runs":
+            return pa.RunEndEncodedArray.from_arrays(pa.array([1, 2, 3, 4], pa.int32()), pa.array(values))
+    return pa.nulls(4)
+
+
+KINDS = ["dictionary", "large dictionary", "view", "runs", "null"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_arrow_texts_however_they_are_stored(tmp_path: Path, kind: str, stream: bool) -> None:
+    table, path = pa.table({"n": [0, 1, 2, 3], "text": encoded(kind)}), tmp_path / "a.arrow"
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(str(path), table.schema) as writer:
+        writer.write_table(table)
+    problems = Problems()
+    found = [document.text for document in read(SourceConfig(kind="arrow", path=path), problems)]
+    assert found == ([] if kind == "null" else TEXTS)
+    assert problems.empty == 4 - len(found)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "runs"])  # which Parquet cannot hold
+def test_parquet_texts_however_they_are_stored(tmp_path: Path, kind: str) -> None:
+    pq.write_table(pa.table({"text": encoded(kind)}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["of a part that has some"]}), tmp_path / "b.parquet")
+    found = [document.text for document in read(SourceConfig(kind="parquet", path=tmp_path))]
+    assert found == [*([] if kind == "null" else TEXTS), "of a part that has some"]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.list_(pa.string()), pa.dictionary(pa.int8(), pa.int64())])
+def test_columns_that_hold_no_text_are_still_refused(tmp_path: Path, kind: pa.DataType) -> None:
+    pq.write_table(pa.table({"text": pa.array([], kind)}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"column 'text' is of type .*; it must be string"):
+        read(SourceConfig(kind="parquet", path=tmp_path))
+
+
+def test_integers_of_any_length_beside_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    long, deep = "9" * 5000, "[" * 100_000
+    lines = [
+        f'{{"text": "one", "id": {long}}}',
+        f'{{"id": [-{long}, {{"x": {long}}}], "text": "two"}}',
+        '{"text": "3"}',
+    ]
+    path.write_text("\n".join(lines))
+    assert [document.text for document in read(SourceConfig(kind="jsonl", path=path))] == ["one", "two", "3"]
+    for line, said in ((f'{{"text": {long}}}', "must be a string"), (deep, "nested too deeply"), (long, "an object")):
+        path.write_text(line)
+        with pytest.raises(DataError, match=rf"a\.jsonl:1: .*{said}"):
+            read(SourceConfig(kind="jsonl", path=path))
+
+
+@pytest.mark.parametrize("window_log", [27, 28, 31])
+def test_zstandard_of_long_windows(tmp_path: Path, window_log: int) -> None:
+    parameters = zstandard.ZstdCompressionParameters(window_log=window_log, enable_ldm=True)
+    packed = zstandard.ZstdCompressor(compression_params=parameters).compressobj()  # of unknown size: the window stays
+    (tmp_path / "a.jsonl.zst").write_bytes(packed.compress(LINES) + packed.flush())
+    assert zstandard.get_frame_parameters((tmp_path / "a.jsonl.zst").read_bytes()).window_size == 2**window_log
+    assert [document.text for document in read(SourceConfig(kind="jsonl", path=tmp_path))] == TEXTS
+
+
+def test_zstandard_above_the_bound_is_named(tmp_path: Path) -> None:
+    magic, descriptor, window = b"\x28\xb5\x2f\xfd", b"\x00", bytes([(35 - 10) << 3])  # a window of 2^35 bytes
+    (tmp_path / "a.jsonl.zst").write_bytes(magic + descriptor + window + b"\x01\x00\x00")
+    with pytest.raises(DataError, match=r"a\.jsonl\.zst:1: its window is above 2,147,483,648 bytes"):
+        read(SourceConfig(kind="jsonl", path=tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["plain", "dictionary", "view"])
+def test_damaged_arrow_is_named_and_ends_no_process(tmp_path: Path, kind: str) -> None:
+    """Reading follows offsets and indices wherever they lead."""
+    texts = ["one of the texts here", "two of the texts here"]
+    column = pa.array(texts).dictionary_encode() if kind == "dictionary" else pa.array(texts)
+    if kind == "view":
+        column = pa.array(texts, pa.string_view())
+    table, path = pa.table({"text": column}), tmp_path / "a.arrow"
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+    raw = path.read_bytes()
+    sought = {"plain": np.array([0, 21, 42], "<i4"), "dictionary": np.array([0, 1], "<i4")}.get(kind, texts[1][:4])
+    at = raw.index(sought.tobytes() if isinstance(sought, np.ndarray) else np.array(21, "<i4").tobytes() + b"two ")
+    path.write_bytes(raw[:at] + np.array([7, 1 << 30], "<i4").tobytes() + raw[at + 8 :])
+    with pytest.raises(DataError, match=r"a\.arrow: is damaged or no Arrow file"):
+        read(SourceConfig(kind="arrow", path=path))

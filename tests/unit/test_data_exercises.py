@@ -79,6 +79,27 @@ def test_prompt_stands_whole_before_its_answer(tokenizer: Path, tmp_path: Path) 
     assert expected <= found
 
 
+def test_all_answers_of_an_exercise_are_learned_and_nothing_between(tokenizer: Path, tmp_path: Path) -> None:
+    turns = [
+        {"context": "Mary went to the garden.", "question": "Where is Mary?", "answer": "garden"},
+        {"context": " John went to the office. Mary went to the hallway.", "question": "Where?", "answer": "hallway"},
+        {"context": "", "question": "Where is John?", "answer": "office"},
+    ]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"turns": turns}) + "\n")
+    prepare(config_of(tmp_path / "a.jsonl", tokenizer, pack_length=LENGTH), tmp_path / "data", QUIET)
+    batch = TokenStream(tmp_path / "data", sequence_length=LENGTH, seed=0).batch([0])
+    tokens, mask = batch.tokens[0], np.concatenate([[False], batch.loss_mask[0]])
+    model = load_tokenizer(tokenizer)
+    ends = np.flatnonzero((tokens == model.eos_id) & mask)
+    begins = [1, *(ends + 1)]
+    parts = [model.decode(tokens[a:b].tolist()) for a, b in zip(begins, ends, strict=False)]
+    assert parts == [f"{turn['context']}\n{turn['question']}\n{turn['answer']}" for turn in turns]
+    learned = [model.decode(tokens[a:b][mask[a:b]].tolist()) for a, b in zip(begins, ends, strict=False)]
+    assert learned == [turn["answer"] for turn in turns]
+    assert (batch.document_ids[0][: ends[-1] + 1] == 0).all()  # one document
+    assert not mask[ends[-1] + 1 :].any()
+
+
 def test_unpacked_exercises_carry_their_mask(tokenizer: Path, tmp_path: Path) -> None:
     write_exercises(tmp_path / "a.jsonl")
     prepare(config_of(tmp_path / "a.jsonl", tokenizer), tmp_path / "data", QUIET)
@@ -112,6 +133,12 @@ def test_exercise_that_does_not_fit_is_named(tokenizer: Path, tmp_path: Path) ->
         ('{"context": "a", "question": "b"}', r"a\.jsonl:1: object has no key 'answer'"),
         ('{"context": "a", "question": "b", "answer": " "}', r"a\.jsonl:1: 'answer' is empty"),
         ('{"context": "a", "question": 3, "answer": "c"}', r"a\.jsonl:1: 'question' is a int"),
+        ('{"turns": {"context": "a"}}', r"a\.jsonl:1: 'turns' is no list of objects"),
+        ('{"turns": []}', r"a\.jsonl:1: 'turns' is no list of objects"),
+        (
+            '{"turns": [{"context": "a", "question": "b", "answer": "c"}, {"context": "a", "question": "b"}]}',
+            r"a\.jsonl:1, turn 2: object has no key 'answer'",
+        ),
     ],
 )
 def test_bad_exercise_is_named(tokenizer: Path, tmp_path: Path, line: str, message: str) -> None:

@@ -1,5 +1,6 @@
 """Tokens that others made: llm.c's and LM2's .bin, Megatron's .bin and .idx; and Arrow files of text."""
 
+import io
 import struct
 from pathlib import Path
 
@@ -70,6 +71,58 @@ def test_bin_that_is_none_or_cut_short(tokenizer: Path, tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=rf"a\.bin: .*{message}"):
             prepare(config_of("bin", path, tokenizer), tmp_path / "data", QUIET)
+
+
+@pytest.mark.parametrize("form", ["eos ends", "eos begins", "one bos", "more eos than bos"])
+def test_bin_that_eos_delimits_is_warned_of(tokenizer: Path, tmp_path: Path, form: str) -> None:
+    documents, (bos, eos) = documents_of(tokenizer)[:6], (1, 2)
+    tokens = {
+        "eos ends": [[*document, eos] for document in documents],
+        "eos begins": [[eos, *document] for document in documents],
+        "one bos": [[bos], *([*document, eos] for document in documents)],
+        "more eos than bos": [[bos, *document, eos, *document, eos] for document in documents],
+    }[form]
+    flat = [token for document in tokens for token in document]
+    write_bin(tmp_path / "a.bin", [flat[1:]], 20240520, 1, np.uint16, flat[0])
+    output = io.StringIO()
+    prepare(config_of("bin", tmp_path / "a.bin", tokenizer), tmp_path / "data", Console(file=output, width=1000))
+    count = 6 if form.startswith("more") else 1
+    assert "warning: " in output.getvalue() and f"it is read as {count}. If eos delimits" in output.getvalue()
+    assert len(documents_in(tmp_path / "data")) == count
+
+
+@pytest.mark.parametrize("form", ["bos", "bos and eos", "one document", "rest first"])
+def test_bin_that_bos_delimits_is_not_warned_of(tokenizer: Path, tmp_path: Path, form: str) -> None:
+    documents, (bos, eos) = documents_of(tokenizer)[:6], (1, 2)
+    tokens = {
+        "bos": [[bos, *document] for document in documents],
+        "bos and eos": [[bos, *document, eos] for document in documents],
+        "one document": [[bos, *documents[5], eos]],
+        "rest first": [[9, 9, eos], *([bos, *document, eos] for document in documents)],
+    }[form]
+    flat = [token for document in tokens for token in document]
+    write_bin(tmp_path / "a.bin", [flat[1:]], 20240520, 1, np.uint16, flat[0])
+    output = io.StringIO()
+    prepare(config_of("bin", tmp_path / "a.bin", tokenizer), tmp_path / "data", Console(file=output, width=1000))
+    assert "warning" not in output.getvalue()
+    assert len(documents_in(tmp_path / "data")) == len(tokens)
+
+
+def test_upper_case_names_of_token_files(tokenizer: Path, tmp_path: Path) -> None:
+    documents = documents_of(tokenizer)
+    (tmp_path / "in").mkdir()
+    write_megatron(tmp_path / "in" / "web", documents, 8, np.uint16, 2)
+    for path in (tmp_path / "in").iterdir():
+        path.rename(path.with_name(path.name.upper()))
+    prepare(config_of("megatron", tmp_path / "in", tokenizer), tmp_path / "data", QUIET)
+    assert documents_in(tmp_path / "data") == [[1, *document, 2] for document in documents]
+    (tmp_path / "in" / "WEB.IDX").touch()
+    prepare(config_of("megatron", tmp_path / "in", tokenizer), tmp_path / "data", QUIET)  # the same content
+    write_megatron(tmp_path / "in" / "other", documents[:3], 8, np.uint16, 2)
+    (tmp_path / "in" / "other.idx").rename(tmp_path / "in" / "WEB.IDX")
+    (tmp_path / "in" / "other.bin").unlink()
+    with pytest.raises(DataError, match=r"was prepared of other input; web: 1 changed \(.*WEB\.BIN"):
+        prepare(config_of("megatron", tmp_path / "in", tokenizer), tmp_path / "data", QUIET)
 
 
 def test_tokens_of_another_tokenizer_are_refused(tokenizer: Path, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_shards_hold_the_documents_and_nothing_else(prepared: Path) -> None:
     originals = {path.read_bytes() for path in Path(json.__file__).parent.parent.rglob("*.py")}
     assert {text.encode() for split in texts.values() for text in split} <= originals
     assert len([entry for entry in manifest.shards if entry.split == "train"]) > 2
-    names = {"manifest.json", "tokenizer.model"} | {entry.file for entry in manifest.shards}
+    names = {"manifest.json", "inputs.json", "tokenizer.model"} | {entry.file for entry in manifest.shards}
     assert {path.name for path in prepared.iterdir()} == names
 
 

@@ -32,6 +32,15 @@ def save(folder: Path, config: ModelConfig = tiny(NONE)) -> Path:  # noqa: B008 
     return folder
 
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
 def change(folder: Path, **values: object) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
@@ -117,13 +126,82 @@ def test_both_spellings_of_rope(llama_1b: Path, spelling: str) -> None:
         ({"attention_bias": True}, "attention_bias is True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling is 'yarn'"),
-        ({"hidden_size": None}, "hidden_size is missing"),
+        ({"hidden_size": None}, "hidden_size is None; it must be a whole number"),
+        ({"vocab_size": "128"}, "vocab_size is '128'; it must be a whole number of at least 1, without quotes"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True"),
+        ({"num_key_value_heads": 2.0}, r"num_key_value_heads is 2\.0"),
+        ({"head_dim": []}, r"head_dim is \[\]"),
+        ({"rms_norm_eps": None}, "rms_norm_eps is None; it must be a number above 0"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5'"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'; it must be true or false"),
+        ({"rope_scaling": "llama3"}, "rope_scaling is 'llama3'; it must be an object or null"),
+        ({"rope_parameters": [10000]}, r"rope_parameters is \[10000\]"),
+        ({"rope_theta": None}, "rope_theta is None; it must be a number above 0"),
+        ({"rope_theta": "1e4"}, "rope_theta is '1e4'"),
+        ({"rope_parameters": {"rope_theta": float("nan")}}, r"rope_parameters\.rope_theta is nan"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": "8"}}, r"rope_scaling\.factor is '8'"),
+        (
+            {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": None}},
+            r"original_max_position_embeddings is N",
+        ),
+        ({"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 0.5}}, "original_max_position"),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 0.5}}, "high_freq_factor 0.5 must be above low_freq_factor"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, r"llama3 lacks rope_scaling\.low_freq_factor"),
+        ({"num_attention_heads": 3, "hidden_size": 16, "head_dim": None}, "no such Llama can be built"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "weights are quantised"),
     ],
 )
 def test_a_model_that_our_layers_are_not_is_named(tmp_path: Path, values: dict[str, object], said: str) -> None:
     change(save(tmp_path), **values)
     with pytest.raises(ModelError, match=said):
         check_folder(tmp_path, tiny(NONE), WHERE)
+    with pytest.raises(ValueError, match=r"head|multiple|divis" if "built" in said else said):
+        model_section(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "values", [{"hidden_act": "swish"}, {"attention_bias": None}, {"rope_scaling": LLAMA3 | {"factor": 1.0}}]
+)
+def test_other_spellings_of_what_our_layers_are(tmp_path: Path, values: dict[str, object]) -> None:
+    change(save(tmp_path), **values)
+    assert model_section(tmp_path) == model_section(save(tmp_path / "plain"))
+    check_folder(tmp_path, tiny(NONE), WHERE)
+
+
+def store(folder: Path, **weights: torch.Tensor) -> None:
+    """Replaces weights; dots of their names are two underscores."""
+    stored = load_file(folder / "model.safetensors")
+    save_file(stored | {k.replace("__", "."): v for k, v in weights.items()}, folder / "model.safetensors")
+
+
+def test_a_stored_head_that_is_not_the_embedding_is_not_dropped(tmp_path: Path) -> None:
+    config = tiny(NONE, tie_embeddings=True)
+    embedding = build_model(config).to_hf()["model.embed_tokens.weight"]
+    store(save(tmp_path, config), lm_head__weight=embedding.clone())
+    check_folder(tmp_path, config, WHERE)  # the same values twice
+    last = embedding.clone()
+    last[-1, -1] += 1e-3
+    for head in (last, embedding * 2, torch.full_like(embedding, float("nan")), embedding[:-1], embedding[0]):
+        store(tmp_path, lm_head__weight=head.contiguous())
+        for refuses in (lambda: check_folder(tmp_path, config, WHERE), lambda: model_section(tmp_path)):
+            with pytest.raises(ModelError, match=r"lm_head\.weight differs .* set tie_word_embeddings: false"):
+                refuses()
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_weights_that_are_codes_are_refused_whatever_config_json_says(tmp_path: Path, kind: torch.dtype) -> None:
+    name = "model.layers.0.mlp.down_proj.weight"
+    weight = load_file(save(tmp_path) / "model.safetensors")[name]
+    store(tmp_path, **{name.replace(".", "__"): weight.to(kind)})
+    for refuses in (lambda: check_folder(tmp_path, tiny(NONE), WHERE), lambda: model_section(tmp_path)):
+        with pytest.raises(ModelError, match=rf"weights are quantised \({name} is "):
+            refuses()
+
+
+def test_a_longest_context_that_is_no_number(tmp_path: Path) -> None:
+    change(save(tmp_path), max_position_embeddings="64")
+    with pytest.raises(ConfigError, match="max_position_embeddings is '64'"):
+        model_section(tmp_path)
 
 
 @pytest.mark.parametrize(

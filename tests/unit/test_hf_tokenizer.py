@@ -14,6 +14,8 @@ from data_prep import Tokenizer
 from data_prep.errors import DataError
 from data_prep.hf_tokenizer import write_hf_tokenizer
 from data_prep.tokenizer import load_tokenizer, train_sentencepiece
+from training.errors import ConfigError
+from training.export import _prove_tokenizer
 
 CORPUS = [Path(__file__).read_text(encoding="utf-8"), "na\u00efve caf\u00e9 1234 \t\t  \n\n    x = y[i]\n" * 40]
 
@@ -81,8 +83,46 @@ def test_special_tokens_and_the_side_of_padding(both):
 
 def test_bos_is_put_before_a_text(both):
     ours, theirs = both
-    if ours.kind == "sentencepiece":  # a tokenizer.json says itself what it puts there
-        assert theirs("a b").input_ids == [ours.bos_id, *ours.encode("a b")]
+    assert theirs("a b").input_ids == [ours.bos_id, *ours.encode("a b")]
+
+
+def made_like(folder: Path, kind: str) -> Tokenizer:
+    """A GPT-NeoX-like tokenizer.json whose own settings do not put bos, and only bos, before a whole text."""
+    specials = ["<|endoftext|>"] if kind == "neox" else ["<s>", "</s>"]
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=specials, initial_alphabet=alphabet)
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.train_from_iterator(CORPUS, trainer)
+    template = tokenizers.processors.TemplateProcessing
+    if kind == "eos too":
+        made.post_processor = template(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    elif kind == "offsets":
+        made.post_processor = tokenizers.processors.ByteLevel(trim_offsets=True)
+    elif kind == "cuts":
+        made.enable_truncation(8)
+        made.enable_padding(length=8, pad_id=1, pad_token="</s>")
+    made.save(str(folder / "own.json"))
+    return load_tokenizer(folder / "own.json")
+
+
+@pytest.mark.parametrize("kind", ["neox", "eos too", "offsets", "cuts"])
+def test_what_a_tokenizer_json_says_of_bos_is_replaced_by_what_training_does(kind, tmp_path):
+    ours = made_like(tmp_path, kind)
+    write_hf_tokenizer(ours, tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("a b", "", "one two three " * 50):
+        assert theirs(text).input_ids == [ours.bos_id, *ours.encode(text)]
+    _prove_tokenizer(ours, tmp_path, runs_its_code=False)
+
+
+def test_an_exported_tokenizer_without_bos_is_not_proven(tmp_path):
+    ours = made_like(tmp_path, "neox")
+    write_hf_tokenizer(ours, tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes((tmp_path / "own.json").read_bytes())
+    with pytest.raises(ConfigError, match=r"training put bos 0 before .*--no-tokenizer"):
+        _prove_tokenizer(ours, tmp_path, runs_its_code=False)
 
 
 def test_a_model_that_changes_the_text_is_refused(tmp_path):

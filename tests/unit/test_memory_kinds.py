@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import LanguageModel, MemoryConfig, build_model
+from model.memory.interface import memories
 from tests.reference import delta, lm2_depth, rmt
 from tests.reference.small import DELTA, DEPTH, RMT, awake, random_ids, tiny
 from tests.reference.small import one_thread as one_thread
@@ -63,3 +64,25 @@ def test_gradients_reach_back_bptt_segments(memory, horizon):
     reached = net.embedding.weight.grad[:16].abs().amax(dim=1).unflatten(0, (4, 4)).amax(dim=1) > 0
     # the memory is detached at every horizon-th boundary: segment 3 begins with a detached one for 1, segment 2 for 2
     assert reached.tolist() == {None: [True] * 4, 1: [False] * 3 + [True], 2: [False, False, True, True]}[horizon]
+
+
+def test_sparse_writes_leave_delta_as_it_is_when_no_token_is_worth_writing():
+    config = tiny(MemoryConfig(kind="delta", heads=2, sparse_writes=True))
+    net = awake(build_model(config, seed=0), seed=1)
+    with torch.no_grad():
+        for memory in memories(net):
+            memory.gate_in_bias.fill_(-30.0)
+    state = net(random_ids(0, 2, 2 * config.segment_length)).state
+    banks = [layer.memory.bank for layer in state.layers]
+    assert all(bool((bank == 0).all()) for bank in banks)
+    with torch.no_grad():
+        for memory in memories(net):
+            memory.gate_in_bias.fill_(30.0)
+    written = net(random_ids(0, 2, 2 * config.segment_length)).state
+    with torch.no_grad():
+        for memory in memories(net):
+            memory.gate_in_bias.fill_(-30.0)
+    after = net(random_ids(1, 2, 8 * config.segment_length), state=written).state
+    for before, now in zip(written.layers, after.layers, strict=True):
+        assert float(before.memory.bank.abs().max()) > 0.01
+        assert torch.equal(before.memory.bank, now.memory.bank)

@@ -203,7 +203,7 @@ def test_questions_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds 0"):
         load_questions(tmp_path)
     (tmp_path / "a.jsonl").write_text('{"question": "q", "answers": ["a"], "passage": "p"}\n{"question": 1}\n')
-    with pytest.raises(DataError, match=r"a\.jsonl:2: is no question"):
+    with pytest.raises(DataError, match=r"a\.jsonl:2: question is 1, it must be a text"):
         load_questions(tmp_path)
     (tmp_path / "a.jsonl").write_text("")
     with pytest.raises(DataError, match="holds no question"):
@@ -220,3 +220,67 @@ def test_the_real_questions() -> None:
     assert len(questions) == 1655
     answerable = [contains(question.passage, question.answers) for question in questions]
     assert np.mean(answerable) > 0.9  # the passages hold the answers
+
+
+def write_question(folder: Path, line: str) -> Path:
+    (folder / "q.jsonl").write_text(line, encoding="utf-8")
+    return folder / "q.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("line", "answers"),
+    [
+        ('{"question": "Who?", "answers": {"text": ["Ann Lee"], "answer_start": [3]}, "passage": "x"}', ("Ann Lee",)),
+        ('{"question": "Who?", "answers": {"text": ["Ann", "Ann"], "answer_start": [3, 9]}, "context": "x"}',
+         ("Ann", "Ann")),
+        ('{"question": "Who?", "answers": {"text": "Ann Lee"}, "passage": "x", "title": null}', ("Ann Lee",)),
+        ('{"question": "Who?", "answers": "Ann Lee", "passage": "x"}', ("Ann Lee",)),
+        ('{"question": "Who?", "answers": ["Ann", "Lee"], "passage": "x", "id": ' + "9" * 5000 + "}", ("Ann", "Lee")),
+    ],
+)  # fmt: skip
+def test_answers_in_every_form_are_whole_answers(tmp_path: Path, line: str, answers: tuple[str, ...]) -> None:
+    (found,) = load_questions(write_question(tmp_path, line))
+    assert (found.question, found.answers, found.passage, found.title) == ("Who?", answers, "x", "")
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c"])
+def test_signs_that_are_no_ends_of_lines(tmp_path: Path, sign: str) -> None:
+    record = {"question": f"Who{sign}?", "answers": ["Ann"], "passage": f"It{sign}was Ann."}
+    line = json.dumps(record, ensure_ascii=False)
+    found = load_questions(write_question(tmp_path, f"\ufeff{line}\r\n\n{line}"))
+    assert [(q.question, q.passage) for q in found] == [(f"Who{sign}?", f"It{sign}was Ann.")] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"question": 5}, "question is 5, it must be a text"),
+        ({"passage": None}, "passage is None, it must be a text"),
+        ({"question": "\ud800"}, "question is "),
+        ({"answers": []}, r"answers are \[\], they must be texts, at least one"),
+        ({"answers": {"text": [], "answer_start": []}}, "at least one"),
+        ({"answers": ["Ann", 1901]}, "they must be texts"),
+        ({"answers": [["Ann"]]}, "they must be texts"),
+        ({"answers": {"Ann": 1}}, "they must be texts"),
+        ({"answers": None}, "answers are None"),
+    ],
+)
+def test_questions_that_cannot_be_scored_name_line_and_key(
+    tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    right = {"question": "Who?", "answers": ["Ann"], "passage": "x"}
+    lines = json.dumps(right) + "\n" + json.dumps(right | changes) + "\n"
+    with pytest.raises(DataError, match=rf"q\.jsonl:2: .*{said}"):
+        load_questions(write_question(tmp_path, lines))
+
+
+@pytest.mark.parametrize("line", ["[1]", "5", "{", "[" * 100_000])
+def test_lines_that_are_no_question(tmp_path: Path, line: str) -> None:
+    with pytest.raises(DataError, match=r"q\.jsonl:1: is (no JSON|a JSON)"):
+        load_questions(write_question(tmp_path, line))
+
+
+def test_the_one_file_of_questions_of_a_folder(tmp_path: Path) -> None:
+    write_question(tmp_path, '{"question": "Who?", "answers": "Ann", "passage": "x"}').rename(tmp_path / "Q.JSONL")
+    (tmp_path / ".q.jsonl").write_text("an editor's copy")
+    assert len(load_questions(tmp_path)) == 1

@@ -346,3 +346,10 @@ def test_a_tied_head_is_the_embedding():
     assert net.head.weight is net.embedding.weight
     assert "head.weight" not in dict(net.named_parameters())
     assert net(random_ids(1, 1, SEGMENT)).logits.shape == (1, SEGMENT, VOCAB)
+
+
+def test_initial_weights_follow_the_fan_in_when_nothing_is_configured():
+    drawn = weights(ModelConfig(**tiny().model_dump() | {"hidden_size": 128, "ffn_size": 512, "init_std": None}))
+    assert float(drawn["embedding.weight"].std()) == pytest.approx(128**-0.5, rel=0.05)
+    assert float(drawn["layers.1.attention.qkv.weight"].std()) == pytest.approx(128**-0.5, rel=0.05)
+    assert float(drawn["layers.1.mlp.down.weight"].std()) == pytest.approx(512**-0.5 / 2, rel=0.05)

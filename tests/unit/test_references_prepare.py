@@ -313,3 +313,15 @@ def test_references_are_of_one_document_each(corpus: Path, tmp_path: Path) -> No
         views = folder.shard(entry).open()
         originals += [part.tolist()[1:-1] for part in np.split(views.tokens, views.offsets[1:-1])]
     assert list(documents.values()) == originals
+
+
+def test_references_of_a_corpus_that_has_changed_are_not_already_prepared(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "wiki").mkdir()
+    for n, topic in enumerate(TOPICS):
+        (tmp_path / "wiki" / f"{topic}.txt").write_text(article(topic, n + 100))
+    config = data_config(corpus, tmp_path / "refs", sources=[{"kind": "text", "path": str(tmp_path / "wiki")}])
+    prepare_references(config, QUIET)
+    prepare_references(config, QUIET)  # nothing has changed
+    (tmp_path / "wiki" / "late.txt").write_text(article("violin", 7))
+    with pytest.raises(DataError, match=r"refs: was prepared of other input; wiki: 1 new \(.*late\.txt\)"):
+        prepare_references(config, QUIET)

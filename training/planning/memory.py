@@ -174,7 +174,7 @@ def state_bytes(config: RunConfig, parameters: int, trained: int, shards: int) -
 
     Optimizer state: an fp32 master copy (in fp32 too) and AdamW's two moments, 12 bytes, shared out by every stage; of
     what is not trained the same, handed on to the phases that train it, and never offloaded.
-    Gradients: ZeRO 1 in bf16 accumulates all of them in fp32 beside the backward's own in bf16; in fp32 it keeps the
+    Gradients: ZeRO 1 in bf16 accumulates all of them in fp32, each as soon as it is made; in fp32 it keeps the
     backward's own, or twice its part while a step is made.  ZeRO 2 keeps its part (in fp32 twice while a step is made)
     beside a bucket, which is a buffer; ZeRO 3 its part twice while a step is made.
     """
@@ -185,7 +185,7 @@ def state_bytes(config: RunConfig, parameters: int, trained: int, shards: int) -
     bucket = float(min(parameters, BUCKET))
     gradients, buffers = FP32 * float(trained), item * bucket
     if stage == 1 and mixed and offload == "none":
-        gradients, buffers = (FP32 + item) * float(trained), FP32 * bucket if shards > 1 else 0.0
+        buffers = FP32 * bucket if shards > 1 else 0.0
     elif stage == 1:
         gradients = max(gradients, 2 * FP32 * part)
     elif stage == 2:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.files import write_text
+from data_prep.files import lines_of, write_text
 from training.logs import without_secret
 
 RUN_ID_FILE = "mlflow_run_id"
@@ -128,7 +128,7 @@ def phase_tags(phases: Sequence[Any], current: int, over: bool) -> dict[str, str
 def read_starts(run_folder: Path) -> list[dict[str, Any]]:
     """Every start of the run, oldest first: time, host, world size, step it went on from, Slurm job."""
     try:
-        lines = (run_folder / STARTS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = lines_of((run_folder / STARTS_FILE).read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return []
     found = []

@@ -1,0 +1,174 @@
+"""What exercises are made of, and the exercises: stories of any form, among book sentences or not."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from data_prep import load_tokenizer
+from data_prep.errors import DataError
+from evaluation.babilong.background import Background, open_background
+from evaluation.babilong.dense import ASKED, KINDS, asked_densely, simulated
+from evaluation.babilong.encoding import SentenceEncoder, Turn, turns_of
+from evaluation.babilong.lengths import context_tokens
+from evaluation.babilong.material import Material, load_material
+from evaluation.babilong.noise import Noise
+from evaluation.babilong.randomness import Keyed
+from evaluation.babilong.simulator import tell_story
+from evaluation.babilong.stories import Story, permuted, single, story_of
+
+Form = Literal["single", "story", "dense"]
+T = TypeVar("T")
+_TRIES = 1000  # stories that are too long, for one that fits
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What exercises are made of.  Shares need not add up to 1.
+
+    tasks: task -> share.  share_of: what of, where tasks are mixed (rows): of the exercises, or of their tokens; qa3's
+        stories are 20 times as long as qa4's, and have 15 times as many dense questions.
+    forms: form -> share.  single: one question at a story's end; story: all of a story's own questions; dense:
+        questions of every kind after any fact.
+    simulated: share of the stories that the simulator tells; the others are those of bAbI's training files.
+    permute: people, rooms and objects of the files' stories are exchanged (`stories.permuted`), with verbs.
+    noise: N -> share: book sentences of 0 … N tokens, evenly drawn, among facts and questions.
+    asked: dense: share of the facts that a question follows.
+    """
+
+    tasks: dict[str, float]
+    forms: dict[Form, float] = field(default_factory=lambda: {"dense": 1.0})
+    simulated: float = 0.5
+    permute: bool = True
+    noise: dict[int, float] = field(default_factory=lambda: {0: 1.0})
+    asked: float = ASKED
+    share_of: Literal["exercises", "tokens"] = "exercises"
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    def __post_init__(self) -> None:
+        """Raises `DataError` for shares that are no shares and tasks that have no dense stories."""
+        given: dict[str, Mapping[Any, float]] = {"tasks": self.tasks, "forms": self.forms, "noise": self.noise}
+        for name, shares in given.items():
+            if not sum(shares.values()) > 0 or min(shares.values()) < 0:
+                raise DataError(f"{name}: shares are {shares}; none may be below 0 and one must be above")
+        for name, share in (("simulated", self.simulated), ("asked", self.asked)):
+            if not 0 <= share <= 1:
+                raise DataError(f"{name}: is {share}; a share is from 0 to 1")
+        if self.forms.get("dense") and not self.asked:
+            raise DataError("asked: is 0; a dense story needs questions: raise it, or leave out the form dense")
+        if self.forms.get("dense") and (without := [task for task in self.tasks if task not in KINDS]):
+            raise DataError(f"tasks: {without[0]} has no dense stories; leave it out, or the form dense")
+
+
+class ExerciseMaker:
+    """Exercises of a recipe, each a pure function of its key.
+
+    Args:
+        background: books for the noise; None: without noise.
+
+    Raises:
+        DataError: the recipe asks for noise without a background.
+    """
+
+    def __init__(
+        self, recipe: Recipe, material: Material, encoder: SentenceEncoder, background: Background | None
+    ) -> None:
+        if background is None and any(most and share for most, share in recipe.noise.items()):
+            raise DataError("--background: noise is asked for; pass a folder of books")
+        self.material, self.encoder, self.background = material, encoder, background
+        self.recipe, self._noise = recipe, Noise(background, encoder) if background else None
+
+    def turns(self, rng: Keyed, task: str | None = None) -> list[Turn]:
+        """An exercise's turns, with the recipe's noise; task: None for one of the recipe's."""
+        story = self._story(task or drawn(self.recipe.tasks, rng), rng)
+        return self._hidden(story, rng.below(drawn(self.recipe.noise, rng) + 1), rng)
+
+    def turns_of_length(self, task: str, least: int, most: int, rng: Keyed) -> list[Turn]:
+        """An exercise with as much noise as an evaluation's sample of `least` … `most` tokens has beside its facts.
+
+        What stands in the middle of a story counts as facts do.  A story too long for `most` ends with the last
+        question that fits.  most = 0: without noise, as long as the story is.
+
+        Raises:
+            DataError: no story fits.
+        """
+        if most == 0:
+            return self._hidden(self._story(task, rng), 0, rng)
+        tokens = context_tokens(least + rng.below(most - least + 1))
+        for _ in range(_TRIES):
+            story, size = self._shortened(self._story(task, rng), context_tokens(most))
+            if story.items:
+                return self._hidden(story, tokens - size, rng)
+        raise DataError(f"--lengths: no story of {task} fits into {most} tokens; leave the shortest lengths out")
+
+    def _shortened(self, story: Story, tokens: int) -> tuple[Story, int]:
+        """The story up to the last question before which at most `tokens` stand, and how many stand there."""
+        turns = turns_of(story, (), [0] * (len(story.items) - 1))
+        _, answers = self.encoder.exercise(turns)
+        ends = [place for place, item in enumerate(story.items, start=1) if not isinstance(item, str)]
+        for turn, (begin, _), end in zip(reversed(turns), reversed(answers), reversed(ends), strict=True):
+            size = begin - 1 - len(self.encoder.alone(f"\n{turn.question}\n"))
+            if size <= tokens:
+                return Story(story.items[:end]), size
+        return Story(()), 0
+
+    def _hidden(self, story: Story, tokens: int, rng: Keyed) -> list[Turn]:
+        """The story among book sentences of so many tokens; as in evaluation, all of them before the last question."""
+        noise = self._noise.sentences(tokens, rng) if self._noise else []
+        gaps = sorted(rng.below(len(noise) + 1) for _ in story.items[1:])
+        return turns_of(story, noise, gaps)
+
+    def _story(self, task: str, rng: Keyed) -> Story:
+        """A story with at least a question."""
+        story = Story(())
+        while not story.items:  # all of a story's questions may be kept for evaluation
+            story = self._tried(task, drawn(self.recipe.forms, rng), rng)
+        return story
+
+    def _tried(self, task: str, form: Form, rng: Keyed) -> Story:
+        recipe, held_out = self.recipe, self.material.held_out
+        found = None if recipe.simulated and rng.share() < recipe.simulated else self.material.story(task, rng)
+        if form == "dense":
+            if found is None:
+                return simulated(task, rng, held_out, recipe.asked)
+            if recipe.permute:
+                found = permuted(found, task, rng)
+            return asked_densely(found.facts, task, rng, held_out, False, recipe.asked)
+        story = story_of(tell_story(task, rng)) if found is None else found
+        if recipe.permute and found is not None:
+            story = permuted(story, task, rng)
+        story = story.without(held_out, found is None)
+        return single(story, rng) if form == "single" and story.questions else story
+
+
+def drawn(shares: Mapping[T, float], rng: Keyed) -> T:
+    """One of the keys, as often as its share says."""
+    keys, drawn = list(shares), rng.share() * sum(shares.values())
+    for key in keys:
+        drawn -= shares[key]
+        if drawn < 0:
+            break
+    return key
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a process that makes exercises finds what they are made of.
+
+    babi, books: what `load_material` and `open_background` take; books is None for exercises without noise.
+    """
+
+    tokenizer: Path
+    babi: str | None = None
+    books: tuple[str, ...] | None = None
+
+
+@lru_cache(maxsize=1)
+def open_maker(places: Places, recipe: Recipe) -> ExerciseMaker:
+    """What a process makes exercises with, opened once.  Raises `DataError` where a file is missing."""
+    background = None if places.books is None else open_background(places.books)
+    material = load_material(places.babi, list(recipe.tasks))
+    return ExerciseMaker(recipe, material, SentenceEncoder(load_tokenizer(places.tokenizer)), background)

@@ -1,0 +1,120 @@
+"""Whole stories: facts and questions in their own order."""
+
+import re
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from evaluation.babilong.facts import Question
+from evaluation.babilong.randomness import Keyed
+from evaluation.babilong.simulator import HELD_OUT, SCRIPTS
+from evaluation.babilong.tasks import OBJECTS
+from evaluation.babilong.world import DROPS, GIVES, MOVES, TAKES
+
+_VERBS = re.compile(rf"\b(?:{'|'.join((*MOVES, *TAKES, *DROPS, *GIVES))})\b(?= the )")
+_WORD = re.compile(r"[A-Za-z]+")
+
+
+class Asked(NamedTuple):
+    """A question and its answer."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """`items`: facts and questions in their order."""
+
+    items: tuple[str | Asked, ...]
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        return tuple(item for item in self.items if isinstance(item, str))
+
+    @property
+    def questions(self) -> list[Question]:
+        """Each question with the facts before it."""
+        facts, found = list[str](), list[Question]()
+        for item in self.items:
+            if isinstance(item, str):
+                facts.append(item)
+            else:
+                found.append(Question(tuple(facts), item.question, item.answer))
+        return found
+
+    def without(self, unwanted: Container[int], held_out: bool = False) -> "Story":
+        """The story without the questions whose identity is unwanted, up to the last of the others.
+
+        held_out: also without those that the simulator keeps for evaluation.
+        """
+        asked = {question.identity for question in self.questions}
+        gone = {identity for identity in asked if identity in unwanted or (held_out and identity % HELD_OUT == 0)}
+        if not gone:
+            return self
+        kept, questions = list[str | Asked](), iter(self.questions)
+        for item in self.items:
+            if isinstance(item, str) or next(questions).identity not in gone:
+                kept.append(item)
+        while kept and isinstance(kept[-1], str):
+            kept.pop()
+        return Story(tuple(kept))
+
+
+def story_of(questions: Sequence[Question]) -> Story:
+    """The story that questions tell whose facts go on from one to the next."""
+    items, told = list[str | Asked](), 0
+    for question in questions:
+        items += question.facts[told:]
+        told = len(question.facts)
+        items.append(Asked(question.question, question.answer))
+    return Story(tuple(items))
+
+
+def stories_of(questions: Iterable[Question]) -> list[Story]:
+    """The stories of a bAbI file's questions; facts after a story's last question are not among them."""
+    stories, story = list[Story](), list[Question]()
+    for question in questions:
+        if story and not _goes_on(story[-1], question):
+            stories.append(story_of(story))
+            story = []
+        story.append(question)
+    return [*stories, story_of(story)] if story else stories
+
+
+def _goes_on(earlier: Question, later: Question) -> bool:
+    return len(later.facts) > len(earlier.facts) and later.facts[: len(earlier.facts)] == earlier.facts
+
+
+def permuted(story: Story, task: str, rng: Keyed, verbs: bool = True) -> Story:
+    """The story with people, rooms and objects of the task's world exchanged, each kind among itself.
+
+    What follows from the facts is exchanged alike, so that the answers stay right.
+    verbs: every fact's verb is drawn again among those of one meaning ("took", "grabbed", …).
+    """
+    exchanged = dict[str, str]()
+    world = SCRIPTS.get(task, SCRIPTS["qa1"])  # qa4 has rooms alone
+    for names in (world.people, world.rooms, OBJECTS):
+        exchanged |= {name: names[place] for name, place in zip(names, rng.order(len(names)), strict=True)}
+    items = list[str | Asked]()
+    for item in story.items:
+        if isinstance(item, str):
+            fact = _exchange(item, exchanged)
+            items.append(_VERBS.sub(lambda verb: rng.choice(_meaning(verb[0])), fact) if verbs else fact)
+        else:
+            items.append(Asked(_exchange(item.question, exchanged), _exchange(item.answer, exchanged)))
+    return Story(tuple(items))
+
+
+def _exchange(text: str, exchanged: dict[str, str]) -> str:
+    return _WORD.sub(lambda word: exchanged.get(word[0], word[0]), text)
+
+
+def _meaning(verb: str) -> tuple[str, ...]:
+    return next(verbs for verbs in (MOVES, TAKES, DROPS, GIVES) if verb in verbs)
+
+
+def single(story: Story, rng: Keyed) -> Story:
+    """One of the story's questions alone, at its end."""
+    question = rng.choice(story.questions)
+    return Story((*question.facts, Asked(question.question, question.answer)))

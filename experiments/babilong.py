@@ -1,0 +1,151 @@
+"""BABILong: does a memory recall?  Every kind of memory and two Llamas, at equal parameters and tokens.
+
+    python experiments/babilong.py --babi BABI --background BOOKS --work FOLDER
+    python experiments/babilong.py --size gpu --workers 8 --batch 8 …    one CUDA device, all kinds side by side
+    python experiments/babilong.py --kinds delta+sparse rmt:128:3e-4 …   KIND[+sparse][:SEGMENT[:LEARNING RATE]]
+
+Rows of exercises are made while the models train: bAbI's training facts (names exchanged) and simulated ones, questions
+of every kind a story answers after any fact, book sentences between them in the last stage.  Questions to evaluate with
+are those of bAbI's held-out files, hidden in every fifth book, which no training row is made of.
+On a CPU a run that was stopped goes on by the same command, from its last evaluation.  Every line of what was measured
+is in FOLDER/log.jsonl.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data_prep.errors import DataError
+from data_prep.tokenizer import train_sentencepiece
+from evaluation.babilong.background import open_background
+from evaluation.babilong.generator import Generator
+from evaluation.babilong.randomness import Keyed
+from evaluation.babilong.sources import Generated
+from experiments.babilong_parts.kinds import KINDS, SEGMENTS, Kind, Shape
+from experiments.babilong_parts.measuring import Asked
+from experiments.babilong_parts.race import Entry, Racer, described, open_log, race
+from experiments.babilong_parts.rows import Feed, Places
+from experiments.babilong_parts.samples import Cell, make_cells
+from experiments.babilong_parts.stories import TASKS
+
+SIZES = {
+    "cpu": Shape(2048, 64, 4, heads=4, memory_heads=2, slots=64, row_length=1024),
+    "gpu": Shape(2048, 256, 4, heads=4, memory_heads=4, slots=64, row_length=1024),
+}
+LENGTHS = "0k:100 1k:40 2k:40 4k:40 8k:40 16k:40 32k:20 64k:10 128k:8"
+
+
+def main() -> None:
+    options = parse_arguments()
+    torch.set_float32_matmul_precision("high")
+    device = torch.device("cuda" if options.size == "gpu" else "cpu")
+    began = time.monotonic()
+    options.work.mkdir(parents=True, exist_ok=True)
+    log, shape = open_log(options.work / "log.jsonl"), SIZES[options.size]
+    train_tokenizer(options)
+    places = Places(options.babi, options.books, options.tokenizer)
+    racers = [Racer(entry, shape, options.batch, options.steps, device, options.work) for entry in options.entries]
+    for racer in racers:
+        racer.resume()
+        log(described(racer))
+    feed = Feed(places, 0, options.batch, shape.row_length, options.workers, 2 * options.workers, options.keep)
+    (_, held), *_ = cells(options, [("0k", 200)])
+    with ThreadPoolExecutor(1) as beside:
+        later = beside.submit(lambda: list(cells(options, options.lengths)))
+        race(racers, feed, held, log, options.every, began + 60 * options.minutes)
+        feed.close()
+        for length, samples in later.result():
+            for racer in racers:
+                log({"entry": racer.entry.name, "length": length, **racer.measure(samples)})
+    for racer in racers:
+        racer.save()
+
+
+def parse_arguments() -> argparse.Namespace:
+    """What was typed, checked: exits with code 2 before anything is written."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--babi", type=Path, required=True, metavar="FOLDER", help="bAbI's files of qa1 to qa5")
+    parser.add_argument("--background", type=Path, required=True, metavar="FOLDER", help="books as *.txt, five or more")
+    parser.add_argument("--work", type=Path, default=Path("runs/babilong"), metavar="FOLDER", help="what is made")
+    parser.add_argument("--size", choices=list(SIZES), default="cpu", help="cpu: 0.4 M parameters; gpu: 5 M")
+    parser.add_argument(
+        "--kinds", nargs="+", default=list(KINDS), metavar="KIND", help="default: all, one setting each"
+    )
+    parser.add_argument("--peaks", nargs="+", type=float, default=[1e-3], help="learning rates of kinds that name none")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="of the initial weights")
+    parser.add_argument("--steps", type=int, default=12_000, help="updates a model")
+    parser.add_argument("--batch", type=int, default=4, help="rows of 1,024 tokens a step")
+    parser.add_argument("--every", type=int, default=500, help="steps between evaluations at 0K")
+    parser.add_argument(
+        "--minutes", type=float, default=1e6, help="on a GPU: end training after so long, for all alike"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes that make rows")
+    parser.add_argument("--lengths", nargs="+", default=LENGTHS.split(), metavar="LENGTH:SAMPLES")
+    options = parser.parse_args()
+    try:
+        check(options)
+    except DataError as error:
+        parser.exit(2, f"{error}\n")
+    return options
+
+
+def check(options: argparse.Namespace) -> None:
+    """Fill in what follows from the options.  Raises `DataError` naming the option, its value and the way out."""
+    missing = [f"{task}_train.txt" for task in TASKS if not (options.babi / f"{task}_train.txt").is_file()]
+    if missing:
+        raise DataError(f"--babi: {options.babi} has no {', '.join(missing)}; name the folder with bAbI's en-10k files")
+    books = sorted(options.background.glob("*.txt"))
+    if len(books) < 5:
+        raise DataError(f"--background: {options.background} has {len(books)} *.txt files, but every fifth is held out")
+    if options.size == "gpu" and not torch.cuda.is_available():
+        raise DataError("--size gpu: this machine has no CUDA device; use --size cpu")
+    options.books = tuple(str(path) for index, path in enumerate(books) if index % 5 != 4)
+    options.held_out = tuple(str(path) for index, path in enumerate(books) if index % 5 == 4)
+    options.tokenizer = options.work / "tokenizer.model"
+    options.entries = [entry for text in options.kinds for entry in entries(text, options.peaks, options.seeds)]
+    options.lengths = [(name, int(count)) for name, _, count in (text.partition(":") for text in options.lengths)]
+    options.keep = 10**6 if options.size == "gpu" else 4  # blocks of rows in memory
+
+
+def entries(text: str, peaks: list[float], seeds: list[int]) -> list[Entry]:
+    """The models that KIND[+sparse][:SEGMENT[:LEARNING RATE]] stands for."""
+    name, *rest = text.split(":")
+    wanted, _, sparse = name.partition("+")
+    found: list[Kind] = [kind for kind in KINDS if kind == wanted]
+    if not found or sparse not in ("", "sparse") or (sparse and wanted != "delta"):
+        raise DataError(f"--kinds: {text!r} names no kind; known are {', '.join(KINDS)}, delta+sparse")
+    segment = int(rest[0]) if rest else SEGMENTS[found[0]][0]
+    rates = [float(rest[1])] if len(rest) > 1 else peaks
+    return [Entry(found[0], segment, peak, seed, bool(sparse)) for peak in rates for seed in seeds]
+
+
+def train_tokenizer(options: argparse.Namespace) -> None:
+    """2,048 pieces, of facts, questions and answers of every task beside as much of the training books."""
+    if options.tokenizer.is_file():
+        return
+    source = Generated(Generator(None, None, 0, "train"), str(options.babi))  # type: ignore[arg-type]
+    questions = chain.from_iterable(islice(source.questions(task), 1000) for task in TASKS)
+    facts = (" ".join((*question.facts, question.question, question.answer)) for question in questions)
+    sentences = open_background(options.books).sentences(Keyed("tokenizer", 0), 100_000)
+    texts: Iterable[str] = chain(facts, islice(sentences, 20_000))
+    train_sentencepiece(texts, 2048, options.tokenizer)
+
+
+def cells(options: argparse.Namespace, lengths: list[tuple[str, int]]) -> Iterator[tuple[str, dict[str, list[Asked]]]]:
+    """For each length, every task's questions."""
+    wanted = [Cell(task, length, count) for length, count in lengths for task in TASKS]
+    made = make_cells(wanted, options.babi, options.held_out, options.tokenizer, options.workers)
+    for length, _ in lengths:
+        yield length, {cell.task: asked for cell, asked in islice(made, len(TASKS))}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""Several models trained side by side on one device, each in a thread with a CUDA stream of its own, then measured.
+
+Every model sees the same rows in the same order until its stage changes: a stage ends when the held-out questions of
+its tasks are answered well enough, or when its share of the steps is used up.
+"""
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.babilong_parts.kinds import Kind, Shape, model_config
+from experiments.babilong_parts.measuring import Asked, right_answers
+from experiments.babilong_parts.rows import Feed, Stage
+from experiments.babilong_parts.training import Learner, Recipe
+from model import build_model
+from model.cost import count_parameters
+
+ALL = (("qa1", 1.0), ("qa2", 1.5), ("qa3", 1.5), ("qa4", 1.0), ("qa5", 1.0))
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A stage, what ends it: accuracies to reach on held-out questions, or a share of all steps."""
+
+    stage: Stage
+    until: tuple[tuple[str, float], ...]
+    latest: float
+
+
+def curriculum(row_length: int) -> tuple[Goal, ...]:
+    """Two tasks until they are learned, then five, then five among book sentences."""
+    first = Stage("two", (("qa1", 1.0), ("qa2", 2.0)))
+    noise = ((0.15, row_length // 5), (0.45, row_length * 4 // 5))
+    return (
+        Goal(first, (("qa1", 0.95), ("qa2", 0.85)), 0.25),
+        Goal(Stage("five", ALL), (("qa2", 0.95), ("qa3", 0.85)), 0.6),
+        Goal(Stage("books", ALL, noise), (), 1.0),
+    )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of the comparison."""
+
+    kind: Kind
+    segment: int
+    peak: float
+    seed: int
+    sparse: bool = False
+
+    @property
+    def name(self) -> str:
+        sparse = "-sparse" if self.sparse else ""
+        return f"{self.kind}{sparse}-t{self.segment}-lr{self.peak:g}-s{self.seed}"
+
+
+ABREAST = 100  # steps after which racers on a GPU wait for each other
+Log = Callable[[dict[str, Any]], None]
+
+
+class Racer:
+    """An entry's learner, its place in the curriculum, and its line in the log."""
+
+    def __init__(self, entry: Entry, shape: Shape, batch: int, steps: int, device: torch.device, folder: Path) -> None:
+        self.entry, self.folder, self.device = entry, folder, device
+        config = model_config(entry.kind, shape, entry.segment)
+        if entry.sparse:
+            config = config.model_copy(update={"memory": config.memory.model_copy(update={"sparse_writes": True})})
+        self.parameters = count_parameters(config).total
+        recipe = Recipe(entry.peak, steps)
+        net = build_model(config, seed=entry.seed)
+        self.learner = Learner(net, recipe, (batch, shape.row_length), device)
+        self.goals, self.goal, self.begun = curriculum(shape.row_length), 0, 0
+
+    @property
+    def state(self) -> Path:
+        return self.folder / f"{self.entry.name}.pt"
+
+    def resume(self) -> None:
+        """Go on where this entry was saved, if it was."""
+        place = self.state.with_suffix(".json")
+        if self.state.is_file() and place.is_file():
+            self.learner.load(self.state)
+            found = json.loads(place.read_text())
+            self.goal, self.begun = found["goal"], found["begun"]
+
+    def save(self) -> None:
+        self.learner.save(self.state)
+        self.state.with_suffix(".json").write_text(json.dumps({"goal": self.goal, "begun": self.begun}))
+
+    def run(
+        self,
+        feed: Feed,
+        held: dict[str, list[Asked]],
+        log: Log,
+        every: int,
+        deadline: float,
+        abreast: Callable[[], None],
+    ) -> None:
+        """Train to the recipe's last step, or until `deadline` (time.monotonic).  abreast: waits for the others."""
+        learner, since, at = self.learner, time.monotonic(), self.learner.step
+        while learner.step < learner.recipe.steps and time.monotonic() < deadline:
+            learner.train(feed.rows(self.goals[self.goal].stage, learner.step - self.begun))
+            if learner.step % ABREAST == 0:
+                abreast()
+            if learner.step % every and learner.step < learner.recipe.steps:
+                continue
+            loss, share = learner.take(learner.step - at)
+            right = self.measure(held)
+            seconds = time.monotonic() - since
+            line = {"entry": self.entry.name, "step": learner.step, "loss": loss, "tokens_right": share}
+            line |= {"stage": self.goals[self.goal].stage.name, "seconds": seconds, **right}
+            log(line)
+            if not math.isfinite(loss):
+                return
+            at = learner.step
+            self._next_stage(right)
+            if self.device.type == "cpu":
+                self.save()
+
+    def measure(self, samples: dict[str, list[Asked]]) -> dict[str, float]:
+        """Share of exactly right answers of each cell."""
+        names = list(samples)
+        together = [asked for name in names for asked in samples[name]]
+        right = iter(right_answers(self.learner.net, together, self.device, batch=256, piece=1024))
+        return {name: sum(next(right) for _ in samples[name]) / max(1, len(samples[name])) for name in names}
+
+    def _next_stage(self, right: dict[str, float]) -> None:
+        goal = self.goals[self.goal]
+        reached = bool(goal.until) and all(right.get(task, 0.0) >= least for task, least in goal.until)
+        if self.goal + 1 < len(self.goals) and (
+            reached or self.learner.step >= goal.latest * self.learner.recipe.steps
+        ):
+            self.goal, self.begun = self.goal + 1, self.learner.step
+
+
+class _Pace:
+    """Called while all racers wait: fixes once how many steps the time allows, the same for all."""
+
+    def __init__(self, racers: Sequence[Racer], log: Log, deadline: float) -> None:
+        self.racers, self.log, self.deadline, self.met = racers, log, deadline, list[float]()
+
+    def __call__(self) -> None:
+        if self.racers[0].device.type == "cpu" or len(self.met) > 4:
+            return
+        self.met.append(time.monotonic())
+        if len(self.met) == 4:  # the first hundred steps wait for the first rows
+            seconds = (self.met[-1] - self.met[0]) / (3 * ABREAST)
+            possible = self.racers[0].learner.step + int((self.deadline - self.met[-1]) / seconds * 0.93)
+            steps = min(possible, self.racers[0].learner.recipe.steps)
+            for racer in self.racers:
+                racer.learner.recipe = replace(racer.learner.recipe, steps=steps)
+            self.log({"steps": steps, "seconds a step, side by side": seconds})
+
+
+def race(
+    racers: Sequence[Racer],
+    feed: Feed,
+    held: dict[str, list[Asked]],
+    log: Log,
+    every: int,
+    deadline: float,
+) -> None:
+    """Train all racers at once; a thread that fails says so in the log and leaves the others alone."""
+    lost = set[str]()
+    for racer in racers:  # one after the other: nothing else may use the device while a graph is captured
+        if racer.device.type == "cuda":
+            try:
+                since = time.monotonic()
+                rows = feed.rows(racer.goals[racer.goal].stage, 0)
+                racer.learner.capture(rows)
+                log({"entry": racer.entry.name, "captured": time.monotonic() - since, **racer.learner.timed(rows)})
+            except Exception as error:
+                lost.add(racer.entry.name)
+                log({"entry": racer.entry.name, "not captured": str(error)[:500]})
+
+    running = [racer for racer in racers if racer.entry.name not in lost]
+    meeting = threading.Barrier(max(1, len(running)), action=_Pace(running, log, deadline))
+
+    def abreast() -> None:
+        with suppress(threading.BrokenBarrierError):  # one has ended: the others go on, each at its own speed
+            meeting.wait()
+
+    def one(racer: Racer) -> None:
+        try:
+            with torch.cuda.stream(racer.learner.stream):
+                racer.run(feed, held, log, every, deadline, abreast)
+        except Exception as error:
+            log({"entry": racer.entry.name, "failed": repr(error)[:500]})
+        finally:
+            meeting.abort()
+
+    threads = [threading.Thread(target=one, args=(racer,)) for racer in running]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def open_log(path: Path) -> Log:
+    """Lines to a JSONL file and to the screen, from any thread."""
+    lock = threading.Lock()
+
+    def log(line: dict[str, Any]) -> None:
+        short = {key: round(value, 4) if isinstance(value, float) else value for key, value in line.items()}
+        with lock, path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(short) + "\n")
+            print(json.dumps(short), flush=True)
+
+    return log
+
+
+def described(racer: Racer) -> dict[str, Any]:
+    """An entry's settings and size, as a line of the log."""
+    return {"entry": racer.entry.name, **asdict(racer.entry), "parameters": racer.parameters}

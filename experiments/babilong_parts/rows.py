@@ -1,0 +1,204 @@
+"""Training rows made on the spot: stories, among book sentences or not, packed into rows of token ids.
+
+A block of steps is a pure function of (seed, stage, block): any number of processes makes the same rows, and a run that
+was stopped goes on with the rows it would have had.
+"""
+
+import os
+import random
+import tempfile
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from data_prep import Tokenizer, load_tokenizer
+from evaluation.babilong.background import Background, open_background
+from evaluation.babilong.randomness import Keyed
+from experiments.babilong_parts.stories import Material, Turn, load_material, story
+from experiments.babilong_parts.training import Rows
+
+BLOCK = 32  # steps made at once
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the curriculum.
+
+    tasks: each with its share of the stories.  noise: book tokens among a story's facts, as (share of the stories, most
+    tokens); what is left of the shares is without.
+    """
+
+    name: str
+    tasks: tuple[tuple[str, float], ...]
+    noise: tuple[tuple[float, int], ...] = ()
+    simulated: float = 0.5
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the material is. books: those to train on."""
+
+    babi: Path
+    books: tuple[str, ...]
+    tokenizer: Path
+
+
+class Writer:
+    """Stories as token ids; every sentence is encoded once."""
+
+    def __init__(self, tokenizer: Tokenizer, background: Background | None) -> None:
+        self.tokenizer, self.background = tokenizer, background
+        self._known: dict[str, list[int]] = {}
+        self._anchor = tokenizer.encode("a")
+        self._noise: list[list[int]] = []
+
+    def fact(self, sentence: str) -> list[int]:
+        """A sentence of the text, as it is encoded after another."""
+        return self._after(f" {sentence}")
+
+    def question(self, question: str) -> list[int]:
+        """A question on a line of its own, up to where its answer begins."""
+        return self._after(f"\n{question}\n")
+
+    def answer(self, answer: str) -> list[int]:
+        """An answer and what ends it."""
+        return [*self._after("\n" + answer)[len(self._after("\n")) :], self.tokenizer.eos_id]
+
+    def _after(self, text: str) -> list[int]:
+        """Ids of `text` where it stands after other text."""
+        if text not in self._known:
+            ids = self.tokenizer.encode("a" + text)
+            assert ids[: len(self._anchor)] == self._anchor, f"{text!r} is joined with what stands before it"
+            self._known[text] = ids[len(self._anchor) :]
+        return self._known[text]
+
+    def _first(self, ids: list[int]) -> list[int]:
+        """A sentence at the beginning of a text: without the space before it."""
+        return self.tokenizer.encode(self.tokenizer.decode(ids).strip())
+
+    def noise(self, tokens: int, rng: random.Random) -> list[list[int]]:
+        """Book sentences of together about `tokens` tokens, in their order."""
+        if tokens <= 0:
+            return []
+        assert self.background is not None
+        found: list[list[int]] = []
+        for sentence in self.background.sentences(Keyed("noise", rng.getrandbits(62)), tokens):
+            ids = self.tokenizer.encode("a " + sentence)[len(self._anchor) :]
+            if len(ids) < 10:
+                continue
+            found.append(ids[:tokens])
+            tokens -= len(ids)
+            if tokens <= 0:
+                break
+        return found
+
+    def story(self, turns: Sequence[Turn], noise: list[list[int]], rng: random.Random) -> tuple[list[int], list[bool]]:
+        """bos and a story -> ids, and which of them are answers' (with their ends)."""
+        gaps = sorted(rng.randrange(len(noise) + 1) for _ in turns)
+        ids, answers, used = [self.tokenizer.bos_id], [False], 0
+        for turn, gap in zip(turns, gaps, strict=True):
+            for part in (*noise[used:gap], self.fact(turn.fact)):
+                part = self._first(part) if len(ids) == 1 else part
+                ids += part
+                answers += [False] * len(part)
+            used = max(used, gap)
+            for question, answer in turn.asked:
+                before, after = self.question(question), self.answer(answer)
+                ids += before + after
+                answers += [False] * len(before) + [True] * len(after)
+        return ids, answers
+
+
+def make_block(
+    writer: Writer, material: Material, stage: Stage, key: tuple[int, int], batch: int, length: int
+) -> list[Rows]:
+    """`BLOCK` steps of `batch` rows of `length` + 1 tokens; key: (seed, block)."""
+    rng = random.Random(f"{stage.name}/{key[0]}/{key[1]}")
+    names, shares = zip(*stage.tasks, strict=True)
+    size = (BLOCK, batch, length + 1)
+    tokens, documents, answers = np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size, bool)
+    for step in range(BLOCK):
+        for row in range(batch):
+            filled, number = 0, 0
+            while filled <= length:
+                task = rng.choices(names, shares)[0]
+                turns = story(task, material, rng, stage.simulated)
+                ids, told = writer.story(turns, writer.noise(_noise_tokens(stage, rng), rng), rng)
+                end = min(length + 1, filled + len(ids))
+                tokens[step, row, filled:end] = ids[: end - filled]
+                answers[step, row, filled:end] = told[: end - filled]
+                documents[step, row, filled:end] = number
+                filled, number = end, number + 1
+    return [Rows(tokens[i], documents[i, :, :-1], answers[i]) for i in range(BLOCK)]
+
+
+def _noise_tokens(stage: Stage, rng: random.Random) -> int:
+    draw = rng.random()
+    for share, most in stage.noise:
+        if draw < share:
+            return rng.randrange(most + 1)
+        draw -= share
+    return 0
+
+
+_worker: dict[str, tuple[Writer, Material]] = {}  # what a worker process has read
+
+
+def _begin(places: Places) -> None:
+    os.nice(5)  # what trains must not wait for a core
+    background = open_background(list(places.books)) if places.books else None
+    _worker["it"] = Writer(load_tokenizer(places.tokenizer), background), load_material(places.babi)
+
+
+def _make(path: str, stage: Stage, key: tuple[int, int], batch: int, length: int) -> str:
+    """Write a block to a file: a pipe's many small reads would each wait for the threads that train."""
+    rows = make_block(*_worker["it"], stage, key, batch, length)
+    tokens = np.stack([row.tokens for row in rows]).astype(np.uint16)
+    documents = np.stack([row.documents for row in rows]).astype(np.uint16)
+    np.savez(path, tokens=tokens, documents=documents, answers=np.stack([row.answers for row in rows]))
+    return path
+
+
+def _read(path: str) -> list[Rows]:
+    with np.load(path) as found:
+        tokens, documents, answers = (found[name] for name in ("tokens", "documents", "answers"))
+    return [Rows(t.astype(np.int64), d.astype(np.int64), a) for t, d, a in zip(tokens, documents, answers, strict=True)]
+
+
+class Feed:
+    """Steps of a stage by number, made ahead by other processes; learners of one feed share what was made."""
+
+    def __init__(self, places: Places, seed: int, batch: int, length: int, workers: int, ahead: int, keep: int) -> None:
+        self.seed, self.size, self.ahead, self.keep = seed, (batch, length), ahead, keep
+        self._folder = tempfile.TemporaryDirectory(prefix="rows-")
+        self._pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(places,))
+        self._files: dict[tuple[str, int], Future[str]] = {}
+        self._blocks: dict[tuple[str, int], list[Rows]] = {}
+        self._lock = threading.Lock()
+
+    def rows(self, stage: Stage, step: int) -> Rows:
+        """The rows of a stage's step, counted from 0.  Waits until they are made."""
+        block = step // BLOCK
+        key = (stage.name, block)
+        if key not in self._blocks:
+            with self._lock:
+                for number in range(block, block + self.ahead):
+                    if (stage.name, number) not in self._files:
+                        path = f"{self._folder.name}/{stage.name}-{number}.npz"
+                        arguments = (path, stage, (self.seed, number), *self.size)
+                        self._files[(stage.name, number)] = self._pool.submit(_make, *arguments)
+                if key not in self._blocks:
+                    self._blocks[key] = _read(self._files[key].result())
+                while len(self._blocks) > self.keep:
+                    self._blocks.pop(next(iter(self._blocks)))
+        return self._blocks[key][step % BLOCK]
+
+    def close(self) -> None:
+        """End the processes."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._folder.cleanup()

@@ -1,0 +1,62 @@
+"""Questions to evaluate with: facts of bAbI's held-out files in books that no row is made of, as token ids."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from data_prep import load_tokenizer
+from evaluation.babilong.background import open_background
+from evaluation.babilong.generator import Generator
+from evaluation.babilong.sources import Generated
+from evaluation.babilong.templates import FINETUNED_LAYOUT, fill
+from experiments.babilong_parts.measuring import Asked
+from experiments.babilong_parts.rows import Writer
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A task at a length, `count` questions of it; books: those no training row is made of."""
+
+    task: str
+    length: str
+    count: int
+
+
+def make_cell(cell: Cell, babi: Path, books: tuple[str, ...], tokenizer_path: Path, seed: int = 0) -> list[Asked]:
+    """The cell's questions, the same for every model."""
+    tokenizer = load_tokenizer(tokenizer_path)
+    background = open_background(list(books)) if books else None
+    source = Generated(Generator(background, tokenizer, seed, "test"), str(babi))
+    writer = Writer(tokenizer, None)
+    asked = []
+    for sample in source.samples(cell.task, cell.length, cell.count):
+        prompt = [tokenizer.bos_id, *tokenizer.encode(fill(FINETUNED_LAYOUT, sample.context, sample.question))]
+        asked.append(Asked(np.array(prompt, np.int32), np.array(writer.answer(sample.answer), np.int32)))
+    return asked
+
+
+def _to_file(cell: Cell, babi: Path, books: tuple[str, ...], tokenizer: Path, folder: str) -> str:
+    path = f"{folder}/{cell.task}-{cell.length}.npz"
+    asked = make_cell(cell, babi, books, tokenizer)
+    np.savez(path, **{f"{part}{i}": getattr(a, part) for i, a in enumerate(asked) for part in ("prompt", "answer")})
+    return path
+
+
+def make_cells(
+    cells: list[Cell], babi: Path, books: tuple[str, ...], tokenizer: Path, workers: int
+) -> Iterator[tuple[Cell, list[Asked]]]:
+    """All cells, in their order, made by `workers` processes."""
+    with (
+        TemporaryDirectory(prefix="cells-") as folder,
+        ProcessPoolExecutor(workers, get_context("spawn"), initializer=os.nice, initargs=(10,)) as pool,
+    ):
+        made = [pool.submit(_to_file, cell, babi, books, tokenizer, folder) for cell in cells]
+        for cell, future in zip(cells, made, strict=True):
+            with np.load(future.result()) as found:
+                yield cell, [Asked(found[f"prompt{i}"], found[f"answer{i}"]) for i in range(len(found.files) // 2)]
