@@ -25,8 +25,8 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.cost import chunk_length
 from model.layout import Layout
-from model.memory import kernels
 from model.memory.chunks import by_chunk, by_segment, carry, chunk_factors, compose
+from model.memory.kernels import delta_segment, takes
 from model.memory.operations import address
 from model.memory.segmental import Projected, SegmentalMemory
 from model.parallel import ColumnParallel, sharded_parameter
@@ -56,7 +56,7 @@ class DeltaMemory(SegmentalMemory):
     def written(self, projected: Projected, piece: Piece, bank: Tensor) -> tuple[Tensor, Tensor]:
         beta, log_alpha = self._strengths(projected, piece.writable)
         alone = self.segments.size == 1
-        if alone and kernels.takes(projected[0], self.width) and self.tape is None:
+        if alone and takes(projected[0], self.width) and self.tape is None:
             return self._by_kernel(projected, beta, log_alpha, piece, bank)
         factors = chunk_factors(*self._operands(projected, beta, log_alpha))
         if alone and bank.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -105,5 +105,5 @@ class DeltaMemory(SegmentalMemory):
             banks.append(bank)
             start = bank if piece.continues is None else bank * piece.continues[:, s, None, None, None]
             operands = (x[:, s].contiguous() for x in (keys, values, log_alpha, beta))
-            bank = kernels.delta_segment(*operands, start.contiguous())
+            bank = delta_segment(*operands, start.contiguous())
         return torch.stack(banks, dim=1), bank

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 WIDEST = 256  # head width the kernel takes
+# of this copy of the file: one in an exported folder must not replace the operators of another
+_NAMESPACE = __name__.replace(".", "_")
 _Kernel = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -45,12 +47,11 @@ def takes(tokens: Tensor, width: int) -> bool:
 
 @cache
 def _kernel() -> _Kernel:
-    from fla.ops.gated_delta_rule import chunk_gated_delta_rule  # type: ignore[import-not-found]
+    # by name: an exported folder, which carries this file, must need no package but Transformers' own
+    return importlib.import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule  # type: ignore[no-any-return]
 
-    return chunk_gated_delta_rule  # type: ignore[no-any-return]
 
-
-@torch.library.custom_op("memtrain::delta_segment", mutates_args=())
+@torch.library.custom_op(f"{_NAMESPACE}::delta_segment", mutates_args=())
 def delta_segment(keys: Tensor, values: Tensor, log_alpha: Tensor, beta: Tensor, bank: Tensor) -> Tensor:
     """The bank after a segment.
 
@@ -71,7 +72,7 @@ def _(keys: Tensor, values: Tensor, log_alpha: Tensor, beta: Tensor, bank: Tenso
     return torch.empty_like(bank)
 
 
-@torch.library.custom_op("memtrain::delta_segment_backward", mutates_args=())
+@torch.library.custom_op(f"{_NAMESPACE}::delta_segment_backward", mutates_args=())
 def delta_segment_backward(
     keys: Tensor, values: Tensor, log_alpha: Tensor, beta: Tensor, bank: Tensor, gradient: Tensor
 ) -> list[Tensor]:

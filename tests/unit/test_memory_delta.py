@@ -156,7 +156,7 @@ def test_the_kernels_form_equals_the_chunks(monkeypatch: pytest.MonkeyPatch, pac
         calls.append(operands["k"].size(1))
         return recurrence_of_fla(**operands)
 
-    monkeypatch.setattr(kernels, "takes", lambda tokens, width: True)
+    monkeypatch.setattr("model.memory.delta.takes", lambda tokens, width: True)
     monkeypatch.setattr(kernels, "_kernel", lambda: counted)
     logits, gradients = run()
     # in each of two layers once a segment, and once more for the gradient of each bank that is read
@@ -203,7 +203,7 @@ def test_the_kernel_is_part_of_one_graph(monkeypatch: pytest.MonkeyPatch) -> Non
         return [entering, last, *torch.autograd.grad(loss, [bank, *projected])]
 
     expected = run(memory.written)
-    monkeypatch.setattr(kernels, "takes", lambda tokens, width: True)
+    monkeypatch.setattr("model.memory.delta.takes", lambda tokens, width: True)
     monkeypatch.setattr(kernels, "_kernel", lambda: recurrence_of_fla)
     monkeypatch.setattr(memory, "record_gate", lambda name, gate: None)
     for a, b in zip(run(torch.compile(memory.written, fullgraph=True)), expected, strict=True):
