@@ -6,8 +6,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from .references.neighbours import CHUNK, NeighbourTable
-from .shards import Shard, Tokens
+from data_prep.references.neighbours import CHUNK, NeighbourTable
+from data_prep.shards import Shard, Tokens
 
 
 class Batch:

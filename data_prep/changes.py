@@ -7,14 +7,14 @@ from pathlib import Path
 from pydantic import ValidationError
 from rich.console import Console
 
-from .config import SourceConfig
-from .documents import DocumentReader
-from .errors import DataError
-from .files import file_checksum
-from .hub import is_hub_part
-from .manifest import Record
-from .places import InputFile, is_remote
-from .token_formats import index_of
+from data_prep.config import SourceConfig
+from data_prep.documents import DocumentReader
+from data_prep.errors import DataError
+from data_prep.files import file_checksum
+from data_prep.hub import is_hub_part
+from data_prep.manifest import Record
+from data_prep.places import InputFile, is_remote
+from data_prep.token_formats import index_of
 
 INPUTS_FILE = "inputs.json"
 _NAMES = 5  # of each kind that a message lists

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .errors import DataError
-from .files import replacing
+from data_prep.errors import DataError
+from data_prep.files import replacing
 
 
 def arrow_array(values: NDArray[Any]) -> pa.Array:

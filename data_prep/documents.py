@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import SourceConfig
-from .files import encodes
-from .formats import Content, Exercise, Opened, Records, read_arrow, read_jsonl, read_parquet, read_text
-from .hub import hub_parts, read_hub
-from .places import InputFile, Listing, is_remote, list_files
-from .problems import Lenient, Problems
-from .remote import RemoteCache
-from .token_formats import read_bin, read_megatron
+from data_prep.config import SourceConfig
+from data_prep.files import encodes
+from data_prep.formats import Content, Exercise, Opened, Records, read_arrow, read_jsonl, read_parquet, read_text
+from data_prep.hub import hub_parts, read_hub
+from data_prep.places import InputFile, Listing, is_remote, list_files
+from data_prep.problems import Lenient, Problems
+from data_prep.remote import RemoteCache
+from data_prep.token_formats import read_bin, read_megatron
 
 _PATTERNS = {
     "text": (".txt", ".md"),

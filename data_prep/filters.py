@@ -1,6 +1,6 @@
 """Filters of the configuration: is a document one to keep?"""
 
-from .config import FilterConfig
+from data_prep.config import FilterConfig
 
 
 def rejected_by(text: str, filters: FilterConfig) -> str | None:

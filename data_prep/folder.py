@@ -5,13 +5,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from .config import CacheConfig
-from .errors import DataError
-from .manifest import MANIFEST_FILE, Manifest, ShardEntry, verify_shard
-from .places import file_system, is_remote
-from .remote import RemoteCache
-from .shards import Shard, ShardViews
-from .tokenizer import Tokenizer, load_tokenizer
+from data_prep.config import CacheConfig
+from data_prep.errors import DataError
+from data_prep.manifest import MANIFEST_FILE, Manifest, ShardEntry, verify_shard
+from data_prep.places import file_system, is_remote
+from data_prep.remote import RemoteCache
+from data_prep.shards import Shard, ShardViews
+from data_prep.tokenizer import Tokenizer, load_tokenizer
 
 
 class PreparedFolder:

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import zstandard
 from numpy.typing import NDArray
 
-from .columns import numpy_view
-from .config import SourceConfig
-from .files import parse_json
-from .problems import Problems
-from .suggest import did_you_mean
+from data_prep.columns import numpy_view
+from data_prep.config import SourceConfig
+from data_prep.files import parse_json
+from data_prep.problems import Problems
+from data_prep.suggest import did_you_mean
 
 _PLACE = re.compile(r"\{(context|question)\}")
 _CHUNK = 1024 * 1024

@@ -15,8 +15,8 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2 as pb
 from tokenizers import decoders, models, normalizers, processors
 
-from .errors import DataError
-from .tokenizer import Tokenizer
+from data_prep.errors import DataError
+from data_prep.tokenizer import Tokenizer
 
 _MARK = "\u2581"
 _WAY_OUT = "export without it: --no-tokenizer"

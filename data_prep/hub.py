@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from .config import SourceConfig
-from .errors import DataError
-from .formats import Records
-from .places import InputFile
-from .problems import Problems
-from .suggest import did_you_mean
+from data_prep.config import SourceConfig
+from data_prep.errors import DataError
+from data_prep.formats import Records
+from data_prep.places import InputFile
+from data_prep.problems import Problems
+from data_prep.suggest import did_you_mean
 
 _PART = "#part="
 

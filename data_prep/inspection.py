@@ -11,12 +11,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from .batch import Batch
-from .files import replacing
-from .folder import PreparedFolder
-from .manifest import Split
-from .stream import TokenStream
-from .tokenizer import Tokenizer
+from data_prep.batch import Batch
+from data_prep.files import replacing
+from data_prep.folder import PreparedFolder
+from data_prep.manifest import Split
+from data_prep.stream import TokenStream
+from data_prep.tokenizer import Tokenizer
 
 _STYLES = ("cyan", "yellow", "green", "magenta")
 _LARGEST = 40  # 2**40 tokens: more than any document has

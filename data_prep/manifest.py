@@ -9,9 +9,9 @@ from typing import Annotated, Literal, Self
 import xxhash
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from .config import TokenType
-from .errors import DataError
-from .files import file_checksum, replacing
+from data_prep.config import TokenType
+from data_prep.errors import DataError
+from data_prep.files import file_checksum, replacing
 
 MANIFEST_FILE = "manifest.json"
 Split = Literal["train", "valid"]

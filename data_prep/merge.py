@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from .changes import INPUTS_FILE, FileFacts, Inputs
-from .config import PrepareConfig
-from .errors import DataError
-from .files import sync, write_text
-from .manifest import Manifest, ShardEntry, SkippedCounts, Split
-from .minhash import Signature, near_duplicates
-from .plan import Plan
-from .shards import Mask, Shard
-from .task import IDENTITIES_FILE, SIGNATURES_FILE, TaskResult, load_result, task_folder
-from .writer import write_shard
+from data_prep.changes import INPUTS_FILE, FileFacts, Inputs
+from data_prep.config import PrepareConfig
+from data_prep.errors import DataError
+from data_prep.files import sync, write_text
+from data_prep.manifest import Manifest, ShardEntry, SkippedCounts, Split
+from data_prep.minhash import Signature, near_duplicates
+from data_prep.plan import Plan
+from data_prep.shards import Mask, Shard
+from data_prep.task import IDENTITIES_FILE, SIGNATURES_FILE, TaskResult, load_result, task_folder
+from data_prep.writer import write_shard
 
 SKIPPED_FILE = "skipped.txt"
 _SPLITS: tuple[Split, Split] = ("train", "valid")

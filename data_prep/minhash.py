@@ -7,8 +7,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from .config import DedupConfig
-from .errors import DataError
+from data_prep.config import DedupConfig
+from data_prep.errors import DataError
 
 Signature = NDArray[np.uint64]
 _SCHEME = "affine32"  # named, so that signatures of two tasks are always of one kind

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError
-from .suggest import did_you_mean
+from data_prep.errors import DataError
+from data_prep.suggest import did_you_mean
 
 PERIOD = 4096
 # "By size" is exact, every window once an epoch, while one epoch's pattern is small enough to write down.

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .shards import Mask, Tokens
-from .writer import ShardWriter
+from data_prep.shards import Mask, Tokens
+from data_prep.writer import ShardWriter
 
 _TOGETHER = 1024  # documents that are packed with one another: more fill rows better, and wait longer
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import fsspec
 from pydantic import PlainValidator
 
-from .errors import DataError
+from data_prep.errors import DataError
 
 
 def _as_place(value: Any) -> Any:

@@ -7,20 +7,20 @@ from pathlib import Path
 from pydantic import ValidationError
 from rich.console import Console
 
-from .changes import FileFacts, compare, facts_of
-from .config import CacheConfig, PrepareConfig, TokenType
-from .documents import Document, DocumentReader
-from .errors import DataError
-from .files import replacing, write_text
-from .hub import is_hub_part
-from .manifest import Record, TokenizerEntry
-from .places import InputFile, is_remote
-from .problems import Problems
-from .progress import ByteProgress
-from .remote import RemoteCache
-from .selection import sample_hash, sample_texts, sample_threshold, split_of
-from .tokenize import Pool
-from .tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from data_prep.changes import FileFacts, compare, facts_of
+from data_prep.config import CacheConfig, PrepareConfig, TokenType
+from data_prep.documents import Document, DocumentReader
+from data_prep.errors import DataError
+from data_prep.files import replacing, write_text
+from data_prep.hub import is_hub_part
+from data_prep.manifest import Record, TokenizerEntry
+from data_prep.places import InputFile, is_remote
+from data_prep.problems import Problems
+from data_prep.progress import ByteProgress
+from data_prep.remote import RemoteCache
+from data_prep.selection import sample_hash, sample_texts, sample_threshold, split_of
+from data_prep.tokenize import Pool
+from data_prep.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 
 PLAN_FILE = "plan.json"
 _TYPE_SIZES: dict[TokenType, int] = {"uint16": 2**16, "uint32": 2**32}

@@ -8,17 +8,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .changes import check_inputs
-from .config import CacheConfig, PrepareConfig
-from .errors import DataError
-from .files import write_text
-from .manifest import MANIFEST_FILE, Manifest
-from .merge import merge
-from .places import is_remote
-from .plan import PLAN_FILE, Plan, Planner, load_plan, open_cache
-from .progress import ByteProgress, print_summary
-from .task import load_result, made_of, run_task
-from .tokenize import Pool, available_cores
+from data_prep.changes import check_inputs
+from data_prep.config import CacheConfig, PrepareConfig
+from data_prep.errors import DataError
+from data_prep.files import write_text
+from data_prep.manifest import MANIFEST_FILE, Manifest
+from data_prep.merge import merge
+from data_prep.places import is_remote
+from data_prep.plan import PLAN_FILE, Plan, Planner, load_plan, open_cache
+from data_prep.progress import ByteProgress, print_summary
+from data_prep.task import load_result, made_of, run_task
+from data_prep.tokenize import Pool, available_cores
 
 
 class Preparation:

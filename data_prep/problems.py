@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .errors import DataError
+from data_prep.errors import DataError
 
 _MESSAGES = 10_000  # the count goes on, the text of more helps nobody
 

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from .manifest import Manifest
+from data_prep.manifest import Manifest
 
 
 class CountProgress:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import xxhash
 
-from .config import CacheConfig
-from .errors import DataError
-from .files import replacing
-from .places import file_system
+from data_prep.config import CacheConfig
+from data_prep.errors import DataError
+from data_prep.files import replacing
+from data_prep.places import file_system
 
 
 class RemoteCache:

@@ -6,8 +6,8 @@ from typing import Generic, TypeVar
 
 import xxhash
 
-from .documents import Document
-from .manifest import Split
+from data_prep.documents import Document
+from data_prep.manifest import Split
 
 # Different seeds, so that being sampled says nothing about being held out.
 _IDENTITY, _SPLIT, _SAMPLE, _TOKENIZER = 0, 1, 2, 3

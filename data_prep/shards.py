@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .columns import numpy_view
-from .config import TokenType
-from .errors import DataError
-from .manifest import ShardEntry, verify_shard
+from data_prep.columns import numpy_view
+from data_prep.config import TokenType
+from data_prep.errors import DataError
+from data_prep.manifest import ShardEntry, verify_shard
 
 Tokens = NDArray[np.uint16] | NDArray[np.uint32]
 Mask = NDArray[np.uint8]

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from .batch import Batch
-from .config import CacheConfig
-from .errors import DataError
-from .folder import PreparedFolder
-from .manifest import ShardEntry, Split
-from .mixing import Int64, Mix, MixSchedule
-from .references.neighbours import NeighbourTable
-from .remote import RemoteCache
-from .shards import Shard
-from .windows import SourceWindows
+from data_prep.batch import Batch
+from data_prep.config import CacheConfig
+from data_prep.errors import DataError
+from data_prep.folder import PreparedFolder
+from data_prep.manifest import ShardEntry, Split
+from data_prep.mixing import Int64, Mix, MixSchedule
+from data_prep.references.neighbours import NeighbourTable
+from data_prep.remote import RemoteCache
+from data_prep.shards import Shard
+from data_prep.windows import SourceWindows
 
 # Samples are located this many at a time: one vectorised computation serves the batches that follow.
 _BLOCK = 1024

@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from .changes import FileFacts, facts_now, is_local
-from .config import CacheConfig, PrepareConfig, SourceConfig
-from .documents import Document, DocumentReader
-from .errors import DataError
-from .files import sync, write_text
-from .filters import rejected_by
-from .manifest import Record, ShardEntry, SkippedCounts, Split
-from .minhash import Signature, signature
-from .pack import PackedWriter
-from .plan import Plan, Task, open_cache
-from .problems import Problems
-from .selection import identity_hash, sample_hash, split_of
-from .tokenize import Pool, Tokenized, tokenize
-from .tokenizer import Tokenizer, load_tokenizer
-from .writer import ShardWriter
+from data_prep.changes import FileFacts, facts_now, is_local
+from data_prep.config import CacheConfig, PrepareConfig, SourceConfig
+from data_prep.documents import Document, DocumentReader
+from data_prep.errors import DataError
+from data_prep.files import sync, write_text
+from data_prep.filters import rejected_by
+from data_prep.manifest import Record, ShardEntry, SkippedCounts, Split
+from data_prep.minhash import Signature, signature
+from data_prep.pack import PackedWriter
+from data_prep.plan import Plan, Task, open_cache
+from data_prep.problems import Problems
+from data_prep.selection import identity_hash, sample_hash, split_of
+from data_prep.tokenize import Pool, Tokenized, tokenize
+from data_prep.tokenizer import Tokenizer, load_tokenizer
+from data_prep.writer import ShardWriter
 
 RESULT_FILE, IDENTITIES_FILE, SIGNATURES_FILE = "task.json", "identities.npy", "signatures.npz"
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .formats import Opened, Records
-from .problems import Problems
+from data_prep.formats import Opened, Records
+from data_prep.problems import Problems
 
 _HEADER_INTS = 256
 # magic -> (version, type of a token): llm.c's FineWeb shards, and those of LM2's repository.

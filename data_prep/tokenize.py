@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import TokenType
-from .documents import Document
-from .errors import DataError
-from .formats import Exercise, as_tokens
-from .shards import Mask, Tokens
-from .tokenizer import Tokenizer, load_tokenizer
+from data_prep.config import TokenType
+from data_prep.documents import Document
+from data_prep.errors import DataError
+from data_prep.formats import Exercise, as_tokens
+from data_prep.shards import Mask, Tokens
+from data_prep.tokenizer import Tokenizer, load_tokenizer
 
 _Content = str | Exercise | NDArray[Any]
 _Result = tuple[Tokens, Mask | None]

@@ -11,8 +11,8 @@ import sentencepiece
 import tokenizers
 import xxhash
 
-from .errors import DataError
-from .files import parse_json, replacing
+from data_prep.errors import DataError
+from data_prep.files import parse_json, replacing
 
 # SentencePiece writes the thread count into the model file. A fixed one keeps the fingerprint the same on
 # every machine; merging pairs is serial anyway, and the threads above the core count cost nothing.

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .manifest import ShardEntry
-from .mixing import Int64
-from .permutation import mix64, permute
+from data_prep.manifest import ShardEntry
+from data_prep.mixing import Int64
+from data_prep.permutation import mix64, permute
 
 
 class SourceWindows:

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .columns import arrow_array
-from .config import TokenType
-from .files import file_checksum, replacing
-from .manifest import ShardEntry, Split
-from .shards import Mask, Tokens
+from data_prep.columns import arrow_array
+from data_prep.config import TokenType
+from data_prep.files import file_checksum, replacing
+from data_prep.manifest import ShardEntry, Split
+from data_prep.shards import Mask, Tokens
 
 
 class ShardWriter:
