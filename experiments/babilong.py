@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_prep.errors import DataError
-from data_prep.tokenizer import train_sentencepiece
+from data_prep.tokenizers.tokenizer import train_sentencepiece
 from evaluation.babilong.background import open_background
 from evaluation.babilong.generator import Generator
 from evaluation.babilong.randomness import Keyed

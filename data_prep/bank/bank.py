@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from data_prep.bank.layout import MADE_BY, NUMPY_TYPES, BankManifest, MemoryShape
 from data_prep.bank.quantise import Quantiser
 from data_prep.bank.writer import NOWHERE, BankWriter, memory_rows, merge_bank
-from data_prep.columns import map_columns
 from data_prep.errors import DataError
+from data_prep.shards.columns import map_columns
 
 Ids = NDArray[np.int64]
 WriteMissing = Callable[[Ids], NDArray[Any]]  # ids int64 [n] -> memories [n, L_mem, 2, H_kv, k, D]

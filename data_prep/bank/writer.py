@@ -19,9 +19,9 @@ from data_prep.bank.layout import (
     locked,
 )
 from data_prep.bank.quantise import Quantiser
-from data_prep.columns import map_batch, map_columns, numpy_view, write_columns
 from data_prep.errors import DataError
-from data_prep.manifest import MANIFEST_FILE
+from data_prep.shards.columns import map_batch, map_columns, numpy_view, write_columns
+from data_prep.shards.manifest import MANIFEST_FILE
 
 _SHARD_BYTES = 268_435_456
 NOWHERE = -1

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from data_prep.config import RetrieverConfig
 from data_prep.errors import DataError
 from data_prep.files import file_checksum, sync
-from data_prep.manifest import FileName, Record, Sealed
 from data_prep.references.store import Ids, ReferenceStore
+from data_prep.shards.manifest import FileName, Record, Sealed
 
 INDEX_FOLDER = "index"
 _BATCH = 4096  # references whose text is in memory at once

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data_prep.tokenizer import train_sentencepiece
+from data_prep.tokenizers.tokenizer import train_sentencepiece
 from evaluation.babilong.randomness import Keyed
 from evaluation.babilong.recipe import Places
 from evaluation.babilong.simulator import tell_story

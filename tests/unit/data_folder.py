@@ -7,8 +7,8 @@ import numpy as np
 
 from data_prep import Manifest
 from data_prep.files import file_checksum
-from data_prep.manifest import ShardEntry, TokenizerEntry
-from data_prep.writer import ShardWriter
+from data_prep.shards.manifest import ShardEntry, TokenizerEntry
+from data_prep.shards.writer import ShardWriter
 
 
 def write_folder(folder: Path, sizes: Mapping[str, list[int]]) -> Path:

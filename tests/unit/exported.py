@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from model import LanguageModel
+from training.checkpoint.run_state import RunState
+from training.checkpoint.trained_model import Trained
 from training.config import parse_config
-from training.inference import Trained
-from training.run_state import RunState
 
 
 def trained(net: LanguageModel, sequence_length: int = 16, data: Path = Path("data")) -> Trained:

@@ -7,8 +7,8 @@ import numpy as np
 
 from data_prep import ReferenceStore
 from data_prep.files import file_checksum
-from data_prep.manifest import TokenizerEntry
 from data_prep.references.store import StoreManifest, write_references
+from data_prep.shards.manifest import TokenizerEntry
 
 
 def write_store(

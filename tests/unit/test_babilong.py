@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from data_prep import DataError, load_tokenizer
-from data_prep.tokenizer import Tokenizer, train_sentencepiece
+from data_prep.tokenizers.tokenizer import Tokenizer, train_sentencepiece
 from evaluation.babilong.background import Background, open_background, split_sentences
 from evaluation.babilong.exercises import write_exercises
 from evaluation.babilong.facts import Question, read_babi, without

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data_prep import load_tokenizer
-from data_prep.tokenizer import train_sentencepiece
+from data_prep.tokenizers.tokenizer import train_sentencepiece
 from evaluation.babilong.facts import Question
 from evaluation.babilong.simulator import simulate
 from evaluation.babilong.world import answer

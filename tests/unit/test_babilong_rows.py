@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_prep import DataError, load_tokenizer
-from data_prep.tokenizer import Tokenizer
+from data_prep.tokenizers.tokenizer import Tokenizer
 from evaluation.babilong.background import Background, open_background
 from evaluation.babilong.encoding import SentenceEncoder
 from evaluation.babilong.material import Material, load_material

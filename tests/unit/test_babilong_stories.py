@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from data_prep import DataError, load_tokenizer
 from data_prep.config import SourceConfig
-from data_prep.documents import DocumentReader
-from data_prep.problems import Problems
-from data_prep.tokenize import tokenize
-from data_prep.tokenizer import Tokenizer
+from data_prep.preparation.tokenize import tokenize
+from data_prep.sources.documents import DocumentReader
+from data_prep.sources.problems import Problems
+from data_prep.tokenizers.tokenizer import Tokenizer
 from evaluation.babilong.background import Background, open_background
 from evaluation.babilong.cell import Asker
 from evaluation.babilong.dense import KINDS, asked_densely, simulated

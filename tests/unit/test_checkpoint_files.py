@@ -11,7 +11,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
-from training.checkpoint_files import (
+from training.checkpoint.manifest import (
     METADATA,
     STATE_FILE,
     DamagedError,
@@ -23,10 +23,10 @@ from training.checkpoint_files import (
     verify,
     write_manifest,
 )
-from training.checkpoint_share import Box, SharePlanner, boxes, boxes_of_range
-from training.checkpoint_writer import prune
+from training.checkpoint.safe_reader import SafeReader, read_metadata
+from training.checkpoint.shards import Box, SharePlanner, boxes, boxes_of_range
+from training.checkpoint.writer import prune
 from training.errors import TrainingError
-from training.safe_reader import SafeReader, read_metadata
 
 VALUES = {"weight": torch.arange(12.0).view(3, 4), "weight/exp_avg": torch.ones(3, 4)}
 

@@ -16,10 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.checkpoint import filesystem
 
-from training import checkpoint, checkpoint_storage, checkpoint_writer
-from training.checkpoint_files import FileEntry
-from training.checkpoint_share import Box, SharePlanner
-from training.checkpoint_storage import HashedFile, Storage
+from training.checkpoint import folder as checkpoint_folder
+from training.checkpoint import storage as checkpoint_storage
+from training.checkpoint import writer as checkpoint_writer
+from training.checkpoint.manifest import FileEntry
+from training.checkpoint.shards import Box, SharePlanner
+from training.checkpoint.storage import HashedFile, Storage
 from training.errors import TrainingError
 
 
@@ -120,11 +122,11 @@ def test_the_thread_is_on_the_gpu_of_its_rank(tmp_path: Path, monkeypatch: pytes
     """A thread begins on the first GPU, and to leave the stream of another one makes a context there."""
     used: list[tuple[torch.device, str]] = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: used.append((device, threading.current_thread().name)))
-    monkeypatch.setattr(checkpoint, "Staging", lambda device: None)
+    monkeypatch.setattr(checkpoint_folder, "Staging", lambda device: None)
     topology: Any = SimpleNamespace(device=torch.device("cuda", 3))
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        folder = checkpoint.CheckpointFolder(tmp_path, topology)
+        folder = checkpoint_folder.CheckpointFolder(tmp_path, topology)
         folder._pool.submit(int).result()
         folder.close()
     finally:

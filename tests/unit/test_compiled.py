@@ -17,7 +17,7 @@ from tests.reference.small import DELTA, LM2, NONE, VOCAB, awake, random_ids, ti
 from tests.reference.small import one_thread as one_thread
 from tests.reference.varlen import kernels as kernels
 from tests.reference.varlen import on_a_gpu as on_a_gpu
-from training.compilation import compiles
+from training.engine.compilation import compiles
 
 COMPILED = {"none": NONE, "lm2": LM2, "delta": DELTA}
 

@@ -9,13 +9,13 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-import training.dry_run
+import training.planning.dry_run
 from model.network import LanguageModel
 from training.config import RunConfig, dump_yaml, load_config, parse_config
-from training.dry_run import describe
+from training.distributed.ranks import RankInfo
+from training.distributed.topology import check_world
 from training.errors import ConfigError
-from training.ranks import RankInfo
-from training.topology import check_world
+from training.planning.dry_run import describe
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -549,7 +549,7 @@ def test_shipped_configuration_is_described_without_allocating(path: Path, monke
         return built[-1]
 
     config: RunConfig = load_config(path)
-    monkeypatch.setattr(training.dry_run, "LanguageModel", recording)
+    monkeypatch.setattr(training.planning.dry_run, "LanguageModel", recording)
     text = describe(config)
     (net,) = built
     held = [*net.parameters(), *net.buffers()]

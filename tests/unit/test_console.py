@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from training.console import Console
 from training.logs import without_secret, without_secrets
-from training.records import EvalRecord, StepRecord
+from training.monitoring.console import Console
+from training.monitoring.records import EvalRecord, StepRecord
 
 GATES = {"in": 0.51, "forget": 0.93, "out": 0.48}
 STEP = StepRecord(120, 983_040, "memory", 4.1234, 0.87, 1e-3, 12_345.0, None, GATES, 0.001, 201.0)

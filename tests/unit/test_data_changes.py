@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from data_prep import DataError, Manifest, PrepareConfig, load_tokenizer, prepare
-from data_prep import task as tasks
-from data_prep.prepare import Preparation
-from data_prep.shards import Shard
+from data_prep.preparation import task as tasks
+from data_prep.preparation.prepare import Preparation
+from data_prep.shards.reading import Shard
 from tests.unit.test_data_tasks import ROOT, config_of, tokenizer_of, write_inputs, write_run
 
 QUIET = Console(quiet=True)

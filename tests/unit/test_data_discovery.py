@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from data_prep import DataError, PrepareConfig, SourceConfig, prepare
-from data_prep.documents import DocumentReader
-from data_prep.places import list_files
-from data_prep.problems import Problems
+from data_prep.sources.documents import DocumentReader
+from data_prep.sources.places import list_files
+from data_prep.sources.problems import Problems
 from tests.unit.test_data_tasks import tokenizer_of
 
 QUIET = Console(quiet=True)

@@ -13,9 +13,9 @@ import zstandard
 from pydantic import ValidationError
 
 from data_prep import DataError, PrepareConfig, SourceConfig
-from data_prep.documents import Document, DocumentReader
-from data_prep.problems import Problems
-from data_prep.selection import sample_hash, sample_texts, sample_threshold, split_of
+from data_prep.sources.documents import Document, DocumentReader
+from data_prep.sources.problems import Problems
+from data_prep.sources.selection import sample_hash, sample_texts, sample_threshold, split_of
 
 TEXTS = ["first\n", "second \u00e9\t", "third"]
 LINES = "".join(json.dumps({"text": text, "id": 1}) + "\n" for text in TEXTS).encode()

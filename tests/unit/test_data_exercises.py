@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from data_prep import DataConfig, DataError, Manifest, PrepareConfig, TokenStream, load_tokenizer, prepare
-from data_prep.pack import pack
-from data_prep.tokenizer import train_sentencepiece
+from data_prep.stream.packing import pack
+from data_prep.tokenizers.tokenizer import train_sentencepiece
 
 QUIET = Console(quiet=True)
 PLACES = ["garden", "kitchen", "office", "hallway"]

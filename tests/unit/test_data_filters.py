@@ -9,8 +9,8 @@ from rich.console import Console
 
 from data_prep import Manifest, PrepareConfig, load_tokenizer, prepare
 from data_prep.config import FilterConfig
-from data_prep.filters import alphabetic_share, mean_word_length, rejected_by, repeated_line_share
-from data_prep.shards import Shard
+from data_prep.shards.reading import Shard
+from data_prep.sources.filters import alphabetic_share, mean_word_length, rejected_by, repeated_line_share
 
 QUIET = Console(quiet=True)
 

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from data_prep import DataError, Manifest, PrepareConfig, load_tokenizer, prepare
-from data_prep.shards import Shard
-from data_prep.tokenizer import train_sentencepiece
+from data_prep.shards.reading import Shard
+from data_prep.tokenizers.tokenizer import train_sentencepiece
 
 QUIET = Console(quiet=True)
 WORDS = "the memory reads before it is written and every token keeps what was seen"

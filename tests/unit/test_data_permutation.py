@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.permutation import permute
+from data_prep.stream.permutation import permute
 
 keys = st.integers(0, 2**64 - 1)
 

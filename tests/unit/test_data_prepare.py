@@ -18,9 +18,9 @@ from data_prep import (
     load_tokenizer,
     prepare,
 )
-from data_prep.plan import Planner, choose_token_type
-from data_prep.shards import Shard
-from data_prep.writer import ShardWriter
+from data_prep.preparation.plan import Planner, choose_token_type
+from data_prep.shards.reading import Shard
+from data_prep.shards.writer import ShardWriter
 
 QUIET = Console(quiet=True)
 

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from data_prep import CacheConfig, DataConfig, DataError, PrepareConfig, PreparedFolder, TokenStream, prepare
-from data_prep.remote import RemoteCache
+from data_prep.sources.remote import RemoteCache
 from tests.unit.data_folder import write_folder
 
 s3fs = pytest.importorskip("s3fs")

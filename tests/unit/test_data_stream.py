@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import Batch, DataError, TokenStream
-from data_prep.manifest import ShardEntry
-from data_prep.mixing import MixSchedule, Pattern, quotas_of
-from data_prep.windows import SourceWindows
+from data_prep.shards.manifest import ShardEntry
+from data_prep.stream.mixing import MixSchedule, Pattern, quotas_of
+from data_prep.stream.windows import SourceWindows
 from tests.unit.data_folder import write_folder
 
 LENGTH = 16

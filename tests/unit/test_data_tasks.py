@@ -13,9 +13,9 @@ import yaml
 from rich.console import Console
 
 from data_prep import DataError, Manifest, PrepareConfig, prepare
-from data_prep.plan import load_plan
-from data_prep.prepare import Preparation
-from data_prep.task import load_result
+from data_prep.preparation.plan import load_plan
+from data_prep.preparation.prepare import Preparation
+from data_prep.preparation.task import load_result
 
 ROOT = Path(__file__).parents[2]
 QUIET = Console(quiet=True)
@@ -93,7 +93,7 @@ def test_finished_tasks_are_not_repeated(
     plan = mine.plan()
     mine.run_tasks(plan, [0, 1])
     done = []
-    import data_prep.task as task
+    import data_prep.preparation.task as task
 
     original = task.tokenize
     monkeypatch.setattr(task, "tokenize", lambda *given: done.append(1) or original(*given))
@@ -132,7 +132,7 @@ def test_bad_line_keeps_finished_tasks_and_skipping_it_goes_on(tmp_path: Path) -
 
 
 def tokenizer_of(folder: Path) -> Path:
-    from data_prep.tokenizer import train_sentencepiece
+    from data_prep.tokenizers.tokenizer import train_sentencepiece
 
     path = folder / "given.model"
     if not path.exists():

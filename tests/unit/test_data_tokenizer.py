@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data_prep import DataError, Tokenizer, load_tokenizer
-from data_prep.tokenizer import train_sentencepiece
+from data_prep.tokenizers.tokenizer import train_sentencepiece
 
 TEXTS = [(Path(sysconfig.get_paths()["stdlib"]) / name).read_text() for name in ("ast.py", "os.py", "json/decoder.py")]
 

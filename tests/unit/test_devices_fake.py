@@ -22,7 +22,7 @@ from model.stages import flat_layers
 from tests.reference.small import KINDS, tiny
 from training.batches import MicroBatch
 from training.engine import LossModel
-from training.faults import LossGuard
+from training.faults.anomalies import LossGuard
 
 DEVICE = torch.device("meta")
 EXPLICIT = ExplicitConfig(bos=(1, 5, 6), reference_length=5, tokens=2, chunk_length=2, references=3)

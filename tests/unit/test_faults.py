@@ -17,14 +17,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from training.checkpoint.remote import local_copy
 from training.config import FaultConfig, read_yaml
 from training.errors import ConfigError, TrainingError
-from training.faults import Judge, LossGuard, read_skipped, write_skipped
-from training.pace import slow_ranks
-from training.postmortem import is_full_disk, is_lost_peer, is_out_of_memory
-from training.remote import local_copy
-from training.signals import StopSignal
-from training.watchdog import Beat, Watchdog
+from training.faults.anomalies import Judge, LossGuard, read_skipped, write_skipped
+from training.faults.postmortem import is_full_disk, is_lost_peer, is_out_of_memory
+from training.faults.signals import StopSignal
+from training.faults.stragglers import slow_ranks
+from training.faults.watchdog import Beat, Watchdog
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +118,7 @@ def test_a_slow_rank_is_compared_with_the_others_of_its_stage() -> None:
 HANGING = """
 import sys, threading
 from pathlib import Path
-from training.watchdog import Watchdog
+from training.faults.watchdog import Watchdog
 watchdog = Watchdog(Path(sys.argv[1]), 0, 1, 2.0)
 watchdog.beat(7, "warmup", "step")
 def wait_for_ever():
@@ -176,7 +176,7 @@ def test_a_suspended_process_does_not_hang(tmp_path: Path) -> None:
 SUSPENDED = """
 import sys, time
 from pathlib import Path
-from training.watchdog import Watchdog
+from training.faults.watchdog import Watchdog
 watchdog = Watchdog(Path(sys.argv[1]), 0, 1, 2.0)
 print("watched", flush=True)
 end = time.process_time() + 0.5
@@ -219,7 +219,7 @@ class TestRemote:
 
     def test_is_fetched_once_and_again_when_it_changed(self, elsewhere: Path) -> None:
         from tests.unit.test_checkpoint_files import entries
-        from training.checkpoint_files import verify, write_manifest
+        from training.checkpoint.manifest import verify, write_manifest
 
         copy = local_copy(f"file://{elsewhere}", "init_from")
         assert copy != elsewhere

@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from data_prep import DataError, SourceConfig, load_tokenizer
-from data_prep.documents import DocumentReader
-from data_prep.problems import Problems
+from data_prep.sources.documents import DocumentReader
+from data_prep.sources.problems import Problems
 from evaluation.questions import load_questions
 from launchers import import_hf, prepare_data
 from model.llama_config import to_llama

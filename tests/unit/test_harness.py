@@ -20,9 +20,9 @@ from model import build_model
 from tests.reference.small import DEPTH, LM2, NONE, awake, tiny
 from tests.reference.small import one_thread as one_thread
 from tests.unit.exported import trained
+from training.checkpoint.trained_model import Trained
 from training.errors import ConfigError
-from training.export import export
-from training.inference import Trained
+from training.huggingface.export import export
 
 pytestmark = pytest.mark.usefixtures("code_cache")
 KINDS = {"none": NONE, "lm2": LM2, "lm2-depth": DEPTH}

@@ -21,9 +21,9 @@ from tests.reference.small import DELTA, KINDS, LM2, NONE, RMT, SEGMENT, awake, 
 from tests.reference.small import one_thread as one_thread
 from tests.unit.exported import trained
 from training.errors import ConfigError, TrainingError
-from training.export import export
-from training.hf_weights import check_folder, load_folder
-from training.logits import load_in_transformers
+from training.huggingface.export import export
+from training.huggingface.logits import load_in_transformers
+from training.huggingface.weights import check_folder, load_folder
 
 pytestmark = pytest.mark.usefixtures("code_cache")
 PROMPT, WRITTEN = 11, 14  # tokens: begins inside the third segment, ends in the seventh

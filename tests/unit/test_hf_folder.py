@@ -16,9 +16,9 @@ from tests.reference.small import DELTA, LM2, NONE, awake, tiny
 from tests.reference.small import one_thread as one_thread
 from tests.unit.exported import trained
 from training.errors import ConfigError
-from training.export import export
-from training.hf_import import model_section, prove, section_text
-from training.hf_weights import check_folder, load_folder
+from training.huggingface.export import export
+from training.huggingface.import_config import model_section, prove, section_text
+from training.huggingface.weights import check_folder, load_folder
 
 pytestmark = pytest.mark.usefixtures("code_cache")
 WHERE = "phases.0.init_from"
@@ -281,7 +281,7 @@ def test_the_memory_of_an_export_must_be_the_run_s(tmp_path: Path) -> None:
 
 
 def test_weights_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.hf_weights._AT_ONCE", 2000)
+    monkeypatch.setattr("training.huggingface.weights._AT_ONCE", 2000)
     net, parts = build_model(tiny(NONE), seed=5), []
     load_folder(dict(net.named_parameters()), save(tmp_path), net.config, net.tp, lambda part: parts.append(dict(part)))
     assert len(parts) > 3

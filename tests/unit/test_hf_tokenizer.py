@@ -12,10 +12,10 @@ from transformers import AutoTokenizer
 
 from data_prep import Tokenizer
 from data_prep.errors import DataError
-from data_prep.hf_tokenizer import write_hf_tokenizer
-from data_prep.tokenizer import load_tokenizer, train_sentencepiece
+from data_prep.tokenizers.hugging_face import write_hf_tokenizer
+from data_prep.tokenizers.tokenizer import load_tokenizer, train_sentencepiece
 from training.errors import ConfigError
-from training.export import _prove_tokenizer
+from training.huggingface.export import _prove_tokenizer
 
 CORPUS = [Path(__file__).read_text(encoding="utf-8"), "na\u00efve caf\u00e9 1234 \t\t  \n\n    x = y[i]\n" * 40]
 

@@ -19,7 +19,7 @@ from model.segments import pieces
 from tests.distributed.training_case import tiny_config
 from tests.reference.small import DELTA, awake, random_ids, tiny
 from tests.reference.small import one_thread as one_thread
-from training.products import choose_products, delta_path
+from training.engine.products import choose_products, delta_path
 
 examples = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 BATCH, HEADS, WIDTH = 2, 2, 32

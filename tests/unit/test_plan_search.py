@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from tests.unit.test_config import TINY, changed
 from training.config import RunConfig, dump_yaml, load_config, parse_config
+from training.distributed.topology import RankInfo, check_world
 from training.errors import ConfigError
 from training.planning.devices import DEVICES, GIB, parse_devices
 from training.planning.memory import memory_of, ranks_of
 from training.planning.plan import make_plan, topology_problems
 from training.planning.search import best_plan, candidates, search
 from training.planning.timing import bubble_fraction, step_time
-from training.topology import RankInfo, check_world
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 H200, A100 = DEVICES["h200"], DEVICES["a100"]

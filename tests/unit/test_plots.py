@@ -10,8 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from training import plots
-from training.records import EvalRecord, MetricsFile, StepRecord
+from training.monitoring import plots
+from training.monitoring.records import EvalRecord, MetricsFile, StepRecord
 
 
 def write_run(folder: Path, steps: int, bad_step: int = 0) -> Path:

@@ -10,9 +10,9 @@ from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import init_device_mesh
 
 from tests.e2e.commands import free_port
+from training.distributed.ranks import RankInfo, first_host
+from training.distributed.topology import connect
 from training.errors import ConfigError, TrainingError
-from training.ranks import RankInfo, first_host
-from training.topology import connect
 
 STEP = {
     "SLURM_PROCID": "3",

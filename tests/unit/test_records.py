@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.records import EvalRecord, MetricsFile, StepRecord, read_metrics
+from training.monitoring.records import EvalRecord, MetricsFile, StepRecord, read_metrics
 
 
 def step(number: int, loss: float = 2.0, **other: Any) -> StepRecord:

@@ -19,7 +19,7 @@ from data_prep.references.overlap import overlaps
 from data_prep.references.prepare import ReferencePreparation, prepare_references
 from data_prep.references.retrieval import BM25Retriever, build_index, import_extra, open_retriever
 from data_prep.references.store import ReferenceStore
-from data_prep.tokenizer import train_sentencepiece
+from data_prep.tokenizers.tokenizer import train_sentencepiece
 from launchers.prepare_data import main
 
 pytestmark = pytest.mark.memory3

@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 import pytest
 
 from tests.unit.test_config import changed
-from training import reporting
+from training import reporter as reporting
 from training.config import parse_config
-from training.records import EvalRecord
-from training.reporting import Reporter
+from training.monitoring.records import EvalRecord
+from training.reporter import Reporter
 from training.tracking import facts
 from training.tracking.tracker import NullTracker
 

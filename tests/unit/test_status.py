@@ -15,14 +15,14 @@ from rich.console import Console
 
 from data_prep.files import write_text
 from tests.e2e.commands import ROOT
-from training.checkpoint_files import POINTER, FileEntry, write_manifest
+from training.checkpoint.manifest import POINTER, FileEntry, write_manifest
+from training.cluster.job_state import Job, job_state
 from training.config import dump_yaml, parse_config
 from training.errors import ConfigError
-from training.job_state import Job, job_state
-from training.status import Status, status_of
-from training.status_screen import duration, screen
+from training.faults.watchdog import Beat
+from training.monitoring.status import Status, status_of
+from training.monitoring.status_screen import duration, screen
 from training.tracking import facts
-from training.watchdog import Beat
 
 STEPS, TOKENS = 20, 256
 
@@ -178,7 +178,9 @@ def test_the_command_prints_a_screen_or_json_and_refuses_another_folder(run: Pat
 
 
 def test_it_loads_no_torch() -> None:
-    code = "import sys, training.status, training.status_screen; print('torch' in sys.modules, 'mlflow' in sys.modules)"
+    modules = "training.monitoring.status, training.monitoring.status_screen"
+    code = f"import sys, {modules}; print('torch' in sys.modules, 'mlflow' in sys.modules)"
+    code = code
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.stdout.strip() == "False False"
 
