@@ -6,9 +6,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data_prep.errors import DataError
+from data_prep.field_values import core
+from data_prep.yaml_reader import read_yaml
 from evaluation.interpret import Analysis, load_analysis
 from evaluation.results import Results, Row, load_results
 from training.config import RunConfig, load_config
@@ -131,5 +131,5 @@ def _simulated(results: list[Results], tasks: str) -> bool:
 def published() -> dict[str, Any]:
     """The numbers of the papers, from published.yaml beside this file."""
     text = (resources.files("evaluation.report") / "published.yaml").read_text(encoding="utf-8")
-    found: dict[str, Any] = yaml.safe_load(text)
+    found: dict[str, Any] = core(read_yaml(text))
     return found

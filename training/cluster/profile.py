@@ -4,18 +4,19 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from data_prep.field_values import fit
 from training.config import Positive, Section, apply_override, explain, read_yaml
 from training.errors import ConfigError
 from training.logs import without_secret
 
 PREFIX = "cluster."  # of overrides that are the profile's
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_TIME = re.compile(r"(?:(\d+)-(\d+)(?::(\d+)(?::(\d+))?)?|(\d+)(?::(\d+))?(?::(\d+))?)")
-_MEMORY = re.compile(r"(\d+)([MGT])")
+_TIME = re.compile(r"(?:(\d+)-(\d+)(?::(\d+)(?::(\d+))?)?|(\d+)(?::(\d+))?(?::(\d+))?)", re.ASCII)
+_MEMORY = re.compile(r"(\d+)([MGT])", re.ASCII)
 _MIB = {"M": 1, "G": 1024, "T": 1024 * 1024}
 
 
@@ -28,7 +29,7 @@ def one_line(text: str) -> str:
 
 def _time(text: str) -> str:
     if not _TIME.fullmatch(text):
-        raise ValueError("is no time limit; write HH:MM:SS or D-HH:MM:SS, in quotes")
+        raise ValueError("is no time limit; write HH:MM:SS or D-HH:MM:SS")
     return text
 
 
@@ -57,11 +58,7 @@ def mebibytes(memory: str) -> int:
     return int(match[1]) * _MIB[match[2]]
 
 
-def _as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-Text = Annotated[str, BeforeValidator(_as_text), Field(min_length=1), AfterValidator(one_line)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(one_line)]
 Time = Annotated[Text, AfterValidator(_time)]
 Memory = Annotated[Text, AfterValidator(_memory)]
 
@@ -178,7 +175,7 @@ def load_profile(path: Path, overrides: Sequence[str] = ()) -> ClusterProfile:
     try:
         for override in overrides:
             apply_override(raw, override.removeprefix(PREFIX))
-        return ClusterProfile.model_validate(raw)
+        return ClusterProfile.model_validate(fit(raw, ClusterProfile))
     except ValidationError as error:
         lines = "\n".join(explain(problem, ClusterProfile) for problem in error.errors()).splitlines()
         raise ConfigError("\n".join(PREFIX + line for line in lines)) from None

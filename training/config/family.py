@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError, field_validator
 
+from data_prep.field_values import fit
 from training.config import RunConfig, Section, load_config, read_yaml
 from training.errors import ConfigError
 
@@ -36,7 +37,7 @@ def load_family(path: Path, overrides: tuple[str, ...] = ()) -> list[Member]:
     """Read a family's file; `overrides` go to every member, last. Raises `ConfigError` that lists all problems."""
     raw = read_yaml(path)
     try:
-        family = FamilyFile.model_validate(raw)
+        family = FamilyFile.model_validate(fit(raw, FamilyFile))
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg'][0].lower()}{e['msg'][1:]}" for e in error.errors()]
         rule = (

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from data_prep.field_values import Refused, fit, is_nothing
+from data_prep.yaml_reader import YamlError, read_argument, read_file
 from training.config.run import RunConfig
 from training.errors import ConfigError
 from training.logs import without_secrets
@@ -38,30 +40,19 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return config
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping; PyYAML would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key, (where, _) in zip(keys, node.value, strict=True):
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"key '{key}' stands there twice, line {where.start_mark.line + 1}; remove one")
-        return super().construct_mapping(node, deep)
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The sections a file holds; raises `ConfigError` naming it when it cannot be read as such."""
+    """The sections a file holds, scalars as typed; raises `ConfigError` naming it when it cannot be read as such."""
     try:
-        raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        raw = read_file(Path(path).expanduser())
     except FileNotFoundError:
         raise ConfigError(
             f"--config: {path} does not exist; pass a YAML file such as configs/quickstart.yaml"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"--config: {path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    except YamlError as error:
+        raise ConfigError(f"--config: {path} cannot be read as YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(
-            f"--config: {path} holds {type(raw).__name__}, but must hold sections (run:, data:, model:, …)"
+            f"--config: {path} holds {'str' if isinstance(raw, str) else type(raw).__name__}, but must hold sections (run:, data:, model:, …)"
         )
     return raw
 
@@ -69,12 +60,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_config(raw: dict[str, Any]) -> RunConfig:
     """Check a configuration given as nested dictionaries; raises `ConfigError` that lists every problem."""
     try:
-        return RunConfig.model_validate(raw)
+        return RunConfig.model_validate(fit(raw, RunConfig))
     except ValidationError as error:
         found = error.errors()
     # pydantic takes a list whose elements all failed for an empty one
     found = [e for e in found if e["type"] != "too_short" or len([o for o in found if o["loc"][:1] == e["loc"]]) == 1]
-    lines = [explain(problem) for problem in found]
+    lines = list(dict.fromkeys(explain(problem) for problem in found))
     raise ConfigError("\n".join(lines + _hidden_problems(raw, [e["loc"] for e in found])))
 
 
@@ -91,7 +82,7 @@ def _hidden_problems(raw: dict[str, Any], wrong: list[tuple[int | str, ...]]) ->
         if isinstance(node, dict) and isinstance(node.pop(location[-1], None), dict | list):
             return []  # a whole section is wrong in itself: nothing to compare the others with
     try:
-        RunConfig.model_validate(trial)
+        RunConfig.model_validate(fit(trial, RunConfig))
     except ValidationError as error:
         return [explain(e) for e in error.errors() if e["loc"] == () and e["type"] == "value_error"]
     return []
@@ -110,12 +101,11 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     if not equals or not all(parts):
         raise ConfigError(f"override: '{override}' must have the form section.key=value, such as parallel.tensor=2")
     try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
-        if text.startswith(("[", "{")):  # a list or a section was meant
-            way = "close its brackets, and quote the whole override for the shell"
-            raise ConfigError(f"override: '{override}': what follows = is no YAML; {way}") from None
-        value = text
+        value = read_argument(text)
+    except YamlError as error:
+        way = f"close its brackets, and quote the whole override for the shell; to mean the text: {key}='\"…\"'"
+        why = f"what follows = is no YAML ({error}); {way}" if text.lstrip()[:1] in ("[", "{") else str(error)
+        raise ConfigError(f"override: '{override}': {why}") from None
     node: Any = raw
     for part in parts[:-1]:
         node = _child(node, part, override)
@@ -128,7 +118,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
 def _child(node: Any, part: str, override: str) -> Any:
     if isinstance(node, list):
         return node[_index(node, part, override)]
-    if node.get(part) is None:
+    if is_nothing(node.get(part)):
         node[part] = {}
     if not isinstance(node[part], dict | list):
         raise ConfigError(f"override: '{override}': '{part}' holds {node[part]!r}, not a section; drop what follows it")
@@ -144,6 +134,8 @@ def _index(node: list[Any], part: str, override: str) -> int:
 def explain(problem: Any, root: type[BaseModel] | None = None) -> str:
     """One pydantic error of `root` (default: a run's configuration) as `field: value, rule, way out`."""
     where = ".".join(str(part) for part in problem["loc"])
+    if isinstance(problem["input"], Refused) and problem["type"] != "value_error":
+        return f"{where}: {problem['input']!r} {problem['input'].reason}"
     match problem["type"]:
         case "extra_forbidden":
             known = _known_keys(problem["loc"][:-1], root or RunConfig)

@@ -12,10 +12,6 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
-def _yaml_switch(value: Any) -> Any:
-    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value  # YAML's on and off
-
-
 Positive = Annotated[int, BeforeValidator(_no_bool), Field(gt=0)]
 Weights = dict[str, Annotated[float, Field(gt=0)]]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -32,11 +28,6 @@ class RunSection(Section):
     name: str = Field(min_length=1, description="name of the run and of its folder below output_dir")
     output_dir: Path = Field(Path("runs"), description="folder of all runs")
     seed: int = Field(0, ge=0, description="seed of the initial weights and of the data order")
-
-    @field_validator("name", mode="before")
-    @classmethod
-    def _number_as_text(cls, name: Any) -> Any:
-        return str(name) if isinstance(name, int) and not isinstance(name, bool) else name
 
     @field_validator("name")
     @classmethod
@@ -113,7 +104,7 @@ class TrainingSection(Section):
     activation_checkpointing: Literal["none", "selective", "full"] = Field(
         "none", description="recomputed in the backward pass: selective: attention and memory; full: whole layers"
     )
-    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_yaml_switch)] = Field(
+    compile: Literal["auto", "on", "off"] = Field(
         "auto", description="decoder layers and loss compiled, where they can be; auto: on a GPU, not on a CPU"
     )
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW beta1, beta2")
