@@ -121,4 +121,6 @@ def all_of(text: str) -> list[Path]:
 if __name__ == "__main__":
     # The repository's packages are importable from a checkout that is not installed.
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    sys.exit(main())
+    from launchers._cli import run as run_command
+
+    sys.exit(run_command(main))

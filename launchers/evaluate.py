@@ -122,4 +122,6 @@ def run(given: argparse.Namespace, command: str) -> None:
 if __name__ == "__main__":
     # The repository's packages are importable from a checkout that is not installed.
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    sys.exit(main(sys.argv[1:]))
+    from launchers._cli import run as run_command
+
+    sys.exit(run_command(main, sys.argv[1:]))

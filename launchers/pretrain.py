@@ -91,7 +91,9 @@ def launch(arguments: argparse.Namespace) -> int:
 if __name__ == "__main__":
     # The repository's packages are importable from a checkout that is not installed.
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    code = main()
+    from launchers._cli import run as run_command
+
+    code = run_command(main)
     if code == 1:
         # other ranks may be gone: threads that still wait for them must not keep this one
         sys.stdout.flush()

@@ -74,4 +74,6 @@ def show(run: Path, every: float | None, as_json: bool) -> None:
 if __name__ == "__main__":
     # The repository's packages are importable from a checkout that is not installed.
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    sys.exit(main())
+    from launchers._cli import run as run_command
+
+    sys.exit(run_command(main))

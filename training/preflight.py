@@ -37,7 +37,8 @@ def check(config: RunConfig, info: RankInfo) -> None:
         if kind == "hf":
             check_hf_folder(Path(path), config.model, f"phases.{index}.init_from", phase.memory)
         if kind == "checkpoint":
-            check_origin(path, f"phases.{index}.init_from", config, phase.memory)
+            tokenizer = manifest.tokenizer.fingerprint
+            check_origin(path, f"phases.{index}.init_from", config, phase.memory, tokenizer)
 
 
 def _begun(config: RunConfig) -> int:
@@ -49,12 +50,12 @@ def _begun(config: RunConfig) -> int:
     return at.phase_index + (at.phase_step > 0)
 
 
-def check_origin(address: str, field: str, config: RunConfig, memory: bool) -> None:
-    """Refuse a checkpoint to start from that is not there, not whole or of another model."""
+def check_origin(address: str, field: str, config: RunConfig, memory: bool, tokenizer: str) -> None:
+    """Refuse a checkpoint to start from that is not there, not whole, or of another model or tokenizer."""
     path = local_copy(address, field)
     try:
         check_sizes(path)
-        read_run_state(path)
+        trained_with = read_run_state(path).tokenizer
         with torch.device("meta"):
             check_shapes(path, LanguageModel(config.model, memory_on=memory))
     except DamagedError as error:
@@ -62,6 +63,12 @@ def check_origin(address: str, field: str, config: RunConfig, memory: bool) -> N
             f"{field}: {error}; it must be a whole checkpoint, such as RUN/checkpoints/step-XXXXXXXX: copy it again, "
             "or use another"
         ) from None
+    if trained_with not in ("", tokenizer):
+        raise ConfigError(
+            f"{field}: {address} was trained with another tokenizer (fingerprint {trained_with}) than the data in "
+            f"{config.data.path} has ({tokenizer}); prepare the data with the checkpoint's tokenizer "
+            "(data.prepare.tokenizer.path)"
+        )
 
 
 def open_stream(config: RunConfig, split: str) -> TokenStream:

@@ -29,6 +29,7 @@ from training.checkpoint.run_state import RunState, read_run_state
 from training.checkpoint.safe_reader import read_metadata
 from training.checkpoint.shards import Box, SharePlanner
 from training.checkpoint.writer import Storage
+from training.config import parse_config
 from training.errors import ConfigError
 
 
@@ -76,12 +77,14 @@ def copy(source: Path, target: Path) -> None:
 def average(sources: Sequence[Path], target: Path) -> None:
     """A checkpoint whose weights are the means of `sources`' weights; it has no optimizer state.
 
-    Raises `DamagedError` when one is damaged, `ConfigError` when their weights differ in name or shape.
+    Raises `DamagedError` when one is damaged, `ConfigError` when they are not of one model: tokenizer, `model` section,
+    names or shapes of weights differ.
     """
     states = []
     for path in sources:
         verify(path)
         states.append(read_run_state(path))
+    _check_one_model(sources, states)
     shapes = [_weights(path) for path in sources]
     for path, found in zip(sources, shapes, strict=True):
         if found != shapes[0]:
@@ -103,6 +106,28 @@ def average(sources: Sequence[Path], target: Path) -> None:
         (partial / STATE_FILE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
         sync(partial / STATE_FILE)
         write_manifest(partial, storage.entries | {STATE_FILE: FileEntry.of(partial / STATE_FILE)})
+
+
+def _check_one_model(sources: Sequence[Path], states: Sequence[RunState]) -> None:
+    """Raise `ConfigError` where weights of one shape mean different things: a row is another piece, a head another one.
+
+    A checkpoint from before the tokenizer was recorded is taken for one of the others' tokenizer.
+    """
+    models = [parse_config(state.config).model.model_dump(mode="json") for state in states]
+    first = next((at for at, state in enumerate(states) if state.tokenizer), 0)
+    for path, state, model in zip(sources, states, models, strict=True):
+        if state.tokenizer not in ("", states[first].tokenizer):
+            raise ConfigError(
+                f"{path}: was trained with another tokenizer (fingerprint {state.tokenizer}) than {sources[first]} "
+                f"({states[first].tokenizer}), so a row of the embedding is another piece; average checkpoints of one "
+                "tokenizer"
+            )
+        if changed := [key for key in model if model[key] != models[0][key]]:
+            key = changed[0]
+            raise ConfigError(
+                f"{path}: model.{key} is {model[key]}, but {models[0][key]} in {sources[0]}; average checkpoints of "
+                "one model"
+            )
 
 
 def _weights(path: Path) -> dict[str, torch.Size]:

@@ -6,9 +6,12 @@ lines scroll above the bar, and a narrow window wraps them softly and never cuts
 
 from __future__ import annotations
 
+import errno
+import logging
 import math
 import os
 import sys
+from collections.abc import Callable
 from typing import TextIO
 
 import rich.console
@@ -16,6 +19,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from training.monitoring.records import EvalRecord, StepRecord
+
+log = logging.getLogger("memtrain")
 
 Field = tuple[str, str, str]  # name before the value ("" for none), value, unit after it
 
@@ -27,7 +32,8 @@ class Console:
         """`stream` defaults to standard output; on a terminal that can do it the output is live."""
         self._total_steps = total_steps
         self._total_tokens = total_tokens
-        self._stream = stream if stream is not None else sys.stdout
+        self._stream = stream if stream is not None else sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        self._lost = False
         # A column never shrinks, so lines align from the first time a wide value was seen.
         self._widths = {"step": max(5, len(str(total_steps))), "tokens": len(f"{total_tokens:,}"), "speed": 6}
         self._rich: rich.console.Console | None = None
@@ -71,10 +77,10 @@ class Console:
 
     def close(self) -> None:
         """Take the bar away and give the terminal back; calling it again does nothing."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-        self._stream.flush()
+        progress, self._progress = self._progress, None
+        if progress is not None:
+            self._survive(progress.stop)
+        self._survive(self._stream.flush)
 
     def _position(self, kind: str, record: StepRecord | EvalRecord) -> list[Field]:
         phase = self._pad("phase", record.phase, left=True)
@@ -95,11 +101,33 @@ class Console:
         self._write(styled.plain, styled)
 
     def _write(self, plain: str, styled: Text) -> None:
-        if self._rich is None:
-            self._stream.write(plain + "\n")
-            self._stream.flush()
-        else:
-            self._rich.print(styled, soft_wrap=True)
+        def write() -> None:
+            if self._rich is None:
+                self._stream.write(self._printable(plain) + "\n")
+                self._stream.flush()
+            else:
+                styled.plain = self._printable(styled.plain)
+                self._rich.print(styled, soft_wrap=True)
+
+        self._survive(write)
+
+    def _printable(self, text: str) -> str:
+        """`text` with escapes for the characters that the console's encoding lacks."""
+        encoding = self._stream.encoding or "utf-8"
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+
+    def _survive(self, write: Callable[[], object]) -> None:
+        """Write to the console, or leave it: metrics.jsonl has every line, and a run ends for want of no console."""
+        if self._lost:
+            return
+        try:
+            write()
+        except (OSError, ValueError) as error:  # ValueError: the stream is closed
+            if isinstance(error, OSError) and error.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
+                return  # the disk under a redirected output is full, and may have space again
+            self._lost, self._rich, self._progress = True, None, None
+            discard(self._stream)
+            log.warning("the console takes no more lines (%s); the run goes on, metrics.jsonl has them", error)
 
     def _advance(self, record: StepRecord) -> None:
         if self._rich is None:
@@ -108,11 +136,22 @@ class Console:
             # Drawn by the steps alone: a refresh thread would take time from the step and not survive a fork.
             self._progress = Progress(*_columns(), console=self._rich, auto_refresh=False)
             self._task = self._progress.add_task("", total=self._total_steps, phase="", tokens="", left="")
-            self._progress.start()
+            self._survive(self._progress.start)
         tokens = f"{_short(record.tokens)}/{_short(self._total_tokens)} tokens"
-        left = f"{_duration(record.eta_seconds)} left"
-        self._progress.update(self._task, completed=record.step, phase=record.phase, tokens=tokens, left=left)
-        self._progress.refresh()
+        left, phase = f"{_duration(record.eta_seconds)} left", self._printable(record.phase)
+        if (progress := self._progress) is not None:
+            progress.update(self._task, completed=record.step, phase=phase, tokens=tokens, left=left)
+            self._survive(progress.refresh)
+
+
+def discard(stream: TextIO) -> None:
+    """Let a stream whose reader has gone write to nowhere, or Python fails on it once more when it ends."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError):  # no file of the system, or closed
+        return
 
 
 def _columns() -> list[TextColumn | BarColumn]:
