@@ -8,17 +8,18 @@ from typing import Any, Literal
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from data_prep.sources.places import OptionalPlace, Place
+from data_prep.sources.places import LocalPlace, OptionalPlace, Place
 
 SourceKind = Literal["python-stdlib", "text", "jsonl", "parquet", "arrow", "task", "bin", "megatron", "hf"]
 TokenType = Literal["uint16", "uint32"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_LONGEST_LABEL = 150  # the files' names add split, number and what a temporary name needs
 _SUFFIXES = re.compile(r"(\.(jsonl|json|parquet|arrow|txt|md|bin|idx|gz|zst))+$")
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SourceConfig(_Settings):
@@ -64,6 +65,15 @@ class SourceConfig(_Settings):
         if any(b <= a for a, b in itertools.pairwise((0, *bins))):
             raise ValueError(f"are {list(bins)}; they must be numbers of tokens, at least 1, that increase")
         return bins
+
+    @model_validator(mode="after")
+    def _label_fits_a_file_name(self) -> "SourceConfig":
+        if len(self.label) > _LONGEST_LABEL:
+            raise ValueError(
+                f"name is {self.label!r}, {len(self.label)} characters; it becomes part of file names: set a name of "
+                f"at most {_LONGEST_LABEL}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_the_kind(self) -> "SourceConfig":
@@ -121,7 +131,7 @@ class DedupConfig(_Settings):
 class TokenizerConfig(_Settings):
     """A tokenizer to load, or how to train one."""
 
-    path: Path | None = Field(
+    path: LocalPlace | None = Field(
         default=None,
         description="existing SentencePiece .model or Hugging Face tokenizer.json; null trains a new one",
     )
@@ -202,7 +212,7 @@ class ReferencePrepareConfig(_Settings):
     sources: tuple[SourceConfig, ...] | None = Field(
         default=None, min_length=1, description="where the documents come from; null: from `documents`"
     )
-    documents: Path | None = Field(
+    documents: LocalPlace | None = Field(
         default=None, description="prepared folder whose documents are cut; null, without sources: data.path itself"
     )
     length: int = Field(default=128, ge=8, description="most tokens of a reference")
@@ -236,14 +246,14 @@ class ReferencePrepareConfig(_Settings):
 class ReferencesConfig(_Settings):
     """References for a model with explicit memory."""
 
-    path: Path = Field(description="folder of references, and of the tables that say which chunk found which")
+    path: LocalPlace = Field(description="folder of references, and of the tables that say which chunk found which")
     prepare: ReferencePrepareConfig | None = Field(default=None, description="how to make it when it is not there")
 
 
 class CacheConfig(_Settings):
     """Where copies of remote files lie."""
 
-    folder: Path = Field(default=Path("~/.cache/memtrain"), description="local folder of the copies")
+    folder: LocalPlace = Field(default=Path("~/.cache/memtrain"), description="local folder of the copies")
     max_bytes: int = Field(
         default=100_000_000_000, gt=0, description="largest size of the folder; the file used longest ago goes first"
     )

@@ -1,5 +1,6 @@
 """What every launcher needs around its own work: paths as typed, and output to whatever console there is."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -10,12 +11,25 @@ EXIT_PIPE_ENDED = 141  # as shells report a program that a closed pipe ended: 12
 
 def path(text: str) -> Path:
     """The type of an option that is a path: `~` and `~user` are home folders, in `--option=~/x` too."""
-    return Path(os.path.expanduser(text))
+    from data_prep.sources.places import local_path
+
+    try:
+        return local_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} {error}") from None
 
 
 def place(text: str) -> str:
-    """The type of an option that is a path or an address such as s3://… or hf:NAME."""
-    return os.path.expanduser(text)
+    """The type of an option that is a path, or an address such as s3://… or hf:NAME."""
+    return text if "://" in text or text.startswith("hf:") else str(path(text))
+
+
+def seed(text: str) -> int:
+    """The type of --seed: what PyTorch's generators take."""
+    number = int(text)
+    if not 0 <= number < 2**64:
+        raise argparse.ArgumentTypeError(f"{text} must be from 0 to {2**64 - 1} (64 bits)")
+    return number
 
 
 def run(main: Callable[..., int], *arguments: list[str]) -> int:

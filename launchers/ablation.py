@@ -25,15 +25,17 @@ HERE = Path(__file__).resolve().parent
 
 
 def parse_arguments() -> argparse.Namespace:
+    from launchers._cli import path
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the family: base, overrides, runs")
+    parser.add_argument("--config", type=path, required=True, metavar="FILE", help="the family: base, overrides, runs")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change values of every member")
     parser.add_argument("--dry-run", action="store_true", help="check all members, print their commands, start nothing")
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
         "--ranks", type=int, default=1, metavar="N", help="ranks of each run, through deepspeed (default 1)"
     )
-    how.add_argument("--cluster", metavar="C", help="submit every member by launchers/submit.py --cluster C")
+    how.add_argument("--cluster", type=path, metavar="C", help="submit every member by launchers/submit.py --cluster C")
     return parser.parse_intermixed_args()
 
 
@@ -49,7 +51,7 @@ def main() -> int:
             raise ConfigError(f"--ranks: {arguments.ranks} must be at least 1")
         members = load_family(arguments.config, tuple(arguments.overrides))
         if arguments.cluster is not None:
-            load_profile(Path(arguments.cluster))  # before the first member is submitted
+            load_profile(arguments.cluster)  # before the first member is submitted
     except BAD_INPUT as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -78,7 +80,7 @@ def command_of(member: "Member", arguments: argparse.Namespace) -> list[str]:
     """What one would type for this member."""
     given = ["--config", str(member.base), *member.overrides]
     if arguments.cluster is not None:
-        return [sys.executable, str(HERE / "submit.py"), "--cluster", arguments.cluster, *given]
+        return [sys.executable, str(HERE / "submit.py"), "--cluster", str(arguments.cluster), *given]
     if arguments.ranks > 1:
         deepspeed = str(Path(sys.executable).parent / "deepspeed")
         return [deepspeed, "--num_gpus", str(arguments.ranks), str(HERE / "pretrain.py"), *given]

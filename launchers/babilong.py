@@ -36,6 +36,8 @@ exit codes: 0 written; 2 bad input"""
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
+    from launchers._cli import path, place, seed
+
     parser = argparse.ArgumentParser(
         prog="python launchers/babilong.py",
         description=__doc__,
@@ -44,10 +46,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--part", choices=("train", "test"), required=True, help="train: exercises; test: samples as published")
-    add("--output", type=Path, required=True, metavar="FOLDER", help="where they go")
+    add("--output", type=path, required=True, metavar="FOLDER", help="where they go")
     tokens = parser.add_mutually_exclusive_group(required=True)
-    tokens.add_argument("--tokenizer", type=Path, metavar="FILE", help="*.model or tokenizer.json that counts tokens")
-    tokens.add_argument("--data", type=Path, metavar="FOLDER", help="instead: the tokenizer of prepared data")
+    tokens.add_argument("--tokenizer", type=path, metavar="FILE", help="*.model or tokenizer.json that counts tokens")
+    tokens.add_argument("--data", type=path, metavar="FOLDER", help="instead: the tokenizer of prepared data")
     add("--tasks", default="qa1,qa2,qa3,qa4,qa5", metavar="NAME,…", help="default qa1 to qa5")
     long = parser.add_mutually_exclusive_group()
     long.add_argument(
@@ -55,8 +57,15 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     long.add_argument("--noise", metavar="N=SHARE,…", help="train, instead: 0 to N tokens of books for a share")
     add("--samples", type=int, default=1000, metavar="N", help="of each task and length (default 1000)")
-    add("--babi", metavar="FOLDER", help="bAbI's files; or hf:NAME")
-    add("--background", nargs="+", default=[], metavar="PATH", help="books: *.txt files, folders or globs; or hf:NAME")
+    add("--babi", type=place, metavar="FOLDER", help="bAbI's files; or hf:NAME")
+    add(
+        "--background",
+        type=place,
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="books: *.txt files, folders or globs; or hf:NAME",
+    )
     add("--form", default="single", metavar="F=SHARE,…", help="train: single, story, dense (default single)")
     add(
         "--simulated",
@@ -68,7 +77,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add("--asked", type=float, default=0.5, metavar="SHARE", help="train: dense: of facts with a question after them")
     add("--workers", type=int, metavar="N", help="train: processes (default all cores); never changes the output")
     add("--exact", action="store_true", help="train: every exercise as long as its length, not up to it")
-    add("--seed", type=int, default=0, metavar="N", help="same seed, same text everywhere (default 0)")
+    add("--seed", type=seed, default=0, metavar="N", help="same seed, same text everywhere (default 0)")
     return parser.parse_args(arguments)
 
 

@@ -19,20 +19,22 @@ exit codes: 0 done; 1 a checkpoint is damaged; 2 bad input, nothing was written.
 
 
 def parse_arguments() -> argparse.Namespace:
+    from launchers._cli import path, place
+
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser("list", help="the checkpoints of a run: step, phase, tokens, size, whether whole")
-    command.add_argument("run", type=Path, metavar="RUN")
+    command.add_argument("run", type=path, metavar="RUN")
     command = commands.add_parser("verify", help="read every byte and compare the checksums")
-    command.add_argument("paths", nargs="+", metavar="PATH", help="of a run's folder: all its checkpoints")
+    command.add_argument("paths", type=place, nargs="+", metavar="PATH", help="of a run's folder: all its checkpoints")
     command = commands.add_parser("copy", help="a verified copy, whole or not at all")
-    command.add_argument("source", metavar="PATH")
-    command.add_argument("target", type=Path, metavar="NEW")
+    command.add_argument("source", type=place, metavar="PATH")
+    command.add_argument("target", type=path, metavar="NEW")
     command = commands.add_parser("average", help="the mean of several checkpoints' weights, to start a phase from")
-    command.add_argument("target", type=Path, metavar="NEW")
-    command.add_argument("sources", nargs="+", metavar="PATH", help="two or more checkpoints of one model")
+    command.add_argument("target", type=path, metavar="NEW")
+    command.add_argument("sources", type=place, nargs="+", metavar="PATH", help="two or more checkpoints of one model")
     arguments = parser.parse_args()
     if arguments.command == "average" and len(arguments.sources) < 2:
         parser.error("average: give two checkpoints or more after NEW; launchers/checkpoint.py copy takes one")

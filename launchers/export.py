@@ -23,11 +23,13 @@ exit codes: 0 done; 1 the folder's logits are not the checkpoint's, nothing is l
 
 
 def parse_arguments() -> argparse.Namespace:
+    from launchers._cli import path, place
+
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", metavar="PATH", help="run or checkpoint")
-    parser.add_argument("target", type=Path, metavar="OUT", help="folder to write; must not be there yet")
+    parser.add_argument("source", type=place, metavar="PATH", help="run or checkpoint")
+    parser.add_argument("target", type=path, metavar="OUT", help="folder to write; must not be there yet")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
@@ -45,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
         "--tolerance", type=float, default=1e-4, metavar="X", help="largest logit difference (default 1e-4)"
     )
     parser.add_argument("--shard-size", default="5GB", metavar="SIZE", help="of a safetensors file (default 5GB)")
-    parser.add_argument("--data", type=Path, default=None, metavar="FOLDER", help="tokenizer's folder, if it moved")
+    parser.add_argument("--data", type=path, default=None, metavar="FOLDER", help="tokenizer's folder, if it moved")
     parser.add_argument("--no-tokenizer", action="store_true", help="leave the tokenizer out")
     parser.add_argument("--register", default=None, metavar="NAME", help="a new version of NAME in MLflow's registry")
     arguments = parser.parse_args()

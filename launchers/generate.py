@@ -22,23 +22,25 @@ CONTEXT = 16  # tokens of context in which a new one is turned into text
 
 
 def parse_arguments() -> argparse.Namespace:
+    from launchers._cli import path, place, seed
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, metavar="PATH", help="run folder or checkpoint folder")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="instead: the run that this configuration trains")
+    parser.add_argument("--checkpoint", type=path, metavar="PATH", help="run folder or checkpoint folder")
+    parser.add_argument("--config", type=path, metavar="FILE", help="instead: the run that this configuration trains")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="with --config: as for pretrain.py")
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
         "--prompt", action="append", metavar="TEXT", help="text to continue (default: none); several are a batch"
     )
-    prompt.add_argument("--prompt-file", metavar="FILE", help="file to continue; - reads standard input")
+    prompt.add_argument("--prompt-file", type=place, metavar="FILE", help="file to continue; - reads standard input")
     parser.add_argument("--max-tokens", type=int, default=200, metavar="N", help="tokens to generate (default 200)")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="X", help="0 is greedy (default 0.8)")
     parser.add_argument("--top-k", type=int, default=None, metavar="K", help="draw from the K likeliest tokens")
     parser.add_argument("--top-p", type=float, default=None, metavar="P", help="draw from the likeliest mass P")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same text (default 0)")
-    parser.add_argument("--data", type=Path, default=None, metavar="FOLDER", help="tokenizer's folder, if it moved")
-    parser.add_argument("--references", type=Path, metavar="FOLDER", help="references to retrieve from")
-    parser.add_argument("--bank", type=Path, metavar="FOLDER", help="their memories, by launchers/write_bank.py")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="same seed, same text (default 0)")
+    parser.add_argument("--data", type=path, default=None, metavar="FOLDER", help="tokenizer's folder, if it moved")
+    parser.add_argument("--references", type=path, metavar="FOLDER", help="references to retrieve from")
+    parser.add_argument("--bank", type=path, metavar="FOLDER", help="their memories, by launchers/write_bank.py")
     parser.add_argument("--cold", action="store_true", help="write memories that the bank lacks, and store them there")
     arguments = parser.parse_intermixed_args()
     arguments.prompt = arguments.prompt or [""]

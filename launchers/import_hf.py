@@ -19,10 +19,12 @@ exit codes: 0 done; 1 the logits are not the same; 2 bad input.
 
 
 def parse_arguments() -> argparse.Namespace:
+    from launchers._cli import path
+
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("folder", type=path, metavar="FOLDER")
     parser.add_argument(
         "--segment-length", type=int, default=None, metavar="T", help="tokens of a segment (default: at most 2048)"
     )

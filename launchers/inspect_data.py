@@ -24,17 +24,19 @@ exit codes: 0 done, 2 bad input, anything else a failure"""
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
+    from launchers._cli import path
+
     parser = argparse.ArgumentParser(
         prog="python launchers/inspect_data.py",
         description="Show what is in a run's prepared data, and what its samples hold.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file of the run")
+    parser.add_argument("--config", type=path, required=True, metavar="FILE", help="YAML file of the run")
     parser.add_argument("--sample", type=int, action="append", metavar="G", help="show sample G (repeatable)")
     parser.add_argument("--split", choices=["train", "valid"], default="train", help="which documents (train)")
     parser.add_argument(
-        "--histogram", type=Path, default=Path("lengths.png"), metavar="PNG", help="where it goes (lengths.png)"
+        "--histogram", type=path, default=Path("lengths.png"), metavar="PNG", help="where it goes (lengths.png)"
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace FILE's")
     return parser.parse_intermixed_args(arguments)

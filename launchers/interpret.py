@@ -18,21 +18,25 @@ LONGEST = 4096  # tokens of a prompt that are looked at: reads are kept whole
 
 
 def parse_arguments() -> argparse.Namespace:
+    from launchers._cli import path, place
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="PATH", help="run folder or checkpoint folder"
+        "--checkpoint", type=path, required=True, metavar="PATH", help="run folder or checkpoint folder"
     )
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="text to read; longer than a segment, or nothing is written")
-    prompt.add_argument("--prompt-file", metavar="FILE", help=f"its first {LONGEST:,} tokens; - reads standard input")
+    prompt.add_argument(
+        "--prompt-file", type=place, metavar="FILE", help=f"its first {LONGEST:,} tokens; - reads standard input"
+    )
     parser.add_argument(
         "--max-tokens", type=int, default=0, metavar="N", help="let the model go on for N tokens, greedily (default 0)"
     )
     parser.add_argument("--tokens", type=int, default=24, metavar="N", help="rows of a heatmap (default 24)")
     parser.add_argument("--slots", type=int, default=20, metavar="N", help="columns of a heatmap (default 20)")
     parser.add_argument("--wiped", type=int, default=4, metavar="N", help="slots a block to wipe singly (default 4)")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: RUN/interpretation")
-    parser.add_argument("--data", type=Path, default=None, metavar="FOLDER", help="tokenizer's folder, if it moved")
+    parser.add_argument("--output", type=path, metavar="FOLDER", help="default: RUN/interpretation")
+    parser.add_argument("--data", type=path, default=None, metavar="FOLDER", help="tokenizer's folder, if it moved")
     arguments = parser.parse_args()
     for name, least in (("max_tokens", 0), ("tokens", 1), ("slots", 1), ("wiped", 0)):
         if getattr(arguments, name) < least:

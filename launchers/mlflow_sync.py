@@ -22,13 +22,15 @@ exit codes: 0 the stores have everything; 1 a store refused some of it; 2 bad in
 
 
 def parse_arguments() -> argparse.Namespace:
+    from launchers._cli import path
+
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, such as runs/quickstart")
+    parser.add_argument("runs", type=path, nargs="+", metavar="RUN", help="a run's folder, such as runs/quickstart")
     parser.add_argument("--uri", metavar="URI", help="the store, when it is not the run's own")
     parser.add_argument(
-        "--artifact", type=Path, action="append", default=[], metavar="FILE", help="keep this file or folder with it"
+        "--artifact", type=path, action="append", default=[], metavar="FILE", help="keep this file or folder with it"
     )
     return parser.parse_args()
 

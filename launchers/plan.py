@@ -26,13 +26,15 @@ exit codes: 0 planned; 2 bad input, or nothing fits (what is largest, and what w
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
+    from launchers._cli import path
+
     parser = argparse.ArgumentParser(
         prog="python launchers/plan.py",
         description=__doc__,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file that describes the run")
+    parser.add_argument("--config", type=path, required=True, metavar="FILE", help="YAML file that describes the run")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the file")
     parser.add_argument("--devices", default="h200:8", metavar="NAME:COUNT", help="what to run on (default h200:8)")
     parser.add_argument("--as-is", action="store_true", help="plan the file's own topology, search for no other")
@@ -43,7 +45,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         metavar="N,N,…",
         help="plan many numbers of devices, 8 to 4096, and draw them",
     )
-    parser.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="where --scale's picture goes")
+    parser.add_argument("--out", type=path, default=Path(), metavar="FOLDER", help="where --scale's picture goes")
     return parser.parse_intermixed_args(arguments)
 
 

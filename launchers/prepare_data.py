@@ -62,13 +62,15 @@ _NO_PREPARE = "data.prepare is missing; say in it what to read (see --help)"
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
+    from launchers._cli import path
+
     parser = argparse.ArgumentParser(
         prog="python launchers/prepare_data.py",
         description="Read documents, train or load a tokenizer, and write token shards on all cores.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file of the run")
+    parser.add_argument("--config", type=path, required=True, metavar="FILE", help="YAML file of the run")
     steps = parser.add_mutually_exclusive_group()
     steps.add_argument("--verify", action="store_true", help="check an existing folder instead of making one")
     steps.add_argument("--plan", action="store_true", help="only list the input and make the tokenizer")

@@ -30,10 +30,12 @@ parallel.segment; what is left over is data parallel.
 
 
 def parse_arguments() -> argparse.Namespace:
+    from launchers._cli import path
+
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file that describes the run")
+    parser.add_argument("--config", type=path, required=True, metavar="FILE", help="YAML file that describes the run")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the file")
     parser.add_argument(
         "--dry-run",

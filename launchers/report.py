@@ -16,9 +16,11 @@ from pathlib import Path
 
 
 def parse_arguments() -> argparse.Namespace:
+    from launchers._cli import path
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, or a result file (.json)")
-    parser.add_argument("--output", type=Path, default=Path("report"), metavar="DIR", help="default: report")
+    parser.add_argument("runs", type=path, nargs="+", metavar="RUN", help="run folder, or a result file (.json)")
+    parser.add_argument("--output", type=path, default=Path("report"), metavar="DIR", help="default: report")
     parser.add_argument(
         "--scorer",
         choices=("corrected", "official", "exact"),

@@ -21,10 +21,12 @@ exit codes: 0 told; 2 no run's folder.
 
 
 def parse_arguments() -> argparse.Namespace:
+    from launchers._cli import path
+
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, such as runs/quickstart")
+    parser.add_argument("run", type=path, metavar="RUN", help="a run's folder, such as runs/quickstart")
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="again and again, until the run ends or Ctrl-C")
     parser.add_argument("--json", action="store_true", help="one JSON object a time, for programs")
     arguments = parser.parse_args()

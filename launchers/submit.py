@@ -30,11 +30,13 @@ exit codes: 0 submitted; 2 refused, nothing was written or submitted.  Those of 
 
 
 def parse_arguments() -> argparse.Namespace:
+    from launchers._cli import path
+
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file that describes the run")
-    parser.add_argument("--cluster", type=Path, required=True, metavar="FILE", help="YAML file of the cluster")
+    parser.add_argument("--config", type=path, required=True, metavar="FILE", help="YAML file that describes the run")
+    parser.add_argument("--cluster", type=path, required=True, metavar="FILE", help="YAML file of the cluster")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the files")
     parser.add_argument("--dry-run", action="store_true", help="print the job script and stop")
     parser.add_argument("--phases-as-jobs", action="store_true", help="one job a phase, in a chain")

@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    from launchers._cli import path
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="run or checkpoint folder")
-    parser.add_argument("--references", type=Path, required=True, metavar="FOLDER", help="prepared references")
+    parser.add_argument("--checkpoint", type=path, required=True, metavar="PATH", help="run or checkpoint folder")
+    parser.add_argument("--references", type=path, required=True, metavar="FOLDER", help="prepared references")
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="FOLDER", help="the bank to make, or to go on with"
+        "--output", type=path, required=True, metavar="FOLDER", help="the bank to make, or to go on with"
     )
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of a number")
     parser.add_argument(

@@ -28,8 +28,9 @@ def check(config: RunConfig, info: RankInfo) -> None:
             f"model.vocab_size: {config.model.vocab_size} is smaller than the {manifest.tokenizer.vocab_size} pieces "
             f"of the tokenizer in {config.data.path}; set model.vocab_size to {manifest.tokenizer.vocab_size} or more"
         )
-    for split in ("train", "valid"):
-        open_references(config, open_stream(config, split))
+    for stream in (open_stream(config, "train"), open_validation(config)):
+        if stream is not None:
+            open_references(config, stream)
     check_folder(config)
     begun = _begun(config)
     for index, phase in enumerate(config.phases[begun:], begun):
@@ -103,6 +104,14 @@ def open_stream(config: RunConfig, split: str) -> TokenStream:
         cache=data.cache,
         references=references,
     )
+
+
+def open_validation(config: RunConfig) -> TokenStream | None:
+    """The validation stream; None where no document was to be held out (`data.prepare.valid_fraction: 0`)."""
+    manifest = PreparedFolder(config.data.path, config.data.cache).manifest
+    held_out = any(entry.split == "valid" for entry in manifest.shards)
+    meant = config.data.prepare is not None and config.data.prepare.valid_fraction > 0
+    return open_stream(config, "valid") if held_out or meant else None
 
 
 def open_references(config: RunConfig, stream: TokenStream) -> ReferenceReader | None:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from pathlib import Path
 
+from data_prep import TokenStream
 from model.cost import flops_per_token
 from training.batches import Prefetcher, Share, evaluation_shares, rank_share, read
 from training.checkpoint.folder import CheckpointFolder, RunState, read_run_state, restore
@@ -24,7 +25,7 @@ from training.faults.watchdog import Watchdog
 from training.huggingface.weights import load_folder
 from training.logs import without_secrets
 from training.monitoring.records import EvalRecord, StepRecord
-from training.preflight import open_references, open_stream
+from training.preflight import open_references, open_stream, open_validation
 from training.reporter import Reporter
 from training.schedule import Position, learning_rate, position
 from training.tracking import Status, Tracker
@@ -42,7 +43,7 @@ class Trainer:
         self.folder = config.run.folder
         keep = config.checkpoint.keep_last, config.checkpoint.keep_every_steps
         self.checkpoints = CheckpointFolder(self.folder / "checkpoints", topology, keep)
-        self.stream, self.valid = open_stream(config, "train"), open_stream(config, "valid")
+        self.stream, self.valid = open_stream(config, "train"), open_validation(config)
         last = self.checkpoints.choose()
         self.step = read_run_state(last).step if last else 0
         self.run_id = broadcast(tracker.run_id if tracker else "")
@@ -63,6 +64,8 @@ class Trainer:
         try:
             if self.last is not None:
                 self.reporter.note(f"resuming after step {self.step} from {self.last}")
+            if self.valid is None:
+                self.reporter.note("no document is held out (data.prepare.valid_fraction: 0): there is no evaluation")
             while not self._done() and not self._stopped():
                 self._run_phase(self._position())
             status, state = ("FINISHED", "finished") if self._done() else ("KILLED", self._stopped_how())
@@ -119,9 +122,9 @@ class Trainer:
     def _after_step(self, engine: Engine, phase: Phase, at_end: bool) -> None:
         """Evaluate and save where it is time for it."""
         eval_every = self.config.training.eval_every_steps
-        if at_end or (eval_every and self.step % eval_every == 0):
+        if self.valid is not None and (at_end or (eval_every and self.step % eval_every == 0)):
             self._beat("evaluation", phase)
-            self._evaluate(engine, phase, at_end)
+            self._evaluate(engine, self.valid, phase, at_end)
         must_be_there = at_end or self._stopped()
         if must_be_there or self.step % self.config.checkpoint.every_steps == 0:
             self._beat("saving", phase)
@@ -227,13 +230,13 @@ class Trainer:
             )
         )
 
-    def _evaluate(self, engine: Engine, phase: Phase, at_phase_end: bool) -> None:
+    def _evaluate(self, engine: Engine, valid: TokenStream, phase: Phase, at_phase_end: bool) -> None:
         """Validation loss; at the end of a memory phase also with the memory wiped."""
         training, topology = self.config.training, self.topology
-        samples = min(training.eval_samples, len(self.valid))
+        samples = min(training.eval_samples, len(valid))
         share = evaluation_shares(samples, topology.data_rank, topology.data_size, training.micro_batch_size)
-        references = open_references(self.config, self.valid) if phase.memory else None
-        batch = read(self.valid, share, training.micro_batch_size, topology.segment_share, references)
+        references = open_references(self.config, valid) if phase.memory else None
+        batch = read(valid, share, training.micro_batch_size, topology.segment_share, references)
         loss = engine.evaluate(batch)
         wiped = engine.evaluate(batch, wipe_memory=True) if phase.memory and at_phase_end else None
         self.reporter.evaluation(EvalRecord(self.step, self._position().tokens, phase.name, loss, wiped))

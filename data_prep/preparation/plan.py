@@ -1,6 +1,7 @@
 """What a preparation consists of: the tokenizer, and tasks that any process on any machine can do."""
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -189,7 +190,10 @@ class Planner:
         settings, path = self._config.tokenizer, self._work / "tokenizer.model"
         total = sum(reader.file_bytes for reader in self._readers)
         with ByteProgress(self._console, "reading text for the tokenizer", total) as advance:
-            texts = sample_texts(self._training_documents(thresholds, advance), settings.train_bytes)
+            left_out: Counter[str] = Counter()
+            texts = sample_texts(self._training_documents(thresholds, advance, left_out), settings.train_bytes)
+        if not texts:
+            raise DataError(_nothing_to_train_on(self._config, left_out))
         title = f"training a tokenizer of {settings.vocab_size:,} pieces on {len(texts):,} documents"
         with self._console.status(title):
             if self._pool is None:
@@ -198,12 +202,29 @@ class Planner:
                 self._pool.submit(train_sentencepiece, texts, settings.vocab_size, path).result()
         return load_tokenizer(path)
 
-    def _training_documents(self, thresholds: list[int | None], advance: Callable[[int], None]) -> Iterator[Document]:
+    def _training_documents(
+        self, thresholds: list[int | None], advance: Callable[[int], None], left_out: Counter[str]
+    ) -> Iterator[Document]:
         for reader, threshold in zip(self._readers, thresholds, strict=True):
             for document in reader.read(Problems(self._config.on_error), advance):
-                sampled = threshold is None or sample_hash(document.bytes) <= threshold
-                if sampled and split_of(document.bytes, self._config.valid_fraction) == "train":
+                if threshold is not None and sample_hash(document.bytes) > threshold:
+                    left_out["max_bytes"] += 1
+                elif split_of(document.bytes, self._config.valid_fraction) == "valid":
+                    left_out["valid_fraction"] += 1
+                else:
                     yield document
+
+
+def _nothing_to_train_on(config: PrepareConfig, left_out: Counter[str]) -> str:
+    """Why no document is left for the tokenizer, and what to change."""
+    if not left_out.total():
+        return "sources: no document has text, so no tokenizer can be trained; check sources and text_field"
+    held = left_out["valid_fraction"]
+    return (
+        f"sources: no document is left to train a tokenizer on: of {left_out.total():,}, {held:,} are held out by "
+        f"valid_fraction {config.valid_fraction:g} and {left_out['max_bytes']:,} left out by max_bytes; add documents, "
+        "or lower valid_fraction (0 holds none out)"
+    )
 
 
 def choose_token_type(asked: TokenType | str, vocab_size: int) -> TokenType:

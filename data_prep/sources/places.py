@@ -10,22 +10,48 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import fsspec
-from pydantic import PlainValidator
+from pydantic import AfterValidator, PlainValidator
 
 from data_prep.errors import DataError
+
+LONGEST_NAME = 255  # bytes of a file's or folder's name, on every common file system
+_LONGEST_PATH = 4095
+
+
+def local_path(path: Path | str) -> Path:
+    """`path` with `~` and `~user` as home folders. Raises ValueError where no file can have such a path."""
+    found = Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises for a user who is not there
+    if found.parts and found.parts[0].startswith("~"):
+        raise ValueError(f"begins with {found.parts[0]!r}, the home of a user who is not there; write the whole path")
+    if "\0" in str(found):
+        raise ValueError("holds a zero character; remove it")
+    longest = max((len(os.fsencode(part)) for part in found.parts), default=0)
+    if longest > LONGEST_NAME or len(os.fsencode(found)) > _LONGEST_PATH:
+        raise ValueError(
+            f"is too long: a name in it has {longest} bytes, all of it {len(os.fsencode(found)):,}; file systems take "
+            f"{LONGEST_NAME} and {_LONGEST_PATH:,}"
+        )
+    return found
+
+
+def _as_typed(path: Path) -> Path:
+    """The path as it was typed, which the hash of the settings is of; its users replace `~`."""
+    local_path(path)
+    return path
 
 
 def _as_place(value: Any) -> Any:
     """A URL stays text (a Path would take one of its slashes), anything else becomes a Path."""
     if not isinstance(value, str | Path):
         raise ValueError(f"is {value!r}, not a valid path; give a path or a URL as text")
-    return value if is_remote(value) else Path(value)
+    return value if is_remote(value) else _as_typed(Path(value))
 
 
 def _as_optional_place(value: Any) -> Any:
     return None if value is None else _as_place(value)
 
 
+LocalPlace = Annotated[Path, AfterValidator(_as_typed)]
 OptionalPlace = Annotated[Path | str | None, PlainValidator(_as_optional_place)]
 Place = Annotated[Path | str, PlainValidator(_as_place)]
 

@@ -93,7 +93,7 @@ class TokenStream:
             raise DataError(
                 f"{folder}: split {split!r} has {self.tokens} tokens in {len(entries)} shards, and in none "
                 f"the {sequence_length + 1} that a sample of sequence_length {sequence_length} takes; "
-                "lower sequence_length or prepare more text"
+                f"lower sequence_length or prepare more text{', or raise valid_fraction' * (split == 'valid')}"
             )
         opened = [shard.entry for shard in self._shards]
         self.table = NeighbourTable(references, self.manifest, opened, sequence_length) if references else None

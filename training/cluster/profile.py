@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from data_prep.field_values import fit
+from data_prep.sources.places import local_path
 from training.config import Positive, Section, apply_override, explain, read_yaml
 from training.errors import ConfigError
 from training.logs import without_secret
@@ -58,17 +59,23 @@ def mebibytes(memory: str) -> int:
     return int(match[1]) * _MIB[match[2]]
 
 
+def _home(text: str) -> str:
+    """`~` as the home folder of who submits: a job script quotes it, so no shell would."""
+    return str(local_path(text)) if text.startswith("~") else text
+
+
 Text = Annotated[str, Field(min_length=1), AfterValidator(one_line)]
+Folder = Annotated[Text, AfterValidator(_home)]
 Time = Annotated[Text, AfterValidator(_time)]
 Memory = Annotated[Text, AfterValidator(_memory)]
 
 
 class Container(Section):
-    image: Text = Field(description="image: a .sif file, a .sqsh file or an address such as docker://…")
+    image: Folder = Field(description="image: a .sif file, a .sqsh file or an address such as docker://…")
     runtime: Literal["apptainer", "singularity", "pyxis"] = Field(
         "apptainer", description="apptainer, singularity: the command; pyxis: srun's --container-image"
     )
-    mounts: tuple[Text, ...] = Field((), description="folders to see inside, FOLDER or FOLDER:INSIDE; data above all")
+    mounts: tuple[Folder, ...] = Field((), description="folders to see inside, FOLDER or FOLDER:INSIDE; data above all")
 
 
 class Preflight(Section):
@@ -78,7 +85,7 @@ class Preflight(Section):
     timeout_seconds: Positive = Field(300, description="a node that says nothing for so long is a bad one")
     min_memory_gib: float = Field(1.0, ge=0, description="memory that must be available")
     min_disk_gib: float = Field(1.0, ge=0, description="space that must be free in the run's folder and in `folders`")
-    folders: tuple[Text, ...] = Field((), description="local folders of a node that must be writable, such as /scratch")
+    folders: tuple[Folder, ...] = Field((), description="folders of a node that must be writable, such as /scratch")
     max_clock_skew_seconds: float = Field(5.0, gt=0, description="largest difference from the other nodes' clocks")
     all_reduce_mib: Positive = Field(16, description="size of the all-reduce that is tried between all nodes")
 
@@ -112,7 +119,7 @@ class ClusterProfile(Section):
     exclude: tuple[Text, ...] = Field((), description="nodes that are never used")
     sbatch: tuple[Text, ...] = Field((), description="further options of sbatch, such as --mail-type=END")
     modules: tuple[Text, ...] = Field((), description="environment modules to load")
-    venv: Text | None = Field(None, description="folder of a virtual environment")
+    venv: Folder | None = Field(None, description="folder of a virtual environment")
     container: Container | None = Field(None, description="container in which Python runs")
     variables: dict[Text, Text] = Field(default_factory=dict, description="environment variables of every rank")
     signal_seconds: int = Field(

@@ -1,12 +1,14 @@
 """A family of runs: one configuration and, for each member, what it changes."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, ValidationError, field_validator
 
 from data_prep.field_values import fit
+from data_prep.sources.places import local_path
 from training.config import RunConfig, Section, load_config, read_yaml
 from training.errors import ConfigError
 
@@ -21,7 +23,7 @@ class FamilyFile(Section):
     @field_validator("overrides", mode="after")
     @classmethod
     def _one_line(cls, overrides: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(" ".join(text.split()) for text in overrides)
+        return tuple(re.sub(r"\s*\n\s*", " ", text.strip("\n")) for text in overrides)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def load_family(path: Path, overrides: tuple[str, ...] = ()) -> list[Member]:
             "a family's file has base: FILE, overrides: [section.key=value, …] and runs: {name: [section.key=value, …]}"
         )
         raise ConfigError("\n".join(f"{path}: {line}; {rule}" for line in lines)) from None
-    base = Path(os.path.relpath(path.parent / family.base))
+    base = Path(os.path.relpath(path.parent / local_path(family.base)))
     members, problems = [], []
     for name, own in family.runs.items():
         given = (*family.overrides, *own, *overrides)

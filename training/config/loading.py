@@ -43,7 +43,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The sections a file holds, scalars as typed; raises `ConfigError` naming it when it cannot be read as such."""
     try:
-        raw = read_file(Path(path).expanduser())
+        raw = read_file(Path(path))
     except FileNotFoundError:
         raise ConfigError(
             f"--config: {path} does not exist; pass a YAML file such as configs/quickstart.yaml"
@@ -52,7 +52,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"--config: {path} cannot be read as YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(
-            f"--config: {path} holds {'str' if isinstance(raw, str) else type(raw).__name__}, but must hold sections (run:, data:, model:, …)"
+            f"--config: {path} holds {'str' if isinstance(raw, str) else type(raw).__name__}, but must hold sections "
+            "(run:, data:, model:, …)"
         )
     return raw
 

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from data_prep.sources.places import LONGEST_NAME, is_remote, local_path
 
 
 def _no_bool(value: Any) -> Any:
@@ -26,14 +28,16 @@ class Section(BaseModel):
 
 class RunSection(Section):
     name: str = Field(min_length=1, description="name of the run and of its folder below output_dir")
-    output_dir: Path = Field(Path("runs"), description="folder of all runs")
-    seed: int = Field(0, ge=0, description="seed of the initial weights and of the data order")
+    output_dir: Annotated[Path, AfterValidator(local_path)] = Field(Path("runs"), description="folder of all runs")
+    seed: int = Field(0, ge=0, le=2**64 - 1, description="seed of the initial weights and of the data order")
 
     @field_validator("name")
     @classmethod
     def _one_folder(cls, name: str) -> str:
         if "/" in name or "\0" in name or name in (".", ".."):
             raise ValueError("must be the name of one folder: no '/', not '.' or '..'")
+        if (size := len(name.encode(errors="surrogateescape"))) > LONGEST_NAME:
+            raise ValueError(f"has {size} bytes, but becomes a folder's name, which has at most {LONGEST_NAME}")
         return name
 
     @property
@@ -76,7 +80,7 @@ class Phase(Section):
         kind, _, path = value.partition(":")
         if not (value in ("previous", "scratch") or (kind in ("hf", "checkpoint") and path)):
             raise ValueError("must be previous, scratch, hf:FOLDER or checkpoint:FOLDER")
-        return value
+        return value if not path or is_remote(path) else f"{kind}:{local_path(path)}"
 
     @model_validator(mode="after")
     def _fits(self) -> "Phase":

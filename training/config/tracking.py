@@ -3,16 +3,18 @@
 import os
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from data_prep.sources.places import local_path
 
 
 class TrackingConfig(BaseModel):
     """The `tracking` section of a run's configuration."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     enabled: bool = Field(True, description="record the run in MLflow")
-    experiment: str = Field("memtrain", min_length=1, description="MLflow experiment the run belongs to")
+    experiment: str = Field("memtrain", min_length=1, max_length=500, description="MLflow experiment of the run")
     uri: str | None = Field(
         None,
         description="MLflow store: sqlite:///FILE or http(s)://SERVER; default: the environment variable "
@@ -23,6 +25,13 @@ class TrackingConfig(BaseModel):
     system_seconds: float = Field(
         10.0, ge=0, description="seconds between two samples of processor, memory, disk, network and GPUs; 0: none"
     )
+
+    @field_validator("uri")
+    @classmethod
+    def _home(cls, uri: str | None) -> str | None:
+        """`~` in the path of a database file."""
+        begin = "sqlite:///"
+        return begin + str(local_path(uri.removeprefix(begin))) if uri and uri.startswith(begin + "~") else uri
 
     def address(self, output_dir: Path) -> str:
         """The store's address: from here, else the environment, else a database in the folder of all runs."""

@@ -12,6 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TextIO
 
 import rich.console
@@ -32,7 +33,7 @@ class Console:
         """`stream` defaults to standard output; on a terminal that can do it the output is live."""
         self._total_steps = total_steps
         self._total_tokens = total_tokens
-        self._stream = stream if stream is not None else sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        self._stream: TextIO = stream or sys.stdout or Path(os.devnull).open("w", encoding="utf-8")
         self._lost = False
         # A column never shrinks, so lines align from the first time a wide value was seen.
         self._widths = {"step": max(5, len(str(total_steps))), "tokens": len(f"{total_tokens:,}"), "speed": 6}
@@ -73,6 +74,7 @@ class Console:
 
     def note(self, text: str) -> None:
         """Print a sentence between the lines: a phase begins, a checkpoint was written."""
+        text = self._printable(text)
         self._write(text, Text(text))
 
     def close(self) -> None:
@@ -83,7 +85,7 @@ class Console:
         self._survive(self._stream.flush)
 
     def _position(self, kind: str, record: StepRecord | EvalRecord) -> list[Field]:
-        phase = self._pad("phase", record.phase, left=True)
+        phase = self._pad("phase", self._printable(record.phase), left=True)
         step = f"{record.step:>{self._widths['step']}}/{self._total_steps}"
         return [("", phase, ""), (kind, step, ""), ("tokens", self._pad("tokens", f"{record.tokens:,}"), "")]
 
@@ -103,10 +105,9 @@ class Console:
     def _write(self, plain: str, styled: Text) -> None:
         def write() -> None:
             if self._rich is None:
-                self._stream.write(self._printable(plain) + "\n")
+                self._stream.write(plain + "\n")
                 self._stream.flush()
             else:
-                styled.plain = self._printable(styled.plain)
                 self._rich.print(styled, soft_wrap=True)
 
         self._survive(write)
