@@ -24,6 +24,14 @@ def place(text: str) -> str:
     return text if "://" in text or text.startswith("hf:") else str(path(text))
 
 
+def number(text: str) -> int:
+    """The type of an option that counts: a whole number of 64 bits."""
+    found = int(text)
+    if not -(2**63) <= found < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} must be at most {2**63 - 1} (64 bits)")
+    return found
+
+
 def seed(text: str) -> int:
     """The type of --seed: what PyTorch's generators take."""
     number = int(text)

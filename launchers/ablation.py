@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def parse_arguments() -> argparse.Namespace:
-    from launchers._cli import path
+    from launchers._cli import number, path
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=path, required=True, metavar="FILE", help="the family: base, overrides, runs")
@@ -33,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="check all members, print their commands, start nothing")
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
-        "--ranks", type=int, default=1, metavar="N", help="ranks of each run, through deepspeed (default 1)"
+        "--ranks", type=number, default=1, metavar="N", help="ranks of each run, through deepspeed (default 1)"
     )
     how.add_argument("--cluster", type=path, metavar="C", help="submit every member by launchers/submit.py --cluster C")
     return parser.parse_intermixed_args()

@@ -36,7 +36,7 @@ exit codes: 0 written; 2 bad input"""
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
-    from launchers._cli import path, place, seed
+    from launchers._cli import number, path, place, seed
 
     parser = argparse.ArgumentParser(
         prog="python launchers/babilong.py",
@@ -56,7 +56,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         "--lengths", default="0k,1k,2k,4k", metavar="L,…", help="0k, 4k, 128k, 1M or tokens (default 0k,1k,2k,4k)"
     )
     long.add_argument("--noise", metavar="N=SHARE,…", help="train, instead: 0 to N tokens of books for a share")
-    add("--samples", type=int, default=1000, metavar="N", help="of each task and length (default 1000)")
+    add("--samples", type=number, default=1000, metavar="N", help="of each task and length (default 1000)")
     add("--babi", type=place, metavar="FOLDER", help="bAbI's files; or hf:NAME")
     add(
         "--background",
@@ -75,7 +75,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     add("--permute", action="store_true", help="train: exchange names, rooms and objects within a story of the files")
     add("--asked", type=float, default=0.5, metavar="SHARE", help="train: dense: of facts with a question after them")
-    add("--workers", type=int, metavar="N", help="train: processes (default all cores); never changes the output")
+    add("--workers", type=number, metavar="N", help="train: processes (default all cores); never changes the output")
     add("--exact", action="store_true", help="train: every exercise as long as its length, not up to it")
     add("--seed", type=seed, default=0, metavar="N", help="same seed, same text everywhere (default 0)")
     return parser.parse_args(arguments)

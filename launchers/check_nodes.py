@@ -11,21 +11,21 @@ from pathlib import Path
 
 
 def parse_arguments() -> argparse.Namespace:
-    from launchers._cli import path
+    from launchers._cli import number, path
 
     epilog = "RESULTS/NODE gets one line: ok, bad REASON or unclear REASON.  exit codes: 0 ok; 1 not"
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", type=path, metavar="RESULTS", help="folder for a file a node; all nodes see it")
-    parser.add_argument("--gpus", type=int, default=0, metavar="N", help="GPUs the node must have")
+    parser.add_argument("--gpus", type=number, default=0, metavar="N", help="GPUs the node must have")
     parser.add_argument("--min-memory-gib", type=float, default=1.0, metavar="X", help="memory that must be available")
     parser.add_argument("--min-disk-gib", type=float, default=1.0, metavar="X", help="free space in every --folder")
     parser.add_argument(
         "--folder", type=path, action="append", default=[], dest="folders", help="must be writable; may be repeated"
     )
     parser.add_argument("--max-clock-skew", type=float, default=5.0, metavar="S", help="seconds from the other nodes")
-    parser.add_argument("--all-reduce-mib", type=int, default=16, metavar="N", help="size of the all-reduce")
+    parser.add_argument("--all-reduce-mib", type=number, default=16, metavar="N", help="size of the all-reduce")
     parser.add_argument("--timeout", type=float, default=240.0, metavar="S", help="seconds to wait for other nodes")
     return parser.parse_args()
 

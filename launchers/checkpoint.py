@@ -105,7 +105,7 @@ def one_of(text: str) -> Path:
     from training.checkpoint.remote import local_copy
     from training.checkpoint.trained_model import find_checkpoint
 
-    return find_checkpoint(local_copy(text, "PATH"))
+    return find_checkpoint(local_copy(text, "PATH"), "PATH")
 
 
 def all_of(text: str) -> list[Path]:

@@ -33,7 +33,7 @@ EXIT_INTERRUPTED = 130  # as shells say of Ctrl-C
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
-    from launchers._cli import path, place, seed
+    from launchers._cli import number, path, place, seed
 
     parser = argparse.ArgumentParser(
         prog="python launchers/evaluate.py",
@@ -50,7 +50,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         help="babilong, mmlu, perplexity, nq, lm_eval:TASK, babilong/qa1, … (default babilong)",
     )
     add("--lengths", default="0k,1k,2k,4k", metavar="L,…", help="0k, 4k, 128k, 1M or tokens (default 0k,1k,2k,4k)")
-    add("--samples", type=int, default=100, metavar="N", help="of a cell; questions of an MMLU subject (default 100)")
+    add(
+        "--samples", type=number, default=100, metavar="N", help="of a cell; questions of an MMLU subject (default 100)"
+    )
     add("--mode", choices=("prompt", "finetuned"), default="prompt", help="how BABILong is asked (default prompt)")
     add("--output", type=path, metavar="FILE.json", help="default RUN/evaluation/STEP-MODE.json")
     add("--babi", type=place, metavar="FOLDER", help="bAbI's files, qa1_test.txt or qa1_…_test.txt; or hf:NAME")
@@ -64,9 +66,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     add("--released", type=place, metavar="FOLDER", help="published samples, TASK/LENGTH.json; or hf:RMT-team/babilong")
     add("--mmlu", type=path, metavar="FOLDER", help="MMLU's CSV files: dev/ and test/ or val/")
-    add("--shots", type=int, default=5, metavar="K", help="MMLU: examples before a question (default 5)")
+    add("--shots", type=number, default=5, metavar="K", help="MMLU: examples before a question (default 5)")
     add("--retrieval", choices=("none", "bm25", "dense"), default="none", help="read only what retrieval finds")
-    add("--top-k", type=int, default=5, metavar="K", help="retrieval: parts to read (default 5)")
+    add("--top-k", type=number, default=5, metavar="K", help="retrieval: parts to read (default 5)")
     add("--unit", choices=("sentence", "chunk"), default="sentence", help="retrieval: a part (a chunk: 512 tokens)")
     add("--dense-model", default="sentence-transformers/all-MiniLM-L6-v2", metavar="NAME", help="retrieval: embeddings")
     add("--questions", type=path, metavar="FILE", help="nq: JSONL, a line {question, answers, passage}, or as SQuAD")
@@ -74,7 +76,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add("--bank", type=path, metavar="FOLDER", help="explicit memory: their memories (default: written when found)")
     add("--include", type=path, metavar="FOLDER", help="lm_eval: task files of your own")
     add("--seed", type=seed, default=0, metavar="N", help="of the samples: same seed, same text everywhere (default 0)")
-    add("--batch-size", type=int, default=8, metavar="N", help="samples read at once (default 8)")
+    add("--batch-size", type=number, default=8, metavar="N", help="samples read at once (default 8)")
     add("--data", type=path, metavar="FOLDER", help="tokenizer's folder, if the run's data moved")
     options = parser.parse_args(arguments)
     for name in ("top_k", "unit", "dense_model"):

@@ -84,7 +84,7 @@ def act(arguments: argparse.Namespace) -> None:
     from training.huggingface.export import export
     from training.tracking.registry import register_model, registry_of
 
-    trained = load_trained(find_checkpoint(local_copy(arguments.source, "PATH")))
+    trained = load_trained(find_checkpoint(local_copy(arguments.source, "PATH"), "PATH"))
     tokenizer = None if arguments.no_tokenizer else trained.tokenizer(arguments.data)
     if arguments.register:
         registry_of(trained.path)  # refuses before anything is written

@@ -22,7 +22,7 @@ CONTEXT = 16  # tokens of context in which a new one is turned into text
 
 
 def parse_arguments() -> argparse.Namespace:
-    from launchers._cli import path, place, seed
+    from launchers._cli import number, path, place, seed
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=path, metavar="PATH", help="run folder or checkpoint folder")
@@ -33,9 +33,9 @@ def parse_arguments() -> argparse.Namespace:
         "--prompt", action="append", metavar="TEXT", help="text to continue (default: none); several are a batch"
     )
     prompt.add_argument("--prompt-file", type=place, metavar="FILE", help="file to continue; - reads standard input")
-    parser.add_argument("--max-tokens", type=int, default=200, metavar="N", help="tokens to generate (default 200)")
+    parser.add_argument("--max-tokens", type=number, default=200, metavar="N", help="tokens to generate (default 200)")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="X", help="0 is greedy (default 0.8)")
-    parser.add_argument("--top-k", type=int, default=None, metavar="K", help="draw from the K likeliest tokens")
+    parser.add_argument("--top-k", type=number, default=None, metavar="K", help="draw from the K likeliest tokens")
     parser.add_argument("--top-p", type=float, default=None, metavar="P", help="draw from the likeliest mass P")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="same seed, same text (default 0)")
     parser.add_argument("--data", type=path, default=None, metavar="FOLDER", help="tokenizer's folder, if it moved")

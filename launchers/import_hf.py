@@ -19,14 +19,14 @@ exit codes: 0 done; 1 the logits are not the same; 2 bad input.
 
 
 def parse_arguments() -> argparse.Namespace:
-    from launchers._cli import path
+    from launchers._cli import number, path
 
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=path, metavar="FOLDER")
     parser.add_argument(
-        "--segment-length", type=int, default=None, metavar="T", help="tokens of a segment (default: at most 2048)"
+        "--segment-length", type=number, default=None, metavar="T", help="tokens of a segment (default: at most 2048)"
     )
     parser.add_argument(
         "--memory",
@@ -39,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="compare with Transformers' LlamaForCausalLM in fp32 (needs both in memory)",
     )
-    parser.add_argument("--length", type=int, default=256, metavar="N", help="tokens of the proof (default 256)")
+    parser.add_argument("--length", type=number, default=256, metavar="N", help="tokens of the proof (default 256)")
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, metavar="X", help="largest logit difference (default 1e-4)"
     )

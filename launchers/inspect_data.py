@@ -24,7 +24,7 @@ exit codes: 0 done, 2 bad input, anything else a failure"""
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
-    from launchers._cli import path
+    from launchers._cli import number, path
 
     parser = argparse.ArgumentParser(
         prog="python launchers/inspect_data.py",
@@ -33,7 +33,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=path, required=True, metavar="FILE", help="YAML file of the run")
-    parser.add_argument("--sample", type=int, action="append", metavar="G", help="show sample G (repeatable)")
+    parser.add_argument("--sample", type=number, action="append", metavar="G", help="show sample G (repeatable)")
     parser.add_argument("--split", choices=["train", "valid"], default="train", help="which documents (train)")
     parser.add_argument(
         "--histogram", type=path, default=Path("lengths.png"), metavar="PNG", help="where it goes (lengths.png)"

@@ -18,7 +18,7 @@ LONGEST = 4096  # tokens of a prompt that are looked at: reads are kept whole
 
 
 def parse_arguments() -> argparse.Namespace:
-    from launchers._cli import path, place
+    from launchers._cli import number, path, place
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -30,11 +30,15 @@ def parse_arguments() -> argparse.Namespace:
         "--prompt-file", type=place, metavar="FILE", help=f"its first {LONGEST:,} tokens; - reads standard input"
     )
     parser.add_argument(
-        "--max-tokens", type=int, default=0, metavar="N", help="let the model go on for N tokens, greedily (default 0)"
+        "--max-tokens",
+        type=number,
+        default=0,
+        metavar="N",
+        help="let the model go on for N tokens, greedily (default 0)",
     )
-    parser.add_argument("--tokens", type=int, default=24, metavar="N", help="rows of a heatmap (default 24)")
-    parser.add_argument("--slots", type=int, default=20, metavar="N", help="columns of a heatmap (default 20)")
-    parser.add_argument("--wiped", type=int, default=4, metavar="N", help="slots a block to wipe singly (default 4)")
+    parser.add_argument("--tokens", type=number, default=24, metavar="N", help="rows of a heatmap (default 24)")
+    parser.add_argument("--slots", type=number, default=20, metavar="N", help="columns of a heatmap (default 20)")
+    parser.add_argument("--wiped", type=number, default=4, metavar="N", help="slots a block to wipe singly (default 4)")
     parser.add_argument("--output", type=path, metavar="FOLDER", help="default: RUN/interpretation")
     parser.add_argument("--data", type=path, default=None, metavar="FOLDER", help="tokenizer's folder, if it moved")
     arguments = parser.parse_args()

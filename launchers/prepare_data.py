@@ -62,7 +62,7 @@ _NO_PREPARE = "data.prepare is missing; say in it what to read (see --help)"
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
-    from launchers._cli import path
+    from launchers._cli import number, path
 
     parser = argparse.ArgumentParser(
         prog="python launchers/prepare_data.py",
@@ -74,10 +74,12 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     steps = parser.add_mutually_exclusive_group()
     steps.add_argument("--verify", action="store_true", help="check an existing folder instead of making one")
     steps.add_argument("--plan", action="store_true", help="only list the input and make the tokenizer")
-    steps.add_argument("--task", type=int, metavar="I", help="only tasks I, I + N, I + 2 N, … (I from 0; with --tasks)")
+    steps.add_argument(
+        "--task", type=number, metavar="I", help="only tasks I, I + N, I + 2 N, … (I from 0; with --tasks)"
+    )
     steps.add_argument("--merge", action="store_true", help="only make the folder out of the finished tasks")
     parser.add_argument("--references", action="store_true", help="the step is one of data.references, not of data")
-    parser.add_argument("--tasks", type=int, metavar="N", help="processes that share the work (with --task)")
+    parser.add_argument("--tasks", type=number, metavar="N", help="processes that share the work (with --task)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace FILE's")
     options = parser.parse_intermixed_args(arguments)
     if options.references and not (options.plan or options.merge or options.verify or options.task is not None):

@@ -30,7 +30,7 @@ parallel.segment; what is left over is data parallel.
 
 
 def parse_arguments() -> argparse.Namespace:
-    from launchers._cli import path
+    from launchers._cli import number, path
 
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -43,7 +43,9 @@ def parse_arguments() -> argparse.Namespace:
         help="check the file, print parameters, FLOPs and phases, and stop; the data is not looked at",
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
-    parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # from the deepspeed launcher
+    parser.add_argument(
+        "--local_rank", type=number, default=None, help=argparse.SUPPRESS
+    )  # from the deepspeed launcher
     arguments, unknown = parser.parse_known_intermixed_args()
     for text in unknown:
         hint = f"; overrides have no dashes: {text.lstrip('-')}" if "=" in text else ""

@@ -30,7 +30,7 @@ exit codes: 0 submitted; 2 refused, nothing was written or submitted.  Those of 
 
 
 def parse_arguments() -> argparse.Namespace:
-    from launchers._cli import path
+    from launchers._cli import number, path
 
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--evaluate", default="", metavar="'OPTIONS'", help="of launchers/evaluate.py: a job for every kept checkpoint"
     )
-    parser.add_argument("--prepare-data", type=int, metavar="N", help="prepare the run's data in N parts instead")
+    parser.add_argument("--prepare-data", type=number, metavar="N", help="prepare the run's data in N parts instead")
     options = parser.parse_intermixed_args()
     if options.prepare_data is not None and options.prepare_data < 1:
         parser.error("--prepare-data needs 1 part or more")

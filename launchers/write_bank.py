@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    from launchers._cli import path
+    from launchers._cli import number, path
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=path, required=True, metavar="PATH", help="run or checkpoint folder")
@@ -42,11 +42,11 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         "--quantise", metavar="FACTORY", help="FAISS codec, as OPQ20x80-Residual2x14-PQ8x10; auto chooses by head width"
     )
     parser.add_argument(
-        "--quantise-sample", type=int, default=4096, metavar="N", help="references the codec is trained on (4096)"
+        "--quantise-sample", type=number, default=4096, metavar="N", help="references the codec is trained on (4096)"
     )
     parser.add_argument("--share", metavar="I/N", help="only part I of N (from 0); default: by the launcher's ranks")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="references encoded at once (32)")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed passes it
+    parser.add_argument("--batch-size", type=number, default=32, metavar="N", help="references encoded at once (32)")
+    parser.add_argument("--local_rank", type=number, help=argparse.SUPPRESS)  # deepspeed passes it
     options = parser.parse_args(arguments)
     try:
         options.part, options.parts = share_of(options.share)

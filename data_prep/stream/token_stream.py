@@ -89,6 +89,11 @@ class TokenStream:
             self._shards += [self.folder.shard(entry, checksums) for entry in mine]
         if self.folder.cache is not None:
             self._follow_cache(self.folder.cache)
+        if not len(self) and split == "valid" and not entries:
+            raise DataError(
+                f"{folder}: holds no validation documents: none was held out; prepare it again with valid_fraction "
+                "above 0, or set data.prepare.valid_fraction: 0 to train without evaluation"
+            )
         if not len(self):
             raise DataError(
                 f"{folder}: split {split!r} has {self.tokens} tokens in {len(entries)} shards, and in none "

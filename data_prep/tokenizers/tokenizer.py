@@ -247,13 +247,22 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, out_path: Path) -
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = str(error).rpartition("] ")[2].strip() or "the corpus has no text"
-        raise DataError(
-            f"tokenizer.vocab_size is {vocab_size}, which this corpus cannot fill ({reason}); "
-            "change vocab_size, or add text (sources, max_bytes, tokenizer.train_bytes)"
-        ) from error
+        raise DataError(f"tokenizer.vocab_size is {vocab_size}{_why_not(str(error))}") from error
     with replacing(out_path) as temporary:
         temporary.write_bytes(model.getvalue())
+
+
+def _why_not(said: str) -> str:
+    """What is wrong with the vocabulary's size and what to do, from the trainer's words, which name its own options."""
+    if match := re.search(r"too high \(\d+\).* <= (\d+)", said):
+        return (
+            f", more than the {match[1]} pieces that this text has; set it to {match[1]} or less, or add text "
+            "(sources, max_bytes, tokenizer.train_bytes)"
+        )
+    if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", said):
+        return f", too few for the bytes and the characters of this text; set it to {match[1]} or more"
+    reason = said.rpartition("] ")[2].strip() or "there is no text"
+    return f", and the text cannot fill it ({reason}); add text (sources, max_bytes, tokenizer.train_bytes)"
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:

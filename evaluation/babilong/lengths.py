@@ -5,7 +5,7 @@ import re
 from data_prep.errors import DataError
 
 RESERVE = 300  # tokens the benchmark keeps of every length for question and prompt
-_NAME = re.compile(r"(\d+)([kKmM]?)")
+_NAME = re.compile(r"(\d+)([kKmM]?)", re.ASCII)
 
 
 def tokens_of(length: str) -> int:
@@ -13,6 +13,8 @@ def tokens_of(length: str) -> int:
     match = _NAME.fullmatch(length.strip())
     if match is None:
         raise DataError(f"--lengths: {length!r} is no length; write 0k, 4k, 128k, 1M, or a number of tokens")
+    if len(match[1]) > 9:
+        raise DataError(f"--lengths: {length!r} is more than 999 million tokens; write 0k, 4k, 128k, 1M")
     return int(match[1]) * {"": 1, "k": 1000, "m": 1_000_000}[match[2].lower()]
 
 

@@ -43,7 +43,7 @@ class Trained:
         return tokenizer
 
 
-def find_checkpoint(path: Path) -> Path:
+def find_checkpoint(path: Path, field: str = "--checkpoint") -> Path:
     """`path` itself, or the latest checkpoint of the run folder or `checkpoints/` folder it is.
 
     Raises `ConfigError` when there is none.
@@ -54,7 +54,8 @@ def find_checkpoint(path: Path) -> Path:
         if folder.is_dir() and (latest := latest_checkpoint(folder)):
             return latest
     raise ConfigError(
-        f"--checkpoint: {path} is no checkpoint and no run that has one; pass runs/NAME or a step-XXXXXXXX folder"
+        f"{field}: {path} {'is no checkpoint and no run that has one' if path.exists() else 'does not exist'}; pass "
+        "runs/NAME or a step-XXXXXXXX folder"
     )
 
 

@@ -7,12 +7,12 @@ lines scroll above the bar, and a narrow window wraps them softly and never cuts
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import math
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TextIO
 
 import rich.console
@@ -26,6 +26,13 @@ log = logging.getLogger("memtrain")
 Field = tuple[str, str, str]  # name before the value ("" for none), value, unit after it
 
 
+class _Terminal(rich.console.Console):
+    """A console of rich's that leaves what to do without a reader to its user; rich's own ends the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
 class Console:
     """Prints records; `close` it in a `finally`, or the terminal keeps a hidden cursor."""
 
@@ -33,15 +40,15 @@ class Console:
         """`stream` defaults to standard output; on a terminal that can do it the output is live."""
         self._total_steps = total_steps
         self._total_tokens = total_tokens
-        self._stream: TextIO = stream or sys.stdout or Path(os.devnull).open("w", encoding="utf-8")
-        self._lost = False
+        self._stream: TextIO = stream or sys.stdout or io.StringIO()
+        self._lost = stream is None and sys.stdout is None  # its file was closed before Python began
         # A column never shrinks, so lines align from the first time a wide value was seen.
         self._widths = {"step": max(5, len(str(total_steps))), "tokens": len(f"{total_tokens:,}"), "speed": 6}
         self._rich: rich.console.Console | None = None
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         if self._stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb"):
-            self._rich = rich.console.Console(file=self._stream, highlight=False, soft_wrap=True)
+            self._rich = _Terminal(file=self._stream, highlight=False, soft_wrap=True)
 
     def step(self, record: StepRecord) -> None:
         """Print the line of one step."""

@@ -103,10 +103,17 @@ DEVICES = {
 }
 
 
+MOST_DEVICES = 1_000_000
+
+
 def parse_devices(text: str) -> tuple[str, int]:
     """`NAME:COUNT` -> the name, lower case, and the count; raises `ConfigError` for another form or name."""
     name, colon, count = text.lower().partition(":")
     names = [*DEVICES, "cpu"]
-    if name not in names or not (count.isascii() and count.isdigit() and int(count) if colon else True):
+    if name not in names or not (
+        count.isascii() and count.isdigit() and len(count) < 100 and int(count) if colon else True
+    ):
         raise ConfigError(f"--devices: '{text}' must be NAME or NAME:COUNT, such as h200:64; names: {', '.join(names)}")
+    if colon and int(count) > MOST_DEVICES:
+        raise ConfigError(f"--devices: '{text}' is more than {MOST_DEVICES:,} devices, the most that are planned for")
     return name, int(count) if colon else 1

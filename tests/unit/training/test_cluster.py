@@ -129,6 +129,55 @@ def test_profiles_are_refused_with_field_rule_and_way_out(tmp_path: Path, values
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("time", "12:00:00", "12:00:00"),
+        ("time", "1-00", "1-00"),
+        ("account", "0123", "0123"),
+        ("qos", "1e3", "1e3"),
+        ("reservation", "2026_01", "2026_01"),
+        ("partition", "no", "no"),
+        ("exclude", "[017, 1_8]", ("017", "1_8")),
+        ("variables", "{OMP: 010, X: yes, 3_A: 1}", None),
+        ("variables", "{OMP: 010, X: yes}", {"OMP": "010", "X": "yes"}),
+        ("data.time", "00:30:00", "00:30:00"),
+        ("sbatch", "[--mail-type=END, --comment=a#b]", ("--mail-type=END", "--comment=a#b")),
+    ],
+)
+def test_values_of_a_profile_are_what_was_typed(tmp_path: Path, key: str, text: str, value: Any) -> None:
+    if value is None:
+        with pytest.raises(ConfigError, match="'3_A' cannot be the name"):
+            load_profile(LOCAL, [f"cluster.{key}={text}"])
+        return
+    *section, last = key.split(".")
+    lines = [line for line in LOCAL.read_text().splitlines() if not line.startswith(f"{key}:")]
+    lines += [f"{section[0]}:", f"  {last}: {text}"] if section else [f"{key}: {text}"]
+    path = tmp_path / "cluster.yaml"
+    path.write_text("\n".join(lines) + "\n")
+    for profile in (load_profile(path), load_profile(LOCAL, [f"cluster.{key}={text}"])):
+        found: Any = profile
+        for part in key.split("."):
+            found = getattr(found, part)
+        assert found == value
+
+
+def test_twelve_hours_are_not_thirty_days(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text("partition: main\ntime: 12:00:00\nnodes: 2\n")
+    assert minutes(load_profile(path).time) == 720
+    assert "#SBATCH --time=12:00:00" in training_script(job(tmp_path), load_profile(path)).splitlines()
+
+
+def test_home_folders_of_a_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    home = ["cluster.venv=~/venv", "cluster.preflight.folders=[~/scratch]"]
+    profile = load_profile(LOCAL, home)
+    assert (profile.venv, profile.preflight.folders) == ("/home/me/venv", ("/home/me/scratch",))
+    container = load_profile(LOCAL, ["cluster.container={image: ~/x.sif, mounts: ['~/a:/b']}"]).container
+    assert container is not None and (container.image, container.mounts) == ("/home/me/x.sif", ("/home/me/a:/b",))
+
+
 def test_overrides_change_a_profile() -> None:
     assert load_profile(GPU, ["cluster.nodes=3", "cluster.preflight.enabled=false"]).nodes == 3
     with pytest.raises(ConfigError, match=r"--cluster: nowhere\.yaml does not exist"):

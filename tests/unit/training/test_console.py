@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
+import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from training.logs import without_secret, without_secrets
 from training.monitoring.console import Console
 from training.monitoring.records import EvalRecord, StepRecord
 
+ROOT = Path(__file__).parents[3]
 GATES = {"in": 0.51, "forget": 0.93, "out": 0.48}
 STEP = StepRecord(120, 983_040, "memory", 4.1234, 0.87, 1e-3, 12_345.0, None, GATES, 0.001, 201.0)
 LINE = (
@@ -112,6 +116,81 @@ def test_a_narrow_terminal_shows_every_line_whole_and_a_bar_that_fits(
     bars = [part for part in shown if "━" in part]
     assert any("memory" in bar and "step 120/480" in bar and "3:21 left" in bar for bar in bars)
     assert max(len(bar) for bar in bars) <= 60
+
+
+class Failing(io.StringIO):
+    """A stream that refuses every line."""
+
+    def __init__(self, error: Exception, terminal: bool = False) -> None:
+        super().__init__()
+        self.error, self.terminal, self.tries = error, terminal, 0
+
+    def isatty(self) -> bool:
+        """As asked."""
+        return self.terminal
+
+    def write(self, text: str) -> int:
+        """Never."""
+        self.tries += 1
+        raise self.error
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(
+    ("error", "tries_again"),
+    [
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), False),
+        (ValueError("I/O operation on closed file"), False),
+        (OSError(errno.EIO, "Input/output error"), False),  # a terminal that was closed
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+    ],
+)
+def test_a_console_that_takes_no_lines_is_left(
+    error: Exception, tries_again: bool, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    stream = Failing(error, terminal)
+    console = Console(480, 3_932_160, stream)
+    for _ in range(3):
+        console.note("a line")
+        console.step(STEP)
+    console.close()
+    assert (stream.tries > 1) == tries_again
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_characters_that_a_console_lacks_are_escapes(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    monkeypatch.setattr(stream, "isatty", lambda: terminal, raising=False)
+    console = Console(480, 3_932_160, stream)
+    console.note("run näme – β")
+    console.step(replace(STEP, phase="phäse"))
+    console.close()
+    text = raw.getvalue().decode("ascii")
+    assert "run n\\xe4me \\u2013 \\u03b2" in text and "ph\\xe4se" in text
+
+
+@pytest.mark.parametrize("how", ["| head -n 1", ">&-", ">&- 2>&-", ">/dev/full"])
+def test_a_command_survives_its_console(how: str, tmp_path: Path) -> None:
+    """Through a shell, as people start it: its own end must not fail on the console either."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom launchers._cli import run\n"
+        "from training.monitoring.console import Console\n"
+        "def main():\n    console = Console(9, 9)\n"
+        "    for _ in range(5000):\n        console.note('a line – of some length')\n"
+        "    console.close()\n    Path(sys.argv[1]).write_text('done')\n    return 75\n"
+        "sys.exit(run(main))\n"
+    )
+    command = f"set -o pipefail; '{sys.executable}' '{script}' '{tmp_path}/done' {how}"
+    environment = dict(os.environ) | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+    assert (tmp_path / "done").read_text() == "done", done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    if how != ">/dev/full":
+        assert done.returncode == 75, done.stderr
 
 
 SPEAK = """
