@@ -21,7 +21,7 @@ import torch
 from data_prep import Tokenizer
 from evaluation.reader import Reader
 from evaluation.results import Row, share_row
-from training.checkpoint.trained_model import load_model
+from training.checkpoint.trained_model import LoadedModel, load_model
 from training.errors import BAD_INPUT, EXIT_BAD_INPUT, ConfigError, TrainingError
 
 try:
