@@ -1,10 +1,11 @@
-"""The one reader of YAML: a scalar without quotes keeps the text that was typed, and its field decides what it is.
+"""The one reader and writer of YAML: a scalar without quotes keeps the text that was typed, and its field decides what it is.
 
 YAML 1.1, which PyYAML follows, changes plain scalars before anyone knows what they are for: `12:00:00` is 43200, `0123`
 is 83, `2026_01` is 202601, `no` is false. Here a plain scalar is read as `Plain`, a piece of text, and
 `data_prep.field_values.fit` turns it into what the type of its field asks for.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,22 @@ def read_argument(text: str) -> Any:
         if isinstance(node, yaml.ScalarNode) and node.end_mark.index == len(stripped):
             return _Values().of(node)
     return Plain(text)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes text that holds a line break of Unicode's in double quotes, where it is an escape and not folded."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar(_TEXT, text, '"' if re.search("[\x85\u2028\u2029\ufeff]", text) else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def write_yaml(value: Any) -> str:
+    """`value` as YAML that every reader reads the same: text that looks like something else is in quotes."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Values:

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from data_prep.field_values import Refused, fit, is_nothing
-from data_prep.yaml_reader import YamlError, read_argument, read_file
+from data_prep.yaml_reader import YamlError, read_argument, read_file, write_yaml
 from training.config.run import RunConfig
 from training.errors import ConfigError
 from training.logs import without_secrets
@@ -176,6 +175,4 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 def dump_yaml(config: RunConfig, without_password: bool = False) -> str:
     """The resolved configuration, loadable again; what is kept in files has no password in its addresses."""
     resolved = config.model_dump(mode="json")
-    return yaml.safe_dump(
-        without_secrets(resolved) if without_password else resolved, sort_keys=False, allow_unicode=True
-    )
+    return write_yaml(without_secrets(resolved) if without_password else resolved)
