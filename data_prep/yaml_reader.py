@@ -1,4 +1,4 @@
-"""The one reader and writer of YAML: a scalar without quotes keeps the text that was typed, and its field decides what it is.
+"""The one reader and writer of YAML: a scalar without quotes keeps its text, and its field decides what it is.
 
 YAML 1.1, which PyYAML follows, changes plain scalars before anyone knows what they are for: `12:00:00` is 43200, `0123`
 is 83, `2026_01` is 202601, `no` is false. Here a plain scalar is read as `Plain`, a piece of text, and

@@ -57,6 +57,12 @@ def check_origin(address: str, field: str, config: RunConfig, memory: bool, toke
     try:
         check_sizes(path)
         trained_with = read_run_state(path).tokenizer
+        if trained_with not in ("", tokenizer):
+            raise ConfigError(
+                f"{field}: {address} was trained with another tokenizer (fingerprint {trained_with}) than the data in "
+                f"{config.data.path} has ({tokenizer}); prepare the data with the checkpoint's tokenizer "
+                "(data.prepare.tokenizer.path)"
+            )
         with torch.device("meta"):
             check_shapes(path, LanguageModel(config.model, memory_on=memory))
     except DamagedError as error:
@@ -64,12 +70,6 @@ def check_origin(address: str, field: str, config: RunConfig, memory: bool, toke
             f"{field}: {error}; it must be a whole checkpoint, such as RUN/checkpoints/step-XXXXXXXX: copy it again, "
             "or use another"
         ) from None
-    if trained_with not in ("", tokenizer):
-        raise ConfigError(
-            f"{field}: {address} was trained with another tokenizer (fingerprint {trained_with}) than the data in "
-            f"{config.data.path} has ({tokenizer}); prepare the data with the checkpoint's tokenizer "
-            "(data.prepare.tokenizer.path)"
-        )
 
 
 def open_stream(config: RunConfig, split: str) -> TokenStream:

@@ -59,6 +59,18 @@ def file(tmp_path: Path) -> Path:
             "overrides have no dashes: training.precision=bf16",
         ),
         ("export.py", ["runs/x", "OUT", "--shard-size", "5XB"], "--shard-size: '5XB' is no size"),
+        ("generate.py", ["--checkpoint", "runs/x", "--seed", "9" * 23], "must be from 0 to 18446744073709551615"),
+        ("generate.py", ["--checkpoint", "runs/x", "--top-k", "9" * 23], "must be at most 9223372036854775807"),
+        ("evaluate.py", ["--checkpoint", "runs/x", "--seed=-1"], "must be from 0 to"),
+        ("evaluate.py", ["--checkpoint", "FILE", "--lengths", "9" * 23], "more than 999 million tokens"),
+        ("inspect_data.py", ["--config", "FILE", "--sample", "9" * 23], "must be at most 9223372036854775807"),
+        ("plan.py", ["--config", "configs/quickstart.yaml", "--devices", "h200:" + "9" * 23], "more than 1,000,000"),
+        ("export.py", ["runs/x", "n" * 300], "a name in it has 300 bytes"),
+        ("report.py", ["runs/" + "n" * 300], "a name in it has 300 bytes"),
+        ("status.py", ["~nobody-here/run"], "the home of a user who is not there"),
+        ("import_hf.py", ["FILE/x"], "FOLDER: FILE/x does not exist"),
+        ("import_hf.py", ["FILE"], "FOLDER: FILE is a file"),
+        ("checkpoint.py", ["copy", "FILE/x", "FILE/y"], "PATH: FILE/x does not exist"),
     ],
 )
 def test_a_mistake_is_named(
@@ -88,3 +100,30 @@ def test_a_report_names_its_folder(file: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_bank_names_its_folder(file: Path) -> None:
     with pytest.raises(DataError, match="cannot be made"):
         BankWriter(file, (1, 2, 1, 2, 4), "float32", "model", "references")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("status.py", ["~/run"], "HOME/run: is no run's folder"),
+        ("generate.py", ["--checkpoint=~/run", "--prompt", "x"], "--checkpoint: HOME/run does not exist"),
+        ("export.py", ["~/run", "out"], "HOME/run does not exist"),
+        ("checkpoint.py", ["list", "~/run"], "HOME/run: holds no checkpoints"),
+        ("checkpoint.py", ["verify", "~/run"], "PATH: HOME/run does not exist"),
+        ("plan.py", ["--config=~/run.yaml"], "--config: HOME/run.yaml does not exist"),
+        ("import_hf.py", ["~/llama"], "FOLDER: HOME/llama does not exist"),
+        ("mlflow_sync.py", ["~/run"], "HOME/run: is no run's folder"),
+        ("report.py", ["~/run"], "HOME/run is no run's folder"),
+    ],
+)
+def test_home_in_every_option(
+    name: str,
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert command(monkeypatch, name, *arguments) == 2
+    assert said.replace("HOME", str(tmp_path)) in capsys.readouterr().err

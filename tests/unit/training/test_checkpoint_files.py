@@ -1,16 +1,21 @@
 """A checkpoint's files: damage of every kind is found, nothing outside the folder is named, no code is run."""
 
+import json
 import pickle
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
+from tests.unit.training.test_config import TINY
+from training.checkpoint.loading import load_tensors
 from training.checkpoint.manifest import (
     METADATA,
     STATE_FILE,
@@ -23,10 +28,15 @@ from training.checkpoint.manifest import (
     verify,
     write_manifest,
 )
+from training.checkpoint.run_state import RunState, read_run_state
 from training.checkpoint.safe_reader import SafeReader, read_metadata
 from training.checkpoint.shards import SharePlanner, TensorShard, boxes, boxes_of_range
+from training.checkpoint.tools import average
+from training.checkpoint.trained_model import find_checkpoint
 from training.checkpoint.writer import prune
-from training.errors import TrainingError
+from training.config import parse_config
+from training.errors import ConfigError, TrainingError
+from training.preflight import check_origin
 
 VALUES = {"weight": torch.arange(12.0).view(3, 4), "weight/exp_avg": torch.ones(3, 4)}
 
@@ -226,3 +236,57 @@ def test_a_checkpoint_that_cannot_be_deleted_is_tried_again(folder: Path, monkey
     assert len(list(folder.glob(".step-*.trash"))) == 1
     prune(folder, 1, None)
     assert not list(folder.glob(".step-*"))
+
+
+def trained(folder: Path, step: int, tokenizer: str = "one", **model: Any) -> Path:
+    """A whole checkpoint with the JSON side of a run of `test_config.TINY`, its model changed."""
+    path = make(folder, step)
+    config = parse_config({**TINY, "model": TINY["model"] | model}).model_dump(mode="json")
+    state = RunState(step, 64 * step, step, "memory", step, {}, "stream", "", config, {}, tokenizer=tokenizer)
+    (path / STATE_FILE).write_text(json.dumps(asdict(state)), encoding="utf-8")
+    write_manifest(path, entries(path))
+    return path
+
+
+def test_the_average_of_one_run(tmp_path: Path) -> None:
+    sources = [trained(tmp_path, 10), trained(tmp_path, 20), trained(tmp_path, 30, tokenizer="")]
+    average(sources, tmp_path / "soup")
+    found = torch.empty(3, 4)
+    load_tensors({"weight": found}, tmp_path / "soup")
+    assert torch.allclose(found, VALUES["weight"] + 20)
+    assert read_run_state(tmp_path / "soup").step == 30
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"tokenizer": "two"}, r"another tokenizer \(fingerprint two\) than .*step-00000010 \(one\)"),
+        ({"rope_theta": 1e4}, r"model\.rope_theta is 10000\.0, but 500000\.0 in .*step-00000010"),
+        ({"segment_length": 32}, r"model\.segment_length is 32, but 16 in"),
+        ({"num_heads": 8}, r"model\.num_heads is 8, but 4 in"),
+    ],
+)
+def test_weights_of_one_shape_that_mean_other_things_are_not_averaged(
+    tmp_path: Path, other: dict[str, Any], said: str
+) -> None:
+    sources = [trained(tmp_path, 10), trained(tmp_path, 20, **other)]
+    with pytest.raises(ConfigError, match=said):
+        average(sources, tmp_path / "soup")
+    assert not (tmp_path / "soup").exists()
+    with pytest.raises(ConfigError, match="average checkpoints of one"):
+        average([trained(tmp_path, 30, tokenizer=""), *sources], tmp_path / "soup")
+
+
+def test_a_phase_begins_from_no_checkpoint_of_another_tokenizer(tmp_path: Path) -> None:
+    path = trained(tmp_path, 10)
+    with pytest.raises(ConfigError, match=r"phases\.0\.init_from: .* another tokenizer \(fingerprint one\) .*\(two\)"):
+        check_origin(str(path), "phases.0.init_from", parse_config(TINY), False, "two")
+    with pytest.raises(ConfigError, match="parameters|missing|lacks|shape"):  # goes on to the weights
+        check_origin(str(path), "phases.0.init_from", parse_config(TINY), False, "one")
+
+
+@pytest.mark.parametrize("path", ["nothere", "file"])
+def test_what_is_no_checkpoint_is_named_by_the_option(tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=f"PATH: .*{path} " + ("does not exist" if path == "nothere" else "is no")):
+        find_checkpoint(tmp_path / path, "PATH")
