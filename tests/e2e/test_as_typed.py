@@ -1,4 +1,4 @@
-"""A run whose values are typed as people type them: no held-out documents, `~`, a name with `#`, a console that ends."""
+"""Runs whose values are typed as people type them: nothing held out, `~`, a name with `#`, a console that ends."""
 
 import json
 import subprocess
