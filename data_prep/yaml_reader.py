@@ -98,7 +98,7 @@ _Dumper.add_representer(str, _text)
 
 def write_yaml(value: Any) -> str:
     """`value` as YAML that every reader reads the same: text that looks like something else is in quotes."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
 
 
 class _Values:

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+from data_prep.yaml_reader import write_yaml
 from model.config import ModelConfig
 from model.errors import ModelError
 from model.llama_config import from_llama
@@ -55,8 +55,8 @@ def model_section(folder: Path, segment_length: int | None = None, memory: str =
 
 def section_text(section: dict[str, Any], folder: Path) -> str:
     """As YAML, to be pasted into a run's configuration."""
-    text = yaml.safe_dump({"model": section}, sort_keys=False)
-    origin = yaml.safe_dump(f"hf:{folder.resolve()}", width=9999).splitlines()[0]
+    text = write_yaml({"model": section})
+    origin = write_yaml([f"hf:{folder.resolve()}"]).removeprefix("- ").rstrip("\n")
     return f"{text}# and in the first phase:  init_from: {origin}\n"
 
 

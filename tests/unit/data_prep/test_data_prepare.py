@@ -164,6 +164,30 @@ def test_tokenizer_failure_in_a_worker_is_a_data_error(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+@pytest.mark.parametrize(
+    ("lines", "changes", "said"),
+    [
+        (['{"text": "one document alone"}'], {"valid_fraction": 0.99}, r"of 1, 1 are held out by valid_fraction 0\.99"),
+        (['{"text": "a"}', '{"text": "b"}'], {"valid_fraction": 0.999}, r"of 2, 2 are held out"),
+        (['{"text": ""}', '{"text": " "}'], {}, "no document has text"),
+    ],
+)
+def test_nothing_for_a_tokenizer_names_the_cause(
+    lines: list[str], changes: dict[str, float], said: str, tmp_path: Path
+) -> None:
+    settings = PrepareConfig(sources=[write_corpus(tmp_path / "in", lines)], workers=1, **changes)
+    with pytest.raises(DataError, match=said) as error:
+        prepare(settings, tmp_path / "data", QUIET)
+    assert "vocab_size" not in str(error.value)
+
+
+def test_a_source_name_that_fits_no_file_name() -> None:
+    for source in ({"path": "in", "name": "n" * 151}, {"path": "in/" + "n" * 160}):
+        with pytest.raises(ValueError, match="set a name of at most 150"):
+            SourceConfig(kind="jsonl", **source)
+    assert SourceConfig(kind="jsonl", path="in", name="n" * 150).label == "n" * 150
+
+
 def test_corpus_without_text(prepared: Path, tmp_path: Path) -> None:
     source = write_corpus(tmp_path / "in", ['{"text": ""}'])
     config = PrepareConfig(sources=[source], tokenizer=TokenizerConfig(path=prepared / "tokenizer.model"), workers=1)

@@ -1,6 +1,7 @@
 """Tokenizers: nothing is lost on the way to ids and back; models are reproducible; bad ones are named."""
 
 import json
+import re
 import sysconfig
 from pathlib import Path
 
@@ -85,6 +86,21 @@ def test_a_corpus_that_cannot_fill_the_vocabulary(texts: list[str], vocab_size: 
     with pytest.raises(DataError, match=rf"tokenizer.vocab_size is {vocab_size}.*change vocab_size"):
         train_sentencepiece(texts, vocab_size, tmp_path / "tokenizer.model")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_size_that_is_named_is_one_that_works(tmp_path: Path) -> None:
+    text = "abc def ghi jkl é ü ö ß " * 30
+    for vocab_size, words in (
+        (262, r"too few for the bytes .* to (\d+) or more"),
+        (5000, r"more than .* to (\d+) or less"),
+    ):
+        with pytest.raises(DataError, match=words) as error:
+            train_sentencepiece([text], vocab_size, tmp_path / "tokenizer.model")
+        assert "--character_coverage" not in str(error.value)  # an option of another program
+        match = re.search(words, str(error.value))
+        assert match is not None
+        train_sentencepiece([text], int(match[1]), tmp_path / "tokenizer.model")
+        assert load_tokenizer(tmp_path / "tokenizer.model").vocab_size == int(match[1])
 
 
 def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 import training.planning.dry_run
 from model.network import LanguageModel
 from training.config import RunConfig, dump_yaml, load_config, parse_config
+from training.config.family import load_family
 from training.distributed.ranks import RankInfo
 from training.distributed.topology import check_world
 from training.errors import ConfigError
@@ -494,6 +495,20 @@ def test_a_section_without_content_can_be_filled_by_overrides(tmp_path: Path, fi
     path = tmp_path / "empty.yaml"
     path.write_text(file.read_text(encoding="utf-8") + "checkpoint:\n", encoding="utf-8")
     assert load_config(path, ["checkpoint.every_steps=7"]).checkpoint.every_steps == 7
+
+
+def test_overrides_of_a_family_are_what_was_typed(file: Path) -> None:
+    family = file.with_name("family.yaml")
+    family.write_text(
+        "base: tiny.yaml\noverrides:\n  - tracking.experiment=two  spaces #1\n  - |\n    data.mix={a: 1,\n      b: 2}\n"
+        "runs: {010: [run.name=0123], no: [run.seed=010]}\n",
+        encoding="utf-8",
+    )
+    first, second = load_family(family)
+    assert first.config.run.name == "0123" and second.config.run.name == "family-no"
+    assert second.config.run.seed == 10
+    assert first.config.tracking.experiment == "two  spaces"  # in a file, # after a space begins a comment
+    assert first.config.data.mix == {"a": 1.0, "b": 2.0}
 
 
 # -- overrides and files ---------------------------------------------------------------------------------------------
