@@ -15,6 +15,7 @@ import argparse
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,21 +25,27 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the family: base, overrides, runs")
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    from launchers._cli import cluster_file, command_parser, config_file
+
+    parser = command_parser("ablation", __doc__)
+    parser.add_argument(
+        "--config", type=config_file, required=True, metavar="FILE", help="the family: base, overrides, runs"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change values of every member")
     parser.add_argument("--dry-run", action="store_true", help="check all members, print their commands, start nothing")
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
         "--ranks", type=int, default=1, metavar="N", help="ranks of each run, through deepspeed (default 1)"
     )
-    how.add_argument("--cluster", metavar="C", help="submit every member by launchers/submit.py --cluster C")
-    return parser.parse_intermixed_args()
+    how.add_argument(
+        "--cluster", type=cluster_file, metavar="C", help="submit every member by launchers/submit.py --cluster C"
+    )
+    return parser.parse_intermixed_args(argv)
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
     # Imports after the arguments: --help answers at once.
     from training.cluster.profile import load_profile
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT, ConfigError
@@ -49,7 +56,7 @@ def main() -> int:
             raise ConfigError(f"--ranks: {arguments.ranks} must be at least 1")
         members = load_family(arguments.config, tuple(arguments.overrides))
         if arguments.cluster is not None:
-            load_profile(Path(arguments.cluster))  # before the first member is submitted
+            load_profile(arguments.cluster)  # before the first member is submitted
     except BAD_INPUT as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -78,7 +85,7 @@ def command_of(member: "Member", arguments: argparse.Namespace) -> list[str]:
     """What one would type for this member."""
     given = ["--config", str(member.base), *member.overrides]
     if arguments.cluster is not None:
-        return [sys.executable, str(HERE / "submit.py"), "--cluster", arguments.cluster, *given]
+        return [sys.executable, str(HERE / "submit.py"), "--cluster", str(arguments.cluster), *given]
     if arguments.ranks > 1:
         deepspeed = str(Path(sys.executable).parent / "deepspeed")
         return [deepspeed, "--num_gpus", str(arguments.ranks), str(HERE / "pretrain.py"), *given]

@@ -16,6 +16,7 @@ exit codes: 0 this share is written, 2 bad input and nothing written, anything e
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     from model.network import LanguageModel
 
 
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    from launchers._cli import command_parser
+
+    parser = command_parser("write_bank", __doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="run or checkpoint folder")
     parser.add_argument("--references", type=Path, required=True, metavar="FOLDER", help="prepared references")
     parser.add_argument(
@@ -45,7 +48,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--share", metavar="I/N", help="only part I of N (from 0); default: by the launcher's ranks")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="references encoded at once (32)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed passes it
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv)
     try:
         options.part, options.parts = share_of(options.share)
     except ValueError:
@@ -70,9 +73,9 @@ def share_of(text: str | None) -> tuple[int, int]:
     return part, parts
 
 
-def main(arguments: list[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    options = parse_arguments(arguments)
+    options = parse_arguments(argv)
     # Imports after the arguments: --help answers at once.
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
 
@@ -194,4 +197,4 @@ def finish(writer: "BankWriter", references: int, console: "Console") -> None:
 if __name__ == "__main__":
     # The repository's packages are importable from a checkout that is not installed.
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

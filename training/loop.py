@@ -27,6 +27,7 @@ from training.schedule import Position, learning_rate, position
 from training.signals import StopSignal
 from training.topology import Topology, broadcast
 from training.tracking import Status, Tracker
+from training.version import __version__
 from training.watchdog import Watchdog
 
 log = logging.getLogger("memtrain")
@@ -252,7 +253,8 @@ class Trainer:
             mlflow_run_id=self.run_id,
             config=without_secrets(self.config.model_dump(mode="json")),
             skipped=sorted(step for step in self.skipped if step <= self.step),
-            versions={name: importlib.metadata.version(name) for name in ("torch", "deepspeed", "megatron-core")},
+            versions={"memtrain": __version__}
+            | {name: importlib.metadata.version(name) for name in ("torch", "deepspeed", "megatron-core")},
         )
         self.checkpoints.start(engine, state)
 
