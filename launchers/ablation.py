@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from training.family import Member
+    from training.config.family import Member
 
 HERE = Path(__file__).resolve().parent
 
@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     # Imports after the arguments: --help answers at once.
     from training.cluster.profile import load_profile
+    from training.config.family import load_family
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT, ConfigError
-    from training.family import load_family
 
     try:
         if arguments.ranks < 1:

@@ -56,8 +56,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     # Imports after the arguments: --help answers at once.
+    from training.distributed.ranks import RankInfo
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT, RankError, TrainingError
-    from training.ranks import RankInfo
 
     rank = 0
     try:
@@ -83,7 +83,7 @@ def launch(arguments: argparse.Namespace) -> int:
         print(dump_yaml(config), end="")
         return 0
     if arguments.dry_run:
-        from training.dry_run import describe
+        from training.planning.dry_run import describe
 
         print(describe(config))
         return 0
