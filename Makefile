@@ -9,8 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart quickstart-short test parity faults fuzz slow-test memory3-test slurm-test browser-test gpu-test \
-    lint docs package bench gpu-bench wheelhouse clean
+.PHONY: quickstart quickstart-short test parity faults fuzz slow-test memory3-test results-check slurm-test browser-test \
+    gpu-test lint docs package bench gpu-bench wheelhouse clean
 
 $(READY): setup.py constraints.txt
 	@echo "making $(VENV) and installing what constraints.txt pins: a minute or two"
@@ -69,6 +69,10 @@ browser-test: $(READY)
 # needs a CUDA device
 gpu-test: $(READY)
 	$(BIN)/python -m pytest -m gpu --timeout 600
+
+# a published number of docs/results.md is found again; BABI and BOOKS: folders with bAbI's tasks and the books
+results-check: $(READY)
+	$(BIN)/python experiments/results_check.py --babi $(BABI) --background $(BOOKS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -21,8 +21,9 @@ from experiments.babilong_parts.measuring import Asked, right_answers
 from experiments.babilong_parts.rows import Feed, Stage
 from experiments.babilong_parts.stories import TASKS
 from experiments.babilong_parts.training import Learner, Recipe
-from model import build_model
+from model import ModelConfig, build_model
 from model.cost import count_parameters
+from model.network import LanguageModel
 
 ALL = tuple((task, 1.0) for task in TASKS)
 LEAST = 0.08  # share of a task that is answered perfectly, before the shares are made to add up to one
@@ -50,18 +51,27 @@ def curriculum(row_length: int) -> tuple[Goal, ...]:
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of the comparison."""
+    """One model of the comparison.  sparse: `memory.sparse_writes`; span: segments that attention sees."""
 
     kind: Kind
     segment: int
     peak: float
     seed: int
     sparse: bool = False
+    span: int = 1
 
     @property
     def name(self) -> str:
-        sparse = "-sparse" if self.sparse else ""
-        return f"{self.kind}{sparse}-t{self.segment}-lr{self.peak:g}-s{self.seed}"
+        more = ("-sparse" if self.sparse else "") + (f"-span{self.span}" if self.span > 1 else "")
+        return f"{self.kind}{more}-t{self.segment}-lr{self.peak:g}-s{self.seed}"
+
+
+def configuration(entry: Entry, shape: Shape) -> ModelConfig:
+    """The entry's model."""
+    config = model_config(entry.kind, shape, entry.segment)
+    memory = config.memory.model_copy(update={"sparse_writes": entry.sparse})
+    span = config.attention_span if entry.span == 1 else entry.span
+    return config.model_copy(update={"memory": memory, "attention_span": span})
 
 
 def by_errors(stage: Stage, right: dict[str, float]) -> Stage:
@@ -80,9 +90,7 @@ class Racer:
 
     def __init__(self, entry: Entry, shape: Shape, batch: int, steps: int, device: torch.device, folder: Path) -> None:
         self.entry, self.folder, self.device = entry, folder, device
-        config = model_config(entry.kind, shape, entry.segment)
-        if entry.sparse:
-            config = config.model_copy(update={"memory": config.memory.model_copy(update={"sparse_writes": True})})
+        config = configuration(entry, shape)
         self.parameters = count_parameters(config).total
         recipe = Recipe(entry.peak, steps)
         net = build_model(config, seed=entry.seed)
@@ -143,10 +151,7 @@ class Racer:
 
     def measure(self, samples: dict[str, list[Asked]]) -> dict[str, float]:
         """Share of exactly right answers of each cell."""
-        names = list(samples)
-        together = [asked for name in names for asked in samples[name]]
-        right = iter(right_answers(self.learner.net, together, self.device, batch=256, piece=1024))
-        return {name: sum(next(right) for _ in samples[name]) / max(1, len(samples[name])) for name in names}
+        return shares(self.learner.net, samples, self.device)
 
     def _next_stage(self, right: dict[str, float]) -> None:
         goal = self.goals[self.goal]
@@ -175,6 +180,13 @@ class _Pace:
             for racer in self.racers:
                 racer.learner.recipe = replace(racer.learner.recipe, steps=steps)
             self.log({"steps": steps, "seconds a step, side by side": seconds})
+
+
+def shares(net: LanguageModel, samples: dict[str, list[Asked]], device: torch.device) -> dict[str, float]:
+    """Share of exactly right answers of each cell; all cells are read together."""
+    together = [asked for cell in samples.values() for asked in cell]
+    right = iter(right_answers(net, together, device, batch=256, piece=1024))
+    return {name: sum(next(right) for _ in cell) / max(1, len(cell)) for name, cell in samples.items()}
 
 
 def race(

@@ -117,7 +117,7 @@ class CheckpointFolder:
         return path
 
     def _parts(self, engine: Engine) -> Iterator[Part]:
-        """What this rank keeps; several ranks' equal ones are written once."""
+        """Yield the tensors that this rank writes; a tensor that several ranks hold is written by one of them."""
         elsewhere = self._written_by_earlier_stages(engine)
         for key, start, values in engine.own_state():
             name = key.partition("/")[0]

@@ -88,7 +88,7 @@ class SharePlanner(DefaultSavePlanner):
 
 
 def _alone(values: Tensor) -> Tensor:
-    """The same memory as a tensor whose storage is nothing but it: of a part of a storage DCP would write a copy."""
+    """Return a tensor with its own storage over the same memory; DCP would copy a view."""
     own = torch.from_numpy(values.reshape(-1).view(torch.uint8).numpy())
     return own.view(values.dtype).view(values.shape)
 

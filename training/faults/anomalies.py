@@ -74,7 +74,7 @@ class Judge:
         self._bad_steps: deque[int] = deque()
 
     def new_phase(self) -> None:
-        """The usual loss is another one."""
+        """Clear the loss history: the previous phase's median does not apply to this one."""
         self._losses.clear()
 
     def verdict(self, step: int, loss: float, grad_norm: float, stop: bool) -> Verdict:

@@ -17,7 +17,7 @@ LEAST = 0.002  # seconds a step; differences below are the clock's
 
 
 class Pace:
-    """Times this rank's forward passes: of a step, they are what does not wait for gradients of other ranks."""
+    """Time this rank's forward passes, the only part of a step that does not wait for gradients of other ranks."""
 
     def __init__(self, module: nn.Module, topology: Topology, factor: float) -> None:
         self.topology, self.factor = topology, factor
