@@ -81,7 +81,7 @@ lint: $(READY)
 
 # the documentation site in build/site; a broken link, anchor or reference is an error
 docs: $(READY)
-	PYTHONPATH=. $(BIN)/mkdocs build --strict --quiet
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # a wheel and an sdist in dist/, and the wheel tried in an environment that has no checkout
 package: $(READY)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 # Pages and pictures that live outside docs/, at the same path in the site.
-FROM_ROOT = ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+FROM_ROOT = ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")
 PICTURES = ("benchmarks/results", "experiments/results")
 # The modules whose public names are the Python API.
 API = {
@@ -52,7 +52,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Make links between the repository's files links between the site's pages."""
     if page.file.src_uri in FROM_ROOT:
-        markdown = re.sub(r"\]\(docs/", "](", markdown)
+        markdown = re.sub(r"\]\(((?:\.\./)?)docs/", r"](\1", markdown)
     elif "/" not in page.file.src_uri:
         markdown = re.sub(r"\]\(\.\./(?=[A-Za-z])", "](", markdown)
     return markdown
@@ -71,23 +71,22 @@ def configuration_page() -> str:
     text += "--print-config` prints the resolved file.\n"
     text += "".join(_sections(RunConfig.model_json_schema()))
     text += "\n## Cluster profile {#cluster-profile}\n\nThe file that `submit.py --cluster` reads.\n"
-    text += "".join(_sections(ClusterProfile.model_json_schema(), "cluster", own=True))
+    text += "".join(_sections(ClusterProfile.model_json_schema(), "cluster"))
     text += "\n## Family of runs {#family}\n\nThe file that `ablation.py --config` reads.\n"
-    return text + "".join(_sections(FamilyFile.model_json_schema(), "family", own=True))
+    return text + "".join(_sections(FamilyFile.model_json_schema(), "family"))
 
 
-def _sections(schema: dict[str, Any], prefix: str = "", own: bool = False) -> list[str]:
+def _sections(schema: dict[str, Any], prefix: str = "") -> list[str]:
     """Markdown of `schema`'s fields and, below them, of the sections they hold."""
     definitions, parts = schema.get("$defs", {}), []
 
     def walk(path: str, node: dict[str, Any], depth: int) -> None:
-        if path != prefix or own:
-            title = "" if path == prefix else f"\n{'#' * min(depth, 4)} `{path}` {{#{_anchor(path)}}}\n\n"
-            about = (node.get("description") or "").split("\n\n")[0].replace("\n", " ")
-            parts.append(f"{title}{about}\n\n" if title else "\n")
-            parts.append("| field | value | default | meaning |\n|---|---|---|---|\n")
-            required = node.get("required", [])
-            parts.extend(_row(name, field, name in required) for name, field in node.get("properties", {}).items())
+        title = "" if path == prefix else f"\n{'#' * min(depth, 4)} `{path}` {{#{_anchor(path)}}}\n\n"
+        about = (node.get("description") or "").split("\n\n")[0].replace("\n", " ")
+        parts.append(f"{title}{about}\n\n" if title else "\n")
+        parts.append("| field | value | default | meaning |\n|---|---|---|---|\n")
+        required = node.get("required", [])
+        parts.extend(_row(name, field, name in required) for name, field in node.get("properties", {}).items())
         for name, field in node.get("properties", {}).items():
             found = list(dict.fromkeys(_references(field)))
             for reference in found:
