@@ -35,7 +35,8 @@ def commands(path: Path) -> Iterator[list[str]]:
     for block in code_blocks(path.read_text(encoding="utf-8")):
         for line in re.sub(r" *\\\n *", " ", block).splitlines():
             command = re.split(r" {3,}| [>|] ", line)[0]
-            if not re.match(r"memtrain |python launchers/", command) or command.count("'") % 2:
+            abbreviated = "…" in command or command.count("'") % 2
+            if abbreviated or not re.match(r"memtrain |python launchers/", command):
                 continue
             words = [f"{w}.yaml" if w in ("F", "FILE", "C") else w for w in shlex.split(command, comments=True)]
             yield words[1:] if words[0] == "memtrain" else [Path(words[1]).stem, *words[2:]]
