@@ -16,6 +16,7 @@ import yaml
 
 from launchers import __main__ as memtrain
 from launchers._cli import command_names, config_file, shipped_configs
+from tests.e2e.commands import free_port
 from training.version import __version__
 
 ROOT = Path(__file__).parents[3]
@@ -174,7 +175,7 @@ def test_installed_quickstart_ends_as_it_does_from_the_checkout(environment: Pat
     installed, checkout = tmp_path / "installed", tmp_path / "checkout"
     deepspeed = str(Path(sys.executable).parent / "deepspeed")
     python = str(environment / "bin" / "python")
-    launch = ["-q", "--num_gpus", "2", "--master_port", "29655"]
+    launch = ["-q", "--num_gpus", "2", "--master_port", str(free_port())]
     given, launchers = ["--config", "quickstart", *SHORT], ROOT / "launchers"
     commands = {
         installed: [
