@@ -9,8 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test parity faults fuzz slow-test memory3-test results-check slurm-test browser-test gpu-test lint bench gpu-bench \
-    wheelhouse clean
+.PHONY: quickstart quickstart-short test parity faults fuzz slow-test memory3-test results-check slurm-test browser-test \
+    gpu-test lint docs package bench gpu-bench wheelhouse clean
 
 $(READY): setup.py constraints.txt
 	@echo "making $(VENV) and installing what constraints.txt pins: a minute or two"
@@ -27,6 +27,12 @@ quickstart: $(READY)
 	    launchers/pretrain.py --config $(CONFIG) $(OVERRIDES)
 	@echo; echo "a sample:"
 	@$(BIN)/python launchers/generate.py --config $(CONFIG) $(OVERRIDES) --prompt "def " --max-tokens 120
+
+# the same commands with a tenth of the tokens
+SHORT := run.name=quickstart-short phases.0.tokens=163840 phases.0.lr.warmup_tokens=40960 \
+    phases.1.tokens=163840 phases.1.lr.warmup_tokens=40960 phases.1.lr.decay_tokens=0
+quickstart-short:
+	@$(MAKE) --no-print-directory quickstart OVERRIDES="$(SHORT)"
 
 test: $(READY)
 	$(BIN)/python -m pytest
@@ -73,6 +79,16 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# the documentation site in build/site; a broken link, anchor or reference is an error
+docs: $(READY)
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# a wheel and an sdist in dist/, and the wheel tried in an environment that has no checkout
+package: $(READY)
+	rm -rf build/lib dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/python -m pytest -m "slow or not slow" --timeout 900 tests/unit/launchers/test_package.py
+
 bench: $(READY)
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/segments.py
@@ -93,5 +109,5 @@ wheelhouse: $(READY)
 	benchmarks/wheelhouse.sh wheelhouse
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

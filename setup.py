@@ -1,13 +1,50 @@
-"""Install memtrain: the top-level folders are the packages."""
+"""Install memtrain: the top-level folders are the packages, and the shipped configurations come with them."""
+
+import runpy
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).resolve().parent
+PACKAGES = find_packages(include=["data_prep*", "evaluation*", "launchers*", "model*", "training*"])
+CONFIGS = ["configs", "configs.ablation", "configs.cluster"]
+
+DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings-python>=2"]
+
 setup(
     name="memtrain",
-    version="0.1.0",
+    version=runpy.run_path(str(HERE / "training" / "version.py"))["__version__"],
     description="Distributed pretraining of language models that have a memory",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The memtrain authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["language models", "memory", "pretraining", "DeepSpeed", "Megatron", "long context", "BABILong"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
-    packages=find_packages(include=["data_prep*", "evaluation*", "model*", "training*"]),
+    packages=PACKAGES + CONFIGS,
+    package_data={
+        "": ["py.typed"],
+        "configs": ["*.yaml"],
+        "configs.ablation": ["*.yaml"],
+        "configs.cluster": ["*.yaml"],
+        "evaluation.report": ["published.yaml", "templates/*"],
+        "training.cluster": ["*.sh"],
+    },
+    entry_points={"console_scripts": ["memtrain = launchers.__main__:main"]},
     install_requires=[
         "torch>=2.13",
         "deepspeed>=0.19.8",
@@ -41,17 +78,20 @@ setup(
         "fla": ["fla-core>=0.6"],
         "gpu-metrics": ["nvidia-ml-py>=12"],
         "evaluation": ["nltk>=3.9"],
+        "docs": DOCS,
         "dev": [
+            *DOCS,
             "Flask-WTF>=1.2",
-            "hypothesis>=6.130",
             "accelerate>=1",
-            "nltk>=3.9",
+            "build>=1.2",
             "datasets>=4",
             "datasketch>=2",
             "faiss-cpu>=1.13",
+            "hypothesis>=6.130",
             "lm_eval>=0.4.13",
             "moto[server]>=5",
             "mypy>=1.15",
+            "nltk>=3.9",
             "playwright>=1.50",
             "psycopg2-binary>=2.9",
             "pytest>=8.3",
@@ -59,12 +99,9 @@ setup(
             "ruff>=0.11",
             "s3fs>=2025.3",
             "scipy>=1.15",
+            "setuptools>=77",
             "transformers>=5",
             "types-PyYAML",
         ],
-    },
-    package_data={
-        "evaluation.report": ["published.yaml", "templates/*"],
-        "training.cluster": ["*.sh"],
     },
 )

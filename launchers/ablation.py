@@ -15,6 +15,7 @@ import argparse
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,23 +25,27 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 
 
-def parse_arguments() -> argparse.Namespace:
-    from launchers._cli import number, path
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    from launchers._cli import cluster_file, command_parser, config_file, number
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=path, required=True, metavar="FILE", help="the family: base, overrides, runs")
+    parser = command_parser("ablation", __doc__)
+    parser.add_argument(
+        "--config", type=config_file, required=True, metavar="FILE", help="the family: base, overrides, runs"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change values of every member")
     parser.add_argument("--dry-run", action="store_true", help="check all members, print their commands, start nothing")
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
         "--ranks", type=number, default=1, metavar="N", help="ranks of each run, through deepspeed (default 1)"
     )
-    how.add_argument("--cluster", type=path, metavar="C", help="submit every member by launchers/submit.py --cluster C")
-    return parser.parse_intermixed_args()
+    how.add_argument(
+        "--cluster", type=cluster_file, metavar="C", help="submit every member by launchers/submit.py --cluster C"
+    )
+    return parser.parse_intermixed_args(argv)
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
     # Imports after the arguments: --help answers at once.
     from training.cluster.profile import load_profile
     from training.config.family import load_family

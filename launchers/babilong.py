@@ -2,11 +2,12 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from evaluation.babilong.recipe import Recipe
+    from evaluation.babilong.recipe import Form, Recipe
 
 FACTS = 100  # tokens of a sample's facts, about
 FORMS = ("single", "story", "dense")
@@ -34,16 +35,11 @@ strings of Python's standard library.  A question that stands with the same fact
 exit codes: 0 written; 2 bad input"""
 
 
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
-    from launchers._cli import number, path, place, seed
+    from launchers._cli import command_parser, number, path, place, seed
 
-    parser = argparse.ArgumentParser(
-        prog="python launchers/babilong.py",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("babilong", __doc__, EPILOG)
     add = parser.add_argument
     add("--part", choices=("train", "test"), required=True, help="train: exercises; test: samples as published")
     add("--output", type=path, required=True, metavar="FOLDER", help="where they go")
@@ -78,12 +74,12 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add("--workers", type=number, metavar="N", help="train: processes (default all cores); never changes the output")
     add("--exact", action="store_true", help="train: every exercise as long as its length, not up to it")
     add("--seed", type=seed, default=0, metavar="N", help="same seed, same text everywhere (default 0)")
-    return parser.parse_args(arguments)
+    return parser.parse_args(argv)
 
 
-def main(arguments: list[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    options = parse_arguments(arguments)
+    options = parse_arguments(argv)
     # Imports after the arguments: --help answers at once.
     from data_prep import DataError
 
@@ -159,7 +155,7 @@ def recipe_of(options: argparse.Namespace, tasks: list[str]) -> "Recipe":
     simulated = (0.0 if options.babi else 1.0) if options.simulated is None else options.simulated
     return Recipe(
         dict.fromkeys(tasks, 1.0),
-        forms,
+        cast("dict[Form, float]", forms),
         simulated,
         options.permute,
         {int(n): s for n, s in noise.items()},
@@ -212,4 +208,4 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from launchers._cli import run as run_command
 
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_command(main))

@@ -7,16 +7,15 @@ The job script does this at every start (docs/slurm.md).  Started with python al
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def parse_arguments() -> argparse.Namespace:
-    from launchers._cli import number, path
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    from launchers._cli import command_parser, number, path
 
     epilog = "RESULTS/NODE gets one line: ok, bad REASON or unclear REASON.  exit codes: 0 ok; 1 not"
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("check_nodes", __doc__, epilog)
     parser.add_argument("results", type=path, metavar="RESULTS", help="folder for a file a node; all nodes see it")
     parser.add_argument("--gpus", type=number, default=0, metavar="N", help="GPUs the node must have")
     parser.add_argument("--min-memory-gib", type=float, default=1.0, metavar="X", help="memory that must be available")
@@ -27,11 +26,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-clock-skew", type=float, default=5.0, metavar="S", help="seconds from the other nodes")
     parser.add_argument("--all-reduce-mib", type=number, default=16, metavar="N", help="size of the all-reduce")
     parser.add_argument("--timeout", type=float, default=240.0, metavar="S", help="seconds to wait for other nodes")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
     from training.cluster.nodes import Wanted, check_node
     from training.errors import EXIT_BAD_INPUT, ConfigError, output_folder
 

@@ -8,6 +8,7 @@ python launchers/checkpoint.py average soup runs/a/checkpoints/step-00000360 run
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 EPILOG = """\
@@ -18,12 +19,10 @@ exit codes: 0 done; 1 a checkpoint is damaged; 2 bad input, nothing was written.
 """
 
 
-def parse_arguments() -> argparse.Namespace:
-    from launchers._cli import path, place
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    from launchers._cli import command_parser, path, place
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("checkpoint", __doc__, EPILOG)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser("list", help="the checkpoints of a run: step, phase, tokens, size, whether whole")
     command.add_argument("run", type=path, metavar="RUN")
@@ -35,14 +34,14 @@ def parse_arguments() -> argparse.Namespace:
     command = commands.add_parser("average", help="the mean of several checkpoints' weights, to start a phase from")
     command.add_argument("target", type=path, metavar="NEW")
     command.add_argument("sources", type=place, nargs="+", metavar="PATH", help="two or more checkpoints of one model")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.command == "average" and len(arguments.sources) < 2:
         parser.error("average: give two checkpoints or more after NEW; launchers/checkpoint.py copy takes one")
     return arguments
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
     # Imports after the arguments: --help answers at once.
     from training.checkpoint.manifest import DamagedError
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError

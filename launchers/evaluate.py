@@ -1,8 +1,8 @@
 """Evaluate a checkpoint: BABILong, MMLU, perplexity by position; a row a cell of a table, with its interval."""
 
 import argparse
-import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 EPILOG = """\
@@ -31,16 +31,11 @@ exit codes: 0 done; 2 bad input, nothing measured; 130 interrupted, what was mea
 EXIT_INTERRUPTED = 130  # as shells say of Ctrl-C
 
 
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
-    from launchers._cli import number, path, place, seed
+    from launchers._cli import command_parser, number, path, place, seed
 
-    parser = argparse.ArgumentParser(
-        prog="python launchers/evaluate.py",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("evaluate", __doc__, EPILOG)
     add = parser.add_argument
     add("--checkpoint", type=path, required=True, metavar="PATH", help="run folder (its latest) or checkpoint folder")
     add(
@@ -78,21 +73,22 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add("--seed", type=seed, default=0, metavar="N", help="of the samples: same seed, same text everywhere (default 0)")
     add("--batch-size", type=number, default=8, metavar="N", help="samples read at once (default 8)")
     add("--data", type=path, metavar="FOLDER", help="tokenizer's folder, if the run's data moved")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv)
     for name in ("top_k", "unit", "dense_model"):
         if options.retrieval == "none" and getattr(options, name) != parser.get_default(name):
             parser.error(f"--{name.replace('_', '-')} belongs to retrieval; add --retrieval bm25 or dense")
     return options
 
 
-def main(arguments: list[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    options = parse_arguments(arguments)
+    options = parse_arguments(argv)
     # Imports after the arguments: --help answers at once.
+    from launchers._cli import typed
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT, EXIT_FINISHED, TrainingError
 
     try:
-        run(options, "python launchers/evaluate.py " + shlex.join(arguments))
+        run(options, typed("evaluate", argv))
     except (*BAD_INPUT, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -135,4 +131,4 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from launchers._cli import run as run_command
 
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_command(main))

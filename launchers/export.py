@@ -9,6 +9,7 @@ python launchers/export.py runs/quickstart exported --register quickstart-lm2
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 EPILOG = """\
@@ -22,12 +23,10 @@ exit codes: 0 done; 1 the folder's logits are not the checkpoint's, nothing is l
 """
 
 
-def parse_arguments() -> argparse.Namespace:
-    from launchers._cli import path, place
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    from launchers._cli import command_parser, path, place
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("export", __doc__, EPILOG)
     parser.add_argument("source", type=place, metavar="PATH", help="run or checkpoint")
     parser.add_argument("target", type=path, metavar="OUT", help="folder to write; must not be there yet")
     parser.add_argument(
@@ -50,14 +49,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=path, default=None, metavar="FOLDER", help="tokenizer's folder, if it moved")
     parser.add_argument("--no-tokenizer", action="store_true", help="leave the tokenizer out")
     parser.add_argument("--register", default=None, metavar="NAME", help="a new version of NAME in MLflow's registry")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if not re.fullmatch(r"[1-9]\d*([KMGT]B)?", arguments.shard_size):
         parser.error(f"--shard-size: {arguments.shard_size!r} is no size; write it like 500MB or 5GB")
     return arguments
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
     # Imports after the arguments: --help answers at once.
     from training.checkpoint.manifest import DamagedError
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError

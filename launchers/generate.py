@@ -12,6 +12,7 @@ python launchers/generate.py --checkpoint runs/memory3_small \\
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
 CONTEXT = 16  # tokens of context in which a new one is turned into text
 
 
-def parse_arguments() -> argparse.Namespace:
-    from launchers._cli import number, path, place, seed
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    from launchers._cli import command_parser, config_file, number, path, place, seed
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("generate", __doc__)
     parser.add_argument("--checkpoint", type=path, metavar="PATH", help="run folder or checkpoint folder")
-    parser.add_argument("--config", type=path, metavar="FILE", help="instead: the run that this configuration trains")
+    parser.add_argument(
+        "--config", type=config_file, metavar="FILE", help="instead: the run that this configuration trains"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="with --config: as for pretrain.py")
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
@@ -42,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--references", type=path, metavar="FOLDER", help="references to retrieve from")
     parser.add_argument("--bank", type=path, metavar="FOLDER", help="their memories, by launchers/write_bank.py")
     parser.add_argument("--cold", action="store_true", help="write memories that the bank lacks, and store them there")
-    arguments = parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args(argv)
     arguments.prompt = arguments.prompt or [""]
     if arguments.bank is not None and arguments.references is None:
         parser.error("--bank needs --references, the folder it was written of")
@@ -57,8 +60,8 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
     # Imports after the arguments: --help answers at once.
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
 
@@ -97,7 +100,8 @@ def stream(arguments: argparse.Namespace) -> None:
         stop_id=tokenizer.eos_id,
     )
     special = (tokenizer.bos_id, tokenizer.eos_id)
-    context, held = ids[-CONTEXT:], []
+    context = ids[-CONTEXT:]
+    held: list[int] = []
     for token in tokens:
         produced.append(int(token))
         if int(token) not in special:

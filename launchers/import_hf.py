@@ -7,6 +7,7 @@ python launchers/import_hf.py ../Llama-3.2-1B --prove
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 EPILOG = """\
@@ -18,12 +19,10 @@ exit codes: 0 done; 1 the logits are not the same; 2 bad input.
 """
 
 
-def parse_arguments() -> argparse.Namespace:
-    from launchers._cli import number, path
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    from launchers._cli import command_parser, number, path
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("import_hf", __doc__, EPILOG)
     parser.add_argument("folder", type=path, metavar="FOLDER")
     parser.add_argument(
         "--segment-length", type=number, default=None, metavar="T", help="tokens of a segment (default: at most 2048)"
@@ -43,11 +42,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, metavar="X", help="largest logit difference (default 1e-4)"
     )
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
     # Imports after the arguments: --help answers at once.
     from pydantic import ValidationError
 

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,32 +23,29 @@ examples:
 exit codes: 0 done, 2 bad input, anything else a failure"""
 
 
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
-    from launchers._cli import number, path
+    from launchers._cli import command_parser, config_file, number, path
 
-    parser = argparse.ArgumentParser(
-        prog="python launchers/inspect_data.py",
-        description="Show what is in a run's prepared data, and what its samples hold.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "inspect_data", "Show what is in a run's prepared data, and what its samples hold.", _EXAMPLES
     )
-    parser.add_argument("--config", type=path, required=True, metavar="FILE", help="YAML file of the run")
+    parser.add_argument("--config", type=config_file, required=True, metavar="FILE", help="YAML file of the run")
     parser.add_argument("--sample", type=number, action="append", metavar="G", help="show sample G (repeatable)")
     parser.add_argument("--split", choices=["train", "valid"], default="train", help="which documents (train)")
     parser.add_argument(
         "--histogram", type=path, default=Path("lengths.png"), metavar="PNG", help="where it goes (lengths.png)"
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace FILE's")
-    return parser.parse_intermixed_args(arguments)
+    return parser.parse_intermixed_args(argv)
 
 
-def main(arguments: list[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     from training.config import load_config
     from training.errors import BAD_INPUT
 
-    options = parse_arguments(arguments)
+    options = parse_arguments(argv)
     try:
         run(load_config(options.config, options.overrides), options, Console())
     except BAD_INPUT as error:
@@ -91,4 +89,4 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from launchers._cli import run as run_command
 
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_command(main))

@@ -10,17 +10,17 @@ exit codes: 0 written; 2 bad input, nothing was written.
 """
 
 import argparse
-import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 LONGEST = 4096  # tokens of a prompt that are looked at: reads are kept whole
 
 
-def parse_arguments() -> argparse.Namespace:
-    from launchers._cli import number, path, place
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    from launchers._cli import command_parser, number, path, place
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("interpret", __doc__)
     parser.add_argument(
         "--checkpoint", type=path, required=True, metavar="PATH", help="run folder or checkpoint folder"
     )
@@ -29,39 +29,33 @@ def parse_arguments() -> argparse.Namespace:
     prompt.add_argument(
         "--prompt-file", type=place, metavar="FILE", help=f"its first {LONGEST:,} tokens; - reads standard input"
     )
-    parser.add_argument(
-        "--max-tokens",
-        type=number,
-        default=0,
-        metavar="N",
-        help="let the model go on for N tokens, greedily (default 0)",
-    )
     parser.add_argument("--tokens", type=number, default=24, metavar="N", help="rows of a heatmap (default 24)")
     parser.add_argument("--slots", type=number, default=20, metavar="N", help="columns of a heatmap (default 20)")
     parser.add_argument("--wiped", type=number, default=4, metavar="N", help="slots a block to wipe singly (default 4)")
     parser.add_argument("--output", type=path, metavar="FOLDER", help="default: RUN/interpretation")
     parser.add_argument("--data", type=path, default=None, metavar="FOLDER", help="tokenizer's folder, if it moved")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     for name, least in (("max_tokens", 0), ("tokens", 1), ("slots", 1), ("wiped", 0)):
         if getattr(arguments, name) < least:
             parser.error(f"--{name.replace('_', '-')}: {getattr(arguments, name)} must be at least {least}")
     return arguments
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
     # Imports after the arguments: --help answers at once.
+    from launchers._cli import typed
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
 
     try:
-        interpret(arguments)
+        interpret(arguments, typed("interpret", argv))
     except (*BAD_INPUT, TrainingError) as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
     return 0
 
 
-def interpret(arguments: argparse.Namespace) -> None:
+def interpret(arguments: argparse.Namespace, command: str) -> None:
     import torch
 
     from evaluation.interpret import analyse, save_analysis
@@ -88,7 +82,7 @@ def interpret(arguments: argparse.Namespace) -> None:
         prompt_tokens=len(ids),
         run=trained.config.run.name,
         checkpoint=str(trained.path),
-        command=shlex.join(["python", *sys.argv]),
+        command=command,
         size=Size(tokens=arguments.tokens, slots=arguments.slots, wiped=arguments.wiped),
     )
     folder = arguments.output or trained.path.parent.parent / "interpretation"

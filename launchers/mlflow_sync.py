@@ -7,6 +7,7 @@ python launchers/mlflow_sync.py runs/quickstart --artifact report.html
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 EPILOG = """\
@@ -21,22 +22,20 @@ exit codes: 0 the stores have everything; 1 a store refused some of it; 2 bad in
 """
 
 
-def parse_arguments() -> argparse.Namespace:
-    from launchers._cli import path
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    from launchers._cli import command_parser, path
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("mlflow_sync", __doc__, EPILOG)
     parser.add_argument("runs", type=path, nargs="+", metavar="RUN", help="a run's folder, such as runs/quickstart")
     parser.add_argument("--uri", metavar="URI", help="the store, when it is not the run's own")
     parser.add_argument(
         "--artifact", type=path, action="append", default=[], metavar="FILE", help="keep this file or folder with it"
     )
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
     # Imports after the arguments: --help answers at once.
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
     from training.logs import quiet_libraries

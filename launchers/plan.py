@@ -5,6 +5,7 @@ python launchers/plan.py --config configs/lm2_1.7b.yaml --devices h200:64
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 EPILOG = """\
@@ -24,17 +25,14 @@ exit codes: 0 planned; 2 bad input, or nothing fits (what is largest, and what w
 """
 
 
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
-    from launchers._cli import path
+    from launchers._cli import command_parser, config_file, path
 
-    parser = argparse.ArgumentParser(
-        prog="python launchers/plan.py",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser("plan", __doc__, EPILOG)
+    parser.add_argument(
+        "--config", type=config_file, required=True, metavar="FILE", help="YAML file that describes the run"
     )
-    parser.add_argument("--config", type=path, required=True, metavar="FILE", help="YAML file that describes the run")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the file")
     parser.add_argument("--devices", default="h200:8", metavar="NAME:COUNT", help="what to run on (default h200:8)")
     parser.add_argument("--as-is", action="store_true", help="plan the file's own topology, search for no other")
@@ -46,12 +44,12 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         help="plan many numbers of devices, 8 to 4096, and draw them",
     )
     parser.add_argument("--out", type=path, default=Path(), metavar="FOLDER", help="where --scale's picture goes")
-    return parser.parse_intermixed_args(arguments)
+    return parser.parse_intermixed_args(argv)
 
 
-def main(arguments: list[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    options = parse_arguments(arguments)
+    options = parse_arguments(argv)
     # Imports after the arguments: --help answers at once.
     from training.config import load_config
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT, EXIT_FINISHED
@@ -75,4 +73,4 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from launchers._cli import run as run_command
 
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_command(main))

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import sys
+from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -60,17 +61,14 @@ folder made"""
 _NO_PREPARE = "data.prepare is missing; say in it what to read (see --help)"
 
 
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
-    from launchers._cli import number, path
+    from launchers._cli import command_parser, config_file, number
 
-    parser = argparse.ArgumentParser(
-        prog="python launchers/prepare_data.py",
-        description="Read documents, train or load a tokenizer, and write token shards on all cores.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "prepare_data", "Read documents, train or load a tokenizer, and write token shards on all cores.", _EXAMPLES
     )
-    parser.add_argument("--config", type=path, required=True, metavar="FILE", help="YAML file of the run")
+    parser.add_argument("--config", type=config_file, required=True, metavar="FILE", help="YAML file of the run")
     steps = parser.add_mutually_exclusive_group()
     steps.add_argument("--verify", action="store_true", help="check an existing folder instead of making one")
     steps.add_argument("--plan", action="store_true", help="only list the input and make the tokenizer")
@@ -81,7 +79,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--references", action="store_true", help="the step is one of data.references, not of data")
     parser.add_argument("--tasks", type=number, metavar="N", help="processes that share the work (with --task)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace FILE's")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser.parse_intermixed_args(argv)
     if options.references and not (options.plan or options.merge or options.verify or options.task is not None):
         parser.error("--references goes with a step: --plan, --tasks N --task I, --merge or --verify")
     if (options.tasks is None) != (options.task is None):
@@ -91,12 +89,12 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def main(arguments: list[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     from training.config import load_config
     from training.errors import BAD_INPUT
 
-    options = parse_arguments(arguments)
+    options = parse_arguments(argv)
     try:
         data = load_config(options.config, options.overrides).data
         if options.references:
@@ -206,4 +204,4 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from launchers._cli import run as run_command
 
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_command(main))

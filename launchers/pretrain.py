@@ -10,7 +10,9 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 EPILOG = """\
 overrides are section.key=value, values are YAML; some that are used often:
@@ -29,13 +31,13 @@ parallel.segment; what is left over is data parallel.
 """
 
 
-def parse_arguments() -> argparse.Namespace:
-    from launchers._cli import number, path
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    from launchers._cli import command_parser, config_file, number
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = command_parser("pretrain", __doc__, EPILOG)
+    parser.add_argument(
+        "--config", type=config_file, required=True, metavar="FILE", help="YAML file that describes the run"
     )
-    parser.add_argument("--config", type=path, required=True, metavar="FILE", help="YAML file that describes the run")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the file")
     parser.add_argument(
         "--dry-run",
@@ -46,15 +48,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--local_rank", type=number, default=None, help=argparse.SUPPRESS
     )  # from the deepspeed launcher
-    arguments, unknown = parser.parse_known_intermixed_args()
+    arguments, unknown = parser.parse_known_intermixed_args(argv)
     for text in unknown:
         hint = f"; overrides have no dashes: {text.lstrip('-')}" if "=" in text else ""
         parser.error(f"unrecognized argument: {text}{hint}")
     return arguments
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
     # Imports after the arguments: --help answers at once.
     from training.distributed.ranks import RankInfo
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT, RankError, TrainingError
@@ -92,15 +94,19 @@ def launch(arguments: argparse.Namespace) -> int:
     return run(config, arguments.local_rank)
 
 
-if __name__ == "__main__":
-    # The repository's packages are importable from a checkout that is not installed.
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from launchers._cli import run as run_command
-
-    code = run_command(main)
+def leave(code: int) -> NoReturn:
+    """End the process with `code`; after a failure without waiting for its threads."""
     if code == 1:
         # other ranks may be gone: threads that still wait for them must not keep this one
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    # The repository's packages are importable from a checkout that is not installed.
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from launchers._cli import run as run_command
+
+    leave(run_command(main))

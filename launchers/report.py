@@ -10,15 +10,15 @@ exit codes: 0 written; 2 bad input, nothing was written.
 """
 
 import argparse
-import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def parse_arguments() -> argparse.Namespace:
-    from launchers._cli import path
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    from launchers._cli import command_parser, path
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("report", __doc__)
     parser.add_argument("runs", type=path, nargs="+", metavar="RUN", help="run folder, or a result file (.json)")
     parser.add_argument("--output", type=path, default=Path("report"), metavar="DIR", help="default: report")
     parser.add_argument(
@@ -27,17 +27,18 @@ def parse_arguments() -> argparse.Namespace:
         default="corrected",
         help="which of BABILong's scorers the tables show; all three are compared in one (default corrected)",
     )
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
     # Imports after the arguments: --help answers at once.
     from evaluation.report.page import write_report
+    from launchers._cli import typed
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT
 
     try:
-        pages = write_report(arguments.runs, arguments.output, arguments.scorer, shlex.join(["python", *sys.argv]))
+        pages = write_report(arguments.runs, arguments.output, arguments.scorer, typed("report", argv))
     except BAD_INPUT as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT

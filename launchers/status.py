@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 EPILOG = """\
@@ -20,23 +21,21 @@ exit codes: 0 told; 2 no run's folder.
 """
 
 
-def parse_arguments() -> argparse.Namespace:
-    from launchers._cli import path
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    from launchers._cli import command_parser, path
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("status", __doc__, EPILOG)
     parser.add_argument("run", type=path, metavar="RUN", help="a run's folder, such as runs/quickstart")
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="again and again, until the run ends or Ctrl-C")
     parser.add_argument("--json", action="store_true", help="one JSON object a time, for programs")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.watch is not None and arguments.watch <= 0:
         parser.error(f"--watch: {arguments.watch:g} is no number of seconds above 0")
     return arguments
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
     # Imports after the arguments: --help answers at once.
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT
 

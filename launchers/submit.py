@@ -6,6 +6,7 @@ python launchers/submit.py --config configs/quickstart.yaml --cluster configs/cl
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 EPILOG = """\
@@ -29,14 +30,14 @@ exit codes: 0 submitted; 2 refused, nothing was written or submitted.  Those of 
 """
 
 
-def parse_arguments() -> argparse.Namespace:
-    from launchers._cli import number, path
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    from launchers._cli import cluster_file, command_parser, config_file, number
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = command_parser("submit", __doc__, EPILOG)
+    parser.add_argument(
+        "--config", type=config_file, required=True, metavar="FILE", help="YAML file that describes the run"
     )
-    parser.add_argument("--config", type=path, required=True, metavar="FILE", help="YAML file that describes the run")
-    parser.add_argument("--cluster", type=path, required=True, metavar="FILE", help="YAML file of the cluster")
+    parser.add_argument("--cluster", type=cluster_file, required=True, metavar="FILE", help="YAML file of the cluster")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the files")
     parser.add_argument("--dry-run", action="store_true", help="print the job script and stop")
     parser.add_argument("--phases-as-jobs", action="store_true", help="one job a phase, in a chain")
@@ -45,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
         "--evaluate", default="", metavar="'OPTIONS'", help="of launchers/evaluate.py: a job for every kept checkpoint"
     )
     parser.add_argument("--prepare-data", type=number, metavar="N", help="prepare the run's data in N parts instead")
-    options = parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args(argv)
     if options.prepare_data is not None and options.prepare_data < 1:
         parser.error("--prepare-data needs 1 part or more")
     if bad := [job for job in options.after if not job.isdigit()]:
@@ -53,8 +54,8 @@ def parse_arguments() -> argparse.Namespace:
     return options
 
 
-def main() -> int:
-    options = parse_arguments()
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parse_arguments(argv)
     # Imports after the arguments: --help answers at once.
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT
 

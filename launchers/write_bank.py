@@ -16,6 +16,7 @@ exit codes: 0 this share is written, 2 bad input and nothing written, anything e
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     from model.network import LanguageModel
 
 
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    from launchers._cli import number, path
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    from launchers._cli import command_parser, number, path
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("write_bank", __doc__)
     parser.add_argument("--checkpoint", type=path, required=True, metavar="PATH", help="run or checkpoint folder")
     parser.add_argument("--references", type=path, required=True, metavar="FOLDER", help="prepared references")
     parser.add_argument(
@@ -47,7 +48,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--share", metavar="I/N", help="only part I of N (from 0); default: by the launcher's ranks")
     parser.add_argument("--batch-size", type=number, default=32, metavar="N", help="references encoded at once (32)")
     parser.add_argument("--local_rank", type=number, help=argparse.SUPPRESS)  # deepspeed passes it
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv)
     try:
         options.part, options.parts = share_of(options.share)
     except ValueError:
@@ -72,9 +73,9 @@ def share_of(text: str | None) -> tuple[int, int]:
     return part, parts
 
 
-def main(arguments: list[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    options = parse_arguments(arguments)
+    options = parse_arguments(argv)
     # Imports after the arguments: --help answers at once.
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
 
@@ -198,4 +199,4 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from launchers._cli import run as run_command
 
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_command(main))

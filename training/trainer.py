@@ -29,6 +29,7 @@ from training.preflight import open_references, open_stream, open_validation
 from training.reporter import Reporter
 from training.schedule import Position, learning_rate, position
 from training.tracking import Status, Tracker
+from training.version import __version__
 
 log = logging.getLogger("memtrain")
 
@@ -257,7 +258,8 @@ class Trainer:
             mlflow_run_id=self.run_id,
             config=without_secrets(self.config.model_dump(mode="json")),
             skipped=sorted(step for step in self.skipped if step <= self.step),
-            versions={name: importlib.metadata.version(name) for name in ("torch", "deepspeed", "megatron-core")},
+            versions={"memtrain": __version__}
+            | {name: importlib.metadata.version(name) for name in ("torch", "deepspeed", "megatron-core")},
         )
         self.checkpoints.start(engine, state)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from data_prep.files import lines_of, write_text
 from training.logs import without_secret
+from training.version import __version__
 
 RUN_ID_FILE = "mlflow_run_id"
 STARTS_FILE = "starts.jsonl"
@@ -55,7 +56,7 @@ def read_run_id(run_folder: Path) -> str:
 
 
 def place_tags(world_size: int) -> dict[str, str]:
-    """Who runs what where: user, command, host, ranks, git, Slurm."""
+    """Who runs what where: user, command, host, ranks, version, git, Slurm."""
     command = without_secret(shlex.join([Path(sys.executable).name, *sys.argv]))
     tags = {
         "mlflow.user": _user(),
@@ -64,6 +65,7 @@ def place_tags(world_size: int) -> dict[str, str]:
         "command": command,
         "host": platform.node(),
         "world_size": str(world_size),
+        "memtrain.version": __version__,
     }
     tags |= {tag: os.environ[name] for name, tag in _SLURM.items() if os.environ.get(name)}
     return tags | _git_tags()
@@ -77,7 +79,9 @@ def _user() -> str:
 
 
 def _git_tags() -> dict[str, str]:
-    """The state of this project's code; nothing where it is no git checkout."""
+    """The state of this project's code; nothing where it is no git checkout, as in another project's environment."""
+    if _git("rev-parse", "--show-toplevel") != str(_PROJECT):
+        return {}
     commit, branch = _git("rev-parse", "HEAD"), _git("rev-parse", "--abbrev-ref", "HEAD")
     if not commit:
         return {}

@@ -1,0 +1,44 @@
+"""`memtrain COMMAND …`: the code of `launchers/COMMAND.py`, started by name."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from launchers._cli import PACKAGE, command_names, run, shipped_configs
+from training.version import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first argument names.  Returns its exit code; 2 when there is no such command."""
+    name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if name in ("-h", "--help"):
+        print(overview())
+        return 0
+    if name == "--version":
+        print(f"memtrain {__version__}")
+        return 0
+    command = name.replace("-", "_")
+    if command not in command_names():
+        print(f"memtrain: {name!r} is no command; the commands are {', '.join(command_names())}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"launchers.{command}")
+    code = run(module.main, rest)
+    if command == "pretrain":
+        module.leave(code)
+    return code
+
+
+def overview() -> str:
+    """The commands, a line each, and the configurations that `--config` knows by name."""
+    lines = [f"memtrain {__version__}: pretrain language models that have a memory", ""]
+    lines += ["usage: memtrain COMMAND …", ""]
+    for name in command_names():
+        first = (PACKAGE / f"{name}.py").read_text(encoding="utf-8").split('"""')[1].strip().splitlines()[0]
+        lines.append(f"  {name:<13} {first}")
+    lines += ["", f"configurations by name: {', '.join(shipped_configs())}"]
+    lines += ["memtrain COMMAND --help explains a command"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
