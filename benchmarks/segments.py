@@ -18,7 +18,7 @@ from claims import claim, interleaved_seconds
 
 from model import LanguageModel, MemoryConfig, ModelConfig, StreamState, build_model
 from model.generation import prefill
-from model.memory import RecurrentMemory, memories
+from model.memory.interface import RecurrentMemory, memories
 from model.segments import pieces
 from training.distributed.devices import keep_freed_memory
 

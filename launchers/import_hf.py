@@ -19,6 +19,8 @@ exit codes: 0 done; 1 the logits are not the same; 2 bad input.
 
 
 def parse_arguments() -> argparse.Namespace:
+    from model.memory.registry import choices  # without torch: --help answers at once
+
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -28,9 +30,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--memory",
-        choices=("none", "lm2", "lm2-depth", "delta", "rmt"),
-        default="none",
-        help="memory to add (default none); its sizes are as by default, docs/memory.md explains them",
+        choices=choices(),
+        default=None,
+        help="memory to add (default: what FOLDER has); its sizes are as by default, docs/memory.md explains them",
     )
     parser.add_argument(
         "--prove",

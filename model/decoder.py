@@ -13,8 +13,9 @@ from model.explicit.attend import attend, encode
 from model.explicit.memory import Memory
 from model.explicit.reading import Reading
 from model.layout import Layout
-from model.memory import LM2DepthMemory, RecurrentMemory, RMTMemory, build_memory
-from model.memory.rmt import Frame
+from model.memory.interface import RecurrentMemory
+from model.memory.lm2_depth.module import LM2DepthMemory
+from model.memory.rmt.module import Frame, RMTMemory
 from model.parallel import ColumnParallel, RMSNorm, RowParallel, TensorParallel, VocabParallel
 from model.segments import Piece
 from model.state import LayerState
@@ -51,8 +52,8 @@ class DecoderLayer(nn.Module):
         self.attention = Attention(config, layout)
         self.mlp_norm = new_norm(config, tp)
         self.mlp = SwiGLU(config, tp)
-        hosts = memory_on and index in config.memory.hosts(config.num_layers)
-        self.memory = build_memory(config, layout, index) if hosts else None
+        hosts = config.memory.hosts(config.num_layers) if memory_on else frozenset()
+        self.memory = config.memory.build(config, layout, index == min(hosts)) if index in hosts else None
         self._compiled: Callable[..., tuple[Tensor, LayerState]] | None = None
 
     def initial_state(self, hidden: Tensor) -> LayerState:

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.decoder import DecoderLayer
-from model.memory import RMTMemory, memories
-from model.memory.interface import lost_slots
-from model.memory.lm2_depth import initial_slots
-from model.memory.rmt import frame_of
+from model.memory.interface import lost_slots, memories
+from model.memory.lm2_depth.module import initial_slots
+from model.memory.rmt.module import RMTMemory, frame_of
 from model.segments import Piece
 from model.state import LayerState
 

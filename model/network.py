@@ -65,7 +65,7 @@ class LanguageModel(nn.Module):
         changes: how often the documents change at most, from one token of a row to the next; None: on a GPU in half
         precision it is counted, which waits for the device once a call (and a call that is captured takes a mask).
         """
-        in_turn = self.config.memory.in_turn and self.memory_on
+        in_turn = self.config.memory.sequential and self.memory_on
         cut, documents, last_document = _stream(self, input_ids, document_ids, state)
         reading = self._reading(input_ids, document_ids, state, references)
         cut = prepare(self.config, cut, input_ids, self.final_norm.weight.dtype, reading is not None, changes)
@@ -74,7 +74,7 @@ class LanguageModel(nn.Module):
         given = state.layers if state else ()
         states = list(given) or [layer.initial_state(hidden) for layer in self.decoder_layers]
         if in_turn:
-            run = run_depth if self.config.memory.is_depth else run_rmt
+            run = run_depth if self.config.memory.carry_travels else run_rmt
             arguments = (self.config, self.decoder_layers, hidden, cut, states, carried, self.layout.layer)
             hidden, states, carried = run(*arguments)  # type: ignore[operator]
         else:
@@ -189,7 +189,7 @@ def _stream(
         raise ModelError(
             f"input_ids: {input_ids.dtype} {list(input_ids.shape)}, but it must be int64 [batch, length], not empty"
         )
-    config, in_turn = net.config, net.config.memory.in_turn and net.memory_on
+    config, in_turn = net.config, net.config.memory.sequential and net.memory_on
     if input_ids.device.type == "cpu" and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < config.vocab_size:
         raise ModelError(
             f"input_ids: from {int(input_ids.min())} to {int(input_ids.max())}, but model.vocab_size is "

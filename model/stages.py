@@ -20,7 +20,7 @@ from model.explicit.reading import Reading, with_references
 from model.explicit.references import References
 from model.initialization import initialize
 from model.layout import Layout
-from model.memory.lm2_depth import initial_slots
+from model.memory.lm2_depth.module import initial_slots
 from model.parallel import TensorParallel
 from model.preparation import Prepared
 from model.segments import pieces
@@ -33,7 +33,7 @@ class EmbeddingStage(nn.Module):
         super().__init__()
         self.config, self.tp = config, tp
         self.embedding = new_embedding(config, tp)
-        self.carries_slots = memory_on and config.memory.is_depth
+        self.carries_slots = memory_on and config.memory.carry_travels
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         ids, documents, *explicit = inputs
@@ -57,7 +57,7 @@ class DecoderStage(nn.Module):
         super().__init__()
         self.config, self.segments, self.prepared = config, layout.segments, prepared
         self.layer = DecoderLayer(config, layout, index, memory_on)
-        self.carries_slots = memory_on and config.memory.is_depth
+        self.carries_slots = memory_on and config.memory.carry_travels
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden, documents, *explicit = inputs
@@ -83,7 +83,7 @@ class NormStage(nn.Module):
     def __init__(self, config: ModelConfig, tp: TensorParallel, memory_on: bool) -> None:
         super().__init__()
         self.norm = new_norm(config, tp)
-        self.more_travels = memory_on and (config.memory.is_depth or config.explicit is not None)
+        self.more_travels = memory_on and (config.memory.carry_travels or config.explicit is not None)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         hidden, documents = inputs[:2]

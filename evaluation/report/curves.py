@@ -27,7 +27,7 @@ def blocks(run: Run) -> str:
     explicit = "" if model.explicit is None or not any(p.memory for p in run.config.phases) else " + explicit"
     if not hosts:
         return explicit.removeprefix(" + ") or "none"
-    kind = model.memory.kind + (f"-{model.memory.flow or 'time'}" if model.memory.kind == "lm2" else "")
+    kind = model.memory.label
     if len(hosts) == model.num_layers:
         return f"{kind}, all {model.num_layers}{explicit}"
     if hosts == list(range(len(hosts))):

@@ -17,7 +17,7 @@ DEPTH = MemoryConfig(kind="lm2", flow="depth", heads=2)
 RMT = MemoryConfig(kind="rmt", slots=3, heads=2)
 KINDS = {"none": NONE, "lm2": LM2, "delta": DELTA, "lm2-depth": DEPTH, "rmt": RMT}
 SPANS = (1, 2, 3)
-PAIRS = [(kind, span) for kind in KINDS for span in SPANS if span == 1 or not KINDS[kind].in_turn]
+PAIRS = [(kind, span) for kind in KINDS for span in SPANS if span == 1 or not KINDS[kind].sequential]
 
 MOMENTS = {  # of the parameters for which 0 and 0.3 would be out of the ordinary
     "scale": (0.8, 0.2),

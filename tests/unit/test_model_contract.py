@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model import LanguageModel, ModelError, StreamState, build_model
-from model.memory import memories, wiped
+from model.memory.interface import memories, wiped
 from tests.reference.small import KINDS, PAIRS, SEGMENT, VOCAB, awake, random_ids, tiny
 from tests.reference.small import one_thread as one_thread
 
@@ -238,7 +238,7 @@ def test_nothing_jumps_when_the_memory_is_switched_on(pair, seed, length, data):
     ids, documents = random_ids(seed, BATCH, length), data.draw(st.none() | layouts(length))
     assert len(memories(on)) == 2
     # one segment after the other is another shape of matrix product, and rmt's softmax another order of sums
-    tolerance = 1e-5 if config.memory.in_turn else 0.0
+    tolerance = 1e-5 if config.memory.sequential else 0.0
     without, with_memory = logits_of(off, ids, documents), logits_of(on, ids, documents)
     torch.testing.assert_close(without, with_memory, atol=tolerance, rtol=0)
     sizes = data.draw(sizes_of(length))

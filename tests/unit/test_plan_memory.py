@@ -70,7 +70,7 @@ def saved_bytes(config: ModelConfig, item: torch.dtype, batch: int, length: int)
 @pytest.mark.parametrize("kind", KINDS)
 def test_activations_are_those_autograd_keeps(kind: str, item: torch.dtype) -> None:
     batch, length = 2, 256 if kind not in ("lm2-depth", "rmt") else 128
-    shape = Shape(small(KINDS[kind], 2), True, batch, length, 1, False, item.itemsize, fused_norms=False)
+    shape = Shape(small(KINDS[kind], 2), batch, length, 1, False, item.itemsize, fused_norms=False, memory_on=True)
     one, two = (saved_bytes(small(KINDS[kind], layers), item, batch, length) for layers in (1, 2))
     assert layer_kept(shape, Role(hosts=kind != "none")).total == pytest.approx(two - one, rel=0.05)
     assert head_kept(shape) == pytest.approx(2 * one - two, rel=0.05)
@@ -85,7 +85,7 @@ def test_activations_with_references_are_those_autograd_keeps(references: str, i
     layers = "all" if references == "whole" else 1
     explicit = EXPLICIT.model_copy(update={"layers": layers})
     small_one, large = (small(KINDS["none"], n, explicit) for n in (2, 3))
-    shape = Shape(large, True, batch, length, 1, False, item.itemsize, fused_norms=False)
+    shape = Shape(large, batch, length, 1, False, item.itemsize, fused_norms=False, memory_on=True)
     role = Role(reads=references == "whole", references=references)  # type: ignore[arg-type]
     difference = saved_bytes(large, item, batch, length) - saved_bytes(small_one, item, batch, length)
     assert layer_kept(shape, role).total == pytest.approx(difference, rel=0.05)

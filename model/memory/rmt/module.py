@@ -12,14 +12,18 @@ vectors, tokens of a document that begins in the segment the initial ones.
 B batch, m memory vectors, n tokens of the piece, o earlier tokens of its open segment, H heads (of this rank).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from model.config import ModelConfig
+from model.backbone import BackboneConfig
+from model.layout import Layout
 from model.memory.interface import Memory
-from model.parallel import TensorParallel, sharded_parameter
+from model.memory.reading import MemoryReading, Tape
+from model.memory.rmt.spec import RMTConfig
+from model.parallel import sharded_parameter
 from model.segments import Piece
 
 
@@ -39,19 +43,33 @@ class Frame:
 class RMTMemory(Memory):
     """One layer's gate on memory keys; the first hosting layer also holds the initial vectors [m, D]."""
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel, holds_tokens: bool) -> None:
+    def __init__(self, config: RMTConfig, model: BackboneConfig, layout: Layout, holds_tokens: bool) -> None:
         super().__init__()
-        self.opening, self.init_std = config.memory.rmt_open, config.initial_std(config.hidden_size)
-        self.open = sharded_parameter((config.num_heads,), tp)
-        self.tokens = nn.Parameter(torch.empty(config.slots, config.hidden_size)) if holds_tokens else None
+        self.opening, self.init_std = config.rmt_open, model.initial_std(model.hidden_size)
+        self.open = sharded_parameter((model.num_heads,), layout.tensor)
+        self.vectors, self.length = config.num_slots(model), model.segment_length
+        self.tokens = nn.Parameter(torch.empty(self.vectors, model.hidden_size)) if holds_tokens else None
 
     def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         if name == "open":
             return torch.full(shape, self.opening)
         return torch.randn(shape, generator=generator) * self.init_std
 
+    def used_outside_forward(self) -> Iterable[nn.Parameter]:
+        return self.parameters()
+
     def initial_state(self, hidden: Tensor) -> None:
         return None
+
+    def reading(self, tape: Tape) -> MemoryReading:
+        """What is left for the memory of each token's softmax over [carried; initial; tokens; write]."""
+        address = []
+        for weights in tape["weights"]:  # [1, Hq, Q, K]
+            tokens = min(self.length, weights.size(3) - 2 * self.vectors)
+            seen = weights[0, :, 2 * self.vectors : 2 * self.vectors + tokens, : 2 * self.vectors].float().cpu()
+            # a token sees the carried vectors or, in the first segment, the initial ones; the others weigh nothing
+            address.append((seen[..., : self.vectors] + seen[..., self.vectors :]).transpose(0, 1))
+        return MemoryReading(torch.cat(address), None, None, {}, 0.0)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, frame: Frame) -> Tensor:
         """q [B, Q, H, d], k and v [B, K, Hkv, d] -> [B, Q, H*d]; one softmax over memory and tokens."""

@@ -31,10 +31,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import ModelConfig
+from model.backbone import BackboneConfig
+from model.layout import Layout
 from model.linear import linear
 from model.memory.interface import Memory
-from model.parallel import ColumnParallel, TensorParallel
+from model.memory.lm2_depth.spec import LM2DepthConfig
+from model.memory.reading import MemoryReading, Tape, gate_means
+from model.parallel import ColumnParallel
 from model.sdpa import sdpa
 from model.segments import Piece
 
@@ -50,12 +53,13 @@ class DepthState:
 class LM2DepthMemory(Memory):
     """See the module's text."""
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
+    def __init__(self, config: LM2DepthConfig, model: BackboneConfig, layout: Layout) -> None:
         super().__init__()
-        size = config.hidden_size
-        self.tp, self.top_k, self.init_std = tp, config.memory.top_k, config.initial_std(config.hidden_size)
-        self.heads, self.width = config.memory.heads // tp.size, size // config.memory.heads
-        self.norm = nn.RMSNorm(size, eps=config.norm_eps)
+        size, tp = model.hidden_size, layout.tensor
+        self.tp, self.top_k, self.init_std = tp, config.top_k, model.initial_std(size)
+        self.places = model.segment_length
+        self.heads, self.width = config.heads // tp.size, size // config.heads
+        self.norm = nn.RMSNorm(size, eps=model.norm_eps)
         self.query = ColumnParallel(size, size, tp)
         self.key = ColumnParallel(size, size, tp)
         self.value = ColumnParallel(size, size, tp)
@@ -99,6 +103,24 @@ class LM2DepthMemory(Memory):
         kept = 0 if piece.closes else keys.size(1)
         return x, slots, DepthState(keys[:, :kept], values[:, :kept])
 
+    def reading(self, tape: Tape) -> MemoryReading:
+        """A softmax over the slots of earlier places; a slot is a place of the segment."""
+        queries, keys, values, recalled, slots = (tape[name] for name in ("query", "key", "value", "recalled", "slots"))
+        address, banks, error = [], [], 0.0
+        for q, k, v, r, left in zip(queries, keys, values, recalled, slots, strict=True):
+            scores = q @ k.transpose(2, 3) * q.size(-1) ** -0.5  # [1, H, n, o+n]
+            ahead = k.size(2) - q.size(2)
+            scores = scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(ahead), float("-inf"))
+            if self.top_k is not None:
+                scores = _largest(scores, self.top_k)
+            weights = scores.softmax(dim=-1)
+            error = max(error, float(((weights @ v).transpose(1, 2) - r).abs().max()))
+            missing = self.places - k.size(2)
+            address.append(F.pad(weights, (0, missing))[0].transpose(0, 1).float().cpu())
+            banks.append(F.pad(left, (0, 0, 0, missing)).float().cpu())  # [1, N, D]
+        found = torch.cat([r[0] for r in recalled]).float().cpu()
+        return MemoryReading(torch.cat(address), torch.stack(banks), found, gate_means(tape), error)
+
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, piece: Piece) -> Tensor:
         """q [B, n, H, d], keys and values [B, o+n, H, d] -> [B, n, H, d]."""
         mask = piece.attention_mask(q.device)  # bool [B or 1, 1, n, o+n]; None: plain causal
@@ -110,8 +132,13 @@ class LM2DepthMemory(Memory):
         if mask is None:
             mask = torch.ones(q.size(2), keys.size(2), dtype=torch.bool, device=q.device).tril()
         scores = (q @ keys.transpose(2, 3) * self.width**-0.5).masked_fill(~mask, float("-inf"))
-        least = scores.topk(min(self.top_k, scores.size(-1)), dim=-1).values[..., -1:]
-        return (scores.masked_fill(scores < least, float("-inf")).softmax(dim=-1) @ values).transpose(1, 2)
+        return (_largest(scores, self.top_k).softmax(dim=-1) @ values).transpose(1, 2)
+
+
+def _largest(scores: Tensor, count: int) -> Tensor:
+    """Scores [..., K] with all but the `count` largest at minus infinity."""
+    least = scores.topk(min(count, scores.size(-1)), dim=-1).values[..., -1:]
+    return scores.masked_fill(scores < least, float("-inf"))
 
 
 def initial_slots(length: int, size: int, device: torch.device) -> Tensor:
