@@ -25,6 +25,7 @@ and the slots are whole on every rank.
 B batch, n tokens of the piece, o earlier tokens of its open segment, H heads (of this rank), d head width, D = H*d.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,12 +35,21 @@ from torch import Tensor, nn
 from model.backbone import BackboneConfig
 from model.layout import Layout
 from model.linear import linear
-from model.memory.interface import Memory
 from model.memory.lm2_depth.spec import LM2DepthConfig
 from model.memory.reading import MemoryReading, Tape, gate_means
+from model.memory.sequential import Block, SequentialMemory, truncated
 from model.parallel import ColumnParallel
 from model.sdpa import sdpa
 from model.segments import Piece
+from model.state import LayerState
+
+
+@dataclass(frozen=True)
+class SlotBank:
+    """slots: fp32 [B, T, D] after the last block; owners: int64 [B, T] their documents (-1: initial), None: all one."""
+
+    slots: Tensor
+    owners: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -50,14 +60,14 @@ class DepthState:
     values: Tensor
 
 
-class LM2DepthMemory(Memory):
-    """See the module's text."""
+class LM2DepthMemory(SequentialMemory):
+    """See the module's text.  The carry is the slots of the span's tokens, fp32 [B, n, D]; a `SlotBank` is carried."""
 
     def __init__(self, config: LM2DepthConfig, model: BackboneConfig, layout: Layout) -> None:
         super().__init__()
         size, tp = model.hidden_size, layout.tensor
         self.tp, self.top_k, self.init_std = tp, config.top_k, model.initial_std(size)
-        self.places = model.segment_length
+        self.slots, self.bptt_segments = model.segment_length, config.bptt_segments
         self.heads, self.width = config.heads // tp.size, size // config.heads
         self.norm = nn.RMSNorm(size, eps=model.norm_eps)
         self.query = ColumnParallel(size, size, tp)
@@ -78,6 +88,47 @@ class LM2DepthMemory(Memory):
     def initial_state(self, hidden: Tensor) -> DepthState:
         empty = hidden.new_empty(hidden.size(0), 0, self.heads, self.width)
         return DepthState(empty, empty)
+
+    def begin(self, hidden: Tensor, spans: Sequence[Piece], carried: SlotBank | None) -> SlotBank:
+        batch, first = hidden.size(0), spans[0]
+        if carried is None:
+            carried = SlotBank(self._initial(hidden), None)
+        owners = carried.owners
+        if first.documents is not None and owners is None:  # what came before had no document ids: it was document 0
+            fill = 0 if first.start >= self.slots else -1
+            owners = torch.full((batch, self.slots), fill, dtype=torch.int64, device=hidden.device)
+            owners[:, : first.offset] = 0
+        return SlotBank(carried.slots, owners)
+
+    def enter(self, x: Tensor, span: Piece, carried: SlotBank, lost: Tensor | None) -> tuple[Tensor, Tensor]:
+        here, initial = slice(span.offset, span.offset + span.length), self._initial(x)
+        entering = truncated(carried.slots[:, here], span, self.bptt_segments)
+        if carried.owners is not None:
+            assert span.documents is not None
+            own = carried.owners[:, here] == span.documents[:, -span.length :]
+            entering = torch.where(own.unsqueeze(2), entering, initial[:, here])
+        if lost is not None:
+            entering = torch.where(lost[here, None], initial[:, here], entering)
+        return x, entering
+
+    def step(
+        self, block: Block, x: Tensor, carry: Tensor, span: Piece, state: LayerState
+    ) -> tuple[Tensor, Tensor, LayerState]:
+        x, keys, values = block.attend(x, span, state)
+        x, slots, own = block.layout.inner(self, x, carry, span, state.memory)
+        return block.feed_forward(x), slots, LayerState(keys, values, own)
+
+    def leave(self, x: Tensor, carry: Tensor, span: Piece, carried: SlotBank) -> tuple[Tensor, SlotBank]:
+        begin, end, owners = span.offset, span.offset + span.length, carried.owners
+        slots = torch.cat((carried.slots[:, :begin], carry, carried.slots[:, end:]), dim=1)
+        if owners is not None:
+            assert span.documents is not None
+            owners = torch.cat((owners[:, :begin], span.documents[:, -span.length :], owners[:, end:]), dim=1)
+        return x, SlotBank(slots, owners)
+
+    def _initial(self, x: Tensor) -> Tensor:
+        """fp32 [B, T, D]"""
+        return initial_slots(self.slots, x.size(2), x.device).expand(x.size(0), -1, -1)
 
     def forward(self, x: Tensor, slots: Tensor, piece: Piece, state: DepthState) -> tuple[Tensor, Tensor, DepthState]:
         """x [B, n, D]: the residual stream after attention; slots fp32 [B, n, D]: these tokens' as they come in.
@@ -115,7 +166,7 @@ class LM2DepthMemory(Memory):
                 scores = _largest(scores, self.top_k)
             weights = scores.softmax(dim=-1)
             error = max(error, float(((weights @ v).transpose(1, 2) - r).abs().max()))
-            missing = self.places - k.size(2)
+            missing = self.slots - k.size(2)
             address.append(F.pad(weights, (0, missing))[0].transpose(0, 1).float().cpu())
             banks.append(F.pad(left, (0, 0, 0, missing)).float().cpu())  # [1, N, D]
         found = torch.cat([r[0] for r in recalled]).float().cpu()
