@@ -21,8 +21,9 @@ from experiments.babilong_parts.measuring import Asked, right_answers
 from experiments.babilong_parts.rows import Feed, Stage
 from experiments.babilong_parts.stories import TASKS
 from experiments.babilong_parts.training import Learner, Recipe
-from model import build_model
+from model import ModelConfig, build_model
 from model.cost import count_parameters
+from model.network import LanguageModel
 
 ALL = tuple((task, 1.0) for task in TASKS)
 LEAST = 0.08  # share of a task that is answered perfectly, before the shares are made to add up to one
@@ -64,6 +65,13 @@ class Entry:
         return f"{self.kind}{sparse}-t{self.segment}-lr{self.peak:g}-s{self.seed}"
 
 
+def configuration(entry: Entry, shape: Shape) -> ModelConfig:
+    """The entry's model."""
+    config = model_config(entry.kind, shape, entry.segment)
+    memory = config.memory.model_copy(update={"sparse_writes": entry.sparse})
+    return config.model_copy(update={"memory": memory})
+
+
 def by_errors(stage: Stage, right: dict[str, float]) -> Stage:
     """The stage with its tokens shared out among its tasks in proportion to their errors on held-out questions."""
     wanted = {task: max(LEAST, 1.0 - right[task]) for task, _ in stage.tasks}
@@ -80,9 +88,7 @@ class Racer:
 
     def __init__(self, entry: Entry, shape: Shape, batch: int, steps: int, device: torch.device, folder: Path) -> None:
         self.entry, self.folder, self.device = entry, folder, device
-        config = model_config(entry.kind, shape, entry.segment)
-        if entry.sparse:
-            config = config.model_copy(update={"memory": config.memory.model_copy(update={"sparse_writes": True})})
+        config = configuration(entry, shape)
         self.parameters = count_parameters(config).total
         recipe = Recipe(entry.peak, steps)
         net = build_model(config, seed=entry.seed)
@@ -143,10 +149,7 @@ class Racer:
 
     def measure(self, samples: dict[str, list[Asked]]) -> dict[str, float]:
         """Share of exactly right answers of each cell."""
-        names = list(samples)
-        together = [asked for name in names for asked in samples[name]]
-        right = iter(right_answers(self.learner.net, together, self.device, batch=256, piece=1024))
-        return {name: sum(next(right) for _ in samples[name]) / max(1, len(samples[name])) for name in names}
+        return shares(self.learner.net, samples, self.device)
 
     def _next_stage(self, right: dict[str, float]) -> None:
         goal = self.goals[self.goal]
@@ -175,6 +178,13 @@ class _Pace:
             for racer in self.racers:
                 racer.learner.recipe = replace(racer.learner.recipe, steps=steps)
             self.log({"steps": steps, "seconds a step, side by side": seconds})
+
+
+def shares(net: LanguageModel, samples: dict[str, list[Asked]], device: torch.device) -> dict[str, float]:
+    """Share of exactly right answers of each cell; all cells are read together."""
+    together = [asked for cell in samples.values() for asked in cell]
+    right = iter(right_answers(net, together, device, batch=256, piece=1024))
+    return {name: sum(next(right) for _ in cell) / max(1, len(cell)) for name, cell in samples.items()}
 
 
 def race(

@@ -24,7 +24,7 @@ from evaluation.suite import Cell
 from launchers import babilong
 from launchers.evaluate import main
 from tests.e2e.commands import PRETRAIN, run_warm
-from tests.unit.test_mmlu import ROWS
+from tests.unit.evaluation.test_mmlu import ROWS
 from training.checkpoint.trained_model import Trained, load_trained
 
 PIECES, LENGTH, BATCH, STEPS = 440, 128, 16, 110
