@@ -15,7 +15,7 @@ from model.hub import export as export_llama
 from model.hub import load as load_llama
 from model.initialization import initialize
 from model.layout import Layout
-from model.memory import sequential
+from model.memory.sequential import run_sequential
 from model.preparation import prepare
 from model.segments import Piece, pieces
 from model.state import LastDocument, StreamState, map_tensors, number_documents
@@ -74,7 +74,7 @@ class LanguageModel(nn.Module):
         states = list(given) or [layer.initial_state(hidden) for layer in self.decoder_layers]
         if self.is_sequential:
             call = self.layout.layer
-            hidden, states, carried = sequential.run(self.decoder_layers, hidden, cut, states, carried, call)
+            hidden, states, carried = run_sequential(self.decoder_layers, hidden, cut, states, carried, call)
         else:
             for index, layer in enumerate(self.decoder_layers):
                 hidden, states[index] = self.layout.layer(layer, hidden, cut, states[index], reading)

@@ -3,7 +3,7 @@
 from importlib.metadata import EntryPoint, entry_points
 
 from model.errors import ModelError
-from model.memory.spec import MemoryConfig
+from model.memory.spec import REQUIRED, MemoryConfig
 
 GROUP = "memtrain.memory_kinds"
 
@@ -31,6 +31,12 @@ def load(kind: str) -> type[MemoryConfig]:
         raise ModelError(
             f"memory.kind '{kind}': {point.value} of the package {_package(point)} must be a subclass of "
             f"model.memory.spec.MemoryConfig whose `selects` begins with kind '{kind}'"
+        )
+    missing = [name for name in REQUIRED if getattr(found, name) is getattr(MemoryConfig, name)]
+    if missing:
+        raise ModelError(
+            f"memory.kind '{kind}': {point.value} of the package {_package(point)} lacks the methods "
+            f"{', '.join(missing)}; define them as model.memory.spec.MemoryConfig describes them"
         )
     return found
 

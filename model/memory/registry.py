@@ -6,10 +6,9 @@
 An installed package is imported when a configuration names its kind, or when all kinds are listed.
 """
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import ValidationError
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import create_model
 
 from model.memory.delta.spec import DeltaConfig
 from model.memory.entry_points import kinds as installed_kinds
@@ -39,10 +38,8 @@ def selected(fields: dict[str, Any]) -> Kind:
     fitting = [c for c in candidates if all({"kind": kind, **fields}.get(k) == v for k, v in c.selects.items())]
     if not fitting:
         known = dict.fromkeys([*(c.selects["kind"] for c in BUILT_IN), *installed_kinds()])
-        message = f"known kinds are {', '.join(known)}; a package adds one by the entry point memtrain.memory_kinds"
-        problem = PydanticCustomError("unknown_kind", message)  # type: ignore[arg-type]  # nothing to fill in
-        details = InitErrorDetails(type=problem, loc=("kind",), input=kind)
-        raise ValidationError.from_exception_data("MemoryConfig", [details])
+        any_known: Any = Literal[tuple(known)]
+        create_model("MemoryConfig", kind=(any_known, ...)).model_validate({"kind": kind})  # raises
     return max(fitting, key=lambda c: len(c.selects))
 
 

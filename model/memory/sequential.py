@@ -34,7 +34,7 @@ class Block(Protocol):
 
 
 class SequentialMemory(Memory):
-    """A call loops over spans of at most one segment, and for each span over the blocks (`run`).
+    """A call loops over spans of at most one segment, and for each span over the blocks (`run_sequential`).
 
     The `carry` goes from block to block, what is `carried` from span to span, and to the next call.  Both belong to the
     kind; the first hosting block's memory makes them.  Blocks that host no memory hand the carry on.
@@ -77,7 +77,7 @@ class Layer(Protocol):
         """See `SequentialMemory.step`."""
 
 
-def run(
+def run_sequential(
     layers: Sequence[Layer],
     hidden: Tensor,
     spans: Sequence[Piece],

@@ -4,7 +4,6 @@ A kind is a subclass of `MemoryConfig` in `model/memory/KIND/spec.py` or in anot
 Configuration, planning, pipeline and reports ask a kind nothing else; its layer is what `build` makes.
 """
 
-from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -25,6 +24,9 @@ if TYPE_CHECKING:
 
     from model.layout import Layout
     from model.memory.interface import Memory
+
+
+REQUIRED = ("build", "parameters", "weights", "products", "kept", "seconds")  # methods that every kind must have
 
 
 class MemoryConfig(BaseModel):
@@ -53,6 +55,11 @@ class MemoryConfig(BaseModel):
     layers: Literal["all"] | Annotated[int, Field(gt=0, strict=True)] | tuple[int, ...] = Field(
         "all", description="blocks that host a memory: all, the first k (a number), or a list of block indices"
     )
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **fields: Any) -> None:
+            """Fields of the kind, which a type checker does not know."""
 
     def __new__(cls, *_arguments: Any, **fields: Any) -> Self:
         """An instance of the class that `fields` select; Python then calls that class's `__init__`."""
@@ -123,9 +130,9 @@ class MemoryConfig(BaseModel):
 
     # -- the layer ----------------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def build(self, model: BackboneConfig, layout: "Layout", first: bool) -> "Memory":
         """One decoder layer's memory module, uninitialised; `first`: of the layers that host one."""
+        raise NotImplementedError
 
     def first_carry(self, hidden: "torch.Tensor") -> "torch.Tensor":
         """With `carry_travels`: what enters the first block, fp32 [B, L, D], for embedded tokens [B, L, D]."""
@@ -139,25 +146,25 @@ class MemoryConfig(BaseModel):
 
     # -- costs; of one hosting layer ----------------------------------------------------------------------------------
 
-    @abstractmethod
     def parameters(self, model: BackboneConfig, first: bool) -> tuple[int, int]:
         """Parameters that are split over the tensor-parallel ranks, and those that are whole on each of them."""
+        raise NotImplementedError
 
-    @abstractmethod
     def weights(self, model: BackboneConfig) -> int:
         """Weights that every token is multiplied by: 6 FLOPs each in training."""
+        raise NotImplementedError
 
-    @abstractmethod
     def products(self, model: BackboneConfig) -> float:
         """Multiply-adds of one token that are no weights."""
+        raise NotImplementedError
 
-    @abstractmethod
     def kept(self, share: RankShare) -> tuple[float, float]:
         """Bytes of a token that the forward pass keeps for the backward: activations, and states of the segments."""
+        raise NotImplementedError
 
-    @abstractmethod
     def seconds(self, share: RankShare, speeds: Speeds, precision: str) -> float:
         """Seconds of one micro-batch, forward and backward."""
+        raise NotImplementedError
 
     def extra_tokens(self, model: BackboneConfig) -> int:
         """Vectors that pass through the whole block like tokens, a segment."""

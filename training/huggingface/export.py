@@ -86,7 +86,7 @@ def export(
         if form == "memtrain":
             from model.hf.bundle import source_files
 
-            for name, text in source_files().items():
+            for name, text in source_files(type(trained.net.config.memory)).items():
                 (folder / name).write_text(text, encoding="utf-8")
         if tokenizer is not None:
             write_hf_tokenizer(tokenizer, folder)

@@ -43,15 +43,15 @@ class DeltaConfig(MemoryConfig):
     def computed_by(
         self, model: BackboneConfig, device: "torch.device", precision: str, segment_ranks: int
     ) -> str | None:
-        from model.memory.delta import kernels
+        from model.memory.delta.kernels import WIDEST, obstacle
 
-        why, width = kernels.obstacle(device), model.hidden_size // self.heads
+        why, width = obstacle(device), model.hidden_size // self.heads
         if why is None and segment_ranks > 1:
             why = "parallel.segment passes banks between ranks"
         if why is None and precision == "fp32":
             why = "it has no fp32"
-        if why is None and width > kernels.WIDEST:
-            why = f"heads are {width} wide, it takes {kernels.WIDEST} at most: raise model.memory.heads"
+        if why is None and width > WIDEST:
+            why = f"heads are {width} wide, it takes {WIDEST} at most: raise model.memory.heads"
         if why is None:
             return "segments by flash-linear-attention's kernel"
         return f"chunks by plain products, not by flash-linear-attention's kernel, because {why}"
