@@ -2,7 +2,7 @@
 
     python experiments/babilong.py --babi BABI --background BOOKS --work FOLDER
     python experiments/babilong.py --size gpu --workers 8 --batch 8 …    one CUDA device, all kinds side by side
-    python experiments/babilong.py --kinds delta+sparse rmt:128:3e-4 …   KIND[+sparse][:SEGMENT[:LEARNING RATE]]
+    python experiments/babilong.py --kinds delta+sparse rmt:128:3e-4 …   KIND[+sparse][+spanN][:SEGMENT[:LEARNING RATE]]
 
 Rows of exercises are made while the models train: bAbI's training facts (names exchanged) and simulated ones, questions
 of every kind a story answers after any fact, book sentences between them in the last stage.  Questions to evaluate with
@@ -135,15 +135,20 @@ def split_books(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def entries(text: str, peaks: list[float], seeds: list[int]) -> list[Entry]:
-    """The models that KIND[+sparse][:SEGMENT[:LEARNING RATE]] stands for."""
+    """The models that KIND[+sparse][+spanN][:SEGMENT[:LEARNING RATE]] stands for."""
     name, *rest = text.split(":")
-    wanted, _, sparse = name.partition("+")
+    wanted, *more = name.split("+")
     found: list[Kind] = [kind for kind in KINDS if kind == wanted]
-    if not found or sparse not in ("", "sparse") or (sparse and wanted != "delta"):
-        raise DataError(f"--kinds: {text!r} names no kind; known are {', '.join(KINDS)}, delta+sparse")
+    spans = [int(word[4:]) for word in more if word[:4] == "span" and word[4:].isdigit()]
+    sparse = "sparse" in more
+    if not found or len(more) != len(spans) + sparse or (sparse and wanted != "delta"):
+        raise DataError(
+            f"--kinds: {text!r} names no kind; known are {', '.join(KINDS)}, delta+sparse, and each with +span2 or the "
+            "like: segments that attention sees"
+        )
     segment = int(rest[0]) if rest else SEGMENTS[found[0]][0]
     rates = [float(rest[1])] if len(rest) > 1 else peaks
-    return [Entry(found[0], segment, peak, seed, bool(sparse)) for peak in rates for seed in seeds]
+    return [Entry(found[0], segment, peak, seed, sparse, max(spans, default=1)) for peak in rates for seed in seeds]
 
 
 def train_tokenizer(path: Path, babi: Path, books: Sequence[str]) -> None:

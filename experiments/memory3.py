@@ -28,7 +28,7 @@ from evaluation.questions import Question, evaluate_questions, load_questions
 from evaluation.results import Row
 from experiments.memory3_parts.facts import write_corpus
 from experiments.memory3_parts.runs import ROOT, command, last_loss, newest, two_stages
-from training.checkpoint.trained_model import load_trained
+from training.checkpoint.trained_model import load_model
 
 PARTS = ("facts", "text")
 PEOPLE = 16_000  # on pages of each kind
@@ -110,7 +110,7 @@ def answer(run: Path, work: Path, questions: list[Question]) -> list[Row]:
     """Questions in the three modes, with memories out of a bank that is written for it."""
     references, bank = work / "references", work / "bank"
     command("write_bank.py", "--checkpoint", str(run), "--references", str(references), "--output", str(bank))
-    trained = load_trained(newest(run))
+    trained = load_model(newest(run))
     tokenizer = trained.tokenizer()
     source = open_source(trained.net, references, bank, tokenizer.fingerprint)
     rows, answered = evaluate_questions(trained.net, tokenizer, questions, source)

@@ -62,7 +62,7 @@ def read(path: Path, lengths: list[str]) -> tuple[Entry, dict[str, Any]]:
     """The last entry of a log, and its line for each of `lengths`.  Raises `DataError` when one is missing."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     described = [line for line in lines if "kind" in line][-1]
-    entry = Entry(**{key: described[key] for key in ("kind", "segment", "peak", "seed", "sparse")})
+    entry = Entry(**{key: described[key] for key in ("kind", "segment", "peak", "seed", "sparse", "span")})
     found = {line["length"]: line for line in lines if line.get("entry") == entry.name and "length" in line}
     if missing := [length for length in lengths if length not in found]:
         raise DataError(f"--lengths: {path} has no {', '.join(missing)} of {entry.name}; it has {', '.join(found)}")

@@ -51,25 +51,27 @@ def curriculum(row_length: int) -> tuple[Goal, ...]:
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of the comparison."""
+    """One model of the comparison.  sparse: `memory.sparse_writes`; span: segments that attention sees."""
 
     kind: Kind
     segment: int
     peak: float
     seed: int
     sparse: bool = False
+    span: int = 1
 
     @property
     def name(self) -> str:
-        sparse = "-sparse" if self.sparse else ""
-        return f"{self.kind}{sparse}-t{self.segment}-lr{self.peak:g}-s{self.seed}"
+        more = ("-sparse" if self.sparse else "") + (f"-span{self.span}" if self.span > 1 else "")
+        return f"{self.kind}{more}-t{self.segment}-lr{self.peak:g}-s{self.seed}"
 
 
 def configuration(entry: Entry, shape: Shape) -> ModelConfig:
     """The entry's model."""
     config = model_config(entry.kind, shape, entry.segment)
     memory = config.memory.model_copy(update={"sparse_writes": entry.sparse})
-    return config.model_copy(update={"memory": memory})
+    span = config.attention_span if entry.span == 1 else entry.span
+    return config.model_copy(update={"memory": memory, "attention_span": span})
 
 
 def by_errors(stage: Stage, right: dict[str, float]) -> Stage:
