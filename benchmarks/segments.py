@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.claims import claim, interleaved_seconds
 from model import LanguageModel, MemoryConfig, ModelConfig, StreamState, build_model
 from model.generation import prefill
-from model.memory import RecurrentMemory, memories
+from model.memory.interface import RecurrentMemory, memories
 from model.segments import pieces
 from training.distributed.devices import keep_freed_memory
 

@@ -24,6 +24,7 @@ from evaluation.results import ModelFacts, Results, Row, load_results
 from evaluation.suite import Suite, answers_path
 from evaluation.tables import show
 from model.config import ModelConfig
+from model.memory.none.spec import NoMemoryConfig
 from training.checkpoint.trained_model import LoadedModel, load_model
 from training.config import RunConfig
 
@@ -132,10 +133,8 @@ def device_name(device: torch.device) -> str:
 
 
 def kind_of(config: ModelConfig, memory_on: bool) -> str:
-    """none, lm2-time, lm2-depth, delta or rmt; what a phase without memory trained is none."""
-    kind: str = config.memory.kind if memory_on else "none"
-    if kind == "lm2":
-        kind += "-depth" if config.memory.is_depth else "-time"
+    """The label of the memory (`lm2-time`, `delta`, ...); what a phase without memory trained is none."""
+    kind = config.memory.label if memory_on else NoMemoryConfig.label
     return kind + ("+explicit" if memory_on and getattr(config, "explicit", None) is not None else "")
 
 

@@ -46,7 +46,7 @@ class ModelFacts(Record):
     """What was evaluated."""
 
     name: str
-    kind: str = Field(description="none, lm2-time, lm2-depth, delta, rmt; then +explicit, +rag")
+    kind: str = Field(description="label of the memory kind, such as none or lm2-time; then +explicit, +rag")
     parameters: int
     hidden_size: int
     num_layers: int

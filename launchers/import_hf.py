@@ -21,6 +21,7 @@ exit codes: 0 done; 1 the logits are not the same; 2 bad input.
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     from launchers._cli import command_parser, number, path
+    from model.memory.registry import choices  # without torch: --help answers at once
 
     parser = command_parser("import_hf", __doc__, EPILOG)
     parser.add_argument("folder", type=path, metavar="FOLDER")
@@ -29,9 +30,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--memory",
-        choices=("none", "lm2", "lm2-depth", "delta", "rmt"),
-        default="none",
-        help="memory to add (default none); its sizes are as by default, docs/memory.md explains them",
+        choices=choices(),
+        default=None,
+        help="memory to add (default: what FOLDER has); its sizes are as by default, docs/memory.md explains them",
     )
     parser.add_argument(
         "--prove",

@@ -9,8 +9,6 @@ from typing import Literal
 
 from model.config import ModelConfig
 
-DELTA_BLOCK = 4  # tokens: `model.memory.chunks` inverts a triangular system of this size by its series
-
 
 @dataclass(frozen=True)
 class Parameters:
@@ -75,8 +73,7 @@ def layer_parameters(config: ModelConfig, memory_on: bool) -> list[Parameters]:
     table = Parameters(split=config.vocab_size * config.hidden_size)
     backbone = Parameters(split=sum(_backbone_weights(config)), whole=2 * config.hidden_size)
     decoders = [
-        backbone + _memory_parameters(config, first=i == min(hosts)) if i in hosts else backbone
-        for i in range(config.num_layers)
+        backbone + _memory(config, first=i == min(hosts)) if i in hosts else backbone for i in range(config.num_layers)
     ]
     head = Parameters() if config.tie_embeddings else table
     return [table, *decoders, Parameters(whole=config.hidden_size), head]
@@ -101,9 +98,9 @@ def stage_costs(config: ModelConfig, memory_on: bool) -> list[float]:
     window = config.segment_length * (config.attention_span - 0.5)
     attention = 2 * config.num_heads * config.head_width * window  # scores and their use
     backbone = 6.0 * (sum(_backbone_weights(config)) + attention)
-    memory = 6.0 * (_memory_weights(config) + _memory_products(config))
-    if memory_on and config.memory.kind == "rmt":  # two sets of read vectors and the write vectors pass like tokens
-        backbone *= 1 + 3 * config.slots / config.segment_length
+    memory = 6.0 * (config.memory.weights(config) + config.memory.products(config))
+    if memory_on:
+        backbone *= 1 + config.memory.extra_tokens(config) / config.segment_length
     decoders = [
         backbone + (memory if role.hosts else 0.0) + 6.0 * _explicit_products(config, role)
         for role in roles(config, memory_on)
@@ -115,6 +112,12 @@ def _backbone_weights(config: ModelConfig) -> tuple[int, int]:
     """Weights of a block's attention and of its feed-forward."""
     size, heads = config.hidden_size, 2 * config.num_heads + 2 * config.num_kv_heads
     return size * config.head_width * heads, 3 * size * config.ffn_size
+
+
+def _memory(config: ModelConfig, first: bool) -> Parameters:
+    """One block's memory; `first`: of the blocks that host one."""
+    split, whole = config.memory.parameters(config, first)
+    return Parameters(split, whole, split, whole)
 
 
 def _explicit_products(config: ModelConfig, role: Role) -> float:
@@ -133,52 +136,3 @@ def _explicit_products(config: ModelConfig, role: Role) -> float:
         each += width * length / 3  # received attention: scores, forward only
         reads = 2 * width * explicit.references * explicit.tokens
     return each * length / explicit.chunk_length + reads
-
-
-def _memory_parameters(config: ModelConfig, first: bool) -> Parameters:
-    """One block's memory; `first`: of the blocks that host one."""
-    size, heads, weights = config.hidden_size, config.memory.heads, _memory_weights(config)
-    split, whole = weights, 0
-    if config.memory.is_depth:
-        split, whole = 3 * size * size, 3 * size * size + 3 * size  # the gates; norm, forget bias and scale
-    elif config.memory.kind == "lm2":
-        split += 2 * size + heads  # biases of the gates
-    elif config.memory.kind == "delta":
-        split += size + 2 * heads
-    else:
-        split, whole = config.num_heads, config.slots * size if first else 0
-    return Parameters(split, whole, split, whole)
-
-
-def _memory_weights(config: ModelConfig) -> int:
-    """Weights of one block's memory that tokens are multiplied by."""
-    size, heads = config.hidden_size, config.memory.heads
-    if config.memory.is_depth:
-        return 6 * size * size  # query, key, value and three gates
-    if config.memory.kind == "lm2":  # query and key; content, two gates and out; the forget gate
-        return size * (2 * heads * config.slots + 4 * size + heads)
-    return size * (5 * size + 2 * heads) if config.memory.kind == "delta" else 0
-
-
-def _memory_products(config: ModelConfig) -> float:
-    """Multiply-adds of one token in one block's memory that are no weights."""
-    size, width = config.hidden_size, config.hidden_size // config.memory.heads
-    if config.memory.is_depth:
-        return config.segment_length * size  # scores and their use, half of the segment each
-    if config.memory.kind == "lm2":
-        return 2 * config.slots * size  # write and read
-    if config.memory.kind == "delta":
-        chunk = min(config.segment_length, 64)
-        return size * (3 * width + 1.5 * chunk)  # read, a chunk's recall and write; its system and the solution
-    return 0.0
-
-
-def chunk_length(tokens: int, width: int) -> int:
-    """Tokens of a chunk of `delta`, for segments of `tokens` tokens and heads of `width`: a block times a power of two.
-
-    Longer chunks mean fewer products that wait for each other, and more work inside a chunk.
-    """
-    length = DELTA_BLOCK
-    while length < tokens and length < min(max(width // 2, 32), 256):
-        length *= 2
-    return length

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,8 @@ from model.explicit.attend import attend, encode
 from model.explicit.memory import Memory
 from model.explicit.reading import Reading
 from model.layout import Layout
-from model.memory import LM2DepthMemory, RecurrentMemory, RMTMemory, build_memory
-from model.memory.rmt import Frame
+from model.memory.interface import RecurrentMemory
+from model.memory.sequential import SequentialMemory
 from model.parallel import ColumnParallel, RMSNorm, RowParallel, TensorParallel, VocabParallel
 from model.segments import Piece
 from model.state import LayerState
@@ -39,8 +40,8 @@ class DecoderLayer(nn.Module):
     """Attention, then feed-forward with the memory beside it.
 
     The memory reads and writes tokens that have been through this block's attention, as in LM2 (section 2, E_attn);
-    its partial output joins the feed-forward's before that one's all-reduce, so a memory adds no collective.  The two
-    kinds that go through the segments in turn (`model.in_turn`) have entries of their own.
+    its partial output joins the feed-forward's before that one's all-reduce, so a memory adds no collective.  Memories
+    whose segments are computed one after the other are entered by `step` instead of `forward`.
     """
 
     def __init__(self, config: ModelConfig, layout: Layout, index: int, memory_on: bool) -> None:
@@ -51,8 +52,8 @@ class DecoderLayer(nn.Module):
         self.attention = Attention(config, layout)
         self.mlp_norm = new_norm(config, tp)
         self.mlp = SwiGLU(config, tp)
-        hosts = memory_on and index in config.memory.hosts(config.num_layers)
-        self.memory = build_memory(config, layout, index) if hosts else None
+        hosts = config.memory.hosts(config.num_layers) if memory_on else frozenset()
+        self.memory = config.memory.build(config, layout, index == min(hosts)) if index in hosts else None
         self._compiled: Callable[..., tuple[Tensor, LayerState]] | None = None
 
     def initial_state(self, hidden: Tensor) -> LayerState:
@@ -118,30 +119,23 @@ class DecoderLayer(nn.Module):
         h = self.tp.enter(self.attention_norm(hidden))
         encoded = encode(self.attention, *self.attention.split(h), reading, self.index)
         partial = self.attention.out(torch.cat(encoded.contexts, dim=1))
-        return self._feed_forward(hidden[:, : partial.size(1)] + self.tp.leave(partial)), encoded.memory
+        return self.feed_forward(hidden[:, : partial.size(1)] + self.tp.leave(partial)), encoded.memory
 
-    def depth_piece(
-        self, x: Tensor, slots: Tensor, piece: Piece, state: LayerState
-    ) -> tuple[Tensor, Tensor, LayerState]:
-        """With the published LM2's bank: x and these tokens' slots, both [B, n, D], before and after the block."""
-        partial, keys, values = self.attention(self.tp.copy(self.attention_norm(x)), piece, state.keys, state.values)
-        x, memory_state = x + self.tp.reduce(partial), None
+    def step(self, x: Tensor, carry: Any, span: Piece, state: LayerState) -> tuple[Tensor, Any, LayerState]:
+        """One span of at most a segment, where segments are computed one after the other: `SequentialMemory.step`."""
         if self.memory is not None:
-            assert isinstance(self.memory, LM2DepthMemory)
-            x, slots, memory_state = self.layout.inner(self.memory, x, slots, piece, state.memory)
-        return self._feed_forward(x), slots, LayerState(keys, values, memory_state)
+            assert isinstance(self.memory, SequentialMemory)
+            return self.memory.step(self, x, carry, span, state)
+        x, keys, values = self.attend(x, span, state)
+        return self.feed_forward(x), carry, LayerState(keys, values, None)
 
-    def rmt_piece(self, x: Tensor, frame: Frame, closes: bool, state: LayerState) -> tuple[Tensor, LayerState]:
-        """With memory vectors among the tokens: x [B, Q, D], the frame's queries."""
-        assert isinstance(self.memory, RMTMemory)
-        q, k, v = self.attention.project(self.tp.copy(self.attention_norm(x)), frame.start)
-        k, v = torch.cat((state.keys, k), dim=1), torch.cat((state.values, v), dim=1)
-        context = self.layout.inner(self.memory.attend, q, k, v, frame)
-        x = x + self.tp.reduce(self.attention.out(context))
-        kept = 0 if closes else k.size(1)
-        return self._feed_forward(x), LayerState(k[:, :kept], v[:, :kept], None)
+    def attend(self, x: Tensor, span: Piece, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, n, D] after this block's attention, and the keys and values it keeps."""
+        partial, keys, values = self.attention(self.tp.copy(self.attention_norm(x)), span, state.keys, state.values)
+        return x + self.tp.reduce(partial), keys, values
 
-    def _feed_forward(self, x: Tensor) -> Tensor:
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """x [B, n, D] after this block's feed-forward alone."""
         return x + self.tp.reduce(self.mlp(self.tp.copy(self.mlp_norm(x))))
 
 

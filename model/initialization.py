@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.memory import Memory
+from model.memory.interface import Memory
 from model.parallel import TensorParallel, is_sharded
 
 

@@ -13,9 +13,9 @@ from model.explicit.reading import Reading, read, with_references
 from model.explicit.references import References
 from model.hub import export as export_llama
 from model.hub import load as load_llama
-from model.in_turn import run_depth, run_rmt
 from model.initialization import initialize
 from model.layout import Layout
+from model.memory.sequential import run_sequential
 from model.preparation import prepare
 from model.segments import Piece, pieces
 from model.state import LastDocument, StreamState, map_tensors, number_documents
@@ -65,7 +65,6 @@ class LanguageModel(nn.Module):
         changes: how often the documents change at most, from one token of a row to the next; None: on a GPU in half
         precision it is counted, which waits for the device once a call (and a call that is captured takes a mask).
         """
-        in_turn = self.config.memory.in_turn and self.memory_on
         cut, documents, last_document = _stream(self, input_ids, document_ids, state)
         reading = self._reading(input_ids, document_ids, state, references)
         cut = prepare(self.config, cut, input_ids, self.final_norm.weight.dtype, reading is not None, changes)
@@ -73,10 +72,9 @@ class LanguageModel(nn.Module):
         hidden, carried = self.embedding(travelling), state.carried if state else None
         given = state.layers if state else ()
         states = list(given) or [layer.initial_state(hidden) for layer in self.decoder_layers]
-        if in_turn:
-            run = run_depth if self.config.memory.is_depth else run_rmt
-            arguments = (self.config, self.decoder_layers, hidden, cut, states, carried, self.layout.layer)
-            hidden, states, carried = run(*arguments)  # type: ignore[operator]
+        if self.is_sequential:
+            call = self.layout.layer
+            hidden, states, carried = run_sequential(self.decoder_layers, hidden, cut, states, carried, call)
         else:
             for index, layer in enumerate(self.decoder_layers):
                 hidden, states[index] = self.layout.layer(layer, hidden, cut, states[index], reading)
@@ -111,6 +109,12 @@ class LanguageModel(nn.Module):
             document_ids = state.last.ids.unsqueeze(1).expand_as(input_ids)
         start, opened = (state.position, state.references) if state else (0, None)
         return read(self.config, self.tp, input_ids, start, references, document_ids, opened, fresh=state is None)
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether segments are computed one after the other."""
+        memory = self.config.memory
+        return self.memory_on and memory.sequential and bool(memory.hosts(self.config.num_layers))
 
     @property
     def decoder_layers(self) -> list[DecoderLayer]:
@@ -189,7 +193,7 @@ def _stream(
         raise ModelError(
             f"input_ids: {input_ids.dtype} {list(input_ids.shape)}, but it must be int64 [batch, length], not empty"
         )
-    config, in_turn = net.config, net.config.memory.in_turn and net.memory_on
+    config, one_by_one = net.config, net.is_sequential
     if input_ids.device.type == "cpu" and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < config.vocab_size:
         raise ModelError(
             f"input_ids: from {int(input_ids.min())} to {int(input_ids.max())}, but model.vocab_size is "
@@ -199,8 +203,9 @@ def _stream(
         raise ModelError(
             f"document_ids: shape {list(document_ids.shape)} must equal input_ids' {list(input_ids.shape)}"
         )
-    if in_turn and config.memory.kind == "rmt" and document_ids is None and (state is None or state.last is None):
-        document_ids = torch.zeros_like(input_ids)  # its frame has one form, with documents
+    needed = net.memory_on and config.memory.needs_documents
+    if needed and document_ids is None and (state is None or state.last is None):
+        document_ids = torch.zeros_like(input_ids)
     batch, start, bank_document, documents = input_ids.size(0), 0, None, None
     last: LastDocument | None = None
     if state is not None:
@@ -216,7 +221,7 @@ def _stream(
         documents = torch.cat((documents, numbers), dim=1)
     span = config.attention_span
     chunk = net.explicit.chunk_length if net.explicit else None
-    cut = pieces(start, input_ids.size(1), config.segment_length, span, documents, bank_document, in_turn, chunk)
+    cut = pieces(start, input_ids.size(1), config.segment_length, span, documents, bank_document, one_by_one, chunk)
     return list(cut), documents, last
 
 

@@ -20,7 +20,6 @@ from model.explicit.reading import Reading, with_references
 from model.explicit.references import References
 from model.initialization import initialize
 from model.layout import Layout
-from model.memory.lm2_depth import initial_slots
 from model.parallel import TensorParallel
 from model.preparation import Prepared
 from model.segments import pieces
@@ -33,7 +32,7 @@ class EmbeddingStage(nn.Module):
         super().__init__()
         self.config, self.tp = config, tp
         self.embedding = new_embedding(config, tp)
-        self.carries_slots = memory_on and config.memory.is_depth
+        self.carry_travels = memory_on and config.memory.carry_travels
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         ids, documents, *explicit = inputs
@@ -42,11 +41,8 @@ class EmbeddingStage(nn.Module):
             reading = packed_reading(self.config, self.tp, documents, found, tokens)
             return self.embedding(with_references(ids, reading)), documents, found
         hidden = self.embedding(ids)
-        if (
-            self.carries_slots
-        ):  # the pipeline sends one float tensor: the published LM2's bank travels behind the tokens
-            slots = initial_slots(hidden.size(1), hidden.size(2), hidden.device).expand_as(hidden)
-            hidden = torch.cat((hidden, slots.to(hidden.dtype)), dim=1)
+        if self.carry_travels:  # the pipeline sends one float tensor: a memory's carry travels behind the tokens
+            hidden = torch.cat((hidden, self.config.memory.first_carry(hidden).to(hidden.dtype)), dim=1)
         return hidden, documents
 
 
@@ -57,7 +53,7 @@ class DecoderStage(nn.Module):
         super().__init__()
         self.config, self.segments, self.prepared = config, layout.segments, prepared
         self.layer = DecoderLayer(config, layout, index, memory_on)
-        self.carries_slots = memory_on and config.memory.is_depth
+        self.carry_travels = memory_on and config.memory.carry_travels
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden, documents, *explicit = inputs
@@ -69,12 +65,12 @@ class DecoderStage(nn.Module):
         if explicit:
             reading = packed_reading(config, self.layer.tp, documents, explicit[0])
             return self.layer(hidden, cut, None, reading)[0], documents, explicit[0]
-        if not self.carries_slots:
+        if not self.carry_travels:
             return self.layer(hidden, cut)[0], documents
-        tokens, slots = hidden.split(length, dim=1)
+        tokens, carry = hidden.split(length, dim=1)
         state = self.layer.initial_state(tokens)
-        tokens, slots, _ = self.layer.depth_piece(tokens, slots.float(), cut[0], state)
-        return torch.cat((tokens, slots.to(tokens.dtype)), dim=1), documents
+        tokens, carry, _ = self.layer.step(tokens, carry.float(), cut[0], state)
+        return torch.cat((tokens, carry.to(tokens.dtype)), dim=1), documents
 
 
 class NormStage(nn.Module):
@@ -83,7 +79,7 @@ class NormStage(nn.Module):
     def __init__(self, config: ModelConfig, tp: TensorParallel, memory_on: bool) -> None:
         super().__init__()
         self.norm = new_norm(config, tp)
-        self.more_travels = memory_on and (config.memory.is_depth or config.explicit is not None)
+        self.more_travels = memory_on and (config.memory.carry_travels or config.explicit is not None)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         hidden, documents = inputs[:2]

@@ -35,7 +35,7 @@ class StreamState:
     documents: Tensor | None  # int64 [B, c] numbers of the cached tokens' documents; None: all one document
     bank_document: Tensor | None  # int64 [B] document the banks belong to (-1: none yet)
     last: "LastDocument | None" = None  # the document the last token belongs to; None: ids were never given
-    carried: Any = None  # what a memory carries beside the layers' states (lm2 depth: SlotBank, rmt: Vectors)
+    carried: Any = None  # what a memory carries beside the layers' states (`model.memory.sequential`)
     references: Any = None  # explicit memory: model.explicit.memory.OpenChunk, when a chunk is open
 
     @property

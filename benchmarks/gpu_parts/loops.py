@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks.gpu_parts.common import Setting, has_deepspeed
 from benchmarks.gpu_parts.paths import module, replaced
 from model import LanguageModel
-from model.memory import memories
+from model.memory.interface import memories
 from training.batches import MicroBatch, StepBatch
 from training.config import RunConfig
 from training.distributed.topology import RankInfo, initialize

@@ -14,7 +14,7 @@ from evaluation.interpret.reading import Reading, read
 from evaluation.interpret.retrieval import retrieved
 from model import LanguageModel
 from model.errors import ModelError
-from model.memory import memories, wiped
+from model.memory.interface import memories, wiped
 
 FORMAT = 1
 FILE = "interpretation.json"
@@ -63,7 +63,7 @@ def analyse(
     Raises `ModelError` when the model has no memory or the text is too short for one to have been written.
     """
     size, memory, length = size or Size(), net.config.memory, net.config.segment_length
-    if not net.memory_on or memory.kind == "none":
+    if not net.memory_on or not memory.exists:
         raise ModelError(
             f"memory.kind: {memory.kind}{'' if net.memory_on else ', not yet switched on in this checkpoint'}; there "
             "is no memory to look into: use a checkpoint of a run whose last phase has memory: on"
@@ -82,7 +82,7 @@ def analyse(
         run=run,
         checkpoint=checkpoint,
         command=command,
-        kind=memory.kind if memory.kind != "lm2" else f"lm2-{memory.flow or 'time'}",
+        kind=memory.label,
         segment_length=length,
         prompt_tokens=prompt_tokens,
         tokens=tokens,
@@ -176,7 +176,7 @@ def _without(net: LanguageModel, ids: Sequence[int], readings: list[Reading], le
     rows = [score("nothing")]
     with wiped(net):
         rows.append(score("the whole memory"))
-    if net.config.memory.in_turn:  # one bank for all blocks
+    if net.config.memory.sequential:  # one bank for all blocks
         for slot in _most_read(readings, length, size.wiped):
             with wiped(net, [slot]):
                 rows.append(score("slot", slot=slot))

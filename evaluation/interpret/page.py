@@ -10,16 +10,8 @@ from evaluation.interpret.analysis import Analysis
 from evaluation.interpret.plots import figures, shown, wiped_name
 from evaluation.report.figure import png, svg
 from evaluation.report.rendering import render
+from model.memory.registry import captions
 
-READS = {
-    "lm2-time": "A token's query gives every slot a weight (a positive unit vector, no softmax); shown is that "
-    "weight times the norm of what the slot holds, as a share of all slots, mean over heads.",
-    "delta": "The memory is a matrix; a “slot” is one of its rows, a key direction. Shown is the query's coordinate "
-    "times the norm of the row, as a share of all rows, mean over heads.",
-    "lm2-depth": "Softmax over the slots of earlier places of the segment, mean over heads; slot t holds what the "
-    "tokens at place t of earlier segments left.",
-    "rmt": "What of a token's attention goes to each memory vector, mean over heads; the rest goes to tokens.",
-}
 MOMENTS = {
     True: ("the prompt's last tokens, had they read what its first segment had left", "the same tokens' real reads"),
     False: ("the first segment's tokens, which read the initial memory", "the prompt's last tokens"),
@@ -46,7 +38,7 @@ def section(analysis: Analysis, name: str, brief: bool = False) -> Markup:
             "interpretation.html.j2",
             analysis=analysis,
             pictures=pictures,
-            reads=READS[analysis.kind],
+            reads=captions().get(analysis.kind, ""),
             moments=MOMENTS[through_time],
             through_time=through_time,
             shown=shown,

@@ -77,7 +77,7 @@ def _group(title: str, lines: list[Line], lengths: Sequence[str]) -> Group:
 
 def section(runs: list[Run], book: dict[str, Any], scorer: str) -> Section:
     """The BABILong section."""
-    published = book["lm2"]["babilong"]
+    published = book["lm2_paper"]["babilong"]
     ours, theirs = our_lines(runs, scorer), published_lines(published)
     lines = [*theirs, *ours]
     head = ["model", *NAMES, "mean"]
@@ -91,7 +91,7 @@ def section(runs: list[Run], book: dict[str, Any], scorer: str) -> Section:
     paragraphs = [
         f"Accuracy in percent; ours by the {scorer} scorer with 95 % intervals below (Wilson; of a mean: combined in "
         "quadrature). Published: "
-        + book["lm2"]["citation"]
+        + book["lm2_paper"]["citation"]
         + ", without intervals; whole numbers suggest 100 samples a "
         "cell, about ±10.",
     ]

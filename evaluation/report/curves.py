@@ -27,7 +27,7 @@ def blocks(run: Run) -> str:
     explicit = "" if model.explicit is None or not any(p.memory for p in run.config.phases) else " + explicit"
     if not hosts:
         return explicit.removeprefix(" + ") or "none"
-    kind = model.memory.kind + (f"-{model.memory.flow or 'time'}" if model.memory.kind == "lm2" else "")
+    kind = model.memory.label
     if len(hosts) == model.num_layers:
         return f"{kind}, all {model.num_layers}{explicit}"
     if hosts == list(range(len(hosts))):
@@ -77,9 +77,9 @@ def _last_losses(run: Run) -> Iterator[Cell]:
 
 def ablation_section(runs: list[Run], book: dict[str, Any]) -> Section:
     """Figure 5: validation perplexity over tokens, of the runs whose model differs in its memory's blocks alone."""
-    published = book["lm2"]["ablation"]
+    published = book["lm2_paper"]["ablation"]
     families = [family for family in _families(runs) if len({blocks(run) for run in family}) > 1]
-    paragraphs = [f"Which blocks have a memory, as in Figure 5 of {book['lm2']['citation']}."]
+    paragraphs = [f"Which blocks have a memory, as in Figure 5 of {book['lm2_paper']['citation']}."]
     pictures, tables = [], []
     for number, family in enumerate(families, 1):
         pictures.append(Picture(f"figure-5-{number}", f"Figure 5. {_shape(family[0])}", _perplexity(family)))

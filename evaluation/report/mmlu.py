@@ -24,7 +24,7 @@ def line(model: Evaluated, columns: list[str]) -> Row:
 
 def section(runs: list[Run], book: dict[str, Any]) -> Section:
     """The MMLU section."""
-    table = book["lm2"]["mmlu"]
+    table = book["lm2_paper"]["mmlu"]
     rows = [
         Row(
             model["name"],
@@ -42,7 +42,7 @@ def section(runs: list[Run], book: dict[str, Any]) -> Section:
     )
     paragraphs = [
         "Accuracy in percent by log-likelihood of the four letters; 25 is chance. Below ours, 95 % Wilson intervals "
-        "over the questions. Published: " + book["lm2"]["citation"] + "."
+        "over the questions. Published: " + book["lm2_paper"]["citation"] + "."
     ]
     caption = "Table 2. MMLU by category and by level"
     return Section("MMLU", paragraphs, [Table(caption, head, each(rows))], notes=table["notes"], missing=missing)

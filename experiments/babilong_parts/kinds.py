@@ -66,15 +66,17 @@ def _config(kind: Kind, shape: Shape, segment: int, ffn: int) -> ModelConfig:
     changes: dict[str, Any] = {"segment_length": segment}
     match kind:
         case "delta":
-            memory = MemoryConfig(kind="delta", heads=shape.memory_heads)
+            memory = MemoryConfig.model_validate({"kind": "delta", "heads": shape.memory_heads})
         case "lm2-time":
-            memory = MemoryConfig(kind="lm2", flow="time", slots=shape.slots, heads=shape.memory_heads)
+            memory = MemoryConfig.model_validate(
+                {"kind": "lm2", "flow": "time", "slots": shape.slots, "heads": shape.memory_heads}
+            )
         case "lm2-depth":
-            memory = MemoryConfig(kind="lm2", flow="depth", heads=shape.memory_heads)
+            memory = MemoryConfig.model_validate({"kind": "lm2", "flow": "depth", "heads": shape.memory_heads})
         case "rmt":
-            memory = MemoryConfig(kind="rmt", slots=16, rmt_open=1.0)
+            memory = MemoryConfig.model_validate({"kind": "rmt", "slots": 16, "rmt_open": 1.0})
         case _:
-            memory = MemoryConfig(kind="none")
+            memory = MemoryConfig.model_validate({"kind": "none"})
             if kind == "llama-full":
                 changes = {"segment_length": shape.row_length, "attention_span": 2}
     return ModelConfig(

@@ -3,39 +3,55 @@
 Transformers copies a folder's Python files into a package of its own, all in one directory, and finds them by their
 relative imports.  So each file of `model/` that `model/hf/modeling.py` needs is written under a flat name with its
 `from model.x import` turned into `from .memtrain_x import`; nothing else in it changes.  megatron-core's place is taken
-by `model/hf/one_rank.py`.
+by `model/hf/one_rank.py`, that of the search for installed memory kinds by `model/hf/carried_kinds.py`.
+
+A kind of another package comes along: its files, as far as they import each other by name, are written in the same way.
 """
 
+import importlib.util
 import re
 from pathlib import Path
+
+from model.memory.registry import BUILT_IN
+from model.memory.spec import MemoryConfig
 
 MODELING, CONFIGURATION = "modeling_memtrain", "configuration_memtrain"
 PACKAGES = ("torch", "transformers", "pydantic")  # what the written files import beside the standard library
 
-_ROOT = Path(__file__).parents[1]
 _NAMES = {"model.hf.modeling": MODELING, "model.hf.configuration": CONFIGURATION}
-_INSTEAD = {"model.megatron": "model.hf.one_rank"}
-_IMPORT = re.compile(r"^(\s*)from (model[\w.]*) import ", re.MULTILINE)
+_KINDS = "model.memory.entry_points"
+_INSTEAD = {"model.megatron": "model.hf.one_rank", _KINDS: "model.hf.carried_kinds"}
 
 
-def source_files() -> dict[str, str]:
-    """File name -> text."""
+def source_files(memory: type[MemoryConfig]) -> dict[str, str]:
+    """File name -> text; `memory`: the kind of the model's memory."""
     files: dict[str, str] = {}
+    packages, entered = ["model"], ""
+    if memory not in BUILT_IN:
+        module, name = memory.__module__, memory.__name__
+        packages.append(module.partition(".")[0])
+        entered = f"\nfrom {module} import {name}  # noqa: E402\n\nKINDS[{memory.selects['kind']!r}] = {name}\n"
+    imports = re.compile(rf"^(\s*)from ((?:{'|'.join(packages)})(?:\.\w+)*) import ", re.MULTILINE)
     waiting = ["model.hf.modeling"]
     while waiting:
         module = waiting.pop()
-        if (name := f"{_flat(module)}.py") in files:
+        if (file := f"{_flat(module)}.py") in files:
             continue
         text = _source(_INSTEAD.get(module, module)).read_text(encoding="utf-8")
-        waiting += [found for _, found in _IMPORT.findall(text)]
-        files[name] = _IMPORT.sub(lambda match: f"{match[1]}from .{_flat(match[2])} import ", text)
+        text += entered if module == _KINDS else ""
+        waiting += [found for _, found in imports.findall(text)]
+        files[file] = imports.sub(lambda match: f"{match[1]}from .{_flat(match[2])} import ", text)
     return files
 
 
 def _flat(module: str) -> str:
-    return _NAMES.get(module) or "memtrain_" + "_".join(module.split(".")[1:])
+    package, _, rest = module.partition(".")
+    prefix = "memtrain" if package == "model" else f"kind_{package}"
+    return _NAMES.get(module) or "_".join([prefix, *rest.split(".")])
 
 
 def _source(module: str) -> Path:
-    path = _ROOT.joinpath(*module.split(".")[1:])
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    """The file of a module, without importing it."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None, module
+    return Path(spec.origin)

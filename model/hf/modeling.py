@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from model.config import ModelConfig
 from model.explicit.references import References
 from model.explicit.writing import write
 from model.generation import read
@@ -25,7 +26,8 @@ class MemtrainForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: MemtrainConfig) -> None:
         super().__init__(config)
-        self.net = LanguageModel(config.shape)
+        # built here, not by `config`, whose file Transformers loads from a copy of its own with kinds of its own
+        self.net = LanguageModel(ModelConfig(**config.model))
         if not any(parameter.is_meta for parameter in self.net.parameters()):  # not from a folder
             self.net.initialize(seed=0)
             for parameter in self.net.parameters():

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.errors import ModelError
+from model.memory.reading import MemoryReading, Tape
 from model.segments import Piece
 
 GATES = ("in", "forget", "out")
@@ -24,7 +26,7 @@ class Memory(nn.Module, ABC):
         super().__init__()
         self.wiped = False
         self.wiped_slots: tuple[int, ...] = ()
-        self.tape: dict[str, list[Tensor]] | None = None
+        self.tape: Tape | None = None
         self._gates: dict[str, tuple[Tensor, int]] = {}
         self._compiled_gates: dict[str, Tensor | None] = dict.fromkeys(GATES)  # a compiled graph may add no key
 
@@ -58,6 +60,19 @@ class Memory(nn.Module, ABC):
         means = {name: total / count for name, (total, count) in self._gates.items()}
         self._gates = {}
         return means
+
+    def reading(self, tape: Tape) -> MemoryReading:
+        """What this memory read and wrote over one document (B = 1), from its tape of that call.
+
+        Raises `ModelError` for a kind that does not say.
+        """
+        raise ModelError(
+            f"{type(self).__name__} keeps nothing of its reads: it has no method `reading`, so it cannot be interpreted"
+        )
+
+    def used_outside_forward(self) -> Iterable[nn.Parameter]:
+        """Parameters that are read while neither this module's `forward` nor that of a module below it runs."""
+        return ()
 
     @abstractmethod
     def initial_state(self, hidden: Tensor) -> Any:
@@ -111,11 +126,11 @@ def lost_slots(found: Iterable[Memory], slots: int, device: torch.device) -> Ten
 
 
 @contextmanager
-def recording(module: nn.Module) -> Iterator[list[dict[str, list[Tensor]]]]:
+def recording(module: nn.Module) -> Iterator[list[Tape]]:
     """What the memories below `module` compute inside the context, by name: a tape a memory, in order of depth, an
     entry a call.  Each kind's file says what it shows."""
     found = memories(module)
-    tapes: list[dict[str, list[Tensor]]] = [{} for _ in found]
+    tapes: list[Tape] = [{} for _ in found]
     try:
         for memory, tape in zip(found, tapes, strict=True):
             memory.tape = tape

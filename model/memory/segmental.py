@@ -18,15 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig
+from model.backbone import BackboneConfig
 from model.layout import Layout
 from model.linear import linear
 from model.memory.interface import RecurrentMemory, lost_slots
 from model.memory.operations import address, normalise, scan
+from model.memory.reading import MemoryReading, Tape, by_token, gate_means
+from model.memory.spec import MemoryConfig
 from model.parallel import ColumnParallel, RowParallel, sharded_parameter
 from model.segments import Piece
 
 SHARPNESS = 1.5  # standard deviation of an address's coordinates before elu + 1, at first
+WRITES = ("key", "content", "strength", "log_decay")  # what subclasses show of each token's write
 READ_EPS = 0.1  # of the read's RMS norm: an almost empty bank must not be amplified (nor its gradient)
 
 
@@ -78,12 +81,12 @@ class SegmentalMemory(RecurrentMemory):
     gate_in: ColumnParallel
     gate_forget: ColumnParallel
 
-    def __init__(self, config: ModelConfig, layout: Layout, rows: int) -> None:
+    def __init__(self, config: MemoryConfig, model: BackboneConfig, layout: Layout, rows: int) -> None:
         super().__init__()
-        size, heads, tp = config.hidden_size, config.memory.heads, layout.tensor
+        size, heads, tp = model.hidden_size, config.heads, layout.tensor
         self.segments = layout.segments
         self.rows, self.width, self.heads = rows, size // heads, heads // tp.size
-        self.init_std = config.initial_std(size)
+        self.init_std = model.initial_std(size)
         # at first W h has a standard deviation of init_std * sqrt(D): 1 unless the configuration sets init_std
         self.sharpness = SHARPNESS / (self.init_std * size**0.5)
         self.query = ColumnParallel(size, heads * rows, tp)
@@ -138,6 +141,14 @@ class SegmentalMemory(RecurrentMemory):
             state = SegmentState(last, h.new_empty(h.size(0), 0, h.size(2)))  # no view that keeps h alive
         query, gate = (x.unflatten(1, (piece.segments, -1)) for x in read)
         return self._output(query, gate, banks, piece).flatten(1, 2), state
+
+    def reading(self, tape: Tape) -> MemoryReading:
+        address, recalled = (by_token(tape[name]) for name in ("query", "recalled"))
+        bank = torch.cat([x[0].float().cpu() for x in tape["bank"]])
+        own = torch.arange(address.size(0)) // tape["query"][0].size(3)  # the bank each token read
+        rebuilt = torch.einsum("lhn,lhnd->lhd", address, bank[own])
+        writes = {name: by_token(tape[name]) for name in WRITES if name in tape}
+        return MemoryReading(address, bank, recalled, gate_means(tape), float((rebuilt - recalled).abs().max()), writes)
 
     def by_head(self, x: Tensor) -> Tensor:
         """[B, S, n, H*d] -> fp32 [B, S, H, n, d], contiguous: passes over views of heads are several times slower."""

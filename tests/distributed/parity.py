@@ -28,6 +28,7 @@ from rich.table import Table
 from data_prep.files import write_text
 from model import build_model
 from model.generation import Sampling, generate
+from model.memory.registry import choices
 from tests.distributed.spawn import run_ranks
 from tests.distributed.training_case import LENGTH, SAMPLES, step_batch, tiny_config, whole_weights
 from training.checkpoint.folder import CheckpointFolder, RunState, restore
@@ -40,18 +41,21 @@ WARMUP, STEPS, RATE = 3, 10, 3e-3
 TOLERANCE = {"loss": 1e-5, "grad_norm": 1e-5, "weights": 1e-4}  # relative, relative, absolute
 TEXT = 16  # tokens generated
 
-KINDS: dict[str, dict[str, Any]] = {
-    "none": {"kind": "none"},
-    "lm2 time": {"kind": "lm2", "slots": 4, "heads": 2},
-    "delta": {"kind": "delta", "heads": 2},
-    "lm2 depth": {"kind": "lm2", "flow": "depth", "heads": 2},
-    "lm2 depth, one segment": {"kind": "lm2", "flow": "depth", "heads": 2},  # what a pipeline takes of it
-    "rmt": {"kind": "rmt", "slots": 2, "rmt_open": 1.0},
-    "lm2 time, explicit": {"kind": "lm2", "slots": 4, "heads": 2},  # with references, in longer samples
+SIZES: dict[str, dict[str, Any]] = {
+    "lm2": {"slots": 4, "heads": 2},
+    "lm2-depth": {"heads": 2},
+    "delta": {"heads": 2},
+    "rmt": {"slots": 2, "rmt_open": 1.0},
 }
+REGISTERED = choices()  # those of installed packages too
+KINDS: dict[str, dict[str, Any]] = {name: kind.selects | SIZES.get(name, {}) for name, kind in REGISTERED.items()}
+# what a pipeline takes of a kind whose segments are computed one after the other
+KINDS |= {f"{name}, one segment": KINDS[name] for name, kind in REGISTERED.items() if kind.carry_travels}
+KINDS["lm2, explicit"] = KINDS["lm2"]  # with references, in longer samples
 EXPLICIT = {"bos": [1, 2], "reference_length": 12, "tokens": 3, "references": 3}
 EXPLICIT_LENGTH = 256  # four chunks
-THROUGH_TIME = ("none", "lm2 time", "delta")
+PARALLEL = [name for name, kind in REGISTERED.items() if not kind.sequential]
+SEQUENTIAL = [name for name, kind in REGISTERED.items() if kind.sequential]
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Cell:
 
     def config(self) -> RunConfig:
         """Raises `ConfigError` where the combination is refused."""
-        on, explicit = self.kind != "none", self.kind.endswith("explicit")
+        on, explicit = KINDS[self.kind]["kind"] != "none", self.kind.endswith("explicit")
         length = EXPLICIT_LENGTH if explicit else LENGTH
         segment = 128 if explicit else LENGTH if self.kind.endswith("one segment") else 8
         step = {"tokens": 16 * SAMPLES * length, "tokens_per_step": SAMPLES * length, "lr": {"peak": RATE}}
@@ -114,17 +118,18 @@ def cells() -> Iterator[Cell]:
     """The whole matrix, without what `refused` lists."""
     for kind, tied in product(KINDS, (False, True)):
         yield from _shapes(kind, tied)
-    for kind in THROUGH_TIME:
+    for kind in PARALLEL:
         for pipeline, data, recompute in ((1, 1, "none"), (2, 1, "none"), (1, 2, "none"), (2, 1, "full")):
             yield Cell(kind, True, 2, pipeline, data, sequence=True, recompute=recompute)
-    for kind in ("lm2 time", "delta"):
-        yield from _segments(kind)
+    for kind in PARALLEL:
+        if REGISTERED[kind].exists:
+            yield from _segments(kind)
     for zero, offload in ((1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")):
-        yield Cell("lm2 time", False, data=2, zero=zero, offload=offload)
+        yield Cell("lm2", False, data=2, zero=zero, offload=offload)
 
 
 def _shapes(kind: str, tied: bool) -> Iterator[Cell]:
-    only_without_pipeline, only_with = kind in ("rmt", "lm2 depth"), kind.endswith("one segment")
+    only_without_pipeline, only_with = kind in SEQUENTIAL, kind.endswith("one segment")
     for tensor, pipeline, data in SHAPES:
         if only_without_pipeline if pipeline > 1 else only_with:
             continue
@@ -142,12 +147,12 @@ def _segments(kind: str) -> Iterator[Cell]:
 def refused() -> Iterator[Cell]:
     """What DeepSpeed or the method cannot do: each must raise at load."""
     for zero in (2, 3):
-        yield Cell("lm2 time", False, pipeline=2, zero=zero)
-    yield Cell("lm2 time", False, pipeline=2, offload="optimizer")
-    yield Cell("lm2 time", False, data=2, offload="all")
-    yield Cell("lm2 time, explicit", False, segment=2)
-    yield Cell("lm2 time, explicit", False, tensor=2, sequence=True)
-    for kind in ("rmt", "lm2 depth"):
+        yield Cell("lm2", False, pipeline=2, zero=zero)
+    yield Cell("lm2", False, pipeline=2, offload="optimizer")
+    yield Cell("lm2", False, data=2, offload="all")
+    yield Cell("lm2, explicit", False, segment=2)
+    yield Cell("lm2, explicit", False, tensor=2, sequence=True)
+    for kind in SEQUENTIAL:
         yield Cell(kind, False, pipeline=2)
         yield Cell(kind, False, segment=2)
         yield Cell(kind, False, tensor=2, sequence=True)

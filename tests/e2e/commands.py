@@ -113,6 +113,7 @@ def _become(script: Path, arguments: tuple[str, ...], cwd: Path, env: dict[str, 
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    sys.path[:0] = [place for place in env["PYTHONPATH"].split(os.pathsep) if place not in sys.path]
     for target, path in zip((1, 2), files, strict=True):
         os.dup2(os.open(path, os.O_WRONLY), target)
     import torch

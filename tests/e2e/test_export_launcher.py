@@ -45,7 +45,7 @@ def test_the_memory_goes_out_writes_the_same_text_and_comes_back(site: Site) -> 
     folder = site.folder / "exported"
     done = command(site, EXPORT, "runs/whole", str(folder), "--register", "tiny")
     assert "largest logit difference" in done.out and "registered: models:/tiny/1" in done.out
-    assert "| memory | lm2, flow time |" in (folder / "README.md").read_text()
+    assert "| memory | lm2 flow: time |" in (folder / "README.md").read_text()
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     net = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)

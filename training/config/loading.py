@@ -161,7 +161,10 @@ def _known_keys(path: tuple[str | int, ...], root: type[BaseModel]) -> list[str]
         if model is None or isinstance(part, int) or part not in model.model_fields:
             continue  # list positions and union tags stand for no field
         model = _section_of(model.model_fields[part].annotation)
-    return list(model.model_fields) if model else []
+    if model is None:
+        return []
+    kinds = [model, *model.__subclasses__()]  # a memory's fields are those of the kinds
+    return list(dict.fromkeys(name for kind in kinds for name in kind.model_fields))
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:

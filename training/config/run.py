@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from data_prep import DataConfig
 from data_prep.references import CHUNK
 from model import ModelConfig
+from model.memory.registry import parallel_kinds
 from training.config.sections import (
     CheckpointSection,
     FaultConfig,
@@ -74,7 +75,7 @@ def _problems(config: RunConfig) -> list[str]:
 def _parallel_problems(config: RunConfig) -> list[str]:
     model, parallel, stage, problems = config.model, config.parallel, config.training.zero_stage, []
     shards = {name: getattr(model, name) for name in ("num_heads", "num_kv_heads", "ffn_size", "vocab_size")}
-    if model.memory.kind != "none":
+    if model.memory.exists:
         shards["memory.heads"] = model.memory.heads
     for name, value in shards.items():
         if value % parallel.tensor:
@@ -88,8 +89,8 @@ def _parallel_problems(config: RunConfig) -> list[str]:
             f"parallel.pipeline: {parallel.pipeline} stages need at least one layer each, but model.num_layers is "
             f"{model.num_layers}; set parallel.pipeline to {model.num_layers} or less"
         )
-    if parallel.pipeline > 1 and model.memory.in_turn:
-        problems += _in_turn_problems(config)
+    if parallel.pipeline > 1 and model.memory.sequential:
+        problems += _sequential_problems(config)
     problems += _sequence_problems(config) + _segment_problems(config) + _explicit_problems(config)
     if parallel.pipeline > 1 and stage > 1:
         problems.append(
@@ -111,10 +112,10 @@ def _sequence_problems(config: RunConfig) -> list[str]:
     parallel, length = config.parallel, config.data.sequence_length
     if not parallel.sequence or parallel.tensor == 1:
         return []
-    if config.model.memory.in_turn:
+    if config.model.memory.sequential:
         return [
-            f"parallel.sequence: on with memory {_kind(config)}, whose segments are computed one after the other, "
-            "each by all tensor ranks; set parallel.sequence=false"
+            f"parallel.sequence: on with memory {config.model.memory.title}, whose segments are computed one after the "
+            "other, each by all tensor ranks; set parallel.sequence=false"
         ]
     own = length // parallel.segment
     if own % parallel.tensor:
@@ -131,10 +132,10 @@ def _segment_problems(config: RunConfig) -> list[str]:
     if size == 1:
         return []
     problems = []
-    if model.memory.in_turn:
+    if model.memory.sequential:
         problems.append(
-            f"parallel.segment: {size} with memory {_kind(config)}, whose segments can only be computed one after the "
-            "other; set parallel.segment=1, or memory lm2 flow: time or delta"
+            f"parallel.segment: {size} with memory {model.memory.title}, whose segments can only be computed one after "
+            f"the other; set parallel.segment=1, or one of these memories: {parallel_kinds()}"
         )
     if model.attention_span > 1:
         problems.append(
@@ -174,17 +175,13 @@ def _explicit_problems(config: RunConfig) -> list[str]:
     return problems
 
 
-def _kind(config: RunConfig) -> str:
-    return "rmt" if config.model.memory.kind == "rmt" else "lm2 flow: depth"
-
-
-def _in_turn_problems(config: RunConfig) -> list[str]:
+def _sequential_problems(config: RunConfig) -> list[str]:
     """A segment's memory comes from the last stage, which the first would wait for."""
     model, length = config.model, config.data.sequence_length
-    if model.memory.kind == "lm2" and length <= model.segment_length:
+    if model.memory.carry_travels and length <= model.segment_length:
         return []
-    what, way_out = _kind(config), "set parallel.pipeline=1"
-    if what != "rmt":
+    what, way_out = model.memory.title, "set parallel.pipeline=1"
+    if model.memory.carry_travels:
         way_out += f" or data.sequence_length to at most {model.segment_length}"
     return [
         f"parallel.pipeline: {config.parallel.pipeline} with memory {what} and samples of {length} tokens in segments "
@@ -208,7 +205,7 @@ def _phase_problems(config: RunConfig, index: int) -> list[str]:
             f"{where}.memory: on with model.explicit, but data.references is missing, the folder of references and of "
             "what each chunk found; set it (launchers/prepare_data.py makes it) or memory: off"
         )
-    if phase.trains == "memory" and config.model.memory.kind == "none":
+    if phase.trains == "memory" and not config.model.memory.exists:
         problems.append(f"{where}.trains: memory, but explicit memory has no parameters of its own; set trains: all")
     fresh = phase.init_from == "scratch" or (index == 0 and phase.init_from == "previous")
     if fresh and phase.trains == "memory":
@@ -219,6 +216,6 @@ def _phase_problems(config: RunConfig, index: int) -> list[str]:
             "as they are has nothing to send back, so set parallel.pipeline=1"
         )
     drops = index > 0 and config.phases[index - 1].memory and not phase.memory and phase.init_from == "previous"
-    if drops and config.model.memory.kind != "none":  # explicit memory has nothing that could be dropped
+    if drops and config.model.memory.exists:  # explicit memory has nothing that could be dropped
         problems.append(f"{where}.memory: off after an on phase would drop the trained memory; set memory: on")
     return problems

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.loss import HeadLoss
-from model.memory import memories, wiped
+from model.memory.interface import memories, wiped
 from model.network import is_memory_name
 from training.batches import StepBatch
 from training.config import Phase, RunConfig
@@ -142,11 +142,11 @@ class Engine(ABC):
     def _groups(self) -> list[dict[str, Any]]:
         """Parameter groups: the memory has its own, so that its optimizer state begins where it does."""
         groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-        seen: set[int] = set()
+        seen, undecayed = set[int](), self.config.model.memory.undecayed
         for name, parameter in self.parameters.items():
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
-                groups.setdefault((family(name), decays(name, parameter)), []).append(parameter)
+                groups.setdefault((family(name), decays(name, parameter, undecayed)), []).append(parameter)
         weight_decay = self.config.training.weight_decay
         return [
             {"params": params, "weight_decay": weight_decay if decay else 0.0, "family": name}

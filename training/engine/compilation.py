@@ -27,7 +27,7 @@ def compiles(config: RunConfig, phase: Phase, topology: Topology) -> bool:
 def _obstacle(config: RunConfig, phase: Phase) -> str | None:
     """What a layer does that one graph cannot hold."""
     model, parallel, training = config.model, config.parallel, config.training
-    if phase.memory and model.memory.in_turn:
+    if phase.memory and model.memory.sequential:
         return f"memory {model.memory_name}, whose segments are computed one after the other"
     if phase.memory and model.explicit is not None:
         return "explicit memory, whose attention needs a mask for each call"

@@ -1,6 +1,6 @@
 """Weights and AdamW's moments as ZeRO keeps them, under the canonical names of parameters."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -126,6 +126,6 @@ def moment_keys(name: str) -> tuple[str, ...]:
     return tuple(f"{name}/{moment}" for moment in MOMENTS)
 
 
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Matrices decay; norms, biases, scales and memory vectors do not."""
-    return parameter.dim() == 2 and not name.endswith("memory.tokens")
+def decays(name: str, parameter: nn.Parameter, undecayed: Collection[str] = ()) -> bool:
+    """Whether weight decay applies: to matrices, but not to norms, biases, scales and the memory's `undecayed` ones."""
+    return parameter.dim() == 2 and name.rpartition(".memory.")[2] not in undecayed

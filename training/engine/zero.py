@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from model.explicit import References
 from model.loss import HeadLoss
-from model.memory import RMTMemory, memories
+from model.memory.interface import memories
 from model.network import LanguageModel
 from training.batches import MicroBatch, StepBatch
 from training.config import Phase, RunConfig
@@ -61,7 +61,7 @@ class PlainEngine(Engine):
     def _share_weights(self) -> None:
         """Tell ZeRO 3 of weights that are used outside the forward of the module that holds them."""
         net = self.module.net
-        shared = [net.head.weight, *(p for m in memories(net) if isinstance(m, RMTMemory) for p in m.parameters())]
+        shared = [net.head.weight, *(p for m in memories(net) for p in m.used_outside_forward())]
         for parameter in shared:
             register_external_parameter(self.module, parameter)
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from data_prep.files import sync
 from data_prep.tokenizers.hugging_face import write_hf_tokenizer
 from data_prep.tokenizers.tokenizer import Tokenizer
-from model.config import MemoryConfig
 from model.hub import llama_names, split
 from model.llama_config import to_llama
+from model.memory.none.spec import NoMemoryConfig
 from model.network import LanguageModel
 from training.checkpoint.tools import made
 from training.checkpoint.trained_model import LoadedModel
@@ -86,7 +86,7 @@ def export(
         if form == "memtrain":
             from model.hf.bundle import source_files
 
-            for name, text in source_files().items():
+            for name, text in source_files(type(trained.net.config.memory)).items():
                 (folder / name).write_text(text, encoding="utf-8")
         if tokenizer is not None:
             write_hf_tokenizer(tokenizer, folder)
@@ -135,7 +135,7 @@ def _config(trained: LoadedModel, form: Form, dtype: str) -> dict[str, Any]:
     from model.hf.bundle import CONFIGURATION, MODELING
 
     if not trained.net.memory_on:
-        model = model.model_copy(update={"memory": MemoryConfig(), "explicit": None})
+        model = model.model_copy(update={"memory": NoMemoryConfig(), "explicit": None})
     return {
         "architectures": ["MemtrainForCausalLM"],
         "auto_map": {

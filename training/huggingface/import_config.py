@@ -9,6 +9,7 @@ from data_prep.yaml_reader import write_yaml
 from model.config import ModelConfig
 from model.errors import ModelError
 from model.llama_config import from_llama
+from model.memory.registry import choices
 from model.network import LanguageModel
 from training.errors import ConfigError
 from training.huggingface.logits import largest_difference, load_in_transformers
@@ -17,11 +18,11 @@ from training.huggingface.weights import WeightFolder, check_folder, load_folder
 DEFAULT_SEGMENT = 2048
 
 
-def model_section(folder: Path, segment_length: int | None = None, memory: str = "none") -> dict[str, Any]:
+def model_section(folder: Path, segment_length: int | None = None, memory: str | None = None) -> dict[str, Any]:
     """The `model:` section of a run that begins with `folder`.
 
-    Args: segment_length: None: what the folder says, or the model's longest context up to 2048; memory: kind, with
-    lm2 also lm2-depth.
+    Args: segment_length: None: what the folder says, or the model's longest context up to 2048; memory: to
+    add, one of `model.memory.registry.choices`; None: what the folder has.
     Raises `ConfigError` or `ModelError`.
     """
     weights = WeightFolder(folder, "FOLDER")
@@ -46,9 +47,8 @@ def model_section(folder: Path, segment_length: int | None = None, memory: str =
             raise ModelError(f"FOLDER: {folder}: {error}") from None
     if segment_length is not None:
         fields["segment_length"] = segment_length
-    if memory != "none":
-        kind, _, flow = memory.partition("-")
-        fields["memory"] = {"kind": kind} | ({"flow": flow} if flow else {})
+    if memory is not None:
+        fields["memory"] = dict(choices()[memory].selects)
     config = ModelConfig(**fields)  # what cannot be is said here, not by the run
     return config.model_dump(mode="json", exclude_defaults=True)
 

@@ -48,10 +48,9 @@ there, `launchers/generate.py --bank` retrieves and reads while it generates.
 def model_card(trained: LoadedModel, exported: "Exported", dtype: str, name: str) -> str:
     """Markdown."""
     config, memory = trained.net.config, trained.net.config.memory
-    kind = memory.kind + (f", flow {memory.flow or 'time'}" if memory.kind == "lm2" else "")
     facts = {
         "parameters": f"{exported.parameters:,}",
-        "memory": kind if exported.form == "memtrain" and trained.net.memory_on else "none",
+        "memory": memory.title if exported.form == "memtrain" and trained.net.memory_on else "none",
         "trained on": f"{trained.state.tokens:,} tokens, phase {trained.state.phase}",
         "weights": dtype,
         "largest logit difference to the checkpoint, fp32": f"{exported.difference:.2g}",

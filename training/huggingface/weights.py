@@ -175,10 +175,11 @@ def _differences_of_ours(given: dict[str, Any], config: ModelConfig) -> list[str
     if not isinstance(stored, dict):
         return []
     try:
-        theirs, ours = ModelConfig(**stored).model_dump(), config.model_dump()
+        given_model = ModelConfig(**stored)
     except ValueError as error:
         raise ModelError(f"config.json: model: {error}") from None
-    ignored = {"init_std"} | ({"memory"} if theirs["memory"]["kind"] == "none" else set())
+    theirs, ours = given_model.model_dump(), config.model_dump()
+    ignored = {"init_std"} | (set() if given_model.memory.exists else {"memory"})
     return [
         f"model.{key} is {ours[key]}, the folder's config.json gives {theirs[key]}"
         for key in theirs

@@ -7,41 +7,16 @@ B batch, T tokens of a segment, W keys its tokens look at, D hidden, H heads, N 
 from dataclasses import dataclass
 
 from model.config import ModelConfig
-from model.cost import Role, chunk_length
-
-FP32 = 4  # bytes
+from model.cost import Role
+from model.memory.planning import FP32, RankShare
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What one rank computes of a micro-batch."""
+class Shape(RankShare):
+    """What one rank computes of a micro-batch, with what explicit memory brings."""
 
     model: ModelConfig
     memory_on: bool
-    batch: int  # samples
-    length: int  # tokens of a sample on this rank
-    tensor: int  # ranks that share a layer
-    sequence: bool  # norms and residual stream are split over them too
-    item: int  # bytes of an activation: 4 in fp32, 2 in bf16
-    fused_norms: bool
-
-    @property
-    def tokens(self) -> int:
-        return self.batch * self.length
-
-    @property
-    def segment(self) -> int:
-        """T, of a sample that may be shorter than a segment."""
-        return min(self.length, self.model.segment_length)
-
-    @property
-    def segments(self) -> int:
-        return -(-self.length // self.segment)
-
-    @property
-    def window(self) -> int:
-        """W."""
-        return min(self.segment * self.model.attention_span, self.length)
 
     @property
     def residual(self) -> int:
@@ -100,20 +75,19 @@ def layer_kept(shape: Shape, role: Role) -> Kept:
     """Everything one decoder layer keeps."""
     model, a, t, n = shape.model, shape.item, shape.tensor, shape.tokens
     entering = shape.travelling(role) * model.hidden_size * a / (t if shape.sequence else 1)
-    if model.memory.kind == "rmt" and shape.memory_on:  # its vectors pass like tokens
-        n = round(n * (1 + 3 * model.slots / shape.segment))
+    if shape.memory_on:
+        n = round(n * (1 + model.memory.extra_tokens(model) / shape.segment))
     more = shape.reference_tokens if role.references != "none" else 0  # into the block
     through = more if role.references == "whole" else 0
-    norms = (2 * n + more + through) * norm_kept(shape) / (t if shape.sequence else 1)
+    norms = (2 * n + more + through) * shape.norm_kept / (t if shape.sequence else 1)
     width = model.head_width * (2 * model.num_heads + 2 * model.num_kv_heads)  # q, k, v and the result
     attention = n * (width * a / t + FP32 * model.num_heads / t + shape.window * a)  # log-sums, mask
     attention += _references_kept(shape, role)
     feed_forward = (n + through) * 4 * model.ffn_size * a / t  # gate and up, silu of the gate, their product
     if not (role.hosts and shape.memory_on):
         return Kept(entering, norms, attention, feed_forward)
-    if model.memory.kind == "rmt":
-        return Kept(entering, norms, _rmt_attention(shape, n), feed_forward)
-    memory, banks = _memory_kept(shape)
+    own, (memory, banks) = model.memory.attention_kept(shape, n), model.memory.kept(shape)
+    attention = attention if own is None else own
     return Kept(entering, norms, attention, feed_forward, n * memory, n * banks)
 
 
@@ -134,15 +108,9 @@ def _references_kept(shape: Shape, role: Role) -> float:
     return reads + own + shape.references * sink * pairs
 
 
-def norm_kept(shape: Shape) -> float:
-    """Bytes of a token in an RMSNorm: its input and its output; without a kernel of its own, fp32 intermediates."""
-    size = shape.model.hidden_size
-    return size * (2 * shape.item if shape.fused_norms else shape.item + 2 * FP32) + FP32
-
-
 def head_kept(shape: Shape) -> float:
     """Bytes of the final norm and of the loss: fp32 log-probabilities."""
-    return shape.tokens * (norm_kept(shape) + FP32 * shape.model.vocab_size / shape.tensor)
+    return shape.tokens * (shape.norm_kept + FP32 * shape.model.vocab_size / shape.tensor)
 
 
 def head_transient(shape: Shape) -> float:
@@ -156,30 +124,3 @@ def layer_transient(shape: Shape, kept: Kept, checkpointing: str) -> float:
     if checkpointing == "selective":
         recomputed = kept.attention + kept.memory + kept.banks
     return recomputed + max(kept.feed_forward, kept.attention, kept.memory) + 2 * kept.entering
-
-
-def _rmt_attention(shape: Shape, tokens: float) -> float:
-    """Plain attention with its scores: twice in fp32, once in the tokens' type, the gates for one sample."""
-    model, a, t = shape.model, shape.item, shape.tensor
-    keys = shape.segment + 3 * model.slots
-    scores = keys * model.num_heads / t * (2 * FP32 + a + FP32 / shape.batch)
-    return tokens * (scores + 4 * model.num_heads * model.head_width * a / t + keys)
-
-
-def _memory_kept(shape: Shape) -> tuple[float, float]:
-    """Bytes of a token in one block's memory: activations, and states of the segments."""
-    model, a, t = shape.model, shape.item, shape.tensor
-    size, heads = model.hidden_size, model.memory.heads
-    if model.memory.is_depth:  # norm, gates, tanh and slots in fp32; queries to the result in the tokens' type
-        return norm_kept(shape) + size * (5 * FP32 + a + 5 * a / t) + shape.window * a + FP32 * heads / t, 0.0
-    per_bank = (2 * shape.segments + 1) / shape.segments / shape.segment  # each bank, the last, and a copy of each
-    if model.memory.kind == "lm2":
-        slots = 7 * heads * model.slots  # keys: features, unit, own document's, fading, faded; queries and a copy
-        numbers = 6 * size + slots + 5 * heads + 2 * heads * model.slots / shape.segment
-        return (FP32 * numbers + a * size) / t, FP32 * model.slots * size * per_bank / t
-    width = size // heads
-    chunk = chunk_length(shape.segment, width)
-    # keys: features, unit, solved, scaled twice; written; queries: features, unit; what is read, its gate and a copy
-    numbers = 11 * size + 3 * heads * chunk + 12 * heads
-    banks = size * width * ((2 * shape.segments + 1) / shape.segments / shape.segment + 1 / chunk)
-    return (FP32 * numbers + a * size) / t, FP32 * banks / t

@@ -5,8 +5,9 @@ from functools import lru_cache
 
 from model.config import ModelConfig
 from model.cost import Role, layer_parameters, roles, stage_costs
+from model.memory.planning import FP32
 from training.config import Phase, RunConfig
-from training.planning.activations import FP32, Shape, head_kept, head_transient, layer_kept, layer_transient
+from training.planning.activations import Shape, head_kept, head_transient, layer_kept, layer_transient
 from training.planning.devices import Device
 from training.planning.stages import cut_stages
 
@@ -164,7 +165,7 @@ def _stage_memory(config: RunConfig, stage: Stage, shape: Shape, ranks: Ranks, m
 
 def travelling_residual(shape: Shape, stage: Stage) -> float:
     """Bytes that come into a stage, or leave the first one, for one micro-batch."""
-    if shape.memory_on and shape.model.memory.is_depth:
+    if shape.memory_on and shape.model.memory.carry_travels:
         return 2.0 * shape.residual
     return shape.travelling(stage.decoders[0]) * shape.model.hidden_size * shape.item
 

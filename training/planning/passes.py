@@ -7,11 +7,9 @@ PASSES = {  # reads and writes of the array, forward and backward together
     "mask": 5,  # of bytes: documents compared, causal, copied
     "swiglu": 9,  # gate and up: silu, product, their gradients, joined again
     "loss": 7,  # logits in fp32: log-softmax and its gradient
-    "keys": 45,  # lm2: normalised, masked, squared, summed up, faded
+    "decaying keys": 45,  # normalised, masked, squared, summed up, faded
     "queries": 18,  # normalised and transposed
-    "gates": 72,  # lm2: two gates, content, the norm of what is read, output gate
-    "delta": 90,  # as gates, and the operands of the chunks
-    "chunks": 30,  # delta: the triangular systems
-    "depth": 70,  # lm2 depth: a norm, three gates, tanh, slots
-    "banks": 12,  # scan and copies
+    "gates": 72,  # two gates, content, the norm of what is read, output gate
+    "gates twice": 90,  # as gates, and products' operands brought into another order
+    "slot gates": 70,  # a norm, three gates, tanh, slots
 }

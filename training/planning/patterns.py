@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BY_SEGMENT = ("mask", "keys", "queries", "gates", "delta", "depth")  # their rows are whole segments
+BY_SEGMENT = ("mask", "decaying keys", "queries", "gates", "gates twice", "slot gates")  # their rows are whole segments
 
 
 def sample(what: str, rows: int, size: int, width: int, dtype: torch.dtype) -> Callable[[], object]:
@@ -28,11 +28,11 @@ def sample(what: str, rows: int, size: int, width: int, dtype: torch.dtype) -> C
         "heads": lambda: _heads(x, width),
         "swiglu": lambda: _swiglu(x),
         "loss": lambda: F.cross_entropy(x.float(), labels),
-        "keys": lambda: _keys(x, width),
+        "decaying keys": lambda: _keys(x, width),
         "queries": lambda: _normalised(_by_segment(x, width)).contiguous(),
         "gates": lambda: _gates(x, width),
-        "delta": lambda: _gates(_gates(x, width), width),
-        "depth": lambda: _gates(x, width),
+        "gates twice": lambda: _gates(_gates(x, width), width),
+        "slot gates": lambda: _gates(x, width),
     }[what]
 
     def forward_and_backward() -> None:

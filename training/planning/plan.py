@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from model.cost import count_parameters
+from model.memory.planning import FP32
 from training.config import RunConfig
-from training.planning.activations import FP32
 from training.planning.devices import Device
 from training.planning.memory import Memory, Ranks, memory_of, ranks_of
 from training.planning.timing import StepTime, step_time

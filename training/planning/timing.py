@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from model.cost import flops_per_token
+from model.memory.planning import FP32
 from training.config import Phase, RunConfig
-from training.planning.activations import FP32, Shape
+from training.planning.activations import Shape
 from training.planning.devices import Device
 from training.planning.memory import ITEM, Ranks, Stage, shape_of, stages_of
 from training.planning.traffic import Traffic, traffic_of

@@ -5,8 +5,9 @@ Collectives are rings: an all-reduce of x bytes over n ranks sends 2x (n-1)/n fr
 
 from dataclasses import dataclass
 
+from model.memory.planning import FP32
 from training.config import Phase, RunConfig
-from training.planning.activations import FP32, Shape
+from training.planning.activations import Shape
 from training.planning.devices import Device
 from training.planning.memory import BUCKET, ITEM, Ranks, Stage, travelling_residual
 
@@ -46,14 +47,14 @@ def traffic_of(
 def _tensor(config: RunConfig, shape: Shape, stage: Stage, ranks: Ranks, device: Device, micro_batches: int) -> Link:
     """Two all-reduces a layer forward, two backward, and the forward's again when layers are computed again.
 
-    Sequence parallelism sends the same, as a scatter and a gather.  The published LM2 gathers its read once more.
+    Sequence parallelism sends the same, as a scatter and a gather.
+    A memory may add collectives of its own: the published LM2 gathers what it reads.
     """
     if ranks.tensor == 1:
         return Link()
     again = {"none": 0, "selective": 1, "full": 2}[config.training.activation_checkpointing]
     count = len(stage.decoders) * (4.0 + again) + stage.has_embedding + stage.has_head
-    if shape.model.memory.is_depth:
-        count += 1.5 * sum(role.hosts for role in stage.decoders)
+    count += 1.5 * shape.model.memory.gathers * sum(role.hosts for role in stage.decoders)
     if shape.reference_tokens:  # references travel behind the tokens
         more = sum(role.references != "none" for role in stage.decoders) / len(stage.decoders)
         count *= 1 + more * shape.reference_tokens / shape.tokens
@@ -73,9 +74,7 @@ def _segment(shape: Shape, stage: Stage, ranks: Ranks, device: Device, micro_bat
     """One bank a layer over each boundary between ranks, and its gradient back."""
     if ranks.segment == 1:
         return Link()
-    model = shape.model
-    rows = model.slots if model.memory.kind == "lm2" else model.hidden_size // max(1, model.memory.heads)
-    bank = shape.batch * rows * model.hidden_size / ranks.tensor * FP32
+    bank = shape.batch * shape.model.memory.state_numbers(shape.model) / ranks.tensor * FP32
     layers = sum(role.hosts for role in stage.decoders)
     seconds = device.collective(bank, ranks.segment, ranks.tensor) * (ranks.segment - 1)
     return Link(2 * layers * bank * micro_batches, 2 * layers * seconds * micro_batches)

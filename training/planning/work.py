@@ -6,10 +6,10 @@ B batch, T tokens of a segment, D hidden, H heads, N slots, d head width, F neur
 
 from dataclasses import dataclass
 
-from model.cost import Role, chunk_length
-from training.planning.activations import FP32, Shape
+from model.cost import Role
+from model.memory.planning import FP32
+from training.planning.activations import Shape
 from training.planning.devices import Device
-from training.planning.passes import PASSES
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Work:
 def decoder_work(shape: Shape, role: Role, device: Device, precision: str) -> Work:
     """One decoder layer on one micro-batch."""
     model, t, a, tokens = shape.model, shape.tensor, shape.item, shape.tokens
-    if shape.memory_on and model.memory.kind == "rmt":
-        tokens = round(tokens * (1 + 3 * model.slots / shape.segment))
+    if shape.memory_on:
+        tokens = round(tokens * (1 + model.memory.extra_tokens(model) / shape.segment))
     size, ffn, width = model.hidden_size, model.ffn_size // t, model.head_width
     heads, kv_heads = model.num_heads // t, model.num_kv_heads // t
     segment, windows = shape.segment, shape.batch * shape.segments
@@ -50,7 +50,7 @@ def decoder_work(shape: Shape, role: Role, device: Device, precision: str) -> Wo
     rows = tokens // t if shape.sequence else tokens
     outer += device.passes("swiglu", tokens, 2 * ffn, a)
     outer += 2 * (device.passes("residual", rows, size, a) + device.passes("norm", rows, size, a))
-    memory = _memory_work(shape, device, precision) if role.hosts else 0.0
+    memory = model.memory.seconds(shape, device, precision) if role.hosts else 0.0
     return Work(attention + memory, outer)
 
 
@@ -88,38 +88,3 @@ def embedding_work(shape: Shape, device: Device) -> float:
     """The look-up, and a gradient as large as the table: zeroed, written, added."""
     table = shape.model.vocab_size // shape.tensor * shape.model.hidden_size * shape.item
     return device.stream(4.0 * table, table) + device.stream(5.0 * shape.residual, shape.residual)
-
-
-def _memory_work(shape: Shape, device: Device, precision: str) -> float:
-    """One block's memory on one micro-batch."""
-    model, t, tokens, segment = shape.model, shape.tensor, shape.tokens, shape.segment
-    size, heads, width = model.hidden_size, max(1, model.memory.heads // t), model.hidden_size // model.memory.heads
-    windows, own = shape.batch * shape.segments, size // t
-
-    def linear(outer: int) -> float:
-        return device.linear(tokens, size, outer, precision) + device.passes("residual", tokens, size, shape.item) / 2
-
-    def passes(what: str, numbers: int) -> float:
-        return device.passes(what, tokens, numbers, FP32, segment)
-
-    if model.memory.kind == "rmt":  # a gate inside attention: its scores pass through memory
-        return passes("loss", (segment + 3 * model.slots) * model.num_heads // t)
-    if model.memory.is_depth:
-        attention = device.attention(windows, heads, segment, segment, width, precision)
-        return 3 * linear(own) + 3 * linear(size) + attention + passes("depth", size)
-    out = device.linear(tokens, own, size, precision)
-    rows = model.slots if model.memory.kind == "lm2" else width
-    banks = windows * heads * width * rows * FP32
-    states = device.stream(PASSES["banks"] * banks, banks)
-    if model.memory.kind == "lm2":
-        products = 2 * device.batched(windows * heads, segment, rows, width)  # write and read
-        streams = passes("keys", heads * rows) + passes("queries", heads * rows) + passes("gates", own)
-        return 2 * linear(heads * rows) + 3 * linear(own) + linear(heads) + out + products + streams + states
-    chunk = chunk_length(segment, width)
-    chunks = windows * heads * -(-segment // chunk)
-    products = device.batched(chunks, width, width, chunk) * 3 + device.batched(chunks, chunk, width, chunk) * 2
-    if device.fused_norms:  # a GPU joins chunks by pairs; a CPU carries the bank through them
-        products += 2 * device.batched(chunks, width, width, width)
-    systems = device.stream(PASSES["chunks"] * tokens * heads * chunk * FP32, tokens * heads * chunk * FP32)
-    streams = passes("delta", own) + passes("queries", own) + systems
-    return 4 * linear(own) + 2 * linear(heads) + out + products + streams + states

@@ -13,7 +13,7 @@ from evaluation.interpret.page import section
 from evaluation.interpret.reading import Reading, read
 from evaluation.interpret.retrieval import retrieved
 from model import LanguageModel, MemoryConfig, ModelError, build_model
-from model.memory import memories, recording, wiped
+from model.memory.interface import memories, recording, wiped
 from tests.reference.small import DELTA, KINDS, LM2, NONE, RMT, SEGMENT, awake, random_ids, tiny
 from tests.reference.small import one_thread as one_thread
 

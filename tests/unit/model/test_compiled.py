@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 
 from model import LanguageModel, build_model
 from model.layout import Layout, Recompute
-from model.memory import memories
+from model.memory.interface import memories
 from tests.distributed.training_case import tiny_config
 from tests.reference.small import DELTA, LM2, NONE, VOCAB, awake, random_ids, tiny
 from tests.reference.small import one_thread as one_thread

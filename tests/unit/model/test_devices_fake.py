@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from model import LanguageModel
 from model.config import ExplicitConfig
 from model.explicit import References, write
-from model.memory import wiped
+from model.memory.interface import wiped
 from model.rope import _table
 from model.stages import flat_layers
 from tests.reference.small import KINDS, tiny
@@ -78,7 +78,7 @@ def test_a_stream_in_parts(kind: str, packed: bool) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_of_a_micro_batch(kind: str) -> None:
-    span = 1 if KINDS[kind].in_turn else 2
+    span = 1 if KINDS[kind].sequential else 2
     net = net_of(kind, attention_span=span)
     LossModel(net, LossGuard())(micro_batch(16)).backward()
     assert all(p.grad is not None and p.grad.device == DEVICE for p in net.parameters())

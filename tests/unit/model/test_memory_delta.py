@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model import build_model
-from model.cost import chunk_length
-from model.memory import kernels
-from model.memory.chunks import by_chunk, carry, chunk_factors, compose, inverse
-from model.memory.delta import DeltaMemory
+from model.memory.delta import kernels
+from model.memory.delta.chunks import by_chunk, carry, chunk_factors, compose, inverse
+from model.memory.delta.module import DeltaMemory
+from model.memory.delta.spec import chunk_length
 from model.segments import pieces
 from tests.distributed.training_case import tiny_config
 from tests.reference.small import DELTA, awake, random_ids, tiny
 from tests.reference.small import one_thread as one_thread
-from training.engine.products import choose_products, delta_path
+from training.engine.products import choose_products
 
 examples = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 BATCH, HEADS, WIDTH = 2, 2, 32
@@ -156,7 +156,7 @@ def test_the_kernels_form_equals_the_chunks(monkeypatch: pytest.MonkeyPatch, pac
         calls.append(operands["k"].size(1))
         return recurrence_of_fla(**operands)
 
-    monkeypatch.setattr("model.memory.delta.takes", lambda tokens, width: True)
+    monkeypatch.setattr("model.memory.delta.module.takes", lambda tokens, width: True)
     monkeypatch.setattr(kernels, "_kernel", lambda: counted)
     logits, gradients = run()
     # in each of two layers once a segment, and once more for the gradient of each bank that is read
@@ -203,7 +203,7 @@ def test_the_kernel_is_part_of_one_graph(monkeypatch: pytest.MonkeyPatch) -> Non
         return [entering, last, *torch.autograd.grad(loss, [bank, *projected])]
 
     expected = run(memory.written)
-    monkeypatch.setattr("model.memory.delta.takes", lambda tokens, width: True)
+    monkeypatch.setattr("model.memory.delta.module.takes", lambda tokens, width: True)
     monkeypatch.setattr(kernels, "_kernel", lambda: recurrence_of_fla)
     monkeypatch.setattr(memory, "record_gate", lambda name, gate: None)
     for a, b in zip(run(torch.compile(memory.written, fullgraph=True)), expected, strict=True):
@@ -219,7 +219,9 @@ def test_what_runs_is_said_and_only_bf16_on_a_gpu_takes_tf32(monkeypatch: pytest
         config = tiny_config(model=model, **settings)
         place = SimpleNamespace(device=torch.device(device))
         choose_products(config, config.phases[0].model_copy(update={"memory": False}), place)  # type: ignore[arg-type]
-        return delta_path(config, place.device)
+        path = config.model.memory.computed_by(config.model, place.device, config.training.precision, 1)
+        assert path is not None
+        return path
 
     assert "because it needs a CUDA device" in start("cpu", training__precision="bf16")
     assert not set_to

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import LanguageModel, MemoryConfig, StreamState, build_model
-from model.memory import memories
+from model.memory.interface import memories
 from tests.reference import lm2_time
 from tests.reference.small import LM2, awake, random_ids, tiny
 from tests.reference.small import one_thread as one_thread

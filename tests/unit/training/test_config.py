@@ -175,6 +175,7 @@ def test_identity_is_what_the_weights_depend_on() -> None:
         # unknown keys, wherever they are
         ("modle", {}, "modle", ["unknown", "did you mean 'model'?"]),
         ("model__memory__slost", 3, "model.memory.slost", ["unknown", "did you mean 'slots'?"]),
+        ("model__memory__fluw", 3, "model.memory.fluw", ["unknown", "did you mean 'flow'?"]),
         ("phases__0__lr__paek", 1, "phases.0.lr.paek", ["unknown", "did you mean 'peak'?"]),
         ("phases__1__token", 1, "phases.1.token", ["unknown", "did you mean 'tokens'?"]),
         ("tracking__ur", "x", "tracking.ur", ["unknown", "did you mean 'uri'?"]),

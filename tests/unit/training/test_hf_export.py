@@ -17,6 +17,7 @@ from model.config import ExplicitConfig
 from model.explicit import References, write
 from model.generation import Sampling, generate
 from model.hf.bundle import PACKAGES, source_files
+from model.memory.none.spec import NoMemoryConfig
 from tests.reference.small import DELTA, KINDS, LM2, NONE, RMT, SEGMENT, awake, random_ids, tiny
 from tests.reference.small import one_thread as one_thread
 from tests.unit.training.exported import trained
@@ -278,7 +279,7 @@ def test_the_folder_needs_nothing_of_this_project(tmp_path):
 
 def test_the_code_imports_what_its_card_says():
     allowed = {*PACKAGES, *sys.stdlib_module_names}
-    for name, text in source_files().items():
+    for name, text in source_files(NoMemoryConfig).items():
         for line in text.splitlines():
             words = line.split()
             if words[:1] in (["import"], ["from"]) and not words[1].startswith("."):

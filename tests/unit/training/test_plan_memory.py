@@ -8,19 +8,15 @@ from model import MemoryConfig, ModelConfig, build_model
 from model.config import ExplicitConfig
 from model.cost import Role
 from model.explicit import References
+from model.memory.registry import choices
 from model.parallel import TensorParallel, vocab_parallel_cross_entropy
-from tests.reference.small import one_thread
+from tests.reference.small import TESTED, one_thread
 from training.planning.activations import Shape, head_kept, layer_kept
 
 __all__ = ["one_thread"]
 
-KINDS = {
-    "none": MemoryConfig(),
-    "lm2": MemoryConfig(kind="lm2", slots=8, heads=4),
-    "delta": MemoryConfig(kind="delta", heads=2),
-    "lm2-depth": MemoryConfig(kind="lm2", flow="depth", heads=4),
-    "rmt": MemoryConfig(kind="rmt", slots=4),
-}
+SIZES = {"lm2": {"slots": 8}, "delta": {"heads": 2}, "rmt": {"slots": 4}}
+KINDS = {name: MemoryConfig(**kind.selects, **SIZES.get(name, {})) for name, kind in choices().items()}
 
 
 EXPLICIT = ExplicitConfig(bos=(1, 2), layers="all", reference_length=64, chunk_length=32, tokens=4)
@@ -67,12 +63,12 @@ def saved_bytes(config: ModelConfig, item: torch.dtype, batch: int, length: int)
 
 
 @pytest.mark.parametrize("item", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TESTED)
 def test_activations_are_those_autograd_keeps(kind: str, item: torch.dtype) -> None:
-    batch, length = 2, 256 if kind not in ("lm2-depth", "rmt") else 128
-    shape = Shape(small(KINDS[kind], 2), True, batch, length, 1, False, item.itemsize, fused_norms=False)
+    batch, length = 2, 128 if KINDS[kind].sequential else 256
+    shape = Shape(small(KINDS[kind], 2), batch, length, 1, False, item.itemsize, fused_norms=False, memory_on=True)
     one, two = (saved_bytes(small(KINDS[kind], layers), item, batch, length) for layers in (1, 2))
-    assert layer_kept(shape, Role(hosts=kind != "none")).total == pytest.approx(two - one, rel=0.05)
+    assert layer_kept(shape, Role(hosts=KINDS[kind].exists)).total == pytest.approx(two - one, rel=0.05)
     assert head_kept(shape) == pytest.approx(2 * one - two, rel=0.05)
 
 
@@ -85,7 +81,7 @@ def test_activations_with_references_are_those_autograd_keeps(references: str, i
     layers = "all" if references == "whole" else 1
     explicit = EXPLICIT.model_copy(update={"layers": layers})
     small_one, large = (small(KINDS["none"], n, explicit) for n in (2, 3))
-    shape = Shape(large, True, batch, length, 1, False, item.itemsize, fused_norms=False)
+    shape = Shape(large, batch, length, 1, False, item.itemsize, fused_norms=False, memory_on=True)
     role = Role(reads=references == "whole", references=references)  # type: ignore[arg-type]
     difference = saved_bytes(large, item, batch, length) - saved_bytes(small_one, item, batch, length)
     assert layer_kept(shape, role).total == pytest.approx(difference, rel=0.05)

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from model.memory.planning import FP32
 from tests.distributed.spawn import run_ranks
 from tests.distributed.training_case import start, step_batch, tiny_config
-from training.planning.activations import FP32
 from training.planning.memory import ITEM, ranks_of, stages_of, state_bytes
 
 WIDE = {"model__hidden_size": 128, "model__ffn_size": 512}

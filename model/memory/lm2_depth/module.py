@@ -25,18 +25,31 @@ and the slots are whole on every rank.
 B batch, n tokens of the piece, o earlier tokens of its open segment, H heads (of this rank), d head width, D = H*d.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import ModelConfig
+from model.backbone import BackboneConfig
+from model.layout import Layout
 from model.linear import linear
-from model.memory.interface import Memory
-from model.parallel import ColumnParallel, TensorParallel
+from model.memory.lm2_depth.spec import LM2DepthConfig
+from model.memory.reading import MemoryReading, Tape, gate_means
+from model.memory.sequential import Block, SequentialMemory, truncated
+from model.parallel import ColumnParallel
 from model.sdpa import sdpa
 from model.segments import Piece
+from model.state import LayerState
+
+
+@dataclass(frozen=True)
+class SlotBank:
+    """slots: fp32 [B, T, D] after the last block; owners: int64 [B, T] their documents (-1: initial), None: all one."""
+
+    slots: Tensor
+    owners: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -47,15 +60,16 @@ class DepthState:
     values: Tensor
 
 
-class LM2DepthMemory(Memory):
-    """See the module's text."""
+class LM2DepthMemory(SequentialMemory):
+    """See the module's text.  The carry is the slots of the span's tokens, fp32 [B, n, D]; a `SlotBank` is carried."""
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
+    def __init__(self, config: LM2DepthConfig, model: BackboneConfig, layout: Layout) -> None:
         super().__init__()
-        size = config.hidden_size
-        self.tp, self.top_k, self.init_std = tp, config.memory.top_k, config.initial_std(config.hidden_size)
-        self.heads, self.width = config.memory.heads // tp.size, size // config.memory.heads
-        self.norm = nn.RMSNorm(size, eps=config.norm_eps)
+        size, tp = model.hidden_size, layout.tensor
+        self.tp, self.top_k, self.init_std = tp, config.top_k, model.initial_std(size)
+        self.slots, self.bptt_segments = model.segment_length, config.bptt_segments
+        self.heads, self.width = config.heads // tp.size, size // config.heads
+        self.norm = nn.RMSNorm(size, eps=model.norm_eps)
         self.query = ColumnParallel(size, size, tp)
         self.key = ColumnParallel(size, size, tp)
         self.value = ColumnParallel(size, size, tp)
@@ -74,6 +88,47 @@ class LM2DepthMemory(Memory):
     def initial_state(self, hidden: Tensor) -> DepthState:
         empty = hidden.new_empty(hidden.size(0), 0, self.heads, self.width)
         return DepthState(empty, empty)
+
+    def begin(self, hidden: Tensor, spans: Sequence[Piece], carried: SlotBank | None) -> SlotBank:
+        batch, first = hidden.size(0), spans[0]
+        if carried is None:
+            carried = SlotBank(self._initial(hidden), None)
+        owners = carried.owners
+        if first.documents is not None and owners is None:  # what came before had no document ids: it was document 0
+            fill = 0 if first.start >= self.slots else -1
+            owners = torch.full((batch, self.slots), fill, dtype=torch.int64, device=hidden.device)
+            owners[:, : first.offset] = 0
+        return SlotBank(carried.slots, owners)
+
+    def enter(self, x: Tensor, span: Piece, carried: SlotBank, lost: Tensor | None) -> tuple[Tensor, Tensor]:
+        here, initial = slice(span.offset, span.offset + span.length), self._initial(x)
+        entering = truncated(carried.slots[:, here], span, self.bptt_segments)
+        if carried.owners is not None:
+            assert span.documents is not None
+            own = carried.owners[:, here] == span.documents[:, -span.length :]
+            entering = torch.where(own.unsqueeze(2), entering, initial[:, here])
+        if lost is not None:
+            entering = torch.where(lost[here, None], initial[:, here], entering)
+        return x, entering
+
+    def step(
+        self, block: Block, x: Tensor, carry: Tensor, span: Piece, state: LayerState
+    ) -> tuple[Tensor, Tensor, LayerState]:
+        x, keys, values = block.attend(x, span, state)
+        x, slots, own = block.layout.inner(self, x, carry, span, state.memory)
+        return block.feed_forward(x), slots, LayerState(keys, values, own)
+
+    def leave(self, x: Tensor, carry: Tensor, span: Piece, carried: SlotBank) -> tuple[Tensor, SlotBank]:
+        begin, end, owners = span.offset, span.offset + span.length, carried.owners
+        slots = torch.cat((carried.slots[:, :begin], carry, carried.slots[:, end:]), dim=1)
+        if owners is not None:
+            assert span.documents is not None
+            owners = torch.cat((owners[:, :begin], span.documents[:, -span.length :], owners[:, end:]), dim=1)
+        return x, SlotBank(slots, owners)
+
+    def _initial(self, x: Tensor) -> Tensor:
+        """fp32 [B, T, D]"""
+        return initial_slots(self.slots, x.size(2), x.device).expand(x.size(0), -1, -1)
 
     def forward(self, x: Tensor, slots: Tensor, piece: Piece, state: DepthState) -> tuple[Tensor, Tensor, DepthState]:
         """x [B, n, D]: the residual stream after attention; slots fp32 [B, n, D]: these tokens' as they come in.
@@ -99,6 +154,24 @@ class LM2DepthMemory(Memory):
         kept = 0 if piece.closes else keys.size(1)
         return x, slots, DepthState(keys[:, :kept], values[:, :kept])
 
+    def reading(self, tape: Tape) -> MemoryReading:
+        """A softmax over the slots of earlier places; a slot is a place of the segment."""
+        queries, keys, values, recalled, slots = (tape[name] for name in ("query", "key", "value", "recalled", "slots"))
+        address, banks, error = [], [], 0.0
+        for q, k, v, r, left in zip(queries, keys, values, recalled, slots, strict=True):
+            scores = q @ k.transpose(2, 3) * q.size(-1) ** -0.5  # [1, H, n, o+n]
+            ahead = k.size(2) - q.size(2)
+            scores = scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(ahead), float("-inf"))
+            if self.top_k is not None:
+                scores = _largest(scores, self.top_k)
+            weights = scores.softmax(dim=-1)
+            error = max(error, float(((weights @ v).transpose(1, 2) - r).abs().max()))
+            missing = self.slots - k.size(2)
+            address.append(F.pad(weights, (0, missing))[0].transpose(0, 1).float().cpu())
+            banks.append(F.pad(left, (0, 0, 0, missing)).float().cpu())  # [1, N, D]
+        found = torch.cat([r[0] for r in recalled]).float().cpu()
+        return MemoryReading(torch.cat(address), torch.stack(banks), found, gate_means(tape), error)
+
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, piece: Piece) -> Tensor:
         """q [B, n, H, d], keys and values [B, o+n, H, d] -> [B, n, H, d]."""
         mask = piece.attention_mask(q.device)  # bool [B or 1, 1, n, o+n]; None: plain causal
@@ -110,8 +183,13 @@ class LM2DepthMemory(Memory):
         if mask is None:
             mask = torch.ones(q.size(2), keys.size(2), dtype=torch.bool, device=q.device).tril()
         scores = (q @ keys.transpose(2, 3) * self.width**-0.5).masked_fill(~mask, float("-inf"))
-        least = scores.topk(min(self.top_k, scores.size(-1)), dim=-1).values[..., -1:]
-        return (scores.masked_fill(scores < least, float("-inf")).softmax(dim=-1) @ values).transpose(1, 2)
+        return (_largest(scores, self.top_k).softmax(dim=-1) @ values).transpose(1, 2)
+
+
+def _largest(scores: Tensor, count: int) -> Tensor:
+    """Scores [..., K] with all but the `count` largest at minus infinity."""
+    least = scores.topk(min(count, scores.size(-1)), dim=-1).values[..., -1:]
+    return scores.masked_fill(scores < least, float("-inf"))
 
 
 def initial_slots(length: int, size: int, device: torch.device) -> Tensor:

@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.cost import chunk_length
+from model.backbone import BackboneConfig
 from model.layout import Layout
-from model.memory.chunks import by_chunk, by_segment, carry, chunk_factors, compose
-from model.memory.kernels import delta_segment, takes
+from model.memory.delta.chunks import by_chunk, by_segment, carry, chunk_factors, compose
+from model.memory.delta.kernels import delta_segment, takes
+from model.memory.delta.spec import DeltaConfig, chunk_length
 from model.memory.operations import address
 from model.memory.segmental import Projected, SegmentalMemory
 from model.parallel import ColumnParallel, sharded_parameter
@@ -38,10 +38,10 @@ STRETCH = 0.1  # how far the sparse input gate's sigmoid reaches below 0 and abo
 class DeltaMemory(SegmentalMemory):
     """See the module's text.  The state is a d x d matrix per head, whatever has been read."""
 
-    def __init__(self, config: ModelConfig, layout: Layout) -> None:
-        super().__init__(config, layout, rows=config.hidden_size // config.memory.heads)
-        size, heads, tp = config.hidden_size, config.memory.heads, layout.tensor
-        self.sparse = config.memory.sparse_writes
+    def __init__(self, config: DeltaConfig, model: BackboneConfig, layout: Layout) -> None:
+        super().__init__(config, model, layout, rows=model.hidden_size // config.heads)
+        size, heads, tp = model.hidden_size, config.heads, layout.tensor
+        self.sparse = config.sparse_writes
         self.gate_in = ColumnParallel(size, heads, tp)
         self.gate_in_bias = sharded_parameter((heads,), tp)
         self.gate_forget = ColumnParallel(size, heads, tp)

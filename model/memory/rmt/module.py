@@ -12,15 +12,20 @@ vectors, tokens of a document that begins in the segment the initial ones.
 B batch, m memory vectors, n tokens of the piece, o earlier tokens of its open segment, H heads (of this rank).
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.memory.interface import Memory
-from model.parallel import TensorParallel, sharded_parameter
+from model.backbone import BackboneConfig
+from model.layout import Layout
+from model.memory.reading import MemoryReading, Tape
+from model.memory.rmt.spec import RMTConfig
+from model.memory.sequential import Block, SequentialMemory, truncated
+from model.parallel import sharded_parameter
 from model.segments import Piece
+from model.state import LayerState
 
 
 @dataclass(frozen=True)
@@ -36,22 +41,79 @@ class Frame:
     gated: Tensor
 
 
-class RMTMemory(Memory):
-    """One layer's gate on memory keys; the first hosting layer also holds the initial vectors [m, D]."""
+@dataclass(frozen=True)
+class Vectors:
+    """vectors: [B, m, D], what the next segment reads; initial: [B, m, D], what a new document's segment reads."""
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel, holds_tokens: bool) -> None:
+    vectors: Tensor
+    initial: Tensor
+
+
+class RMTMemory(SequentialMemory):
+    """One layer's gate on memory keys; the first hosting layer also holds the initial vectors [m, D].
+
+    The carry is the span's `Frame`, the same for all blocks; `Vectors` are carried.
+    """
+
+    def __init__(self, config: RMTConfig, model: BackboneConfig, layout: Layout, holds_tokens: bool) -> None:
         super().__init__()
-        self.opening, self.init_std = config.memory.rmt_open, config.initial_std(config.hidden_size)
-        self.open = sharded_parameter((config.num_heads,), tp)
-        self.tokens = nn.Parameter(torch.empty(config.slots, config.hidden_size)) if holds_tokens else None
+        self.opening, self.init_std = config.rmt_open, model.initial_std(model.hidden_size)
+        self.open = sharded_parameter((model.num_heads,), layout.tensor)
+        self.slots, self.length = config.num_slots(model), model.segment_length
+        self.bptt_segments = config.bptt_segments
+        self.tokens = nn.Parameter(torch.empty(self.slots, model.hidden_size)) if holds_tokens else None
 
     def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         if name == "open":
             return torch.full(shape, self.opening)
         return torch.randn(shape, generator=generator) * self.init_std
 
+    def used_outside_forward(self) -> Iterable[nn.Parameter]:
+        return self.parameters()
+
     def initial_state(self, hidden: Tensor) -> None:
         return None
+
+    def reading(self, tape: Tape) -> MemoryReading:
+        """What is left for the memory of each token's softmax over [carried; initial; tokens; write]."""
+        address = []
+        for weights in tape["weights"]:  # [1, Hq, Q, K]
+            tokens = min(self.length, weights.size(3) - 2 * self.slots)
+            seen = weights[0, :, 2 * self.slots : 2 * self.slots + tokens, : 2 * self.slots].float().cpu()
+            # a token sees the carried vectors or, in the first segment, the initial ones; the others weigh nothing
+            address.append((seen[..., : self.slots] + seen[..., self.slots :]).transpose(0, 1))
+        return MemoryReading(torch.cat(address), None, None, {}, 0.0)
+
+    def begin(self, hidden: Tensor, spans: Sequence[Piece], carried: Vectors | None) -> Vectors:
+        assert self.tokens is not None
+        initial = self.tokens.to(hidden.dtype).expand(hidden.size(0), -1, -1)
+        return Vectors(initial if carried is None else carried.vectors, initial)
+
+    def enter(self, x: Tensor, span: Piece, carried: Vectors, lost: Tensor | None) -> tuple[Tensor, Frame]:
+        assert span.documents is not None and span.bank_document is not None
+        vectors, initial = truncated(carried.vectors, span, self.bptt_segments), carried.initial
+        if lost is not None:
+            vectors = torch.where(lost[:, None], initial, vectors)
+        parts = [vectors, initial, x] if span.offset == 0 else [x]
+        if span.closes:
+            goes_on = (span.documents[:, -1] == span.bank_document)[:, None, None]
+            parts.append(torch.where(goes_on, vectors, initial))
+        return torch.cat(parts, dim=1), frame_of(span, self.slots, x.device)
+
+    def step(
+        self, block: Block, x: Tensor, carry: Frame, span: Piece, state: LayerState
+    ) -> tuple[Tensor, Frame, LayerState]:
+        q, k, v = block.attention.project(block.tp.copy(block.attention_norm(x)), carry.start)
+        k, v = torch.cat((state.keys, k), dim=1), torch.cat((state.values, v), dim=1)
+        context = block.layout.inner(self.attend, q, k, v, carry)
+        x = x + block.tp.reduce(block.attention.out(context))
+        kept = 0 if span.closes else k.size(1)
+        return block.feed_forward(x), carry, LayerState(k[:, :kept], v[:, :kept], None)
+
+    def leave(self, x: Tensor, carry: Frame, span: Piece, carried: Vectors) -> tuple[Tensor, Vectors]:
+        begin = 2 * self.slots if span.offset == 0 else 0
+        end = begin + span.length
+        return x[:, begin:end], Vectors(x[:, end:], carried.initial) if span.closes else carried
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, frame: Frame) -> Tensor:
         """q [B, Q, H, d], k and v [B, K, Hkv, d] -> [B, Q, H*d]; one softmax over memory and tokens."""

@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.config import ModelConfig
+from model.backbone import BackboneConfig
 from model.layout import Layout
+from model.memory.lm2_time.spec import LM2TimeConfig
 from model.memory.operations import fading_keys
 from model.memory.segmental import Projected, SegmentalMemory
 from model.parallel import ColumnParallel, sharded_parameter
@@ -31,9 +32,9 @@ from model.segments import Piece
 class LM2TimeMemory(SegmentalMemory):
     """See the module's text."""
 
-    def __init__(self, config: ModelConfig, layout: Layout) -> None:
-        super().__init__(config, layout, rows=config.slots)
-        size, heads, tp = config.hidden_size, config.memory.heads, layout.tensor
+    def __init__(self, config: LM2TimeConfig, model: BackboneConfig, layout: Layout) -> None:
+        super().__init__(config, model, layout, rows=config.num_slots(model))
+        size, heads, tp = model.hidden_size, config.heads, layout.tensor
         self.gate_in = ColumnParallel(size, size, tp)
         self.gate_in_bias = sharded_parameter((size,), tp)
         self.gate_forget = ColumnParallel(size, heads, tp)

@@ -1,6 +1,6 @@
 """The delta rule over chunks of tokens, all chunks of all segments in one batch.
 
-A chunk of C tokens maps the matrix M it meets to (docs and symbols: `model.memory.delta`)
+A chunk of C tokens maps the matrix M it meets to (docs and symbols: `model.memory.delta.module`)
 
     M_end = gamma_C M + Y (V - W M),   Y = K_end^T (I + A)^-1 diag(beta),  W = diag(gamma) K
 
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.cost import DELTA_BLOCK as _BLOCK
+from model.memory.delta.spec import BLOCK
 
 
 def by_chunk(x: Tensor, length: int, heads: int) -> Tensor:
@@ -80,10 +80,10 @@ def inverse(a: Tensor) -> Tensor:
     -2^-1 a 1^-1 in its corner.  The series over a whole chunk has terms that grow like binomial coefficients and
     cancel; here no term is larger than the inverse itself, so this holds in TF32 too.
     """
-    block = _diagonal(a, _BLOCK)
-    x = torch.eye(_BLOCK, dtype=a.dtype, device=a.device) - block
+    block = _diagonal(a, BLOCK)
+    x = torch.eye(BLOCK, dtype=a.dtype, device=a.device) - block
     x = x + x @ (block @ block)
-    size = _BLOCK
+    size = BLOCK
     while size < a.size(-1):
         corner = _diagonal(a, 2 * size)[..., size:, :size]
         first, second = x[..., 0::2, :, :], x[..., 1::2, :, :]

@@ -1,0 +1,111 @@
+"""`delta`: associative matrices, the delta rule with decay.  d width of a head, C tokens of a chunk, D hidden."""
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from model.backbone import BackboneConfig
+from model.memory.planning import FP32, RankShare, Speeds, scan_seconds
+from model.memory.spec import MemoryConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.layout import Layout
+    from model.memory.interface import Memory
+
+BLOCK = 4  # tokens: `model.memory.delta.chunks` inverts a triangular system of this size by its series
+SYSTEM_PASSES = 30  # reads and writes of the chunks' triangular systems, forward and backward together
+
+
+class DeltaConfig(MemoryConfig):
+    """See docs/memory.md."""
+
+    label = "delta"
+    selects: ClassVar[dict[str, str]] = {"kind": "delta"}
+    caption = (
+        "The memory is a matrix; a “slot” is one of its rows, a key direction. Shown is the query's coordinate "
+        "times the norm of the row, as a share of all rows, mean over heads."
+    )
+
+    kind: Literal["delta"]
+    sparse_writes: bool = Field(
+        False,
+        description="the input gate reaches exactly 0, and a token forgets in proportion to what it writes, so "
+        "text that is not worth writing leaves the memory as it is, however long it is",
+    )
+
+    def build(self, model: BackboneConfig, layout: "Layout", first: bool) -> "Memory":
+        from model.memory.delta.module import DeltaMemory
+
+        return DeltaMemory(self, model, layout)
+
+    def computed_by(
+        self, model: BackboneConfig, device: "torch.device", precision: str, segment_ranks: int
+    ) -> str | None:
+        from model.memory.delta.kernels import WIDEST, obstacle
+
+        why, width = obstacle(device), model.hidden_size // self.heads
+        if why is None and segment_ranks > 1:
+            why = "parallel.segment passes banks between ranks"
+        if why is None and precision == "fp32":
+            why = "it has no fp32"
+        if why is None and width > WIDEST:
+            why = f"heads are {width} wide, it takes {WIDEST} at most: raise model.memory.heads"
+        if why is None:
+            return "segments by flash-linear-attention's kernel"
+        return f"chunks by plain products, not by flash-linear-attention's kernel, because {why}"
+
+    def parameters(self, model: BackboneConfig, first: bool) -> tuple[int, int]:
+        return self.weights(model) + model.hidden_size + 2 * self.heads, 0  # and the biases of the gates
+
+    def weights(self, model: BackboneConfig) -> int:
+        return model.hidden_size * (5 * model.hidden_size + 2 * self.heads)
+
+    def products(self, model: BackboneConfig) -> float:
+        width, chunk = model.hidden_size // self.heads, min(model.segment_length, 64)
+        # read, a chunk's recall and write; its system and the solution
+        return model.hidden_size * (3 * width + 1.5 * chunk)
+
+    def kept(self, share: RankShare) -> tuple[float, float]:
+        size, heads = share.model.hidden_size, self.heads
+        width = size // heads
+        chunk = chunk_length(share.segment, width)
+        # keys: features, unit, solved, scaled twice; written; queries: features, unit; the read, its gate and a copy
+        numbers = 11 * size + 3 * heads * chunk + 12 * heads
+        states = share.states_kept(size * width) + FP32 * size * width / chunk / share.tensor
+        return (FP32 * numbers + share.item * size) / share.tensor, states
+
+    def seconds(self, share: RankShare, speeds: Speeds, precision: str) -> float:
+        size, tokens, segment = share.model.hidden_size, share.tokens, share.segment
+        heads, width, own = max(1, self.heads // share.tensor), size // self.heads, size // share.tensor
+
+        def linear(outer: int) -> float:
+            joined = speeds.passes("residual", tokens, size, share.item) / 2
+            return speeds.linear(tokens, size, outer, precision) + joined
+
+        chunk = chunk_length(segment, width)
+        chunks = share.windows * heads * -(-segment // chunk)
+        products = speeds.batched(chunks, width, width, chunk) * 3 + speeds.batched(chunks, chunk, width, chunk) * 2
+        if share.fused_norms:  # a GPU joins chunks by pairs; a CPU carries the bank through them
+            products += 2 * speeds.batched(chunks, width, width, width)
+        system = tokens * heads * chunk * FP32
+        streams = speeds.stream(SYSTEM_PASSES * system, system)
+        for what in ("gates twice", "queries"):
+            streams += speeds.passes(what, tokens, own, FP32, segment)
+        out, states = speeds.linear(tokens, own, size, precision), scan_seconds(share, speeds, heads * width * width)
+        return 4 * linear(own) + 2 * linear(heads) + out + products + streams + states
+
+    def state_numbers(self, model: BackboneConfig) -> int:
+        return model.hidden_size // self.heads * model.hidden_size
+
+
+def chunk_length(tokens: int, width: int) -> int:
+    """Tokens of a chunk, for segments of `tokens` tokens and heads of `width`: a block times a power of two.
+
+    Longer chunks mean fewer products that wait for each other, and more work inside a chunk.
+    """
+    length = BLOCK
+    while length < tokens and length < min(max(width // 2, 32), 256):
+        length *= 2
+    return length

@@ -1,0 +1,74 @@
+"""`lm2`, `flow: time`: a bank of gated slots per block, all segments at once.  N slots a head, D hidden."""
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from model.backbone import BackboneConfig
+from model.memory.planning import FP32, RankShare, Speeds, scan_seconds
+from model.memory.spec import MemoryConfig
+
+if TYPE_CHECKING:
+    from model.layout import Layout
+    from model.memory.interface import Memory
+
+
+class LM2TimeConfig(MemoryConfig):
+    """See docs/memory.md."""
+
+    label = "lm2-time"
+    selects: ClassVar[dict[str, str]] = {"kind": "lm2"}  # time is the default flow
+    caption = (
+        "A token's query gives every slot a weight (a positive unit vector, no softmax); shown is that "
+        "weight times the norm of what the slot holds, as a share of all slots, mean over heads."
+    )
+
+    kind: Literal["lm2"]
+    flow: Literal["time", "depth"] | None = Field(
+        None, description="lm2: time (default) = a bank per block, all segments at once; depth = as published"
+    )
+
+    @property
+    def title(self) -> str:
+        return "lm2 flow: time"
+
+    def build(self, model: BackboneConfig, layout: "Layout", first: bool) -> "Memory":
+        from model.memory.lm2_time.module import LM2TimeMemory
+
+        return LM2TimeMemory(self, model, layout)
+
+    def parameters(self, model: BackboneConfig, first: bool) -> tuple[int, int]:
+        return self.weights(model) + 2 * model.hidden_size + self.heads, 0  # and the biases of the gates
+
+    def weights(self, model: BackboneConfig) -> int:
+        # query and key; content, two gates and out; the forget gate
+        return model.hidden_size * (2 * self.heads * self.num_slots(model) + 4 * model.hidden_size + self.heads)
+
+    def products(self, model: BackboneConfig) -> float:
+        return 2 * self.num_slots(model) * model.hidden_size  # write and read
+
+    def kept(self, share: RankShare) -> tuple[float, float]:
+        size, rows = share.model.hidden_size, self.num_slots(share.model)
+        slots = 7 * self.heads * rows  # keys: features, unit, own document's, fading, faded; queries and a copy
+        numbers = 6 * size + slots + 5 * self.heads + 2 * self.heads * rows / share.segment
+        return (FP32 * numbers + share.item * size) / share.tensor, share.states_kept(rows * size)
+
+    def seconds(self, share: RankShare, speeds: Speeds, precision: str) -> float:
+        size, tokens, rows = share.model.hidden_size, share.tokens, self.num_slots(share.model)
+        heads, width, own = max(1, self.heads // share.tensor), size // self.heads, size // share.tensor
+
+        def linear(outer: int) -> float:
+            joined = speeds.passes("residual", tokens, size, share.item) / 2
+            return speeds.linear(tokens, size, outer, precision) + joined
+
+        def passes(what: str, numbers: int) -> float:
+            return speeds.passes(what, tokens, numbers, FP32, share.segment)
+
+        products = 2 * speeds.batched(share.windows * heads, share.segment, rows, width)  # write and read
+        streams = passes("decaying keys", heads * rows) + passes("queries", heads * rows) + passes("gates", own)
+        out = speeds.linear(tokens, own, size, precision)
+        states = scan_seconds(share, speeds, heads * width * rows)
+        return 2 * linear(heads * rows) + 3 * linear(own) + linear(heads) + out + products + streams + states
+
+    def state_numbers(self, model: BackboneConfig) -> int:
+        return self.num_slots(model) * model.hidden_size

@@ -1,0 +1,45 @@
+"""No memory: a Llama."""
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from model.backbone import BackboneConfig
+from model.memory.planning import RankShare, Speeds
+from model.memory.spec import MemoryConfig
+
+if TYPE_CHECKING:
+    from model.layout import Layout
+    from model.memory.interface import Memory
+
+
+class NoMemoryConfig(MemoryConfig):
+    """No layer hosts anything, so no layer is asked for and nothing costs anything."""
+
+    label = "none"
+    selects: ClassVar[dict[str, str]] = {"kind": "none"}
+    exists = False
+
+    kind: Literal["none"] = "none"
+
+    def hosts(self, num_layers: int) -> frozenset[int]:
+        return frozenset()
+
+    def problems(self, model: BackboneConfig) -> list[str]:
+        return []
+
+    def build(self, model: BackboneConfig, layout: "Layout", first: bool) -> "Memory":
+        raise AssertionError("no layer hosts a memory of kind none")
+
+    def parameters(self, model: BackboneConfig, first: bool) -> tuple[int, int]:
+        return 0, 0
+
+    def weights(self, model: BackboneConfig) -> int:
+        return 0
+
+    def products(self, model: BackboneConfig) -> float:
+        return 0.0
+
+    def kept(self, share: RankShare) -> tuple[float, float]:
+        return 0.0, 0.0
+
+    def seconds(self, share: RankShare, speeds: Speeds, precision: str) -> float:
+        return 0.0
