@@ -33,7 +33,7 @@ def initialize(
     """Fill every parameter of `module`, whose canonical name in the whole model is `prefix`.
 
     Each rank draws its own shard of the tensor that one rank would draw: the weights do not depend on the number of
-    ranks. Parameters named in `loaded_later` are not drawn but filled with NaN, which shows at once if nothing is loaded.
+    ranks. Parameters named in `loaded_later` are filled with NaN instead, so that a forgotten load shows at once.
     """
     for child_name, child in module.named_modules():
         for name, parameter in child.named_parameters(recurse=False):

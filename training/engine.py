@@ -9,7 +9,7 @@ import io
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,9 +43,7 @@ with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its banner w
         safe_get_full_fp32_param,
         safe_get_full_optimizer_state,
         safe_set_full_fp32_param,
-        safe_set_full_optimizer_state,
         safe_set_local_fp32_param,
-        safe_set_local_optimizer_state,
     )
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
@@ -64,10 +62,15 @@ class StepResult:
 
 
 class Engine(ABC):
-    """One phase's model, optimizer and DeepSpeed engine on this rank."""
+    """One phase's model, optimizer and DeepSpeed engine on this rank.
 
-    def __init__(self, config: RunConfig, phase: Phase, topology: Topology) -> None:
-        self.config, self.phase, self.topology = config, phase, topology
+    loaded_later: names of parameters that are loaded next, so that no initial value is drawn for them.
+    """
+
+    def __init__(
+        self, config: RunConfig, phase: Phase, topology: Topology, loaded_later: Container[str] = frozenset()
+    ) -> None:
+        self.config, self.phase, self.topology, self.loaded_later = config, phase, topology, loaded_later
         # a kernel for inference that DeepSpeed would otherwise compile for a minute on the first CPU start
         __compatible_ops__["deepspeed_shm_comm"] = False
         samples = phase.tokens_per_step // config.data.sequence_length
@@ -261,21 +264,43 @@ class Engine(ABC):
         while self._before_update:
             self._before_update.pop()()
 
+    def memory_to_load(self, stored: Container[str], moments: bool) -> Iterator[tuple[str, int, Tensor]]:
+        """What this replica keeps of `stored`, keys as `read_state` yields them: key, the begin of its range of the
+        flattened tensor, and the memory for its values. Call `take_loaded` once it is filled."""
+        self._about_to_update()
+        rank, size = self.topology.replicas.rank(), self.topology.replicas.size()
+        for index, (name, parameter) in enumerate(self.parameters.items()):
+            found = [(None, name), *zip(MOMENTS, moment_keys(name), strict=True)][: None if moments else 1]
+            for moment, key in found:
+                if key not in stored:
+                    continue
+                if parameter.requires_grad:
+                    yield key, *self.state.own(parameter, moment)
+                elif index % size == rank:
+                    kept = self._untrained[key] = torch.empty(self.shapes[name], device=self.topology.device)
+                    yield key, 0, kept.view(-1)
+                else:
+                    self._untrained[key] = None
+
     @torch.no_grad()
-    def write_state(self, values: dict[str, Tensor]) -> None:
-        """Set weights and moments from `values`, keyed as `read_state` yields them; missing keys stay as they are."""
+    def take_loaded(self) -> None:
+        """Compute with what was loaded into `memory_to_load`. Collective over the replicas."""
+        self.state.update_weights()
+        for index, (name, parameter) in enumerate(self.parameters.items()):
+            if name in self._untrained:
+                self.state.set_weight(parameter, self._untrained_value(name, index))
+
+    @torch.no_grad()
+    def write_weights(self, values: dict[str, Tensor]) -> None:
+        """Set weights from this tensor-parallel rank's whole `values`, by name; others stay as they are. Collective
+        over the replicas."""
         self._about_to_update()
         rank, size = self.topology.replicas.rank(), self.topology.replicas.size()
         for index, (name, parameter) in enumerate(self.parameters.items()):
             if name in values:
                 self.state.set_weight(parameter, values[name])
-            if not parameter.requires_grad:
-                found = {key: values[key] for key in (name, *moment_keys(name)) if key in values}
-                self._untrained |= {k: v.clone() if index % size == rank else None for k, v in found.items()}
-                continue
-            for moment in MOMENTS:
-                if (key := f"{name}/{moment}") in values:
-                    self.state.set_moment(parameter, values[key], moment)
+                if not parameter.requires_grad:
+                    self._untrained[name] = values[name].clone() if index % size == rank else None
 
     def optimizer_steps(self) -> dict[str, float]:
         """AdamW steps taken by each family of parameters (`backbone`, `memory`), on any stage.  Collective."""
@@ -314,14 +339,16 @@ class PlainEngine(Engine):
 
     module: "LossModel"
 
-    def __init__(self, config: RunConfig, phase: Phase, topology: Topology) -> None:
-        super().__init__(config, phase, topology)
+    def __init__(
+        self, config: RunConfig, phase: Phase, topology: Topology, loaded_later: Container[str] = frozenset()
+    ) -> None:
+        super().__init__(config, phase, topology, loaded_later)
         if config.training.zero_stage == 3:
             self._share_weights()
 
     def _build_module(self) -> nn.Module:
         net = LanguageModel(self.config.model, self.topology.layout, self.phase.memory)
-        net.initialize(self.config.run.seed)
+        net.initialize(self.config.run.seed, self.loaded_later)
         return LossModel(net, self.guard, self.loss)
 
     def _canonical_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -389,7 +416,10 @@ class PipelineEngine(Engine):
         with contextlib.redirect_stdout(io.StringIO()):
             cut = cut_stages(stage_costs(config.model, self.phase.memory), topology.pipeline_size)
             module = _Stages(
-                [_spec(layer, config, topology, last=i == len(layers) - 1) for i, layer in enumerate(layers)],
+                [
+                    _spec(_Spec(layer, config, topology, self.loaded_later), last=i == len(layers) - 1)
+                    for i, layer in enumerate(layers)
+                ],
                 topology=PipeModelDataParallelTopology(
                     topology.pipeline_size, topology.tensor.size, topology.replicas.size()
                 ),
@@ -431,29 +461,29 @@ class _Stages(PipelineModule):
 class _Spec(LayerSpec):
     """A layer of the flat list, built with its initial weights only on the stage that owns it."""
 
-    def __init__(self, layer: Layer, config: RunConfig, topology: Topology) -> None:
+    def __init__(self, layer: Layer, config: RunConfig, topology: Topology, loaded_later: Container[str]) -> None:
         super().__init__(layer.type)
-        self.layer, self.config, self.topology = layer, config, topology
+        self.layer, self.config, self.topology, self.loaded_later = layer, config, topology, loaded_later
 
     def build(self, log: bool = False) -> nn.Module:
-        return self.layer.build(self.config.model, self.config.run.seed, self.topology.tensor)
+        return self.layer.build(self.config.model, self.config.run.seed, self.topology.tensor, self.loaded_later)
 
 
 class _TiedSpec(TiedLayerSpec):
     """The embedding, or with `last` the same weight as output head."""
 
-    def __init__(self, layer: Layer, config: RunConfig, topology: Topology, last: bool) -> None:
+    def __init__(self, spec: _Spec, last: bool) -> None:
         super().__init__(
-            layer.prefix,
+            spec.layer.prefix,
             EmbeddingStage,
             forward_fn=tied_head if last else None,
             tied_weight_attr=["embedding.weight"],
         )
-        self.build = _Spec(layer, config, topology).build
+        self.build = spec.build
 
 
-def _spec(layer: Layer, config: RunConfig, topology: Topology, last: bool) -> LayerSpec:
-    return _TiedSpec(layer, config, topology, last) if layer.tied else _Spec(layer, config, topology)
+def _spec(spec: _Spec, last: bool) -> LayerSpec:
+    return _TiedSpec(spec, last) if spec.layer.tied else spec
 
 
 class _Flat:
@@ -506,8 +536,9 @@ class _Flat:
         if parameter.requires_grad:
             safe_set_full_fp32_param(parameter, value)
 
-    def set_moment(self, parameter: nn.Parameter, value: Tensor, moment: str) -> None:
-        safe_set_full_optimizer_state(parameter, value, moment)
+    def update_weights(self) -> None:
+        """Compute with the fp32 weights as they now are. Collective over the replicas."""
+        self.zero.update_lp_params()
 
 
 class _Partitioned(_Flat):
@@ -541,8 +572,13 @@ class _Partitioned(_Flat):
         if parameter.requires_grad:
             safe_set_local_fp32_param(parameter, self._slice(parameter, value))
 
-    def set_moment(self, parameter: nn.Parameter, value: Tensor, moment: str) -> None:
-        safe_set_local_optimizer_state(parameter, self._slice(parameter, value), moment)
+    def update_weights(self) -> None:
+        zero = self.zero  # private, as its own step does it; weights that stay whole are gathered again
+        zero._partition_all_parameters()
+        for group in range(len(zero.fp32_partitioned_groups_flat)):
+            zero._reassign_or_swap_out_partitioned_parameters(group)
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
     def _slice(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
         """This rank's part of a whole value, the last one filled up: DeepSpeed's own setter fails where it is short."""
@@ -580,7 +616,9 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.dim() == 2 and not name.endswith("memory.tokens")
 
 
-def build_engine(config: RunConfig, phase: Phase, topology: Topology) -> Engine:
-    """The engine for one phase.  Collective."""
+def build_engine(
+    config: RunConfig, phase: Phase, topology: Topology, loaded_later: Container[str] = frozenset()
+) -> Engine:
+    """The engine for one phase; parameters named in `loaded_later` are NaN until they are loaded.  Collective."""
     kind = PipelineEngine if topology.pipeline_size > 1 else PlainEngine
-    return kind(config, phase, topology)
+    return kind(config, phase, topology, loaded_later)

@@ -65,7 +65,7 @@ class Memory(nn.Module, ABC):
 
     @abstractmethod
     def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """The initial fp32 value of a part, of `shape`, of the parameter `name`: of consecutive rows, or of a row's part.
+        """Initial fp32 values, of `shape`, for a part of the parameter `name`: consecutive rows, or a part of one row.
 
         `generator` stands where the part begins. Each number must be constant in the parameter, or follow from
         `torch.randn` of this shape alone: a rank draws no other rank's part of a weight.
