@@ -42,7 +42,7 @@ faults: $(READY)
 # inputs that nobody has typed yet, EXAMPLES of each kind: 100,000 take hours
 EXAMPLES ?= 100000
 fuzz: $(READY)
-	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/unit/test_fuzz*.py --timeout 0
+	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/unit/*/test_fuzz*.py --timeout 0
 
 slow-test: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 1800

@@ -16,7 +16,7 @@ from pathlib import Path
 from claims import claim
 
 from data_prep import Tokenizer, load_tokenizer
-from data_prep.tokenizer import train_sentencepiece
+from data_prep.tokenizers.tokenizer import train_sentencepiece
 from evaluation.babilong.background import Background, open_background
 from evaluation.babilong.generator import Generator
 from evaluation.babilong.randomness import Keyed

@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from claims import claim
 
 from training.batches import MicroBatch, StepBatch
-from training.checkpoint import CheckpointFolder, RunState
+from training.checkpoint.folder import CheckpointFolder, RunState
 from training.config import RunConfig, parse_config
-from training.devices import keep_freed_memory, keep_imports
+from training.distributed.devices import keep_freed_memory, keep_imports
+from training.distributed.topology import RankInfo, initialize
 from training.engine import Engine, build_engine
-from training.topology import RankInfo, initialize
 
 CHUNK = 8 << 20  # bytes of a plain write
 

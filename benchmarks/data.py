@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from data_scale import huge_manifest, save_manifest, tokenizing  # noqa: E402
 
 from data_prep import TokenStream  # noqa: E402
-from data_prep.writer import ShardWriter  # noqa: E402
+from data_prep.shards.writer import ShardWriter  # noqa: E402
 
 BATCH, LENGTH, BATCHES = 16, 2048, 3000
 TOKENS = 100_000_000
@@ -139,7 +139,7 @@ def shuffle_quality(console: Console, work: Path) -> None:
     """Is every window as likely at every place, and do neighbours come from one shard no more often than chance?"""
     from scipy.stats import binom, chisquare
 
-    from data_prep.permutation import permute
+    from data_prep.stream.permutation import permute
 
     n, keys, bins = 3000, 2000, 50
     places = np.zeros((bins, bins))

@@ -20,13 +20,13 @@ from claims import claim
 from rich.console import Console
 
 from data_prep import Manifest, PrepareConfig, SourceConfig
-from data_prep.documents import DocumentReader
 from data_prep.files import file_checksum
-from data_prep.manifest import ShardEntry, TokenizerEntry
-from data_prep.prepare import Preparation
-from data_prep.problems import Problems
-from data_prep.tokenize import Pool, available_cores
-from data_prep.tokenizer import train_sentencepiece
+from data_prep.preparation.prepare import Preparation
+from data_prep.preparation.tokenize import Pool, available_cores
+from data_prep.shards.manifest import ShardEntry, TokenizerEntry
+from data_prep.sources.documents import DocumentReader
+from data_prep.sources.problems import Problems
+from data_prep.tokenizers.tokenizer import train_sentencepiece
 
 SHARDS, SHARD_TOKENS, DOCUMENT = 4000, 250_000_000, 1000
 CORPUS_BYTES, ROUNDS = 60_000_000, 3

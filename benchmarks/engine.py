@@ -18,9 +18,9 @@ from model import LanguageModel, MemoryConfig, ModelConfig, build_model
 from model.cost import flops_per_token
 from training.batches import MicroBatch, StepBatch
 from training.config import parse_config
-from training.devices import keep_freed_memory
+from training.distributed.devices import keep_freed_memory
+from training.distributed.topology import RankInfo, initialize
 from training.engine import build_engine, decays
-from training.topology import RankInfo, initialize
 
 BATCH, LENGTH = 4, 512
 DOCUMENTS = (torch.arange(LENGTH) >= LENGTH // 3).long().repeat(BATCH, 1)  # two packed in each sample

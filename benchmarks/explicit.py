@@ -26,7 +26,7 @@ from model.config import ExplicitConfig
 from model.explicit import References, write
 from model.explicit.cost import knowledge_costs, memory_bytes
 from model.explicit.references import memory_shape
-from training.devices import keep_freed_memory
+from training.distributed.devices import keep_freed_memory
 
 PROMPT, TEXT, CHUNK, EACH, BANK = 128, 128, 64, 5, 256
 SIZES = {  # hidden, layers, heads, key heads, feed-forward

@@ -29,7 +29,7 @@ from memory3_parts.runs import ROOT, command, last_loss, newest, two_stages
 from evaluation.memories import open_source
 from evaluation.questions import Question, evaluate_questions, load_questions
 from evaluation.results import Row
-from training.inference import load_trained
+from training.checkpoint.trained_model import load_trained
 
 PARTS = ("facts", "text")
 PEOPLE = 16_000  # on pages of each kind

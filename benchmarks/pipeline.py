@@ -21,8 +21,8 @@ from claims import claim
 
 from training.batches import MicroBatch, StepBatch
 from training.config import RunConfig, parse_config
+from training.distributed.topology import RankInfo, initialize
 from training.engine import build_engine
-from training.topology import RankInfo, initialize
 
 MICRO_BATCHES, LENGTH, ROUNDS = 8, 512, 9
 Event = tuple[str, float, float]  # what, begin and end in seconds

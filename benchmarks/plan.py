@@ -19,11 +19,11 @@ from claims import claim
 
 from training.batches import MicroBatch, StepBatch
 from training.config import RunConfig, parse_config
+from training.distributed.topology import RankInfo, initialize
 from training.engine import build_engine
 from training.planning.memory import ranks_of
 from training.planning.probe import Cpu, clock
 from training.planning.timing import step_time
-from training.topology import RankInfo, initialize
 
 LENGTH, SAMPLES, ROUNDS = 512, 4, 4
 GOAL = 0.25  # of the measured time

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from claims import claim
 
 from model import LanguageModel, MemoryConfig, ModelConfig, build_model
-from training.devices import keep_freed_memory
+from training.distributed.devices import keep_freed_memory
 
 KEYS, VALUES, NOISE = 32, 16, 16  # three vocabularies; chance is 1/16
 QUESTION = KEYS + VALUES + NOISE

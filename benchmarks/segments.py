@@ -20,7 +20,7 @@ from model import LanguageModel, MemoryConfig, ModelConfig, StreamState, build_m
 from model.generation import prefill
 from model.memory import RecurrentMemory, memories
 from model.segments import pieces
-from training.devices import keep_freed_memory
+from training.distributed.devices import keep_freed_memory
 
 SEGMENTS = 32
 SIZES = [(32, 128), (64, 128), (32, 256)]  # tokens of a segment, width; what is claimed is the first

@@ -1,14 +1,14 @@
 """Documents to token shards, and token shards to training samples."""
 
-from .batch import Batch
-from .config import CacheConfig, DataConfig, PrepareConfig, SourceConfig, TokenizerConfig
-from .errors import DataError
-from .folder import PreparedFolder
-from .manifest import Manifest
-from .prepare import prepare
-from .references import NeighbourTable, ReferenceStore
-from .stream import SampleOrigin, TokenStream
-from .tokenizer import Tokenizer, load_tokenizer
+from data_prep.config import CacheConfig, DataConfig, PrepareConfig, SourceConfig, TokenizerConfig
+from data_prep.errors import DataError
+from data_prep.preparation.prepare import prepare
+from data_prep.references import NeighbourTable, ReferenceStore
+from data_prep.shards.folder import PreparedFolder
+from data_prep.shards.manifest import Manifest
+from data_prep.stream.batch import Batch
+from data_prep.stream.token_stream import SampleOrigin, TokenStream
+from data_prep.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
     "Batch",

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from .places import OptionalPlace, Place
+from data_prep.sources.places import OptionalPlace, Place
 
 SourceKind = Literal["python-stdlib", "text", "jsonl", "parquet", "arrow", "task", "bin", "megatron", "hf"]
 TokenType = Literal["uint16", "uint32"]

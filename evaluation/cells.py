@@ -17,7 +17,7 @@ from evaluation.reader import Reader
 from evaluation.results import Row
 
 if TYPE_CHECKING:
-    from training.inference import Trained
+    from training.checkpoint.trained_model import Trained
 
 HARNESS = "lm_eval:"  # before the name of a task of lm-evaluation-harness
 QUESTIONS = "nq"

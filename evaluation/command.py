@@ -24,8 +24,8 @@ from evaluation.results import ModelFacts, Results, Row, load_results
 from evaluation.suite import Suite, answers_path
 from evaluation.tables import show
 from model.config import ModelConfig
+from training.checkpoint.trained_model import Trained, load_trained
 from training.config import RunConfig
-from training.inference import Trained, load_trained
 
 
 def evaluate(

@@ -21,8 +21,8 @@ import torch
 from data_prep import Tokenizer
 from evaluation.reader import Reader
 from evaluation.results import Row, share_row
+from training.checkpoint.trained_model import Trained, load_trained
 from training.errors import BAD_INPUT, EXIT_BAD_INPUT, ConfigError, TrainingError
-from training.inference import Trained, load_trained
 
 try:
     from lm_eval.api.instance import Instance

@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_prep.errors import DataError
-from data_prep.tokenizer import train_sentencepiece
+from data_prep.tokenizers.tokenizer import train_sentencepiece
 from evaluation.babilong.background import open_background
 from evaluation.babilong.generator import Generator
 from evaluation.babilong.randomness import Keyed
@@ -57,7 +57,7 @@ def main() -> None:
         racer.resume()
         log(described(racer))
     feed = Feed(places, 0, options.batch, shape.row_length, options.workers, 2 * options.workers, options.keep)
-    (_, held), *_ = cells(options, [("0k", 200)])
+    (_, held), *_ = cells(options, [("0k", 200)], skip=max(count for _, count in options.lengths))
     with ThreadPoolExecutor(1) as beside:
         later = beside.submit(lambda: list(cells(options, options.lengths)))
         race(racers, feed, held, log, options.every, began + 60 * options.minutes)
@@ -139,9 +139,11 @@ def train_tokenizer(options: argparse.Namespace) -> None:
     train_sentencepiece(texts, 2048, options.tokenizer)
 
 
-def cells(options: argparse.Namespace, lengths: list[tuple[str, int]]) -> Iterator[tuple[str, dict[str, list[Asked]]]]:
-    """For each length, every task's questions."""
-    wanted = [Cell(task, length, count) for length, count in lengths for task in TASKS]
+def cells(
+    options: argparse.Namespace, lengths: list[tuple[str, int]], skip: int = 0
+) -> Iterator[tuple[str, dict[str, list[Asked]]]]:
+    """For each length, every task's questions after the first `skip`: what judges a stage is in no result."""
+    wanted = [Cell(task, length, count, skip) for length, count in lengths for task in TASKS]
     made = make_cells(wanted, options.babi, options.held_out, options.tokenizer, options.workers)
     for length, _ in lengths:
         yield length, {cell.task: asked for cell, asked in islice(made, len(TASKS))}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from training.family import Member
+    from training.config.family import Member
 
 HERE = Path(__file__).resolve().parent
 
@@ -41,8 +41,8 @@ def main() -> int:
     arguments = parse_arguments()
     # Imports after the arguments: --help answers at once.
     from training.cluster.profile import load_profile
+    from training.config.family import load_family
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT, ConfigError
-    from training.family import load_family
 
     try:
         if arguments.ranks < 1:

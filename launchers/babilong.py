@@ -112,7 +112,7 @@ def write_train(options: argparse.Namespace, tasks: list[str], lengths: tuple[st
     from rich.console import Console
     from rich.progress import Progress
 
-    from data_prep.tokenize import available_cores
+    from data_prep.preparation.tokenize import available_cores
     from evaluation.babilong.exercises import MIXED, write_exercises
     from evaluation.babilong.recipe import Places, open_maker
     from evaluation.options import check_positive

@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     # Imports after the arguments: --help answers at once.
-    from training.checkpoint_files import DamagedError
+    from training.checkpoint.manifest import DamagedError
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
 
     try:
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def act(arguments: argparse.Namespace) -> int:
-    from training import checkpoint_tools as tools
+    from training.checkpoint import tools
 
     if arguments.command == "list":
         show(arguments.run)
@@ -73,7 +73,7 @@ def act(arguments: argparse.Namespace) -> int:
 
 def show(run: Path) -> None:
     """One line a checkpoint."""
-    from training.checkpoint_tools import listed
+    from training.checkpoint.tools import listed
 
     for found in listed(run):
         state, mark = found.state, "  <- latest" if found.latest else ""
@@ -82,9 +82,9 @@ def show(run: Path) -> None:
 
 
 def verify(paths: list[Path]) -> int:
-    from training.checkpoint_files import DamagedError
-    from training.checkpoint_files import verify as verify_one
-    from training.safe_reader import read_metadata
+    from training.checkpoint.manifest import DamagedError
+    from training.checkpoint.manifest import verify as verify_one
+    from training.checkpoint.safe_reader import read_metadata
 
     damaged = 0
     for path in paths:
@@ -100,16 +100,16 @@ def verify(paths: list[Path]) -> int:
 
 def one_of(text: str) -> Path:
     """The checkpoint that `text` names, or the latest of the run it is."""
-    from training.inference import find_checkpoint
-    from training.remote import local_copy
+    from training.checkpoint.remote import local_copy
+    from training.checkpoint.trained_model import find_checkpoint
 
     return find_checkpoint(local_copy(text, "PATH"))
 
 
 def all_of(text: str) -> list[Path]:
-    from training.checkpoint_files import steps_of
+    from training.checkpoint.manifest import steps_of
+    from training.checkpoint.remote import local_copy
     from training.errors import ConfigError
-    from training.remote import local_copy
 
     path = local_copy(text, "PATH")
     found = steps_of(path / "checkpoints") or steps_of(path)

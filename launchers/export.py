@@ -57,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     # Imports after the arguments: --help answers at once.
-    from training.checkpoint_files import DamagedError
+    from training.checkpoint.manifest import DamagedError
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
 
     try:
@@ -77,9 +77,9 @@ def main() -> int:
 
 
 def act(arguments: argparse.Namespace) -> None:
-    from training.export import export
-    from training.inference import find_checkpoint, load_trained
-    from training.remote import local_copy
+    from training.checkpoint.remote import local_copy
+    from training.checkpoint.trained_model import find_checkpoint, load_trained
+    from training.huggingface.export import export
     from training.tracking.registry import register_model, registry_of
 
     trained = load_trained(find_checkpoint(local_copy(arguments.source, "PATH")))

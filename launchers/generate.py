@@ -75,7 +75,7 @@ def stream(arguments: argparse.Namespace) -> None:
     import torch
 
     from model.generation import Sampling, generate
-    from training.inference import load_trained
+    from training.checkpoint.trained_model import load_trained
 
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
     prompt = read_prompt(arguments.prompt[0], arguments.prompt_file)
@@ -113,7 +113,7 @@ def batch(arguments: argparse.Namespace) -> None:
     from evaluation.memories import open_source
     from model.explicit.generation import generate_with_memory
     from model.generation import Sampling
-    from training.inference import load_trained
+    from training.checkpoint.trained_model import load_trained
 
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
     texts = [read_prompt(text, arguments.prompt_file) for text in arguments.prompt]

@@ -71,8 +71,8 @@ def main() -> int:
 
 
 def act(arguments: argparse.Namespace) -> None:
-    from training.hf_import import model_section, prove, section_text
-    from training.logits import check_difference
+    from training.huggingface.import_config import model_section, prove, section_text
+    from training.huggingface.logits import check_difference
 
     folder = arguments.folder
     if not arguments.prove:

@@ -57,8 +57,8 @@ def main(arguments: list[str]) -> int:
 def run(config: "RunConfig", options: argparse.Namespace, console: Console) -> None:
     """Prints what was asked for. Raises DataError."""
     from data_prep import PreparedFolder
-    from data_prep.inspection import document_lengths, length_table, mix_table, sample_panel, write_histogram
-    from data_prep.progress import print_summary
+    from data_prep.preparation.progress import print_summary
+    from data_prep.shards.inspection import document_lengths, length_table, mix_table, sample_panel, write_histogram
     from training.errors import output_folder
     from training.preflight import open_stream
     from training.schedule import position

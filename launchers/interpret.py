@@ -61,7 +61,7 @@ def interpret(arguments: argparse.Namespace) -> None:
     from evaluation.interpret.page import write_page
     from launchers.generate import read_prompt
     from model.generation import Sampling, generate
-    from training.inference import load_trained
+    from training.checkpoint.trained_model import load_trained
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = load_trained(arguments.checkpoint, device)

@@ -122,7 +122,7 @@ def failure(error: Exception) -> str:
 def run(data: "DataConfig", verify: bool) -> None:
     """Makes or verifies the folder `data.path` and prints what is in it. Raises DataError."""
     from data_prep import DataError, PreparedFolder, prepare
-    from data_prep.progress import print_summary
+    from data_prep.preparation.progress import print_summary
     from data_prep.references.prepare import prepare_references
 
     console = Console()
@@ -143,7 +143,7 @@ def run(data: "DataConfig", verify: bool) -> None:
 def run_step(data: "DataConfig", options: argparse.Namespace) -> None:
     """One step of a preparation that is shared by several processes. Raises DataError."""
     from data_prep import DataError
-    from data_prep.prepare import Preparation
+    from data_prep.preparation.prepare import Preparation
 
     if data.prepare is None:
         raise DataError(_NO_PREPARE)

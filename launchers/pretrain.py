@@ -52,8 +52,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     # Imports after the arguments: --help answers at once.
+    from training.distributed.ranks import RankInfo
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT, RankError, TrainingError
-    from training.ranks import RankInfo
 
     rank = 0
     try:
@@ -79,7 +79,7 @@ def launch(arguments: argparse.Namespace) -> int:
         print(dump_yaml(config), end="")
         return 0
     if arguments.dry_run:
-        from training.dry_run import describe
+        from training.planning.dry_run import describe
 
         print(describe(config))
         return 0

@@ -53,8 +53,8 @@ def show(run: Path, every: float | None, as_json: bool) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from training.status import status_of
-    from training.status_screen import screen
+    from training.monitoring.status import status_of
+    from training.monitoring.status_screen import screen
 
     status, console = status_of(run), Console()
     if as_json or every is None:

@@ -91,11 +91,11 @@ def write_bank(options: argparse.Namespace) -> None:
 
     from data_prep import ReferenceStore
     from data_prep.bank import BankWriter
-    from data_prep.progress import CountProgress
+    from data_prep.preparation.progress import CountProgress
     from evaluation.memories import as_stored, write_memories
     from model.explicit.references import memory_shape
     from model.fingerprint import weights_fingerprint
-    from training.inference import load_trained
+    from training.checkpoint.trained_model import load_trained
 
     device = share_device(options.part)
     store = ReferenceStore(options.references)

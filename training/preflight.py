@@ -7,16 +7,16 @@ import torch
 
 from data_prep import PreparedFolder, TokenStream
 from model.network import LanguageModel
-from training.checkpoint import check_shapes, latest_checkpoint, read_run_state
-from training.checkpoint_files import DamagedError, check_sizes, step_of
+from training.checkpoint.folder import check_shapes, latest_checkpoint, read_run_state
+from training.checkpoint.manifest import DamagedError, check_sizes, step_of
+from training.checkpoint.remote import local_copy
 from training.config import RunConfig, parse_config, read_yaml
+from training.distributed.ranks import RankInfo
+from training.distributed.topology import check_world
 from training.errors import ConfigError
-from training.hf_weights import check_folder as check_hf_folder
-from training.ranks import RankInfo
+from training.huggingface.weights import check_folder as check_hf_folder
 from training.references import ReferenceReader
-from training.remote import local_copy
 from training.schedule import position
-from training.topology import check_world
 
 
 def check(config: RunConfig, info: RankInfo) -> None:

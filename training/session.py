@@ -6,18 +6,18 @@ import torch
 import torch.distributed as dist
 
 from training.config import RunConfig
-from training.devices import is_busy, keep_freed_memory, keep_imports
+from training.distributed.devices import is_busy, keep_freed_memory, keep_imports
+from training.distributed.ranks import RankInfo
+from training.distributed.topology import Topology, broadcast, initialize
 from training.errors import EXIT_FINISHED, ConfigError, RankError, TrainingError
+from training.faults.signals import StopSignal
+from training.faults.watchdog import Watchdog
 from training.logs import quiet_libraries, setup_logging
 from training.planning import lines_at_start
 from training.preflight import check
-from training.ranks import RankInfo
 from training.references import explained, with_bos
-from training.reporting import open_folder, start_tracker
-from training.signals import StopSignal
-from training.topology import Topology, broadcast, initialize
+from training.reporter import open_folder, start_tracker
 from training.tracking import Tracker
-from training.watchdog import Watchdog
 
 log = logging.getLogger("memtrain")
 
@@ -50,8 +50,8 @@ def run(config: RunConfig, local_rank: int | None = None) -> int:
 
 def _train(config: RunConfig, topology: Topology, tracker: Tracker | None, signal: StopSignal) -> int:
     """Watched by a thread; what a library raises becomes a `TrainingError` that says what to do."""
-    from training.loop import Trainer
-    from training.postmortem import full_disk, is_full_disk, is_lost_peer, is_out_of_memory, out_of_memory
+    from training.faults.postmortem import full_disk, is_full_disk, is_lost_peer, is_out_of_memory, out_of_memory
+    from training.trainer import Trainer
 
     keep_imports()
     rank = topology.info.rank
@@ -104,7 +104,7 @@ def _start_tracking(config: RunConfig, info: RankInfo) -> Tracker | None:
 
 def is_finished(config: RunConfig) -> bool:
     """Whether the run's latest checkpoint is its last step."""
-    from training.checkpoint import latest_checkpoint, read_run_state
+    from training.checkpoint.folder import latest_checkpoint, read_run_state
 
     latest = latest_checkpoint(config.run.folder / "checkpoints")
     return latest is not None and read_run_state(latest).step >= config.total_steps

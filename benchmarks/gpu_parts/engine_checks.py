@@ -16,7 +16,7 @@ from model import LanguageModel
 from tests.distributed.training_case import step_batch, tiny_config
 from training.batches import StepBatch
 from training.config import RunConfig
-from training.topology import RankInfo, Topology, initialize
+from training.distributed.topology import RankInfo, Topology, initialize
 
 ALONE = RankInfo(0, 1, 0)
 STEPS, LEARNING_RATE = 6, 3e-3
@@ -81,7 +81,7 @@ def resume(setting: Setting, notes: Notes) -> None:
 
 def interrupted(config: RunConfig, phase: int, topology: Topology) -> dict[str, Any]:
     """`repeats`: two runs from the start agree; `continues`: a run through a checkpoint agrees with them."""
-    from training.checkpoint import CheckpointFolder, RunState, restore
+    from training.checkpoint.folder import CheckpointFolder, RunState, restore
     from training.engine import Engine, build_engine
 
     def engine_of() -> Engine:

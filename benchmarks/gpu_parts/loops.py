@@ -14,8 +14,8 @@ from model import LanguageModel
 from model.memory import memories
 from training.batches import MicroBatch, StepBatch
 from training.config import RunConfig
-from training.faults import LossGuard
-from training.topology import RankInfo, initialize
+from training.distributed.topology import RankInfo, initialize
+from training.faults.anomalies import LossGuard
 
 LEARNING_RATE = 1e-4
 Step = Callable[[StepBatch], float]

@@ -18,7 +18,7 @@ from benchmarks.gpu_parts.profile import profile
 from model.cost import flops_per_token
 from training.batches import StepBatch
 from training.config import RunConfig, TrainingSection, load_config
-from training.devices import peak_flops
+from training.distributed.devices import peak_flops
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # micro-batches of a step: the published runs make 128, among which the optimizer's share all but vanishes

@@ -12,11 +12,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from ..columns import map_columns
-from ..errors import DataError
-from .layout import MADE_BY, NUMPY_TYPES, BankManifest, MemoryShape
-from .quantise import Quantiser
-from .writer import NOWHERE, BankWriter, memory_rows, merge_bank
+from data_prep.bank.layout import MADE_BY, NUMPY_TYPES, BankManifest, MemoryShape
+from data_prep.bank.quantise import Quantiser
+from data_prep.bank.writer import NOWHERE, BankWriter, memory_rows, merge_bank
+from data_prep.errors import DataError
+from data_prep.shards.columns import map_columns
 
 Ids = NDArray[np.int64]
 WriteMissing = Callable[[Ids], NDArray[Any]]  # ids int64 [n] -> memories [n, L_mem, 2, H_kv, k, D]

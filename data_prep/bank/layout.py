@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ..errors import DataError
-from ..manifest import Count, FileName, Record, Sealed
+from data_prep.errors import DataError
+from data_prep.shards.manifest import Count, FileName, Record, Sealed
 
 # (smallest budget of a code, bytes of its coarse part, bits of each half of that)
 _COARSE = ((13, 4, 14), (9, 3, 12), (4, 2, 8), (2, 1, 4))

@@ -8,10 +8,10 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ..errors import DataError
-from ..files import file_checksum, replacing, write_text
-from ..references.retrieval import import_extra
-from .layout import DType, MemoryShape, QuantiserEntry, bank_factory, from_float32, to_float32
+from data_prep.bank.layout import DType, MemoryShape, QuantiserEntry, bank_factory, from_float32, to_float32
+from data_prep.errors import DataError
+from data_prep.files import file_checksum, replacing, write_text
+from data_prep.references.retrieval import import_extra
 
 Codes = NDArray[np.uint8]
 _ENTRY = "quantiser.json"

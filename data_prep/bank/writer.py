@@ -9,10 +9,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from ..columns import map_batch, map_columns, numpy_view, write_columns
-from ..errors import DataError
-from ..manifest import MANIFEST_FILE
-from .layout import (
+from data_prep.bank.layout import (
     MADE_BY,
     NUMPY_TYPES,
     BankFile,
@@ -21,7 +18,10 @@ from .layout import (
     MemoryShape,
     locked,
 )
-from .quantise import Quantiser
+from data_prep.bank.quantise import Quantiser
+from data_prep.errors import DataError
+from data_prep.shards.columns import map_batch, map_columns, numpy_view, write_columns
+from data_prep.shards.manifest import MANIFEST_FILE
 
 _SHARD_BYTES = 268_435_456
 NOWHERE = -1

@@ -6,8 +6,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from ..shards import Tokens
-from ..tokenizer import Tokenizer
+from data_prep.shards.reading import Tokens
+from data_prep.tokenizers.tokenizer import Tokenizer
 
 _SPELLINGS = {"▁": " ", "Ġ": " ", "Ċ": "\n", "<0x0A>": "\n"}  # of SentencePiece and of byte-level vocabularies
 _CLOSING = "\"')]}”’»」』）"

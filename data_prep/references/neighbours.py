@@ -9,11 +9,11 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ..columns import map_columns, write_columns
-from ..errors import DataError
-from ..files import file_checksum
-from ..manifest import Count, FileName, Manifest, Record, Sealed, ShardEntry
-from .store import ReferenceStore
+from data_prep.errors import DataError
+from data_prep.files import file_checksum
+from data_prep.references.store import ReferenceStore
+from data_prep.shards.columns import map_columns, write_columns
+from data_prep.shards.manifest import Count, FileName, Manifest, Record, Sealed, ShardEntry
 
 CHUNK = 64  # tokens of a chunk: what one retrieval is asked with (papers' value)
 NO_REFERENCE = -1

@@ -10,23 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from ..changes import INPUTS_FILE, check_inputs
-from ..columns import map_columns
-from ..config import DataConfig, PrepareConfig, ReferencePrepareConfig, TokenizerConfig
-from ..errors import DataError
-from ..files import replacing
-from ..folder import PreparedFolder
-from ..manifest import MANIFEST_FILE, ShardEntry
-from ..places import is_remote
-from ..prepare import prepare as prepare_documents
-from ..progress import CountProgress
-from ..tokenize import Pool, available_cores
-from ..tokenizer import load_tokenizer
-from .cutting import Cutter, document_number
-from .neighbours import TableManifest, table_folder, write_table
-from .retrieval import INDEX_FOLDER, build_index
-from .search import SearchTask, run_search, search_tasks
-from .store import ReferenceFile, ReferenceStore, StoreManifest, write_references
+from data_prep.config import DataConfig, PrepareConfig, ReferencePrepareConfig, TokenizerConfig
+from data_prep.errors import DataError
+from data_prep.files import replacing
+from data_prep.preparation.changes import INPUTS_FILE, check_inputs
+from data_prep.preparation.prepare import prepare as prepare_documents
+from data_prep.preparation.progress import CountProgress
+from data_prep.preparation.tokenize import Pool, available_cores
+from data_prep.references.cutting import Cutter, document_number
+from data_prep.references.neighbours import TableManifest, table_folder, write_table
+from data_prep.references.retrieval import INDEX_FOLDER, build_index
+from data_prep.references.search import SearchTask, run_search, search_tasks
+from data_prep.references.store import ReferenceFile, ReferenceStore, StoreManifest, write_references
+from data_prep.shards.columns import map_columns
+from data_prep.shards.folder import PreparedFolder
+from data_prep.shards.manifest import MANIFEST_FILE, ShardEntry
+from data_prep.sources.places import is_remote
+from data_prep.tokenizers.tokenizer import load_tokenizer
 
 
 class ReferencePreparation:

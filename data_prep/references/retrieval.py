@@ -8,11 +8,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import RetrieverConfig
-from ..errors import DataError
-from ..files import file_checksum, sync
-from ..manifest import FileName, Record, Sealed
-from .store import Ids, ReferenceStore
+from data_prep.config import RetrieverConfig
+from data_prep.errors import DataError
+from data_prep.files import file_checksum, sync
+from data_prep.references.store import Ids, ReferenceStore
+from data_prep.shards.manifest import FileName, Record, Sealed
 
 INDEX_FOLDER = "index"
 _BATCH = 4096  # references whose text is in memory at once

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import ReferencePrepareConfig
-from ..files import replacing
-from ..folder import PreparedFolder
-from ..manifest import Split
-from ..shards import ShardViews, Tokens
-from ..tokenizer import Tokenizer
-from .cutting import Cutter, document_number
-from .neighbours import CHUNK, NO_REFERENCE, chunks_in
-from .overlap import overlaps
-from .retrieval import Retriever, open_retriever
-from .store import Ids, ReferenceStore
+from data_prep.config import ReferencePrepareConfig
+from data_prep.files import replacing
+from data_prep.references.cutting import Cutter, document_number
+from data_prep.references.neighbours import CHUNK, NO_REFERENCE, chunks_in
+from data_prep.references.overlap import overlaps
+from data_prep.references.retrieval import Retriever, open_retriever
+from data_prep.references.store import Ids, ReferenceStore
+from data_prep.shards.folder import PreparedFolder
+from data_prep.shards.manifest import Split
+from data_prep.shards.reading import ShardViews, Tokens
+from data_prep.tokenizers.tokenizer import Tokenizer
 
 _BATCH = 256  # chunks searched in one call
 

@@ -10,13 +10,13 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ..columns import arrow_array, map_batch, numpy_view, write_columns
-from ..config import TokenType
-from ..errors import DataError
-from ..files import file_checksum
-from ..manifest import Count, FileName, Record, Sealed, TokenizerEntry
-from ..shards import Tokens
-from ..tokenizer import Tokenizer, load_tokenizer
+from data_prep.config import TokenType
+from data_prep.errors import DataError
+from data_prep.files import file_checksum
+from data_prep.shards.columns import arrow_array, map_batch, numpy_view, write_columns
+from data_prep.shards.manifest import Count, FileName, Record, Sealed, TokenizerEntry
+from data_prep.shards.reading import Tokens
+from data_prep.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 Ids = NDArray[np.int64]
 

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from itertools import starmap
 from typing import Any, TypeVar
 
-from data_prep.tokenize import Pool
+from data_prep.preparation.tokenize import Pool
 
 T = TypeVar("T")
 _AHEAD = 3  # pieces of work a process: enough that none waits, few enough to hold in memory

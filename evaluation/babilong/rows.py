@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from data_prep import Tokenizer
 from data_prep.errors import DataError
-from data_prep.shards import Tokens
+from data_prep.shards.reading import Tokens
 from evaluation.babilong.background import Background
 from evaluation.babilong.encoding import SentenceEncoder
 from evaluation.babilong.material import Material

@@ -13,7 +13,7 @@ from evaluation.interpret import Analysis, load_analysis
 from evaluation.results import Results, Row, load_results
 from training.config import RunConfig, load_config
 from training.errors import ConfigError
-from training.records import read_metrics
+from training.monitoring.records import read_metrics
 
 INTERPRETATION = Path("interpretation") / "interpretation.json"
 

@@ -19,11 +19,13 @@ import torch
 from experiments.babilong_parts.kinds import Kind, Shape, model_config
 from experiments.babilong_parts.measuring import Asked, right_answers
 from experiments.babilong_parts.rows import Feed, Stage
+from experiments.babilong_parts.stories import TASKS
 from experiments.babilong_parts.training import Learner, Recipe
 from model import build_model
 from model.cost import count_parameters
 
-ALL = (("qa1", 1.0), ("qa2", 1.5), ("qa3", 1.5), ("qa4", 1.0), ("qa5", 1.0))
+ALL = tuple((task, 1.0) for task in TASKS)
+LEAST = 0.08  # share of a task that is answered perfectly, before the shares are made to add up to one
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,13 @@ class Entry:
         return f"{self.kind}{sparse}-t{self.segment}-lr{self.peak:g}-s{self.seed}"
 
 
+def by_errors(stage: Stage, right: dict[str, float]) -> Stage:
+    """The stage with its tokens shared out among its tasks in proportion to their errors on held-out questions."""
+    wanted = {task: max(LEAST, 1.0 - right[task]) for task, _ in stage.tasks}
+    shares = tuple((task, round(share / sum(wanted.values()), 2)) for task, share in wanted.items())
+    return replace(stage, name=f"{stage.name} {' '.join(f'{share:.2f}' for _, share in shares)}", tasks=shares)
+
+
 ABREAST = 100  # steps after which racers on a GPU wait for each other
 Log = Callable[[dict[str, Any]], None]
 
@@ -78,7 +87,8 @@ class Racer:
         recipe = Recipe(entry.peak, steps)
         net = build_model(config, seed=entry.seed)
         self.learner = Learner(net, recipe, (batch, shape.row_length), device)
-        self.goals, self.goal, self.begun = curriculum(shape.row_length), 0, 0
+        self.goals, self.goal = curriculum(shape.row_length), 0
+        self.stage = self.goals[0].stage  # with the shares its tasks have now
 
     @property
     def state(self) -> Path:
@@ -90,11 +100,16 @@ class Racer:
         if self.state.is_file() and place.is_file():
             self.learner.load(self.state)
             found = json.loads(place.read_text())
-            self.goal, self.begun = found["goal"], found["begun"]
+            self.goal = found["goal"]
+            self.stage = self.goals[self.goal].stage
+            if found["right"]:
+                self.stage = by_errors(self.stage, found["right"])
 
-    def save(self) -> None:
+    def save(self, right: dict[str, float] | None = None) -> None:
+        """Weights and moments, then the place in the curriculum.  right: accuracies that the shares follow."""
         self.learner.save(self.state)
-        self.state.with_suffix(".json").write_text(json.dumps({"goal": self.goal, "begun": self.begun}))
+        place = {"goal": self.goal, "right": right}
+        self.state.with_suffix(".json").write_text(json.dumps(place))
 
     def run(
         self,
@@ -108,7 +123,7 @@ class Racer:
         """Train to the recipe's last step, or until `deadline` (time.monotonic).  abreast: waits for the others."""
         learner, since, at = self.learner, time.monotonic(), self.learner.step
         while learner.step < learner.recipe.steps and time.monotonic() < deadline:
-            learner.train(feed.rows(self.goals[self.goal].stage, learner.step - self.begun))
+            learner.train(feed.rows(self.stage, learner.step))
             if learner.step % ABREAST == 0:
                 abreast()
             if learner.step % every and learner.step < learner.recipe.steps:
@@ -117,14 +132,14 @@ class Racer:
             right = self.measure(held)
             seconds = time.monotonic() - since
             line = {"entry": self.entry.name, "step": learner.step, "loss": loss, "tokens_right": share}
-            line |= {"stage": self.goals[self.goal].stage.name, "seconds": seconds, **right}
+            line |= {"stage": self.stage.name, "seconds": seconds, **right}
             log(line)
             if not math.isfinite(loss):
                 return
             at = learner.step
             self._next_stage(right)
             if self.device.type == "cpu":
-                self.save()
+                self.save(right)
 
     def measure(self, samples: dict[str, list[Asked]]) -> dict[str, float]:
         """Share of exactly right answers of each cell."""
@@ -139,7 +154,8 @@ class Racer:
         if self.goal + 1 < len(self.goals) and (
             reached or self.learner.step >= goal.latest * self.learner.recipe.steps
         ):
-            self.goal, self.begun = self.goal + 1, self.learner.step
+            self.goal += 1
+        self.stage = by_errors(self.goals[self.goal].stage, right)
 
 
 class _Pace:
@@ -175,7 +191,7 @@ def race(
         if racer.device.type == "cuda":
             try:
                 since = time.monotonic()
-                rows = feed.rows(racer.goals[racer.goal].stage, 0)
+                rows = feed.rows(racer.stage, 0)
                 racer.learner.capture(rows)
                 log({"entry": racer.entry.name, "captured": time.monotonic() - since, **racer.learner.timed(rows)})
             except Exception as error:

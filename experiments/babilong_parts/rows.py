@@ -29,8 +29,9 @@ BLOCK = 32  # steps made at once
 class Stage:
     """A part of the curriculum.
 
-    tasks: each with its share of the stories.  noise: book tokens among a story's facts, as (share of the stories, most
-    tokens); what is left of the shares is without.
+    tasks: each with its share of the tokens of facts and questions (a story of qa4 is a fifth as long as one of qa3).
+    noise: book tokens among a story's facts, as (share of the stories, most tokens); what is left of the shares is
+    without.
     """
 
     name: str
@@ -119,16 +120,18 @@ def make_block(
 ) -> list[Rows]:
     """`BLOCK` steps of `batch` rows of `length` + 1 tokens; key: (seed, block)."""
     rng = random.Random(f"{stage.name}/{key[0]}/{key[1]}")
-    names, shares = zip(*stage.tasks, strict=True)
+    made = dict.fromkeys(dict(stage.tasks), 0.0)  # tokens of facts and questions of each task so far, over its share
     size = (BLOCK, batch, length + 1)
     tokens, documents, answers = np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size, bool)
     for step in range(BLOCK):
         for row in range(batch):
             filled, number = 0, 0
             while filled <= length:
-                task = rng.choices(names, shares)[0]
+                task = min(made, key=lambda name: (made[name], rng.random()))
                 turns = story(task, material, rng, stage.simulated)
-                ids, told = writer.story(turns, writer.noise(_noise_tokens(stage, rng), rng), rng)
+                noise = writer.noise(_noise_tokens(stage, rng), rng)
+                ids, told = writer.story(turns, noise, rng)
+                made[task] += (len(ids) - sum(map(len, noise))) / dict(stage.tasks)[task]
                 end = min(length + 1, filled + len(ids))
                 tokens[step, row, filled:end] = ids[: end - filled]
                 answers[step, row, filled:end] = told[: end - filled]
@@ -182,7 +185,7 @@ class Feed:
         self._lock = threading.Lock()
 
     def rows(self, stage: Stage, step: int) -> Rows:
-        """The rows of a stage's step, counted from 0.  Waits until they are made."""
+        """The rows that a stage has at a step.  Waits until they are made."""
         block = step // BLOCK
         key = (stage.name, block)
         if key not in self._blocks:

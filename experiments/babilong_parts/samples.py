@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,21 +22,22 @@ from experiments.babilong_parts.rows import Writer
 
 @dataclass(frozen=True)
 class Cell:
-    """A task at a length, `count` questions of it; books: those no training row is made of."""
+    """A task at a length: `count` of its questions, after the first `skip`."""
 
     task: str
     length: str
     count: int
+    skip: int = 0
 
 
 def make_cell(cell: Cell, babi: Path, books: tuple[str, ...], tokenizer_path: Path, seed: int = 0) -> list[Asked]:
-    """The cell's questions, the same for every model."""
+    """The cell's questions, the same for every model.  books: those no training row is made of."""
     tokenizer = load_tokenizer(tokenizer_path)
     background = open_background(list(books)) if books else None
     source = Generated(Generator(background, tokenizer, seed, "test"), str(babi))
     writer = Writer(tokenizer, None)
     asked = []
-    for sample in source.samples(cell.task, cell.length, cell.count):
+    for sample in islice(source.samples(cell.task, cell.length, cell.skip + cell.count), cell.skip, None):
         prompt = [tokenizer.bos_id, *tokenizer.encode(fill(FINETUNED_LAYOUT, sample.context, sample.question))]
         asked.append(Asked(np.array(prompt, np.int32), np.array(writer.answer(sample.answer), np.int32)))
     return asked

@@ -30,11 +30,11 @@ from model import build_model
 from model.generation import Sampling, generate
 from tests.distributed.spawn import run_ranks
 from tests.distributed.training_case import LENGTH, SAMPLES, step_batch, tiny_config, whole_weights
-from training.checkpoint import CheckpointFolder, RunState, restore
+from training.checkpoint.folder import CheckpointFolder, RunState, restore
 from training.config import RunConfig
+from training.distributed.topology import RankInfo, initialize
 from training.engine import build_engine
 from training.errors import ConfigError
-from training.topology import RankInfo, initialize
 
 WARMUP, STEPS, RATE = 3, 10, 3e-3
 TOLERANCE = {"loss": 1e-5, "grad_norm": 1e-5, "weights": 1e-4}  # relative, relative, absolute

@@ -5,8 +5,3 @@ import os
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # gloo ranks, more of them than a machine has GPUs; read when torch is imported
 
 import torch.distributed.checkpoint  # noqa: F401
-
-import training.engine
-import training.loop
-import training.plots
-import training.session  # noqa: F401

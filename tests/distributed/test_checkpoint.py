@@ -10,10 +10,10 @@ import torch
 
 from tests.distributed.spawn import run_ranks
 from tests.distributed.training_case import memory_alone, prune, save_while_training, switch, tiny_config
-from training.checkpoint import latest_checkpoint
-from training.checkpoint_load import load_tensors
+from training.checkpoint.folder import latest_checkpoint
+from training.checkpoint.loading import load_tensors
+from training.checkpoint.safe_reader import read_metadata
 from training.errors import TrainingError
-from training.safe_reader import read_metadata
 
 STEPS = 4
 

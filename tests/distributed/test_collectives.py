@@ -12,7 +12,7 @@ from model.network import LanguageModel
 from tests.distributed.spawn import run_ranks
 from tests.distributed.training_case import tiny_config
 from training.config import RunConfig
-from training.topology import RankInfo, initialize
+from training.distributed.topology import RankInfo, initialize
 
 COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter", "broadcast", "all_to_all")
 

@@ -12,8 +12,8 @@ from tests.distributed.spawn import run_ranks
 from tests.distributed.test_parity import assert_same
 from tests.distributed.training_case import SAMPLES, tiny_config, train
 from training.config import RunConfig
+from training.distributed.topology import RankInfo, initialize
 from training.errors import ConfigError
-from training.topology import RankInfo, initialize
 
 pytestmark = pytest.mark.memory3
 STEPS, LENGTH = 4, 256

@@ -9,7 +9,8 @@ from tests.distributed.spawn import run_ranks
 from tests.distributed.training_case import tiny_config
 from tests.reference.small import KINDS, tiny
 from training.config import RunConfig
-from training.topology import RankInfo, initialize
+from training.distributed.ranks import RankInfo
+from training.distributed.topology import initialize
 
 SEED = 5
 # Shards that begin and end on a multiple of 16 numbers, and shards that do not

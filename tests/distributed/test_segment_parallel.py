@@ -14,8 +14,8 @@ from tests.distributed.spawn import run_ranks
 from tests.distributed.training_case import step_batch, tiny_config
 from training.batches import MicroBatch, StepBatch
 from training.config import RunConfig
+from training.distributed.topology import RankInfo, initialize
 from training.engine import build_engine
-from training.topology import RankInfo, initialize
 
 LAYERS, HEADS, SLOTS, WIDTH = 4, 2, 4, 32 // 2
 

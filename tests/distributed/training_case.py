@@ -9,8 +9,8 @@ import torch
 from model.config import ExplicitConfig
 from training.batches import MicroBatch, StepBatch, rank_share
 from training.config import RunConfig, parse_config
+from training.distributed.topology import RankInfo, Topology, initialize
 from training.engine import Engine, build_engine
-from training.topology import RankInfo, Topology, initialize
 
 LENGTH, SAMPLES, VOCABULARY = 32, 8, 64
 
@@ -141,7 +141,7 @@ def train(config: RunConfig, phase_index: int, steps: int) -> dict[str, Any]:
 
 def switch(first: RunConfig, second: RunConfig, folder: str, steps: int) -> dict[str, Any]:
     """Warmup on `first`'s topology, saved; or, with steps=0, the memory phase restored on `second`'s."""
-    from training.checkpoint import CheckpointFolder, RunState, restore
+    from training.checkpoint.folder import CheckpointFolder, RunState, restore
 
     config, phase = (first, 0) if steps else (second, 1)
     engine, topology = start(config, phase)
@@ -165,7 +165,7 @@ def switch(first: RunConfig, second: RunConfig, folder: str, steps: int) -> dict
 
 def prune(folder: str, keep_last: int, keep_every: int | None) -> list[str]:
     """What pruning leaves of steps 10..50 and an orphan at 80, with the pointer at 50."""
-    from training.checkpoint import CheckpointFolder
+    from training.checkpoint.folder import CheckpointFolder
 
     config = tiny_config()
     checkpoints = CheckpointFolder(Path(folder), initialize(config, RankInfo.discover()))
@@ -180,7 +180,7 @@ def prune(folder: str, keep_last: int, keep_every: int | None) -> list[str]:
 def memory_alone(config: RunConfig, folder: str) -> dict[str, Any]:
     """The backbone's state after a warmup of 3 steps, and after a phase of 2 that trains the memory alone; how many
     numbers of what is not trained this rank then holds."""
-    from training.checkpoint import CheckpointFolder, RunState, restore
+    from training.checkpoint.folder import CheckpointFolder, RunState, restore
 
     engine, topology = start(config, 0)
     checkpoints = CheckpointFolder(Path(folder), topology)
@@ -207,7 +207,7 @@ def memory_alone(config: RunConfig, folder: str) -> dict[str, Any]:
 def save_while_training(config: RunConfig, folder: str, fails: bool) -> dict[str, Any]:
     """A checkpoint whose copies are not begun before the update after it waits for them; what it was to hold, what it
     holds (read by the same ranks), and what the update made of it.  With `fails`, rank 0 cannot make its copies."""
-    from training.checkpoint import CheckpointFolder, RunState, restore
+    from training.checkpoint.folder import CheckpointFolder, RunState, restore
     from training.errors import TrainingError
 
     engine, topology = start(config, 1)

@@ -24,7 +24,7 @@ from benchmarks.claims import claim
 from tests.e2e.commands import losses, reproducible, steps_of
 from tests.e2e.injected import FullDisk, Hang, NoRoom, OutOfMemory, Scaled, ShortFiles, Slow, SlowDisk
 from tests.e2e.lives import LENGTH, SAMPLES, Life, Site, difference, life, steps_so_far, through
-from training.checkpoint_files import latest_checkpoint, step_of
+from training.checkpoint.manifest import latest_checkpoint, step_of
 
 SHORT = 24  # steps of the runs that are not killed
 HANG_SECONDS = 10

@@ -27,7 +27,7 @@ class AtSteps:
 
     def wrap(self, change: Callable[[StepBatch], StepBatch]) -> None:
         """Change the batch of these steps."""
-        from training.loop import Trainer
+        from training.trainer import Trainer
 
         original = Trainer._train_step
 
@@ -140,7 +140,7 @@ class SlowDisk:
     other: Callable[[], None]
 
     def __call__(self) -> None:
-        from training.checkpoint_storage import HashedFile
+        from training.checkpoint.storage import HashedFile
 
         close = HashedFile.close
 
@@ -158,14 +158,15 @@ class NoRoom(AtSteps):
     """From a step on, no file of the run can be written; those of checkpoints are `FullDisk`'s."""
 
     def __call__(self) -> None:
-        from training import records, reporting
+        from training import reporter
+        from training.monitoring import records
         from training.tracking import facts
 
         def full(*_: Any) -> NoReturn:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         def fill(batch: StepBatch) -> StepBatch:
-            records.MetricsFile.write = facts.write_end = reporting.plot_loss = full  # type: ignore[method-assign]
+            records.MetricsFile.write = facts.write_end = reporter.plot_loss = full  # type: ignore[method-assign]
             return batch
 
         if self.here():

@@ -24,8 +24,8 @@ import yaml
 
 from tests.distributed.spawn import PRELOADED
 from tests.e2e.commands import PRETRAIN, environment, free_port
-from training.checkpoint_files import latest_checkpoint
-from training.safe_reader import SafeReader, read_metadata
+from training.checkpoint.manifest import latest_checkpoint
+from training.checkpoint.safe_reader import SafeReader, read_metadata
 
 Fault = Callable[[], None]  # called in every rank before the main job
 LENGTH, SAMPLES = 32, 8

@@ -13,7 +13,7 @@ from evaluation.questions import MODES
 from evaluation.results import load_results
 from model.fingerprint import weights_fingerprint
 from tests.e2e.commands import GENERATE, PRETRAIN, ROOT, Done, run_warm
-from training.inference import load_trained
+from training.checkpoint.trained_model import load_trained
 
 pytestmark = pytest.mark.memory3
 PREPARE, WRITE, EVALUATE = (ROOT / "launchers" / f"{name}.py" for name in ("prepare_data", "write_bank", "evaluate"))
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was trained with references for two steps."""
     root = tmp_path_factory.mktemp("bank")
     data = {"path": "data", "sequence_length": 128, "references": {"path": "refs", "prepare": {"workers": 1}}}
-    texts = [path.read_text() for path in sorted((ROOT / "data_prep").glob("*.py"))]  # our own: small, and there
+    texts = [path.read_text() for path in sorted((ROOT / "data_prep").rglob("*.py"))]  # our own: small, and there
     (root / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     source = {"kind": "jsonl", "path": "texts.jsonl"}
     data["prepare"] = {"sources": [source], "valid_fraction": 0.2, "workers": 1}

@@ -10,7 +10,7 @@ import torch
 
 from tests.e2e.commands import ROOT, reproducible, run_warm
 from tests.e2e.lives import Site, difference, life, steps_so_far, through
-from training.inference import load_trained
+from training.checkpoint.trained_model import load_trained
 
 CHECKPOINT = ROOT / "launchers" / "checkpoint.py"
 STEPS = 12

@@ -14,7 +14,7 @@ import yaml
 from rich.console import Console
 
 from data_prep import PrepareConfig, Tokenizer, TokenStream, prepare
-from data_prep.tokenizer import train_sentencepiece
+from data_prep.tokenizers.tokenizer import train_sentencepiece
 from evaluation.babilong.cell import Asker
 from evaluation.babilong.generator import Sample
 from evaluation.babilong.simulator import simulate
@@ -24,8 +24,8 @@ from evaluation.suite import Cell
 from launchers import babilong
 from launchers.evaluate import main
 from tests.e2e.commands import PRETRAIN, run_warm
-from tests.unit.test_mmlu import ROWS
-from training.inference import Trained, load_trained
+from tests.unit.evaluation.test_mmlu import ROWS
+from training.checkpoint.trained_model import Trained, load_trained
 
 PIECES, LENGTH, BATCH, STEPS = 440, 128, 16, 110
 ROOMS = {"bathroom", "bedroom", "garden", "hallway", "kitchen", "office"}

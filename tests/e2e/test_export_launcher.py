@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.e2e.commands import GENERATE, ROOT, Done, run_warm
 from tests.e2e.lives import Site, through
-from training.checkpoint import latest_checkpoint
-from training.inference import load_trained
+from training.checkpoint.folder import latest_checkpoint
+from training.checkpoint.trained_model import load_trained
 
 pytestmark = pytest.mark.usefixtures("code_cache")
 EXPORT, IMPORT = ROOT / "launchers" / "export.py", ROOT / "launchers" / "import_hf.py"

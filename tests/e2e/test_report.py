@@ -120,7 +120,7 @@ def test_ablation_prints_the_commands_one_would_type(place: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs" / "ablation").glob("*.yaml")))
 def test_shipped_families(name: str) -> None:
-    from training.family import load_family
+    from training.config.family import load_family
 
     members = load_family(ROOT / "configs" / "ablation" / name)
     blocks = [len(m.config.model.memory.hosts(m.config.model.num_layers)) for m in members]

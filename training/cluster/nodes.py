@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 
 from data_prep.files import write_text
+from training.distributed.ranks import RankInfo
+from training.distributed.topology import connect
 from training.errors import ConfigError, TrainingError
-from training.ranks import RankInfo
-from training.topology import connect
 
 GIB = 2**30
 _PACKAGES = ("torch", "deepspeed", "megatron-core", "mlflow", "numpy", "pyarrow")

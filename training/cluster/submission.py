@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.files import write_text
-from data_prep.prepare import Preparation
+from data_prep.preparation.prepare import Preparation
 from training.cluster import slurm
 from training.cluster.profile import ClusterProfile
 from training.cluster.script import PROJECT, RunJob, evaluation_script, preparation_script, training_script
+from training.distributed.ranks import RankInfo
 from training.errors import BAD_INPUT, ConfigError
-from training.ranks import RankInfo
 
 STATE = "slurm"  # folder of a run with what its jobs tell each other
 _CHAIN = "--kill-on-invalid-dep=yes"  # or a job whose condition cannot come true any more waits for ever
@@ -63,8 +63,8 @@ def submit_run(job: RunJob, profile: ClusterProfile, wish: Wish) -> list[str]:
 
 def _check_run(job: RunJob, profile: ClusterProfile, wish: Wish) -> None:
     """What the ranks themselves would refuse, refused here."""
+    from training.distributed.topology import check_world
     from training.preflight import check
-    from training.topology import check_world
 
     alone = RankInfo(0, profile.ranks, 0)
     if wish.after:  # they may make the data

@@ -93,7 +93,7 @@ def _gpu(
     return Device(name, gib * GIB, peak, memory * GB, node * GB, network * GB, host * GB, node_size=8)
 
 
-# Vendors' data sheets of the SXM boards in machines of 8: dense bf16 (as training.devices.PEAK_BF16) and fp32 TFLOP/s,
+# Vendors' data sheets of the SXM boards in machines of 8: dense bf16 (as devices.PEAK_BF16) and fp32 TFLOP/s,
 # memory (GiB as torch reports it) and its GB/s, NVLink, a network card a GPU (200 Gb/s with A100, else 400 Gb/s), PCIe
 DEVICES = {
     "a100": _gpu("A100", 79.1, 312, 19.5, 2039, 300, 25, 32),

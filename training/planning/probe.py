@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.linear import linear
-from training.devices import keep_freed_memory
+from training.distributed.devices import keep_freed_memory
 from training.planning.activations import FP32
 from training.planning.devices import GB, GIB, Device
 from training.planning.patterns import BY_SEGMENT, sample

@@ -4,7 +4,7 @@
 brings it there, `store.py` alone imports MLflow. `sync.py` sends afterwards what a run left behind.
 """
 
-from training.tracking.config import TrackingConfig
+from training.config.tracking import TrackingConfig
 from training.tracking.tracker import NullTracker, Status, Tracker
 
 __all__ = ["NullTracker", "Status", "Tracker", "TrackingConfig"]

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from training.logs import without_secrets
-from training.records import read_metrics
+from training.monitoring.records import read_metrics
 from training.tracking.names import DISCARDED, metrics_of, safe_key
 from training.tracking.outbox import Entry
 from training.tracking.store import MAX_BATCH, MAX_TAG, Known, MissingError, Point, RefusedError, Store, now_ms

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from training.checkpoint.run_state import RunState, read_run_state
+from training.config.tracking import TrackingConfig
 from training.errors import ConfigError
-from training.run_state import RunState, read_run_state
 from training.tracking import facts
-from training.tracking.config import TrackingConfig
 from training.tracking.store import AwayError, RefusedError, Store
 
 FOLDER = "model"  # of the run's artifacts

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.files import write_text
-from training.checkpoint_files import latest_checkpoint, step_of
+from training.checkpoint.manifest import latest_checkpoint, step_of
 from training.config import RunConfig, load_config
 from training.errors import ConfigError
 from training.logs import without_secret
-from training.status import heartbeats
+from training.monitoring.status import heartbeats
 from training.tracking import facts
 from training.tracking.delivery import Delivery, Opening, recorded_points
 from training.tracking.outbox import OUTBOX_FILE, Outbox

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training.config.tracking import TrackingConfig
 from training.errors import ConfigError
 from training.logs import without_secret
-from training.records import last_recorded_step
-from training.tracking.config import TrackingConfig
+from training.monitoring.records import last_recorded_step
 from training.tracking.delivery import METRICS_FILE, Delivery, Opening
 from training.tracking.outbox import OUTBOX_FILE, Outbox
 from training.tracking.store import (

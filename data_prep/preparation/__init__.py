@@ -1,0 +1,1 @@
+"""From input files to a prepared folder: the plan, its tasks on all cores, and the merge."""

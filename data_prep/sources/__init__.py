@@ -1,0 +1,1 @@
+"""Where documents come from, and which of them are kept."""

@@ -1,0 +1,1 @@
+"""From prepared folders to batches: which sample comes next is a pure function of its number."""

@@ -1,0 +1,73 @@
+"""A trained model out of a checkpoint, on one process."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_prep import PreparedFolder, Tokenizer
+from model.network import LanguageModel, is_memory_name
+from training.checkpoint.folder import RunState, latest_checkpoint, load_weights, read_run_state, stored_names
+from training.checkpoint.manifest import verify
+from training.config import RunConfig, parse_config
+from training.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model in evaluation mode, with what it was trained as."""
+
+    net: LanguageModel
+    config: RunConfig
+    state: RunState
+    path: Path
+
+    def tokenizer(self, folder: Path | None = None) -> Tokenizer:
+        """The tokenizer of the run's data folder, or of `folder` when the data has moved.
+
+        Raises `ConfigError` when it is not the one the model was trained with.
+        """
+        data = self.config.data
+        place = folder or data.path
+        tokenizer = PreparedFolder(place, data.cache).tokenizer()
+        if self.state.tokenizer not in ("", tokenizer.fingerprint):
+            raise ConfigError(
+                f"--data: the tokenizer of {place} (fingerprint {tokenizer.fingerprint}) is not the one {self.path} "
+                f"was trained with ({self.state.tokenizer}); pass --data FOLDER with the data of the run"
+            )
+        if tokenizer.vocab_size > self.config.model.vocab_size:
+            raise ConfigError(
+                f"--data: the tokenizer of {place} has {tokenizer.vocab_size:,} pieces, but the model of {self.path} "
+                f"{self.config.model.vocab_size:,} rows; pass --data FOLDER with the data of the run"
+            )
+        return tokenizer
+
+
+def find_checkpoint(path: Path) -> Path:
+    """`path` itself, or the latest checkpoint of the run folder or `checkpoints/` folder it is.
+
+    Raises `ConfigError` when there is none.
+    """
+    if (path / "state.json").is_file():
+        return path
+    for folder in (path, path / "checkpoints"):
+        if folder.is_dir() and (latest := latest_checkpoint(folder)):
+            return latest
+    raise ConfigError(
+        f"--checkpoint: {path} is no checkpoint and no run that has one; pass runs/NAME or a step-XXXXXXXX folder"
+    )
+
+
+def load_trained(path: Path, device: torch.device | None = None) -> Trained:
+    """Load a run's latest checkpoint, or the one named."""
+    checkpoint = find_checkpoint(path)
+    verify(checkpoint)
+    state = read_run_state(checkpoint)
+    config = parse_config(state.config)
+    # a recurrent memory's parameters say whether it was on; explicit memory has none
+    in_phase = any(phase.memory for phase in config.phases if phase.name == state.phase)
+    explicit = config.model.explicit is not None and in_phase
+    memory_on = explicit or any(is_memory_name(name) for name in stored_names(checkpoint))
+    net = LanguageModel(config.model, memory_on=memory_on)
+    load_weights(checkpoint, dict(net.named_parameters()))
+    return Trained(net.to(device or torch.device("cpu")).eval(), config, state, checkpoint)

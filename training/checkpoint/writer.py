@@ -1,0 +1,194 @@
+"""Writing checkpoints beside training: each rank its share, then manifest, rename and pointer, all or nothing.
+
+The order on disk is what makes a kill at any moment harmless: shares into a hidden folder, every file synced, the
+manifest, the rename to `step-XXXXXXXX`, the pointer.  Everything here may run in a thread: it uses a process group of
+its own, and a failure on one rank becomes the same answer on all.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+from data_prep.files import sync
+from training.checkpoint.manifest import (
+    POINTER,
+    STATE_FILE,
+    DamagedError,
+    FileEntry,
+    point,
+    pointed,
+    step_of,
+    steps_of,
+    write_manifest,
+)
+from training.checkpoint.shards import Box, SharePlanner
+from training.checkpoint.storage import Storage, without_crc32
+from training.errors import TrainingError
+
+log = logging.getLogger("memtrain")
+
+PARTIAL, TRASH = ".partial", ".trash"
+_SPARE = 64 << 20  # bytes left free beside a checkpoint: logs and metrics go on
+
+
+class Writer:
+    """Puts checkpoints into `folder`; the same calls on every rank of `group`."""
+
+    def __init__(self, folder: Path, group: dist.ProcessGroup) -> None:
+        self.folder, self.group = folder, group
+        self.is_main = group.rank() == 0
+        self._step = 0  # of the checkpoint in writing
+
+    def write(self, share: Callable[[], list[Box]], step: int, state: dict[str, Any]) -> Path:
+        """Write this rank's `share` of step `step` and make it the latest.  Collective.
+
+        share: called once, before anything else.  Raises `TrainingError` on every rank when it failed on any; the
+        latest checkpoint is then what it was.
+        """
+        self._step, final = step, self.folder / f"step-{step:08d}"
+        aside = self.folder / f".{final.name}{PARTIAL}"
+        own: list[Box] = []
+
+        def copied() -> int:
+            own.extend(share())
+            return sum(box.values.nbytes for box in own)
+
+        sizes = self._together(copied)
+        self._on_main(lambda: self._prepare(aside, sum(sizes)))
+        storage = Storage(aside)
+        try:
+            with without_crc32():
+                dcp.save({}, storage_writer=storage, planner=SharePlanner(own), process_group=self.group)
+        except (Exception, dcp.CheckpointException) as error:  # DCP gathers what failed on any rank
+            self._on_main(lambda: shutil.rmtree(aside, ignore_errors=True))
+            raise TrainingError(self._failed(_cause(error))) from None
+        entries = self._together(lambda: storage.entries)
+        try:
+            self._on_main(lambda: self._publish(aside, final, entries, state))
+        except TrainingError:
+            self._on_main(lambda: shutil.rmtree(aside, ignore_errors=True))  # room that a full disk lacks
+            raise
+        return final
+
+    def _prepare(self, aside: Path, needed: int) -> None:
+        """A fresh folder, and room in it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.glob(f".step-*{PARTIAL}"):  # of a life that was killed, as is the next
+            shutil.rmtree(path)
+        for path in self.folder.glob(f".{POINTER}.tmp-*"):
+            path.unlink()
+        free = shutil.disk_usage(self.folder).free
+        if free < needed + _SPARE:
+            raise OSError(f"it needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free on its disk")
+        aside.mkdir()
+
+    def _publish(self, aside: Path, final: Path, entries: list[dict[str, FileEntry]], state: dict[str, Any]) -> None:
+        """From the written shares to the latest checkpoint."""
+        path = aside / STATE_FILE
+        path.write_text(json.dumps(state, indent=1), encoding="utf-8")
+        sync(path)
+        files = {name: entry for part in entries for name, entry in part.items()} | {STATE_FILE: FileEntry.of(path)}
+        for name, entry in files.items():
+            if not (aside / name).is_file() or (aside / name).stat().st_size != entry.bytes:
+                raise OSError(f"{name} is not as its rank wrote it: every node must see the same {self.folder}")
+        write_manifest(aside, files)
+        sync(aside)
+        if final.exists():  # damaged, or of a life that died before it moved the pointer
+            _discard(final)
+        aside.rename(final)
+        sync(self.folder)
+        point(self.folder, final)
+
+    def _on_main(self, action: Callable[[], None]) -> None:
+        """`action` on the main rank, its failure on all."""
+        self._together(action if self.is_main else lambda: None)
+
+    def _together(self, action: Callable[[], Any]) -> list[Any]:
+        """What `action` returned on every rank; raises the same `TrainingError` everywhere when it failed on any."""
+        try:
+            own: Any = (action(), "")
+        except Exception as error:  # whatever it is, the other ranks wait for the answer
+            own = (None, str(error) or type(error).__name__)
+        everywhere: list[Any] = [None] * self.group.size()
+        dist.all_gather_object(everywhere, own, group=self.group)
+        for rank, (_result, problem) in enumerate(everywhere):
+            if problem:
+                raise TrainingError(self._failed(f"rank {rank}: {problem}"))
+        return [result for result, _problem in everywhere]
+
+    def _failed(self, problem: str) -> str:
+        try:
+            good = pointed(self.folder)
+        except DamagedError:
+            good = None
+        last = f"{good.name} is the last good one" if good else "none was written before"
+        return (
+            f"{self.folder}: the checkpoint of step {self._step} could not be written ({problem}); {last}: "
+            "make room or repair the disk, then run the same command again"
+        )
+
+    def prune(self, keep_last: int, keep_every: int | None) -> None:
+        """Delete all but the newest `keep_last` checkpoints and those at multiples of `keep_every` steps.
+
+        What cannot be deleted is said in the log and tried again the next time.  Only the main rank does anything.
+        """
+        if self.is_main:
+            prune(self.folder, keep_last, keep_every)
+
+
+def prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
+    """See `Writer.prune`."""
+    for path in folder.glob(f".step-*{TRASH}*"):
+        _delete(path)
+    try:
+        current = pointed(folder)
+    except DamagedError as error:
+        log.warning("nothing is deleted: %s", error)
+        return
+    found = steps_of(folder)
+    # newer than the pointer: an earlier life wrote it and died before it moved the pointer
+    orphans = [path for path in found if current is None or step_of(path) > step_of(current)]
+    kept = [path for path in found if path not in orphans]
+    for path in orphans + kept[:-keep_last]:
+        for_ever = keep_every is not None and step_of(path) % keep_every == 0
+        if path in orphans or not for_ever:
+            try:
+                _discard(path)
+            except OSError as error:
+                log.warning("%s cannot be deleted (%s); it is tried again after the next checkpoint", path, error)
+
+
+def _discard(path: Path) -> None:
+    """Take a checkpoint out of sight at once, then delete it: half of one is never seen under its name."""
+    number, trash = 0, path.with_name(f".{path.name}{TRASH}")
+    while trash.exists():
+        number += 1
+        trash = path.with_name(f".{path.name}{TRASH}-{number}")
+    path.rename(trash)
+    _delete(trash)
+
+
+def _delete(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        log.warning("%s cannot be deleted (%s); it is tried again after the next checkpoint", path, error)
+
+
+def _cause(error: BaseException) -> str:
+    """DCP's error on any rank, in one line."""
+    failures = getattr(error, "failures", None)
+    if failures:
+        rank, (cause, _stack) = min(failures.items())
+        return f"rank {rank}: {cause}"
+    return " ".join(str(error).split())[:300]
+
+
+def has_pointer(folder: Path) -> bool:
+    return (folder / POINTER).exists()

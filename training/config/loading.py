@@ -1,0 +1,188 @@
+"""Reading a configuration: YAML, `section.key=value` overrides, and what is said of a wrong one.
+
+All problems are reported at once, each as `field: value, rule, way out`, before anything starts.
+"""
+
+import copy
+import difflib
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from training.config.run import RunConfig
+from training.errors import ConfigError
+from training.logs import without_secrets
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, apply `section.key=value` overrides, check everything.
+
+    Raises `ConfigError` that lists every problem.
+    """
+    raw, problems = read_yaml(path), []
+    for override in overrides:
+        try:
+            apply_override(raw, override)
+        except ConfigError as error:
+            problems.append(str(error))
+    try:
+        config = parse_config(raw)
+    except ConfigError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping; PyYAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key, (where, _) in zip(keys, node.value, strict=True):
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"key '{key}' stands there twice, line {where.start_mark.line + 1}; remove one")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The sections a file holds; raises `ConfigError` naming it when it cannot be read as such."""
+    try:
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"--config: {path} does not exist; pass a YAML file such as configs/quickstart.yaml"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"--config: {path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            f"--config: {path} holds {type(raw).__name__}, but must hold sections (run:, data:, model:, …)"
+        )
+    return raw
+
+
+def parse_config(raw: dict[str, Any]) -> RunConfig:
+    """Check a configuration given as nested dictionaries; raises `ConfigError` that lists every problem."""
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        found = error.errors()
+    # pydantic takes a list whose elements all failed for an empty one
+    found = [e for e in found if e["type"] != "too_short" or len([o for o in found if o["loc"][:1] == e["loc"]]) == 1]
+    lines = [explain(problem) for problem in found]
+    raise ConfigError("\n".join(lines + _hidden_problems(raw, [e["loc"] for e in found])))
+
+
+def _hidden_problems(raw: dict[str, Any], wrong: list[tuple[int | str, ...]]) -> list[str]:
+    """Rules between sections, which pydantic tries only once every field is right by itself: the wrong fields are
+    taken out, so that their defaults stand in for them."""
+    if () in wrong:
+        return []
+    trial = copy.deepcopy(raw)
+    for location in wrong:
+        node: Any = trial
+        for part in location[:-1]:
+            node = node[part] if _has(node, part) else {}
+        if isinstance(node, dict) and isinstance(node.pop(location[-1], None), dict | list):
+            return []  # a whole section is wrong in itself: nothing to compare the others with
+    try:
+        RunConfig.model_validate(trial)
+    except ValidationError as error:
+        return [explain(e) for e in error.errors() if e["loc"] == () and e["type"] == "value_error"]
+    return []
+
+
+def _has(node: Any, part: int | str) -> bool:
+    if isinstance(node, dict):
+        return part in node
+    return isinstance(node, list) and isinstance(part, int) and part < len(node)
+
+
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set what `section.key=value` names in nested dictionaries and lists; raises `ConfigError`."""
+    key, equals, text = override.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"override: '{override}' must have the form section.key=value, such as parallel.tensor=2")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        if text.startswith(("[", "{")):  # a list or a section was meant
+            way = "close its brackets, and quote the whole override for the shell"
+            raise ConfigError(f"override: '{override}': what follows = is no YAML; {way}") from None
+        value = text
+    node: Any = raw
+    for part in parts[:-1]:
+        node = _child(node, part, override)
+    if isinstance(node, list):
+        node[_index(node, parts[-1], override)] = value
+    else:
+        node[parts[-1]] = value
+
+
+def _child(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, part, override)]
+    if node.get(part) is None:
+        node[part] = {}
+    if not isinstance(node[part], dict | list):
+        raise ConfigError(f"override: '{override}': '{part}' holds {node[part]!r}, not a section; drop what follows it")
+    return node[part]
+
+
+def _index(node: list[Any], part: str, override: str) -> int:
+    if not (part.isascii() and part.isdigit()) or int(part) >= len(node):
+        raise ConfigError(f"override: '{override}': '{part}' must be a number from 0 to {len(node) - 1} (a list)")
+    return int(part)
+
+
+def explain(problem: Any, root: type[BaseModel] | None = None) -> str:
+    """One pydantic error of `root` (default: a run's configuration) as `field: value, rule, way out`."""
+    where = ".".join(str(part) for part in problem["loc"])
+    match problem["type"]:
+        case "extra_forbidden":
+            known = _known_keys(problem["loc"][:-1], root or RunConfig)
+            close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(sorted(known))}"
+            return f"{where}: unknown key; {hint}"
+        case "missing":
+            return f"{where}: missing; set it in the file or with {where}=VALUE"
+        case "value_error":
+            text = str(problem["ctx"]["error"])
+            return text if not where else f"{where}: {_shown(problem['input'])}{text}"
+    return f"{where}: {problem['input']!r} is refused: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r} " if isinstance(value, str | int | float) else ""
+
+
+def _known_keys(path: tuple[str | int, ...], root: type[BaseModel]) -> list[str]:
+    """Keys of the section of `root` at `path`, found by walking the field types."""
+    model: type[BaseModel] | None = root
+    for part in path:
+        if model is None or isinstance(part, int) or part not in model.model_fields:
+            continue  # list positions and union tags stand for no field
+        model = _section_of(model.model_fields[part].annotation)
+    return list(model.model_fields) if model else []
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (tuple, list, dict, Union, types.UnionType, Annotated):
+        return next((found for a in get_args(annotation) if (found := _section_of(a))), None)
+    return None
+
+
+def dump_yaml(config: RunConfig, without_password: bool = False) -> str:
+    """The resolved configuration, loadable again; what is kept in files has no password in its addresses."""
+    resolved = config.model_dump(mode="json")
+    return yaml.safe_dump(
+        without_secrets(resolved) if without_password else resolved, sort_keys=False, allow_unicode=True
+    )

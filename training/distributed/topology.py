@@ -1,0 +1,172 @@
+"""Ranks and their groups: pipeline x data x segment x tensor, tensor fastest, as DeepSpeed's pipeline orders them.
+
+To DeepSpeed, data x segment is one dimension: ranks with the same weights and different tokens.
+"""
+
+import math
+import platform
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import product
+
+import torch
+import torch.distributed as dist
+from pydantic import ValidationError
+from torch.distributed import distributed_c10d
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from model.layout import Layout, SegmentParallel
+from model.parallel import TensorParallel
+from training.config import RunConfig
+from training.distributed.devices import use_device
+from training.distributed.ranks import RankInfo
+from training.errors import ConfigError, TrainingError
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The process groups of one rank."""
+
+    info: RankInfo
+    mesh: DeviceMesh  # dimensions pipeline, data, segment, tensor
+    replicas: dist.ProcessGroup  # data x segment: the ranks that hold the same weights, over which gradients are summed
+    layout: Layout
+    device: torch.device
+
+    @property
+    def tensor(self) -> TensorParallel:
+        return self.layout.tensor
+
+    @property
+    def data_size(self) -> int:
+        return self.mesh.size(1)
+
+    @property
+    def data_rank(self) -> int:
+        return self.mesh.get_local_rank("data")
+
+    @property
+    def segment_share(self) -> tuple[int, int]:
+        """(rank, size) among the ranks that share the segments of a sample."""
+        return self.layout.segments.rank, self.layout.segments.size
+
+    @property
+    def pipeline_size(self) -> int:
+        return self.mesh.size(0)
+
+    @property
+    def is_main(self) -> bool:
+        return self.info.rank == 0
+
+
+def check_world(config: RunConfig, info: RankInfo) -> None:
+    """Raise `ConfigError` when the ranks do not fit the topology and the batch; needs nothing initialised."""
+    parallel, world = config.parallel, info.world_size
+    if torch.cuda.is_available() and info.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"ranks: local rank {info.local_rank} has no GPU, this machine has {torch.cuda.device_count()}; "
+            "start at most that many ranks here"
+        )
+    model_ranks = parallel.tensor * parallel.pipeline * parallel.segment
+    if world % model_ranks:
+        segment = f" x segment {parallel.segment}" if parallel.segment > 1 else ""
+        raise ConfigError(
+            f"parallel: {world} ranks were started, but tensor {parallel.tensor} x pipeline {parallel.pipeline}"
+            f"{segment} needs a multiple of {model_ranks}; start {-(-world // model_ranks) * model_ranks} ranks"
+            f"{_or_nearest(config, world)}"
+        )
+    if problem := _batch_problem(config, world // model_ranks):
+        raise ConfigError(problem + _or_nearest(config, world))
+
+
+def _batch_problem(config: RunConfig, data: int) -> str:
+    """Why the phases' batches cannot be shared by `data` data-parallel ranks, or nothing."""
+    for index, phase in enumerate(config.phases):
+        samples = phase.tokens_per_step // config.data.sequence_length
+        step = config.training.micro_batch_size * data
+        if samples % step:
+            return (
+                f"phases.{index}.tokens_per_step: {phase.tokens_per_step} are {samples} samples of "
+                f"{config.data.sequence_length}, no multiple of training.micro_batch_size "
+                f"{config.training.micro_batch_size} x {data} data-parallel ranks; use a multiple of "
+                f"{step * config.data.sequence_length}, or change training.micro_batch_size"
+            )
+    return ""
+
+
+def _or_nearest(config: RunConfig, world: int) -> str:
+    """The topologies of `world` ranks that are nearest to the one asked for, as overrides."""
+    asked, raw = config.parallel, config.model_dump()
+    found: list[tuple[float, str]] = []
+    for tensor, pipeline, segment in product(divisors(world), repeat=3):
+        if world % (tensor * pipeline * segment):
+            continue
+        parallel = asked.model_copy(update={"tensor": tensor, "pipeline": pipeline, "segment": segment})
+        data = world // (tensor * pipeline * segment)
+        try:
+            RunConfig.model_validate(raw | {"parallel": parallel.model_dump()})
+        except ValidationError:
+            continue
+        if not _batch_problem(config, data):
+            ratios = (tensor / asked.tensor, pipeline / asked.pipeline, segment / asked.segment)
+            change = f"parallel.tensor={tensor} parallel.pipeline={pipeline}"
+            change += f" parallel.segment={segment}" if segment > 1 or asked.segment > 1 else ""
+            found.append((sum(abs(math.log2(r)) for r in ratios), f"{change} ({data} data-parallel)"))
+    nearest = [text for _, text in sorted(found)[:3]]
+    return f"; {world} ranks fit as: {', or '.join(nearest)}" if nearest else f"; no topology of {world} ranks fits"
+
+
+def divisors(n: int) -> list[int]:
+    """All divisors, smallest first."""
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def initialize(config: RunConfig, info: RankInfo) -> Topology:
+    """Start torch.distributed and build the mesh.  Collective over all ranks."""
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", info.local_rank) if cuda else torch.device("cpu")
+    use_device(device)
+    if not dist.is_initialized():
+        # later than the watchdog, which says who is missing
+        connect(info, "cpu:gloo,cuda:nccl" if cuda else "gloo", 2 * config.faults.hang_seconds + 60)
+    parallel = config.parallel
+    data = info.world_size // (parallel.tensor * parallel.pipeline * parallel.segment)
+    shape = (parallel.pipeline, data, parallel.segment, parallel.tensor)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("pipeline", "data", "segment", "tensor"))
+    replicas = mesh["data", "segment"]._flatten().get_group()  # private in torch 2.13; there is no public name yet
+    layout = Layout(
+        TensorParallel(mesh.get_group("tensor"), parallel.sequence),
+        SegmentParallel(mesh.get_group("segment")),
+        config.training.activation_checkpointing,
+    )
+    return Topology(info, mesh, replicas, layout, device)
+
+
+def connect(info: RankInfo, backend: str, seconds: float) -> None:
+    """Meet the other ranks.  Raises `ConfigError` where the port is taken, `TrainingError` where nobody is met."""
+    info.export()
+    where, timeout = f"{info.master_addr}:{info.master_port}", timedelta(seconds=seconds)
+    store = dist.HashStore() if info.world_size == 1 else None  # one process alone needs no port
+    try:
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=info.rank, world_size=info.world_size)
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        if "EADDRINUSE" in str(error):
+            raise ConfigError(
+                f"MASTER_PORT: {info.master_port} is in use on {platform.node()}, perhaps by another run; choose "
+                "another: deepspeed --master_port N, torchrun --master-port N, or MASTER_PORT=N for srun"
+            ) from None
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(
+            f"rank {info.rank} on {platform.node()} cannot meet the others at {where} ({reason}); rank 0 must run on "
+            "that machine, and its firewall let this port through"
+        ) from error
+    # private: groups made later, the mesh's and DeepSpeed's, do not take after the world, and their half hour would end
+    # a rank before the watchdog has spoken
+    distributed_c10d.default_pg_timeout = timeout
+
+
+def broadcast(value: str) -> str:
+    """Rank 0's text on every rank.  Collective."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

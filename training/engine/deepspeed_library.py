@@ -1,0 +1,38 @@
+"""DeepSpeed, imported here alone: without its banner, its logger quiet, on the device that there is."""
+
+import contextlib
+import io
+import logging
+import os
+
+import torch
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its banner while it is imported
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+    from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
+    from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters, register_external_parameter
+    from deepspeed.utils import (
+        safe_get_full_fp32_param,
+        safe_get_full_optimizer_state,
+        safe_set_full_fp32_param,
+        safe_set_local_fp32_param,
+    )
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+__all__ = [
+    "GatheredParameters",
+    "LayerSpec",
+    "PipeModelDataParallelTopology",
+    "PipelineModule",
+    "TiedLayerSpec",
+    "__compatible_ops__",
+    "deepspeed",
+    "register_external_parameter",
+    "safe_get_full_fp32_param",
+    "safe_get_full_optimizer_state",
+    "safe_set_full_fp32_param",
+    "safe_set_local_fp32_param",
+]

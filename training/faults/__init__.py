@@ -1,0 +1,1 @@
+"""What a run does about bad losses, slow ranks, hangs and signals."""

@@ -1,0 +1,1 @@
+"""Models to and from folders for Hugging Face Transformers."""

@@ -1,0 +1,215 @@
+"""A Hugging Face folder as the start of a phase: a Llama, or what `launchers/export.py` wrote.
+
+Only safetensors and JSON are read; nothing in the folder is executed.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from data_prep.files import parse_json
+from model.config import ModelConfig
+from model.errors import ModelError
+from model.hub import check_fit, check_shapes, fuse, llama_names
+from model.llama_config import differences
+from model.network import LanguageModel, is_memory_name
+from model.parallel import TensorParallel
+from training.checkpoint.manifest import plain_name
+from training.errors import ConfigError
+
+INDEX = "model.safetensors.index.json"
+OURS = "net."  # before our canonical names in an exported folder that has a memory
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_PLAIN = ("F64", "F32", "F16", "BF16")  # dtypes of safetensors whose values are the weights
+_AT_ONCE = 1 << 30  # bytes of whole weights that a rank holds while it loads
+
+
+class WeightFolder:
+    """The weights of a folder by name, read one at a time.  Raises `ConfigError` naming `field` and the file."""
+
+    def __init__(self, folder: Path, field: str) -> None:
+        self.folder, self.field = folder, field
+        self.ours = False
+        self._files: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._kinds: dict[str, str] = {}  # safetensors' names of dtypes
+        for path in self._paths():
+            with self._open(path) as file:
+                for name in file.keys():  # noqa: SIM118  # no dictionary
+                    part = file.get_slice(name)
+                    self._files[name], self.shapes[name] = path, tuple(part.get_shape())
+                    self._kinds[name] = part.get_dtype()
+        self.ours = f"{OURS}embedding.weight" in self.shapes
+
+    def __enter__(self) -> "WeightFolder":
+        self._stack = ExitStack()
+        self._open_files: dict[Path, Any] = {}
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stack.close()
+
+    def read(self, name: str) -> Tensor:
+        """One whole weight, in the folder's dtype."""
+        path = self._files[name]
+        if path not in self._open_files:
+            self._open_files[path] = self._stack.enter_context(self._open(path))
+        return self._open_files[path].get_tensor(name)
+
+    def check_plain(self) -> None:
+        """Raise `ModelError` when weights are stored as other than plain floats, as quantised ones are."""
+        coded = sorted(name for name, kind in self._kinds.items() if kind not in _PLAIN)
+        if coded:
+            raise ModelError(
+                f"{len(coded)} weights are quantised ({coded[0]} is {self._kinds[coded[0]]}), and what they stand for "
+                f"is not known here; use a folder with weights in {', '.join(_PLAIN)}"
+            )
+
+    def check_head(self) -> None:
+        """Raise `ModelError` when a stored head is not the embedding that a tied model uses in its place."""
+        if HEAD not in self.shapes or EMBEDDING not in self.shapes:
+            return  # whose absence is named with the other weights'
+        shape = self.shapes[EMBEDDING]
+        same = len(shape) == 2 and self.shapes[HEAD] == shape
+        if same:
+            embedding, head = (self._open(self._files[name]).get_slice(name) for name in (EMBEDDING, HEAD))
+            step = max(1, _AT_ONCE // (8 * max(1, shape[1])))
+            starts = range(0, shape[0], step)
+            same = all(torch.equal(embedding[at : at + step], head[at : at + step]) for at in starts)
+        if not same:
+            raise ModelError(
+                f"tie_word_embeddings is true, but the stored {HEAD} differs from {EMBEDDING}, and would be dropped; "
+                "if the head was trained, set tie_word_embeddings: false in config.json and tie_embeddings: false "
+                f"here, else remove {HEAD}"
+            )
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """config.json, or None when the folder has none."""
+        path = self.folder / "config.json"
+        return self._json(path) if path.exists() else None
+
+    def _paths(self) -> list[Path]:
+        """The files that belong together: those of the index, or the only one."""
+        if (index := self.folder / INDEX).is_file():
+            named = self._json(index).get("weight_map")
+            if not isinstance(named, dict) or not all(isinstance(n, str) and plain_name(n) for n in named.values()):
+                raise ConfigError(f"{self.field}: {index} names no files of its folder; fetch it again")
+            paths = [self.folder / name for name in sorted(set(named.values()))]
+            if missing := [path.name for path in paths if not path.is_file()]:
+                raise ConfigError(f"{self.field}: {self.folder} lacks {', '.join(missing[:4])}; fetch the folder again")
+            return paths
+        found = sorted(self.folder.glob("*.safetensors"))
+        if (single := self.folder / "model.safetensors") in found:
+            return [single]
+        if len(found) > 1:
+            raise ConfigError(f"{self.field}: {self.folder} holds {len(found)} *.safetensors but no {INDEX}; fetch it")
+        if not found:
+            raise ConfigError(f"{self.field}: {self.folder} holds no *.safetensors; give a Hugging Face folder")
+        return found
+
+    def _open(self, path: Path) -> Any:
+        try:
+            return safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(
+                f"{self.field}: {path} is no readable safetensors file ({error}); fetch it again"
+            ) from None
+
+    def _json(self, path: Path) -> dict[str, Any]:
+        try:
+            content = parse_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self.field}: {path} is no readable JSON ({error}); fetch it again") from None
+        if not isinstance(content, dict):
+            raise ConfigError(f"{self.field}: {path} is no JSON object; fetch it again")
+        return content
+
+
+def check_folder(folder: Path, config: ModelConfig, field: str, memory: bool = True) -> None:
+    """Raise `ConfigError` or `ModelError` when the folder is unreadable or of another model.
+
+    Reads headers only, but where the head is the embedding and both are stored, these two.
+
+    memory: whether the phase has its memory on.
+    """
+    weights = WeightFolder(folder, field)
+    given = weights.config
+    try:
+        weights.check_plain()
+        if weights.ours:
+            _check_ours(weights, config, memory)
+            problems = _differences_of_ours(given or {}, config)
+        else:
+            problems = differences(given, config) if given is not None else []
+            check_shapes(weights.shapes, config)
+            if not problems and config.tie_embeddings:
+                weights.check_head()
+    except ModelError as error:
+        raise ModelError(f"{field}: {folder}: {error}") from None
+    if problems:
+        raise ConfigError(f"{field}: {folder} is of another model: {'; '.join(problems)}")
+
+
+def _check_ours(weights: WeightFolder, config: ModelConfig, memory: bool) -> None:
+    given = {name.removeprefix(OURS): shape for name, shape in weights.shapes.items()}
+    remembers = any(is_memory_name(name) for name in given)
+    if remembers and not memory:
+        raise ModelError("it has a memory, which a phase with memory: off would drop; set memory: on")
+    with torch.device("meta"):
+        net = LanguageModel(config, memory_on=remembers)
+    check_fit(given, {name: tuple(p.shape) for name, p in net.named_parameters()}, "the folder's weights do")
+
+
+def _differences_of_ours(given: dict[str, Any], config: ModelConfig) -> list[str]:
+    """What an exported folder's config.json says otherwise than `config`, of what changes logits."""
+    stored = given.get("model")
+    if not isinstance(stored, dict):
+        return []
+    try:
+        theirs, ours = ModelConfig(**stored).model_dump(), config.model_dump()
+    except ValueError as error:
+        raise ModelError(f"config.json: model: {error}") from None
+    ignored = {"init_std"} | ({"memory"} if theirs["memory"]["kind"] == "none" else set())
+    return [
+        f"model.{key} is {ours[key]}, the folder's config.json gives {theirs[key]}"
+        for key in theirs
+        if key not in ignored and theirs[key] != ours[key]
+    ]
+
+
+def load_folder(
+    parameters: dict[str, nn.Parameter],
+    folder: Path,
+    config: ModelConfig,
+    tp: TensorParallel,
+    write: Callable[[dict[str, Tensor]], None],
+) -> None:
+    """Hand this rank's slices of the folder's weights to `write`, by canonical name, in parts of bounded size.
+
+    A memory that the folder does not have stays as it is.  Raises as `check_folder` does.
+    """
+    part: dict[str, Tensor] = {}
+    held = 0
+    for name, whole in _whole_weights(WeightFolder(folder, "init_from"), set(parameters), config):
+        part[name] = tp.shard(whole.float(), parameters[name]).clone()  # not a view that keeps the whole alive
+        held += part[name].nbytes
+        if held > _AT_ONCE:
+            write(part)
+            part, held = {}, 0
+    write(part)
+
+
+def _whole_weights(weights: WeightFolder, wanted: set[str], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    llama = llama_names(config)
+    with weights:
+        for name in sorted(wanted):
+            if weights.ours and OURS + name in weights.shapes:
+                yield name, weights.read(OURS + name)
+            elif not weights.ours and name in llama:
+                yield name, fuse(name, weights.read, config)

@@ -1,0 +1,162 @@
+"""Rank 0's side of a run: console, metrics file, plot and MLflow; the other ranks do nothing here."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_prep.files import write_text
+from training.checkpoint.manifest import latest_checkpoint, step_of
+from training.config import RunConfig, dump_yaml
+from training.logs import without_secret
+from training.monitoring.console import Console
+from training.monitoring.plots import plot_loss
+from training.monitoring.records import EvalRecord, MetricsFile, StepRecord, read_metrics
+from training.schedule import position
+from training.tracking import Status, Tracker, facts
+from training.tracking.names import DISCARDED, PASSED_OVER, metrics_of
+
+log = logging.getLogger("memtrain")
+
+
+class Reporter:
+    """Where records go.  Built on every rank; only rank 0 has a tracker and is active."""
+
+    def __init__(self, config: RunConfig, resume_step: int, tracker: Tracker | None) -> None:
+        self.active, self.folder = tracker is not None, config.run.folder
+        if tracker is None:
+            return
+        self._tracker = tracker
+        self._config, self._phase = config, ""
+        self._metrics = MetricsFile.open(self.folder / "metrics.jsonl", resume_step)
+        self._console = Console(config.total_steps, config.total_tokens)
+
+    def note(self, text: str) -> None:
+        """A line on the console."""
+        if self.active:
+            self._console.note(text)
+
+    def step(self, record: StepRecord) -> None:
+        """One optimizer step."""
+        if not self.active:
+            return
+        self._metrics.write(record)
+        self._console.step(record)
+        self._tracker.metrics(record.step, metrics_of(record.to_json()))
+        if record.phase != self._phase:
+            self._phase = record.phase
+            self._tracker.tags(_phase_tags(self._config, record.step - 1))
+
+    def evaluation(self, record: EvalRecord) -> None:
+        """One evaluation."""
+        if not self.active:
+            return
+        self._metrics.write(record)
+        self._console.evaluation(record)
+        self._tracker.metrics(record.step, metrics_of(record.to_json()), always=True)
+        self._plot()
+
+    def rewind(self, step: int, spike: int, loss: float) -> None:
+        """The run went back to `step`: what was recorded after it will be recorded again, and MLflow is told so."""
+        if not self.active:
+            return
+        self._metrics.close()
+        undone = [line for line in read_metrics(self.folder / "metrics.jsonl")[0] if line["step"] > step]
+        losses = {line["step"]: line["loss"] for line in undone if line["loss"] is not None}
+        for at, value in sorted((losses | {spike: loss}).items()):
+            self._tracker.metrics(at, {DISCARDED: value}, always=True)
+        self._tracker.tags({f"rollback.step-{spike}": f"the loss spiked to {loss:.4g}; back to step {step}"})
+        self._metrics = MetricsFile.open(self.folder / "metrics.jsonl", step)
+
+    def passed_over(self, step: int) -> None:
+        """`step` is not taken: it led to a spike."""
+        self.note(f"step {step} is passed over: it led to a spike of the loss")
+        if self.active:
+            self._tracker.metrics(step, {PASSED_OVER: 1.0}, always=True)
+
+    def _plot(self) -> None:
+        """The picture; no run ends for want of one."""
+        picture = self.folder / "loss.png"
+        try:
+            plot_loss(self.folder / "metrics.jsonl", picture)
+            self._tracker.artifact(picture)
+        except Exception as error:  # a full disk, or whatever matplotlib and its libraries raise
+            reason = " ".join(str(error).split())[:200]
+            log.warning("%s cannot be drawn (%s: %s)", picture, type(error).__name__, reason)
+
+    def close(self, status: Status, state: str, step: int) -> None:
+        """Draw the curve, end the MLflow run with `status`, give the terminal back.
+
+        Args:
+            status: MLflow knows no other; a run that was saved to go on later is `KILLED`.
+            state: what happened, in words.
+            step: the last one done.
+        """
+        if not self.active:
+            return
+        with _said(self.folder / "metrics.jsonl"):
+            self._metrics.close()
+        with _said(self.folder / facts.END_FILE):
+            facts.write_end(self.folder, status, without_secret(state))
+        self._tracker.tags({"state": state} | _phase_tags(self._config, step))
+        try:
+            self._plot()
+            for path in facts.artifacts_of(self.folder):
+                self._tracker.artifact(path)
+        finally:
+            self._tracker.close(status)
+            self._console.close()
+
+    @property
+    def ui_command(self) -> str:
+        return self._tracker.ui_command() if self.active else ""
+
+
+@contextmanager
+def _said(path: Path) -> Iterator[None]:
+    """What cannot be written at the end is said: it must not hide why the run ends."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("%s cannot be written: %s", path, error)
+
+
+def start_tracker(config: RunConfig, world_size: int) -> tuple[Tracker, dict[str, Any]]:
+    """Open the run in MLflow, or the one this folder has already, and describe this start of it.
+
+    Raises `ConfigError`, having written nothing here.
+    """
+    folder = config.run.folder
+    latest = latest_checkpoint(folder / "checkpoints")
+    start = facts.this_start(step_of(latest) if latest else 0, world_size)
+    tags = facts.place_tags(world_size) | facts.start_tags([*facts.read_starts(folder), start])
+    tracker = Tracker.start(
+        config.tracking,
+        output_dir=config.run.output_dir,
+        run_name=config.run.name,
+        run_id=facts.read_run_id(folder) or None,
+        params=config.model_dump(mode="json"),
+        tags=tags | _phase_tags(config, start["after_step"]) | {"state": "training"},
+    )
+    return tracker, start
+
+
+def open_folder(config: RunConfig, tracker: Tracker, start: dict[str, Any]) -> None:
+    """The run's folder with the resolved configuration and the packages of this start, its starts, its MLflow id."""
+    folder = config.run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", dump_yaml(config, without_password=True))
+    write_text(folder / facts.ENVIRONMENT_FILE, facts.environment_text())
+    facts.add_start(folder, start)
+    if tracker.run_id:
+        write_text(folder / facts.RUN_ID_FILE, tracker.run_id + "\n")
+    for path in facts.artifacts_of(folder, at_start=True):
+        tracker.artifact(path)
+
+
+def _phase_tags(config: RunConfig, step: int) -> dict[str, str]:
+    """The phases after `step` steps."""
+    over = step >= config.total_steps
+    at = position(config.phases, config.data.sequence_length, min(step, config.total_steps - 1))
+    return facts.phase_tags(config.phases, at.phase_index, over)

@@ -1,0 +1,279 @@
+"""The training loop: phases, steps, evaluations, checkpoints.  It knows no parallelism and no model."""
+
+import importlib.metadata
+import logging
+import time
+from collections import deque
+from pathlib import Path
+
+from model.cost import flops_per_token
+from training.batches import Prefetcher, Share, evaluation_shares, rank_share, read
+from training.checkpoint.folder import CheckpointFolder, RunState, read_run_state, restore, stored_names
+from training.checkpoint.manifest import step_of
+from training.checkpoint.remote import local_copy
+from training.config import Phase, RunConfig
+from training.distributed.devices import peak_flops
+from training.distributed.topology import Topology, broadcast
+from training.engine import Engine, StepResult, build_engine
+from training.errors import EXIT_FINISHED, EXIT_RUN_AGAIN, TrainingError
+from training.faults.anomalies import Judge, read_skipped, write_skipped
+from training.faults.postmortem import not_finite
+from training.faults.signals import StopSignal
+from training.faults.stragglers import Pace
+from training.faults.watchdog import Watchdog
+from training.huggingface.weights import load_folder
+from training.logs import without_secrets
+from training.monitoring.records import EvalRecord, StepRecord
+from training.preflight import open_references, open_stream
+from training.reporter import Reporter
+from training.schedule import Position, learning_rate, position
+from training.tracking import Status, Tracker
+
+log = logging.getLogger("memtrain")
+
+
+class Trainer:
+    """One run on one rank, from wherever its folder says it stands to its end."""
+
+    def __init__(
+        self, config: RunConfig, topology: Topology, tracker: Tracker | None, signal: StopSignal, watchdog: Watchdog
+    ) -> None:
+        self.config, self.topology, self.signal, self.watchdog = config, topology, signal, watchdog
+        self.folder = config.run.folder
+        keep = config.checkpoint.keep_last, config.checkpoint.keep_every_steps
+        self.checkpoints = CheckpointFolder(self.folder / "checkpoints", topology, keep)
+        self.stream, self.valid = open_stream(config, "train"), open_stream(config, "valid")
+        last = self.checkpoints.choose()
+        self.step = read_run_state(last).step if last else 0
+        self.run_id = broadcast(tracker.run_id if tracker else "")
+        self.reporter = Reporter(config, self.step, tracker)
+        self.references = open_references(config, self.stream)
+        micro_batch_size, share = config.training.micro_batch_size, topology.segment_share
+        self.prefetcher = Prefetcher(self.stream, micro_batch_size, share, self.references)
+        self.judge = Judge(config.faults)
+        self.skipped = set(read_skipped(self.folder))
+        self.stopping = False  # all ranks know of a signal
+        self.engine: Engine | None = None
+        self.speeds: deque[float] = deque(maxlen=20)
+
+    def run(self) -> int:
+        """Train until the end, a signal or `training.stop_after_steps`; the exit code.  Collective."""
+        status: Status = "FAILED"
+        state = "failed"
+        try:
+            if self.last is not None:
+                self.reporter.note(f"resuming after step {self.step} from {self.last}")
+            while not self._done() and not self._stopped():
+                self._run_phase(self._position())
+            status, state = ("FINISHED", "finished") if self._done() else ("KILLED", self._stopped_how())
+            self._farewell()
+        except KeyboardInterrupt:
+            status, state = "KILLED", f"interrupted after step {self.step}"
+            raise
+        except Exception as error:
+            state = f"failed after step {self.step}: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            raise
+        finally:
+            self._beat("closing")
+            self.checkpoints.close()  # after a failure too: what is being written is where the run goes on from
+            self.prefetcher.close()
+            self.reporter.close(status, state, self.step)
+        return EXIT_FINISHED if self._done() else EXIT_RUN_AGAIN
+
+    @property
+    def last(self) -> Path | None:
+        return self.checkpoints.last
+
+    def _position(self) -> Position:
+        return position(self.config.phases, self.config.data.sequence_length, self.step)
+
+    def _done(self) -> bool:
+        return self.step >= self.config.total_steps
+
+    def _stopped(self) -> bool:
+        stop = self.config.training.stop_after_steps
+        return self.stopping or (stop is not None and self.step >= stop)
+
+    def _beat(self, doing: str, phase: Phase | None = None, step: int | None = None) -> None:
+        self.watchdog.beat(self.step if step is None else step, phase.name if phase else "", doing)
+
+    def _run_phase(self, at: Position) -> None:
+        """Build the phase's engine, bring it to `at`, train to the phase's end, a stop, or a return to a checkpoint."""
+        phase = self.config.phases[at.phase_index]
+        self._beat("building", phase)
+        origin = self._origin(phase, at)
+        loaded_later = stored_names(origin) if origin else frozenset()
+        self.engine = engine = build_engine(self.config, phase, self.topology, loaded_later)
+        self._bring_in_weights(engine, phase, at, origin)
+        counts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in engine.counts().items())
+        self.reporter.note(f"phase {phase.name}: {phase.steps} steps; on this rank: {counts}")
+        self.judge.new_phase()
+        self.pace = Pace(engine.module, self.topology, self.config.faults.slow_factor)
+        end = self.step - at.phase_step + phase.steps
+        while self.step < end and not self._stopped():
+            if not self._train_step(engine, phase):
+                break
+            self._after_step(engine, phase, at_end=self.step == end)
+        self.pace.close()
+        engine.close()
+        self.engine = None
+
+    def _after_step(self, engine: Engine, phase: Phase, at_end: bool) -> None:
+        """Evaluate and save where it is time for it."""
+        eval_every = self.config.training.eval_every_steps
+        if at_end or (eval_every and self.step % eval_every == 0):
+            self._beat("evaluation", phase)
+            self._evaluate(engine, phase, at_end)
+        must_be_there = at_end or self._stopped()
+        if must_be_there or self.step % self.config.checkpoint.every_steps == 0:
+            self._beat("saving", phase)
+            self._save(engine, phase)
+            if must_be_there or not self.config.checkpoint.asynchronous:
+                self.checkpoints.wait()
+
+    def _origin(self, phase: Phase, at: Position) -> Path | None:
+        """The checkpoint whose weights the phase's engine is to have at `at`, or None.  Collective."""
+        kind, _, path = phase.init_from.partition(":")
+        if at.phase_step > 0:
+            assert self.last is not None
+        if at.phase_step > 0 or kind == "previous":
+            return self.last
+        if kind != "checkpoint":
+            return None
+        origin = local_copy(path, "init_from")
+        self.checkpoints.check(origin)
+        return origin
+
+    def _bring_in_weights(self, engine: Engine, phase: Phase, at: Position, origin: Path | None) -> None:
+        kind, _, path = phase.init_from.partition(":")
+        if origin is not None:
+            resumes = at.phase_step > 0 or kind == "previous"
+            restore(engine, origin, self.topology, moments=resumes, rng=resumes)
+        elif kind == "hf":
+            load_folder(engine.parameters, Path(path), self.config.model, self.topology.tensor, engine.write_weights)
+
+    def _train_step(self, engine: Engine, phase: Phase) -> bool:
+        """One step, or one passed over; False: the run went back to its last checkpoint."""
+        if self.step + 1 in self.skipped:
+            self.step += 1
+            self.reporter.passed_over(self.step)
+            return True
+        self._beat("data", phase, self.step + 1)
+        at, started = self._position(), time.perf_counter()
+        share = self._share(at)
+        batch = self.prefetcher.get(share, self._following(at))
+        waited = time.perf_counter() - started
+        tokens_in_phase = (at.phase_step + 1) * phase.tokens_per_step
+        lr = learning_rate(phase.lr, tokens_in_phase, phase.steps * phase.tokens_per_step)
+        self._beat("step", phase, self.step + 1)
+        result = engine.train_step(batch, lr)
+        if slow := self.pace.after_step():
+            self.reporter.note(slow)
+        verdict = self.judge.verdict(self.step + 1, result.loss, result.grad_norm, bool(self.signal))
+        self.stopping = self.stopping or verdict.stop
+        self.step += 1
+        if verdict.spike:
+            self._roll_back(result.loss)
+            return False
+        if not verdict.finite:
+            text = not_finite(self.step, phase.name, result, engine.guard, share.indices, self.config, self.topology)
+            if self.judge.too_many_bad:
+                raise TrainingError(f"{text}; {self._way_out()}")
+            self.reporter.note(f"{text}; its update is left out")
+        self._report(result, phase, lr, waited, time.perf_counter() - started)
+        return True
+
+    def _way_out(self) -> str:
+        return (
+            f"more than faults.nonfinite_steps {self.config.faults.nonfinite_steps} of 100 steps were so: start a new "
+            f"run.name with a lower learning rate, its first phase with init_from: checkpoint:{self.checkpoints.wait()}"
+        )
+
+    def _roll_back(self, loss: float) -> None:
+        """Back to the last checkpoint; the batches that led here will be passed over, in later lives too."""
+        last = self.checkpoints.wait()
+        spike, back_to = self.step, step_of(last) if last else 0
+        self.skipped |= set(self.judge.roll_back(spike, back_to))
+        if self.topology.is_main:
+            write_skipped(self.folder, sorted(self.skipped))
+        self.step = back_to
+        self.reporter.rewind(back_to, spike, loss)
+        self.reporter.note(f"step {spike}: the loss spiked to {loss:.3f}; back to step {back_to}, past the batches")
+
+    def _share(self, at: Position) -> Share:
+        phase = self.config.phases[at.phase_index]
+        samples = phase.tokens_per_step // self.config.data.sequence_length
+        indices = rank_share(at.samples, samples, self.topology.data_rank, self.topology.data_size)
+        return Share(indices, references=phase.memory and self.references is not None)
+
+    def _following(self, at: Position) -> Share | None:
+        following = position(self.config.phases, self.config.data.sequence_length, at.step + 1)
+        return self._share(following) if following.phase_index < len(self.config.phases) else None
+
+    def _report(self, result: StepResult, phase: Phase, lr: float, waited: float, seconds: float) -> None:
+        at = self._position()
+        speed = phase.tokens_per_step / seconds
+        self.speeds.append(speed)
+        peak = peak_flops(self.topology.device, self.config.training.precision)
+        mfu = None
+        if peak:
+            flops = flops_per_token(self.config.model, phase.memory) * speed / self.topology.info.world_size
+            mfu = flops / peak
+        average = len(self.speeds) / sum(1 / s for s in self.speeds)
+        self.reporter.step(
+            StepRecord(
+                step=self.step,
+                tokens=at.tokens,
+                phase=phase.name,
+                loss=result.loss,
+                grad_norm=result.grad_norm,
+                lr=lr,
+                tokens_per_second=speed,
+                mfu=mfu,
+                gates=result.gates,
+                data_wait=waited / seconds,
+                eta_seconds=(self.config.total_tokens - at.tokens) / average,
+            )
+        )
+
+    def _evaluate(self, engine: Engine, phase: Phase, at_phase_end: bool) -> None:
+        """Validation loss; at the end of a memory phase also with the memory wiped."""
+        training, topology = self.config.training, self.topology
+        samples = min(training.eval_samples, len(self.valid))
+        share = evaluation_shares(samples, topology.data_rank, topology.data_size, training.micro_batch_size)
+        references = open_references(self.config, self.valid) if phase.memory else None
+        batch = read(self.valid, share, training.micro_batch_size, topology.segment_share, references)
+        loss = engine.evaluate(batch)
+        wiped = engine.evaluate(batch, wipe_memory=True) if phase.memory and at_phase_end else None
+        self.reporter.evaluation(EvalRecord(self.step, self._position().tokens, phase.name, loss, wiped))
+
+    def _save(self, engine: Engine, phase: Phase) -> None:
+        at = self._position()
+        state = RunState(
+            step=self.step,
+            tokens=at.tokens,
+            samples=at.samples,
+            phase=phase.name,
+            phase_step=at.phase_step,
+            optimizer_steps=engine.optimizer_steps(),
+            stream=self.stream.fingerprint,
+            tokenizer=self.stream.manifest.tokenizer.fingerprint,
+            mlflow_run_id=self.run_id,
+            config=without_secrets(self.config.model_dump(mode="json")),
+            skipped=sorted(step for step in self.skipped if step <= self.step),
+            versions={name: importlib.metadata.version(name) for name in ("torch", "deepspeed", "megatron-core")},
+        )
+        self.checkpoints.start(engine, state)
+
+    def _stopped_how(self) -> str:
+        why = f" by {self.signal.name or 'a signal to another rank'}" if self.stopping else ""
+        return f"stopped after step {self.step} of {self.config.total_steps}{why}, saved; run the same again"
+
+    def _farewell(self) -> None:
+        if self._done():
+            self.reporter.note(f"finished: {self.step} steps, {self._position().tokens:,} tokens")
+        else:
+            self.reporter.note(self._stopped_how())
+        self.reporter.note(f"checkpoint: {self.last}")
+        if command := self.reporter.ui_command:
+            self.reporter.note(f"MLflow:     {command}")
