@@ -232,6 +232,7 @@ class Trainer:
                 mfu=mfu,
                 gates=result.gates,
                 data_wait=waited / seconds,
+                seconds=seconds,
                 eta_seconds=(self.config.total_tokens - at.tokens) / average,
             )
         )
