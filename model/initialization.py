@@ -1,11 +1,13 @@
 """Initial weights: a function of (seed, parameter name) alone, so no topology and no phase changes them.
 
 A weight is drawn row after row from one generator. A rank moves the generator past the rows and columns of the other
-tensor-parallel ranks, which is several times cheaper than drawing them, and holds no more than its own shard.
+tensor-parallel ranks, which costs less than half of drawing them, and holds no more than its own shard.  Weights are
+drawn side by side, by as many threads as torch uses.
 """
 
 import hashlib
 from collections.abc import Callable, Container
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import torch
@@ -35,13 +37,15 @@ def initialize(
     Each rank draws its own shard of the tensor that one rank would draw: the weights do not depend on the number of
     ranks. Parameters named in `loaded_later` are filled with NaN instead, so that a forgotten load shows at once.
     """
-    for child_name, child in module.named_modules():
-        for name, parameter in child.named_parameters(recurse=False):
-            owner, local = _owner(module, child_name, name)
-            full_name = ".".join(part for part in (prefix, child_name, name) if part)
-            with torch.no_grad():
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool, torch.no_grad():
+        filled = []
+        for child_name, child in module.named_modules():
+            for name, parameter in child.named_parameters(recurse=False):
+                owner, local = _owner(module, child_name, name)
+                full_name = ".".join(part for part in (prefix, child_name, name) if part)
+                values = parameter.detach()
                 if full_name in loaded_later:
-                    parameter.fill_(torch.nan)
+                    values.fill_(torch.nan)
                     continue
                 drawn_as = owner.drawn_as(full_name) if isinstance(owner, Memory) else full_name
                 generator = torch.Generator().manual_seed(_seed(seed, drawn_as))
@@ -49,36 +53,49 @@ def initialize(
                     draw: Draw = partial(owner.initial_value, local)
                 else:
                     draw = partial(_backbone_value, _backbone_std(full_name, parameter, config, tp))
-                _fill(parameter, draw, generator, tp)
+                ranks, rank = (tp.size, tp.rank) if is_sharded(parameter) else (1, 0)
+                dim = parameter.partition_dim if is_sharded(parameter) else 0  # type: ignore[attr-defined]
+                filled.append(pool.submit(_fill, values, draw, generator, dim, rank, ranks))
+        for one in filled:
+            one.result()
 
 
-def _fill(parameter: nn.Parameter, draw: Draw, generator: torch.Generator, tp: TensorParallel) -> None:
-    """Fill this rank's shard with what `draw` makes of the whole tensor."""
-    shape = list(parameter.shape)
-    dim = parameter.partition_dim if is_sharded(parameter) else 0  # type: ignore[attr-defined]
-    ranks, rank = (tp.size, tp.rank) if is_sharded(parameter) else (1, 0)
-    own = shape[dim]
-    shape[dim] *= ranks
-    if len(shape) != 2 or parameter.size(1) % GRAIN:  # no shard begins and ends between two grains
-        parameter.copy_(tp.shard(draw(tuple(shape), generator), parameter))
+def _fill(values: Tensor, draw: Draw, generator: torch.Generator, dim: int, rank: int, ranks: int) -> None:
+    """Fill the shard `rank` of `ranks` along `dim` with what `draw` makes of the whole tensor."""
+    own = values.size(dim)
+    if values.dim() != 2 or values.size(1) % GRAIN:  # no shard begins and ends between two grains
+        whole = [size * ranks if d == dim else size for d, size in enumerate(values.shape)]
+        values.copy_(draw(tuple(whole), generator).narrow(dim, rank * own, own))
         return
-    columns = shape[1]
+    begin = generator.get_state()
+    first = draw((1, values.size(1)), generator)
+    if torch.equal(generator.get_state(), begin):  # nothing is drawn: all rows are alike
+        values.copy_(first)
+        return
+    generator.set_state(begin)
+    columns = values.size(1) * (ranks if dim == 1 else 1)
+    _skip(_unused(rank * own * (columns if dim == 0 else 1)), generator)
     if dim == 0:
-        _skip(rank * own * columns, generator)
-        for rows in parameter.split(max(1, BLOCK // columns)):
+        for rows in values.split(max(1, BLOCK // columns)):
             rows.copy_(draw(tuple(rows.shape), generator))
         return
-    _skip(rank * own, generator)
-    for row in parameter.split(1):
+    others = _unused(columns - own)
+    for row in values.split(1):
         row.copy_(draw((1, own), generator))
-        _skip(columns - own, generator)
+        _skip(others, generator)
 
 
-def _skip(count: int, generator: torch.Generator) -> None:
-    """Move `generator` past an even number of 32-bit numbers."""
-    scratch = torch.empty(min(count // 2, SCRATCH), dtype=torch.int64)
-    for start in range(0, count // 2, SCRATCH):
-        scratch[: count // 2 - start].random_(-(2**63), None, generator=generator)  # any int64: two numbers each
+def _unused(count: int) -> list[Tensor]:
+    """Tensors that take an even number of 32-bit numbers from a generator, two for each of theirs."""
+    full, rest = divmod(count // 2, SCRATCH)
+    scratch = torch.empty(SCRATCH if full else rest, dtype=torch.int64)
+    return [scratch] * full + [scratch[:rest]]
+
+
+def _skip(unused: list[Tensor], generator: torch.Generator) -> None:
+    """Move `generator` past the numbers that `unused` takes."""
+    for part in unused:
+        part.random_(-(2**63), None, generator=generator)  # any int64
 
 
 def _owner(module: nn.Module, child_name: str, name: str) -> tuple[nn.Module, str]:

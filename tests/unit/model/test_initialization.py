@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from model import LanguageModel, build_model
-from model.initialization import _skip
+from model.initialization import _skip, _unused
 from model.memory import Memory
 from tests.reference.small import KINDS, tiny
 
@@ -27,7 +27,7 @@ def test_skipping_passes_as_many_numbers_as_drawing(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("model.initialization.SCRATCH", 24)
     drawn, skipped = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
     torch.randn(160, generator=drawn)
-    _skip(160, skipped)
+    _skip(_unused(160), skipped)
     assert torch.equal(torch.randn(32, generator=drawn), torch.randn(32, generator=skipped))
 
 
