@@ -49,8 +49,10 @@ def run_config(options: argparse.Namespace) -> RunConfig:
 
 def rank_of(config: RunConfig, options: argparse.Namespace) -> Topology:
     """This process as one of the ranks, alone."""
-    dist.init_process_group("fake", store=FakeStore(), rank=options.rank, world_size=options.ranks)
-    return initialize(config, RankInfo(options.rank, options.ranks, 0))
+    info = RankInfo(options.rank, options.ranks, 0)
+    info.export()
+    dist.init_process_group("fake", store=FakeStore(), rank=info.rank, world_size=info.world_size)
+    return initialize(config, info)
 
 
 class Measured:
