@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test parity faults fuzz slow-test memory3-test slurm-test browser-test gpu-test lint bench gpu-bench \
+.PHONY: quickstart test parity faults fuzz slow-test memory3-test results-check slurm-test browser-test gpu-test lint bench gpu-bench \
     wheelhouse clean
 
 $(READY): setup.py constraints.txt
@@ -63,6 +63,10 @@ browser-test: $(READY)
 # needs a CUDA device
 gpu-test: $(READY)
 	$(BIN)/python -m pytest -m gpu --timeout 600
+
+# a published number of docs/results.md is found again; BABI and BOOKS: folders with bAbI's tasks and the books
+results-check: $(READY)
+	$(BIN)/python experiments/results_check.py --babi $(BABI) --background $(BOOKS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

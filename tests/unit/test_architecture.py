@@ -14,7 +14,7 @@ ALLOWED = {
     "model": set[str](),
     "training": {"data_prep", "model"},
     "evaluation": {"data_prep", "model", "training"},
-    "experiments": {"data_prep", "model", "training", "evaluation"},
+    "experiments": {"data_prep", "model", "training", "evaluation", "benchmarks"},
 }
 
 

@@ -20,7 +20,7 @@ from model import build_model
 from tests.reference.small import DEPTH, LM2, NONE, awake, tiny
 from tests.reference.small import one_thread as one_thread
 from tests.unit.training.exported import trained
-from training.checkpoint.trained_model import Trained
+from training.checkpoint.trained_model import LoadedModel
 from training.errors import ConfigError
 from training.huggingface.export import export
 
@@ -65,7 +65,7 @@ def models(request, prepared_data: Path, tmp_path_factory):
     return HarnessModel(given, batch_size=3), theirs
 
 
-def made(memory, data: Path) -> Trained:
+def made(memory, data: Path) -> LoadedModel:
     net = awake(build_model(tiny(memory, vocab_size=512, segment_length=16), seed=2))
     return trained(net, sequence_length=64, data=data)
 

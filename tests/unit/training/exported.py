@@ -4,12 +4,12 @@ from pathlib import Path
 
 from model import LanguageModel
 from training.checkpoint.run_state import RunState
-from training.checkpoint.trained_model import Trained
+from training.checkpoint.trained_model import LoadedModel
 from training.config import parse_config
 
 
-def trained(net: LanguageModel, sequence_length: int = 16, data: Path = Path("data")) -> Trained:
-    """As `load_trained` would give it."""
+def trained(net: LanguageModel, sequence_length: int = 16, data: Path = Path("data")) -> LoadedModel:
+    """As `load_model` would give it."""
     phase = {"name": "memory", "memory": bool(net.memory_parameters()), "tokens": 64, "tokens_per_step": 64}
     paths = {"path": str(data)} | ({"references": {"path": str(data / "references")}} if net.explicit else {})
     config = parse_config(
@@ -22,4 +22,4 @@ def trained(net: LanguageModel, sequence_length: int = 16, data: Path = Path("da
         }
     )
     state = RunState(1, 64, 4, "memory", 1, {}, "", "", {}, {})
-    return Trained(net.eval(), config, state, Path("runs/tiny/checkpoints/step-00000001"))
+    return LoadedModel(net.eval(), config, state, Path("runs/tiny/checkpoints/step-00000001"))

@@ -24,7 +24,7 @@ from training.checkpoint.manifest import (
     write_manifest,
 )
 from training.checkpoint.safe_reader import SafeReader, read_metadata
-from training.checkpoint.shards import Box, SharePlanner, boxes, boxes_of_range
+from training.checkpoint.shards import SharePlanner, TensorShard, boxes, boxes_of_range
 from training.checkpoint.writer import prune
 from training.errors import TrainingError
 
@@ -38,7 +38,7 @@ def entries(folder: Path) -> dict[str, FileEntry]:
 def make(folder: Path, step: int) -> Path:
     """A whole checkpoint without a run."""
     path = folder / f"step-{step:08d}"
-    share = [Box(key, value.size(), torch.Size([0, 0]), value + step) for key, value in VALUES.items()]
+    share = [TensorShard(key, value.size(), torch.Size([0, 0]), value + step) for key, value in VALUES.items()]
     dcp.save({}, storage_writer=dcp.FileSystemWriter(path), planner=SharePlanner(share), no_dist=True)
     metadata = pickle.loads((path / METADATA).read_bytes())  # written by ourselves a line ago
     metadata.storage_meta = None

@@ -20,7 +20,7 @@ from training.checkpoint import folder as checkpoint_folder
 from training.checkpoint import storage as checkpoint_storage
 from training.checkpoint import writer as checkpoint_writer
 from training.checkpoint.manifest import FileEntry
-from training.checkpoint.shards import Box, SharePlanner
+from training.checkpoint.shards import SharePlanner, TensorShard
 from training.checkpoint.storage import HashedFile, Storage
 from training.errors import TrainingError
 
@@ -58,7 +58,7 @@ def test_every_byte_is_there_before_the_sync(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "fsync", fsync)
     storage = Storage(tmp_path / "made")
-    share = [Box("weight", torch.Size([3, 4]), torch.Size([0, 0]), torch.ones(3, 4))]
+    share = [TensorShard("weight", torch.Size([3, 4]), torch.Size([0, 0]), torch.ones(3, 4))]
     dcp.save({}, storage_writer=storage, planner=SharePlanner(share), no_dist=True)
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "made").iterdir()}
     assert sorted(synced) == sorted(sizes.values())
@@ -71,7 +71,7 @@ def test_a_disk_that_is_full_at_the_last_byte_is_an_error(tmp_path: Path, monkey
 
     storage = Storage(tmp_path)
     monkeypatch.setattr(os, "fsync", full)
-    share = [Box("weight", torch.Size([3]), torch.Size([0]), torch.ones(3))]
+    share = [TensorShard("weight", torch.Size([3]), torch.Size([0]), torch.ones(3))]
     with pytest.raises(dcp.CheckpointException, match="No space left"):
         dcp.save({}, storage_writer=storage, planner=SharePlanner(share), no_dist=True)
     assert not storage.entries
@@ -84,7 +84,7 @@ def test_a_disk_that_is_full_for_the_manifest_gets_its_room_back(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoint_writer, "write_manifest", full)
-    share = [Box("weight", torch.Size([3]), torch.Size([0]), torch.ones(3))]
+    share = [TensorShard("weight", torch.Size([3]), torch.Size([0]), torch.ones(3))]
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         group = dist.group.WORLD
@@ -114,7 +114,7 @@ def test_where_there_is_a_gpu_nothing_waits_for_it(tmp_path: Path, monkeypatch: 
     """The share is in CPU memory; DCP's loader for GPUs would wait for all of training's work, tensor by tensor."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(filesystem, "_OverlappingCpuLoader", None)
-    share = [Box("weight", torch.Size([3, 4]), torch.Size([0, 0]), torch.ones(3, 4))]
+    share = [TensorShard("weight", torch.Size([3, 4]), torch.Size([0, 0]), torch.ones(3, 4))]
     dcp.save({}, storage_writer=Storage(tmp_path / "made"), planner=SharePlanner(share), no_dist=True)
 
 

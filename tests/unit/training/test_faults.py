@@ -20,7 +20,7 @@ import torch.distributed as dist
 from training.checkpoint.remote import local_copy
 from training.config import FaultConfig, read_yaml
 from training.errors import ConfigError, TrainingError
-from training.faults.anomalies import Judge, LossGuard, read_skipped, write_skipped
+from training.faults.anomalies import AnomalyDetector, LossGuard, read_skipped, write_skipped
 from training.faults.postmortem import is_full_disk, is_lost_peer, is_out_of_memory
 from training.faults.signals import StopSignal
 from training.faults.stragglers import slow_ranks
@@ -35,32 +35,32 @@ def alone() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def judge(**settings: float) -> Judge:
-    return Judge(FaultConfig.model_validate(settings))
+def detector(**settings: float) -> AnomalyDetector:
+    return AnomalyDetector(FaultConfig.model_validate(settings))
 
 
 @pytest.mark.parametrize("bad", [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.inf), (1.0, math.nan)])
 def test_steps_that_are_not_finite_are_counted_among_a_hundred(bad: tuple[float, float]) -> None:
-    found = judge(nonfinite_steps=2)
+    found = detector(nonfinite_steps=2)
     for step in (1, 50, 101):
-        assert not found.verdict(step, *bad, stop=False).finite
-        assert found.verdict(step + 1, 2.0, 1.0, stop=False).finite
+        assert not found.decide(step, *bad, stop=False).finite
+        assert found.decide(step + 1, 2.0, 1.0, stop=False).finite
     assert not found.too_many_bad  # the first is a hundred steps ago
-    found.verdict(103, *bad, stop=False)
+    found.decide(103, *bad, stop=False)
     assert found.too_many_bad
 
 
 def test_a_spike_is_above_the_usual_loss_and_only_after_enough_steps() -> None:
-    found = judge(spike_factor=2, spike_skips=3, rollbacks=1)
-    assert not found.verdict(1, 100.0, 1.0, stop=False).spike  # nothing is usual yet
+    found = detector(spike_factor=2, spike_skips=3, rollbacks=1)
+    assert not found.decide(1, 100.0, 1.0, stop=False).spike  # nothing is usual yet
     for step in range(2, 20):
-        assert not found.verdict(step, 3.0, 1.0, stop=False).spike
-    assert not found.verdict(20, 5.9, 1.0, stop=False).spike
-    assert found.verdict(21, 6.1, 1.0, stop=False).spike
+        assert not found.decide(step, 3.0, 1.0, stop=False).spike
+    assert not found.decide(20, 5.9, 1.0, stop=False).spike
+    assert found.decide(21, 6.1, 1.0, stop=False).spike
     assert found.roll_back(21, back_to=19) == [20, 21]  # no step that the checkpoint has already
     with pytest.raises(TrainingError, match="spiked again after 1 returns"):
         found.roll_back(30, back_to=19)
-    assert not judge().verdict(99, 1e9, 1.0, stop=False).spike  # off unless it is asked for
+    assert not detector().decide(99, 1e9, 1.0, stop=False).spike  # off unless it is asked for
 
 
 def test_passed_over_steps_are_remembered(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Explicit memory on small models trained here: does it lower the loss, and answer what the weights do not know.
 
-python benchmarks/memory3.py                 under an hour on 2 CPU cores
-python benchmarks/memory3.py --small         2 minutes, to try it: too short to learn anything
-python benchmarks/memory3.py --only facts    one part: facts or text
+python experiments/memory3.py                 under an hour on 2 CPU cores
+python experiments/memory3.py --small         2 minutes, to try it: too short to learn anything
+python experiments/memory3.py --only facts    one part: facts or text
 
 facts: people who do not exist. Pages ask about them; the answers stand in references alone, so nothing but reading
     can know them. A warm-up on pages that state the facts first, then the same steps with references and without, from
@@ -19,17 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from claims import claim
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from memory3_parts.facts import write_corpus
-from memory3_parts.runs import ROOT, command, last_loss, newest, two_stages
-
+from benchmarks.claims import claim
 from evaluation.memories import open_source
 from evaluation.questions import Question, evaluate_questions, load_questions
 from evaluation.results import Row
-from training.checkpoint.trained_model import load_trained
+from experiments.memory3_parts.facts import write_corpus
+from experiments.memory3_parts.runs import ROOT, command, last_loss, newest, two_stages
+from training.checkpoint.trained_model import load_model
 
 PARTS = ("facts", "text")
 PEOPLE = 16_000  # on pages of each kind
@@ -64,8 +63,8 @@ def facts(work: Path, share: int) -> None:
     settings["model"] |= {"vocab_size": 512}
     settings["model"]["explicit"] |= {"reference_length": 64, "layers": "all"}
     mixes = {"open": 0.8, "closed": 0.2}, {"open": 0.2, "closed": 0.8}
-    tokens = [count // share for count in FACTS_TOKENS]
-    runs = two_stages(settings, work, *tokens, mixes)
+    warmup, continual = (count // share for count in FACTS_TOKENS)
+    runs = two_stages(settings, work, warmup, continual, mixes)
     compare(runs, "facts")
     rows = answer(runs["with"], work, load_questions(work / "corpus" / "questions.jsonl"))
     closed, memory = share_of(rows, "closed book"), share_of(rows, "explicit memory")
@@ -93,7 +92,8 @@ def text(work: Path, share: int) -> None:
         settings["data"]["prepare"] |= {"sources": sources, "valid_fraction": 0.1}
         # All of both: the passages that are asked about must be in the bank, held out or not.
         settings["data"]["references"]["prepare"] |= {"sources": sources}
-    runs = two_stages(settings, work, *(count // share for count in TEXT_TOKENS), (None, None))
+    warmup, continual = (count // share for count in TEXT_TOKENS)
+    runs = two_stages(settings, work, warmup, continual, (None, None))
     compare(runs, "text")
     if questions:
         answer(runs["with"], work, questions[:: max(1, len(questions) // (400 // min(share, 8)))])
@@ -110,7 +110,7 @@ def answer(run: Path, work: Path, questions: list[Question]) -> list[Row]:
     """Questions in the three modes, with memories out of a bank that is written for it."""
     references, bank = work / "references", work / "bank"
     command("write_bank.py", "--checkpoint", str(run), "--references", str(references), "--output", str(bank))
-    trained = load_trained(newest(run))
+    trained = load_model(newest(run))
     tokenizer = trained.tokenizer()
     source = open_source(trained.net, references, bank, tokenizer.fingerprint)
     rows, answered = evaluate_questions(trained.net, tokenizer, questions, source)

@@ -63,10 +63,10 @@ def write_corpus(folder: Path, train: int, test: int, seed: int) -> None:
     for name, texts in pages.items():
         lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
         (folder / f"{name}.jsonl").write_text(lines)
-    lines = []
+    asked_about = []
     for person in unseen:
         attribute = rng.choice(list(person.facts))
         question = f"what is the {attribute} of {person.name}?"
         record = {"question": question, "answers": [person.facts[attribute]], "passage": person.reference(rng)}
-        lines.append(json.dumps(record) + "\n")
-    (folder / "questions.jsonl").write_text("".join(lines))
+        asked_about.append(json.dumps(record) + "\n")
+    (folder / "questions.jsonl").write_text("".join(asked_about))

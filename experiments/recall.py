@@ -1,10 +1,10 @@
 """Associative recall across segments: which memory binds a key to its value, and after how many steps.
 
-    python benchmarks/recall.py                              every kind, 3 seeds, several questions a sample
-    python benchmarks/recall.py --setting one                one question a sample: a sparse signal
-    python benchmarks/recall.py --setting hard               16 pairs in 8 segments
-    python benchmarks/recall.py --kinds delta lm2-time --seeds 0 --steps 1000
-    python benchmarks/recall.py --plot-only                  table and PNG from what was measured before
+    python experiments/recall.py                              every kind, 3 seeds, several questions a sample
+    python experiments/recall.py --setting one                one question a sample: a sparse signal
+    python experiments/recall.py --setting hard               16 pairs in 8 segments
+    python experiments/recall.py --kinds delta lm2-time --seeds 0 --steps 1000
+    python experiments/recall.py --plot-only                  table and PNG from what was measured before
 
 Key-value pairs stand among noise in the first segments of 32 tokens; the last segment asks for them.  Attention sees
 one segment, so only a memory can answer; `attention` sees everything and has none.  Model: 3 layers of width 96, batch
@@ -25,9 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from claims import claim
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.claims import claim
 from model import LanguageModel, MemoryConfig, ModelConfig, build_model
 from training.distributed.devices import keep_freed_memory
 
