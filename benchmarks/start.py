@@ -24,15 +24,14 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from claims import claim
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import model.initialization
+from benchmarks.claims import claim
 from model import LanguageModel
 from training.checkpoint.loading import restore, stored_names
 from training.checkpoint.manifest import STATE_FILE
 from training.checkpoint.run_state import RunState
-from training.checkpoint.shards import Box, SharePlanner
+from training.checkpoint.shards import SharePlanner, TensorShard
 from training.checkpoint.storage import Storage
 from training.config import RunConfig, load_config
 from training.distributed.ranks import RankInfo
@@ -109,7 +108,7 @@ def write_checkpoint(config: RunConfig, folder: Path) -> None:
         file.truncate(4 * largest)
     values = torch.from_file(str(zeros), shared=False, size=largest)
     boxes = [
-        Box(key, shape, torch.Size([0] * len(shape)), values[: shape.numel()].view(shape))
+        TensorShard(key, shape, torch.Size([0] * len(shape)), values[: shape.numel()].view(shape))
         for name, shape in shapes.items()
         for key in (name, *moment_keys(name))
     ]

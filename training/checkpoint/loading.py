@@ -13,7 +13,7 @@ from model.parallel import is_sharded
 from training.checkpoint.reading import BoxPlanner, BoxReader
 from training.checkpoint.run_state import read_run_state
 from training.checkpoint.safe_reader import read_metadata
-from training.checkpoint.shards import Box, boxes
+from training.checkpoint.shards import TensorShard, boxes
 from training.distributed.topology import Topology
 from training.engine import Engine
 from training.errors import ConfigError, TrainingError
@@ -41,7 +41,7 @@ def restore(engine: Engine, checkpoint: Path, topology: Topology, moments: bool,
         torch.set_rng_state(generator)
 
 
-def _own_share(engine: Engine, stored: set[str], topology: Topology, moments: bool) -> Iterator[Box]:
+def _own_share(engine: Engine, stored: set[str], topology: Topology, moments: bool) -> Iterator[TensorShard]:
     """The boxes of whole tensors that this rank keeps; their values are the memory to fill."""
     tensor = topology.tensor
     for key, start, values in engine.memory_to_load(stored, moments):
@@ -51,7 +51,7 @@ def _own_share(engine: Engine, stored: set[str], topology: Topology, moments: bo
         yield from boxes(key, engine.shapes[name], start, values, dim, tensor.rank, tensor.size)
 
 
-def load_boxes(wanted: list[Box], checkpoint: Path) -> None:
+def load_boxes(wanted: list[TensorShard], checkpoint: Path) -> None:
     """Fill the boxes' values in place; each rank reads for itself. Raises `TrainingError` when it cannot."""
     try:
         with warnings.catch_warnings():
@@ -67,8 +67,8 @@ def load_tensors(values: dict[str, Tensor], checkpoint: Path) -> None:
     load_boxes([_whole(key, value) for key, value in values.items()], checkpoint)
 
 
-def _whole(key: str, values: Tensor) -> Box:
-    return Box(key, values.size(), torch.Size([0] * values.dim()), values)
+def _whole(key: str, values: Tensor) -> TensorShard:
+    return TensorShard(key, values.size(), torch.Size([0] * values.dim()), values)
 
 
 def load_weights(checkpoint: Path, parameters: dict[str, torch.nn.Parameter]) -> None:

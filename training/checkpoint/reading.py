@@ -26,7 +26,7 @@ from torch.futures import Future
 
 from training.checkpoint.manifest import DamagedError
 from training.checkpoint.safe_reader import SafeReader
-from training.checkpoint.shards import Box
+from training.checkpoint.shards import TensorShard
 
 BLOCK = 16 << 20  # bytes that are held on their way from the file to where they belong
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip record: signature, length of its name, of its extra field
@@ -35,9 +35,9 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip record: signature, length 
 class BoxPlanner(DefaultLoadPlanner):
     """Tells torch.distributed.checkpoint to fill boxes, however the tensors were cut when they were written."""
 
-    def __init__(self, boxes: Iterable[Box]) -> None:
+    def __init__(self, boxes: Iterable[TensorShard]) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self._boxes: dict[str, list[Box]] = defaultdict(list)
+        self._boxes: dict[str, list[TensorShard]] = defaultdict(list)
         for box in boxes:
             self._boxes[box.key].append(box)
 
