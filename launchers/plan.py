@@ -16,6 +16,8 @@ examples:
       the configuration's own topology alone; refused when it does not fit
   python launchers/plan.py --config configs/lm2_1.7b.yaml --devices b200 --scale 8,64,512,4096 --out plans
       days and tokens/s against the number of GPUs: a table, and plans/plan-NAME.png
+  python launchers/plan.py --config configs/lm2_1.7b.yaml --devices h200 --mtbf 50000 --out plans
+      failures, checkpoint interval and the share of time that trains, and plans/goodput-NAME.png
   python launchers/plan.py --config configs/quickstart.yaml --devices cpu:2
       this machine with one core a rank, measured on the spot
 
@@ -43,7 +45,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N,N,…",
         help="plan many numbers of devices, 8 to 4096, and draw them",
     )
-    parser.add_argument("--out", type=path, default=Path(), metavar="FOLDER", help="where --scale's picture goes")
+    parser.add_argument(
+        "--mtbf",
+        nargs="?",
+        const="",
+        metavar="HOURS",
+        help="between two failures of one device (default 50000): the share of time that trains, for --scale's numbers",
+    )
+    parser.add_argument("--out", type=path, default=Path(), metavar="FOLDER", help="where the picture goes")
     return parser.parse_intermixed_args(argv)
 
 
@@ -53,12 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imports after the arguments: --help answers at once.
     from training.config import load_config
     from training.errors import BAD_INPUT, EXIT_BAD_INPUT, EXIT_FINISHED
-    from training.planning.command import plan_many, plan_one
+    from training.planning.command import plan_failures, plan_many, plan_one
     from training.planning.devices import parse_devices
 
     try:
         config, (name, count) = load_config(options.config, options.overrides), parse_devices(options.devices)
-        if options.scale is None:
+        if options.mtbf is not None:
+            plan_failures(config, name, options.scale or "", options.mtbf, options.out)
+        elif options.scale is None:
             plan_one(config, name, count, options.as_is)
         else:
             plan_many(config, name, options.scale, options.out)

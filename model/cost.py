@@ -9,6 +9,9 @@ from typing import Literal
 
 from model.config import ModelConfig
 
+# logits that `model.loss` computes at once, by device: enough rows for fast products, few enough to fit
+LOSS_BLOCK = {"cpu": 2**26, "cuda": 2**29}
+
 
 @dataclass(frozen=True)
 class Parameters:

@@ -13,10 +13,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.cost import LOSS_BLOCK
 from model.linear import linear
 from model.parallel import TensorParallel
-
-BLOCK = {"cpu": 2**26, "cuda": 2**29}  # logits of a block: enough rows for fast products, few enough to fit
 
 
 class HeadLoss:
@@ -37,7 +36,7 @@ class HeadLoss:
         [V/tp, D]; labels: int64 [B, L]; weights: fp32 [B, L].
         """
         x = self.tp.enter(hidden).flatten(0, 1)  # [N, D]
-        step = max(1, (self.block or BLOCK.get(x.device.type, BLOCK["cuda"])) // weight.size(0))
+        step = max(1, (self.block or LOSS_BLOCK.get(x.device.type, LOSS_BLOCK["cuda"])) // weight.size(0))
         return _Blocks.apply(
             x, weight, labels.flatten(), weights.flatten(), step, self.tp, self._rows, torch.is_grad_enabled()
         )

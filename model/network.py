@@ -1,5 +1,6 @@
 """The whole model as one module: what `build_model` returns and what one pipeline stage would be with all layers."""
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,10 +48,10 @@ class LanguageModel(nn.Module):
         self.final_norm = new_norm(config, self.tp)
         self.head = self.embedding if config.tie_embeddings else new_embedding(config, self.tp)
 
-    def initialize(self, seed: int) -> None:
-        """Draw the initial weights (see `model.initialization`)."""
+    def initialize(self, seed: int, loaded_later: Container[str] = frozenset()) -> None:
+        """Draw the initial weights but those named in `loaded_later` (see `model.initialization`)."""
         for prefix, module in self.named_children():
-            initialize(module, prefix, self.config, seed, self.tp)
+            initialize(module, prefix, self.config, seed, self.tp, loaded_later)
 
     def hidden(
         self,

@@ -197,22 +197,3 @@ class VocabParallel(TableWeight):
 def _mark(weight: nn.Parameter, dim: int) -> None:
     # megatron-core marks shards only while it initialises them, which is switched off here
     weight.tensor_model_parallel, weight.partition_dim, weight.partition_stride = True, dim, 1  # type: ignore[attr-defined]
-
-
-def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, tp: TensorParallel) -> Tensor:
-    """Cross entropy of each position over a vocabulary split by ranks.
-
-    Args: logits [B, L, V/tp]; labels int64 [B, L].  Returns nats, fp32 [B, L], equal on all ranks.
-    megatron-core's own function reads its global groups; here the group is passed.
-    """
-    logits = logits.float()
-    if tp.size == 1:
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
-    peak = logits.detach().amax(dim=-1)  # [B, L]
-    dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=tp.group)
-    logits = logits - peak.unsqueeze(-1)
-    local = labels - tp.rank * logits.size(-1)
-    outside = (local < 0) | (local >= logits.size(-1))
-    chosen = logits.gather(-1, local.masked_fill(outside, 0).unsqueeze(-1)).squeeze(-1).masked_fill(outside, 0.0)
-    total, chosen = tp.reduce(torch.stack((logits.exp().sum(dim=-1), chosen)))
-    return total.log() - chosen

@@ -8,6 +8,7 @@ the last memory layer, the references: [B, L + P + M*R, D], one float tensor.  f
 length and the document whose tokens found it.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,10 +123,12 @@ class Layer:
     arguments: tuple[Any, ...]
     tied: bool = False  # embedding and head are the same weight
 
-    def build(self, config: ModelConfig, seed: int, tp: TensorParallel) -> nn.Module:
-        """The module with its initial weights."""
+    def build(
+        self, config: ModelConfig, seed: int, tp: TensorParallel, loaded_later: Container[str] = frozenset()
+    ) -> nn.Module:
+        """The module with its initial weights but those named in `loaded_later`."""
         module = self.type(*self.arguments)
-        initialize(module.get_submodule(self.attribute), self.prefix, config, seed, tp)
+        initialize(module.get_submodule(self.attribute), self.prefix, config, seed, tp, loaded_later)
         return module
 
 

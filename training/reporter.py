@@ -11,6 +11,7 @@ from training.checkpoint.manifest import latest_checkpoint, step_of
 from training.config import RunConfig, dump_yaml
 from training.logs import without_secret
 from training.monitoring.console import Console
+from training.monitoring.goodput import Goodput
 from training.monitoring.plots import plot_loss
 from training.monitoring.records import EvalRecord, MetricsFile, StepRecord, read_metrics
 from training.schedule import position
@@ -30,6 +31,7 @@ class Reporter:
         self._tracker = tracker
         self._config, self._phase = config, ""
         self._metrics = MetricsFile.open(self.folder / "metrics.jsonl", resume_step)
+        self._goodput = Goodput(self.folder)
         self._console = Console(config.total_steps, config.total_tokens)
 
     def note(self, text: str) -> None:
@@ -41,6 +43,7 @@ class Reporter:
         """One optimizer step."""
         if not self.active:
             return
+        record = self._goodput.counted(record)
         self._metrics.write(record)
         self._console.step(record)
         self._tracker.metrics(record.step, metrics_of(record.to_json()))
@@ -68,6 +71,7 @@ class Reporter:
             self._tracker.metrics(at, {DISCARDED: value}, always=True)
         self._tracker.tags({f"rollback.step-{spike}": f"the loss spiked to {loss:.4g}; back to step {step}"})
         self._metrics = MetricsFile.open(self.folder / "metrics.jsonl", step)
+        self._goodput = Goodput(self.folder)
 
     def passed_over(self, step: int) -> None:
         """`step` is not taken: it led to a spike."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from data_prep import TokenStream
 from model.cost import flops_per_token
 from training.batches import Prefetcher, Share, evaluation_shares, rank_share, read
-from training.checkpoint.folder import CheckpointFolder, RunState, read_run_state, restore
+from training.checkpoint.folder import CheckpointFolder, RunState, read_run_state, restore, stored_names
 from training.checkpoint.manifest import step_of
 from training.checkpoint.remote import local_copy
 from training.config import Phase, RunConfig
@@ -105,8 +105,10 @@ class Trainer:
         """Build the phase's engine, bring it to `at`, train to the phase's end, a stop, or a return to a checkpoint."""
         phase = self.config.phases[at.phase_index]
         self._beat("building", phase)
-        self.engine = engine = build_engine(self.config, phase, self.topology)
-        self._bring_in_weights(engine, phase, at)
+        origin = self._origin(phase, at)
+        loaded_later = stored_names(origin) if origin else frozenset()
+        self.engine = engine = build_engine(self.config, phase, self.topology, loaded_later)
+        self._bring_in_weights(engine, phase, at, origin)
         counts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in engine.counts().items())
         self.reporter.note(f"phase {phase.name}: {phase.steps} steps; on this rank: {counts}")
         self.anomalies.new_phase()
@@ -133,19 +135,26 @@ class Trainer:
             if must_be_there or not self.config.checkpoint.asynchronous:
                 self.checkpoints.wait()
 
-    def _bring_in_weights(self, engine: Engine, phase: Phase, at: Position) -> None:
+    def _origin(self, phase: Phase, at: Position) -> Path | None:
+        """The checkpoint whose weights the phase's engine is to have at `at`, or None.  Collective."""
         kind, _, path = phase.init_from.partition(":")
         if at.phase_step > 0:
             assert self.last is not None
-            restore(engine, self.last, self.topology, moments=True, rng=True)
+        if at.phase_step > 0 or kind == "previous":
+            return self.last
+        if kind != "checkpoint":
+            return None
+        origin = local_copy(path, "init_from")
+        self.checkpoints.check(origin)
+        return origin
+
+    def _bring_in_weights(self, engine: Engine, phase: Phase, at: Position, origin: Path | None) -> None:
+        kind, _, path = phase.init_from.partition(":")
+        if origin is not None:
+            resumes = at.phase_step > 0 or kind == "previous"
+            restore(engine, origin, self.topology, moments=resumes, rng=resumes)
         elif kind == "hf":
-            load_folder(engine.parameters, Path(path), self.config.model, self.topology.tensor, engine.write_state)
-        elif kind == "checkpoint":
-            origin = local_copy(path, "init_from")
-            self.checkpoints.check(origin)
-            restore(engine, origin, self.topology, moments=False, rng=False)
-        elif kind == "previous" and self.last is not None:
-            restore(engine, self.last, self.topology, moments=True, rng=True)
+            load_folder(engine.parameters, Path(path), self.config.model, self.topology.tensor, engine.write_weights)
 
     def _train_step(self, engine: Engine, phase: Phase) -> bool:
         """One step, or one passed over; False: the run went back to its last checkpoint."""
@@ -229,6 +238,7 @@ class Trainer:
                 mfu=mfu,
                 gates=result.gates,
                 data_wait=waited / seconds,
+                seconds=seconds,
                 eta_seconds=(self.config.total_tokens - at.tokens) / average,
             )
         )

@@ -80,7 +80,11 @@ class Memory(nn.Module, ABC):
 
     @abstractmethod
     def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """The whole (unsharded) initial fp32 value of the module's parameter `name`."""
+        """Initial fp32 values, of `shape`, for a part of the parameter `name`: consecutive rows, or a part of one row.
+
+        `generator` stands where the part begins. Each number must be constant in the parameter, or follow from
+        `torch.randn` of this shape alone: a rank draws no other rank's part of a weight.
+        """
 
     def drawn_as(self, name: str) -> str:
         """The parameter whose random numbers `name` begins with: itself, unless a kind wants two to begin alike."""

@@ -165,5 +165,5 @@ def valid_losses(run_folder: Path) -> dict[int, float]:
 
 def reproducible(run_folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without what a clock measured."""
-    clock = ("tokens_per_second", "mfu", "data_wait")
+    clock = ("tokens_per_second", "mfu", "data_wait", "trained_seconds", "goodput")
     return [{key: value for key, value in line.items() if key not in clock} for line in metrics(run_folder)]

@@ -125,6 +125,7 @@ def test_one_run_has_every_step_of_all_lives_once(server: MlflowServer, survivor
         if field != "data_wait":  # a clock's value of a step that was trained again
             assert stored == pytest.approx({step: line[field] for step, line in lines.items()}), key
     assert len(server.history(info["run_id"], "throughput/tokens_per_second")) == STEPS
+    assert all(0 < value < 1 for value in values(server, info["run_id"], "throughput/goodput").values())
     gates = server.history(info["run_id"], "memory/gate_in")
     assert [int(point["step"]) for point in gates] == list(range(STEPS // 2 + 1, STEPS + 1))
     assert [int(point["step"]) for point in server.history(info["run_id"], "eval/valid_loss")] == [STEPS // 2, STEPS]

@@ -141,11 +141,14 @@ def test_metrics_have_every_step_once_with_its_keys(finished: Path) -> None:
     lines = steps_of(finished)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     promised = {"step", "tokens", "phase", "loss", "grad_norm", "lr", "tokens_per_second"}
-    beside = {"mfu", "gates", "data_wait"}
+    beside = {"mfu", "gates", "data_wait", "trained_seconds", "goodput"}
     assert all(line.keys() == promised | beside for line in lines)
     assert [line["tokens"] for line in lines] == [step * TOKENS_PER_STEP for step in range(1, STEPS + 1)]
     assert [line["phase"] for line in lines] == ["warmup"] * PHASE_STEPS + ["memory"] * PHASE_STEPS
     assert all(line["grad_norm"] > 0 and line["tokens_per_second"] > 0 for line in lines)
+    steps = [TOKENS_PER_STEP / line["tokens_per_second"] for line in lines]
+    assert lines[-1]["trained_seconds"] == pytest.approx(sum(steps), rel=1e-6)
+    assert all(0 < line["goodput"] < 1 for line in lines)
     rates = [2e-3, 4e-3, 4e-3, 4e-3, 4e-3, 4e-3, 2e-3, 4e-3, 4e-3, 2.8e-3, 1.6e-3, 4e-4]
     assert [line["lr"] for line in lines] == pytest.approx(rates, rel=1e-9)
     assert all(not line["gates"] for line in lines[:PHASE_STEPS])

@@ -7,7 +7,7 @@ import contextlib
 import io
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,10 +40,15 @@ class StepResult:
 
 
 class Engine(ABC):
-    """One phase's model, optimizer and DeepSpeed engine on this rank."""
+    """One phase's model, optimizer and DeepSpeed engine on this rank.
 
-    def __init__(self, config: RunConfig, phase: Phase, topology: Topology) -> None:
-        self.config, self.phase, self.topology = config, phase, topology
+    loaded_later: names of parameters that are loaded next, so that no initial value is drawn for them.
+    """
+
+    def __init__(
+        self, config: RunConfig, phase: Phase, topology: Topology, loaded_later: Container[str] = frozenset()
+    ) -> None:
+        self.config, self.phase, self.topology, self.loaded_later = config, phase, topology, loaded_later
         # a kernel for inference that DeepSpeed would otherwise compile for a minute on the first CPU start
         __compatible_ops__["deepspeed_shm_comm"] = False
         samples = phase.tokens_per_step // config.data.sequence_length
@@ -237,21 +242,43 @@ class Engine(ABC):
         while self._before_update:
             self._before_update.pop()()
 
+    def memory_to_load(self, stored: Container[str], moments: bool) -> Iterator[tuple[str, int, Tensor]]:
+        """What this replica keeps of `stored`, keys as `read_state` yields them: key, the begin of its range of the
+        flattened tensor, and the memory for its values. Call `take_loaded` once it is filled."""
+        self._about_to_update()
+        rank, size = self.topology.replicas.rank(), self.topology.replicas.size()
+        for index, (name, parameter) in enumerate(self.parameters.items()):
+            found = [(None, name), *zip(MOMENTS, moment_keys(name), strict=True)][: None if moments else 1]
+            for moment, key in found:
+                if key not in stored:
+                    continue
+                if parameter.requires_grad:
+                    yield key, *self.state.own(parameter, moment)
+                elif index % size == rank:
+                    kept = self._untrained[key] = torch.empty(self.shapes[name], device=self.topology.device)
+                    yield key, 0, kept.view(-1)
+                else:
+                    self._untrained[key] = None
+
     @torch.no_grad()
-    def write_state(self, values: dict[str, Tensor]) -> None:
-        """Set weights and moments from `values`, keyed as `read_state` yields them; missing keys stay as they are."""
+    def take_loaded(self) -> None:
+        """Compute with what was loaded into `memory_to_load`. Collective over the replicas."""
+        self.state.update_weights()
+        for index, (name, parameter) in enumerate(self.parameters.items()):
+            if name in self._untrained:
+                self.state.set_weight(parameter, self._untrained_value(name, index))
+
+    @torch.no_grad()
+    def write_weights(self, values: dict[str, Tensor]) -> None:
+        """Set weights from this tensor-parallel rank's whole `values`, by name; others stay as they are. Collective
+        over the replicas."""
         self._about_to_update()
         rank, size = self.topology.replicas.rank(), self.topology.replicas.size()
         for index, (name, parameter) in enumerate(self.parameters.items()):
             if name in values:
                 self.state.set_weight(parameter, values[name])
-            if not parameter.requires_grad:
-                found = {key: values[key] for key in (name, *moment_keys(name)) if key in values}
-                self._untrained |= {k: v.clone() if index % size == rank else None for k, v in found.items()}
-                continue
-            for moment in MOMENTS:
-                if (key := f"{name}/{moment}") in values:
-                    self.state.set_moment(parameter, values[key], moment)
+                if not parameter.requires_grad:
+                    self._untrained[name] = values[name].clone() if index % size == rank else None
 
     def optimizer_steps(self) -> dict[str, float]:
         """AdamW steps taken by each family of parameters (`backbone`, `memory`), on any stage.  Collective."""

@@ -18,9 +18,7 @@ with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its banner w
         safe_get_full_fp32_param,
         safe_get_full_optimizer_state,
         safe_set_full_fp32_param,
-        safe_set_full_optimizer_state,
         safe_set_local_fp32_param,
-        safe_set_local_optimizer_state,
     )
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
@@ -36,7 +34,5 @@ __all__ = [
     "safe_get_full_fp32_param",
     "safe_get_full_optimizer_state",
     "safe_set_full_fp32_param",
-    "safe_set_full_optimizer_state",
     "safe_set_local_fp32_param",
-    "safe_set_local_optimizer_state",
 ]

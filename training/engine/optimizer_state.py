@@ -13,9 +13,7 @@ from training.engine.deepspeed_library import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
     safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
 )
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -71,8 +69,9 @@ class FlatState:
         if parameter.requires_grad:
             safe_set_full_fp32_param(parameter, value)
 
-    def set_moment(self, parameter: nn.Parameter, value: Tensor, moment: str) -> None:
-        safe_set_full_optimizer_state(parameter, value, moment)
+    def update_weights(self) -> None:
+        """Compute with the fp32 weights as they now are. Collective over the replicas."""
+        self.zero.update_lp_params()
 
 
 class PartitionedState(FlatState):
@@ -106,8 +105,13 @@ class PartitionedState(FlatState):
         if parameter.requires_grad:
             safe_set_local_fp32_param(parameter, self._slice(parameter, value))
 
-    def set_moment(self, parameter: nn.Parameter, value: Tensor, moment: str) -> None:
-        safe_set_local_optimizer_state(parameter, self._slice(parameter, value), moment)
+    def update_weights(self) -> None:
+        zero = self.zero  # private, as its own step does it; weights that stay whole are gathered again
+        zero._partition_all_parameters()
+        for group in range(len(zero.fp32_partitioned_groups_flat)):
+            zero._reassign_or_swap_out_partitioned_parameters(group)
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
     def _slice(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
         """This rank's part of a whole value, the last one filled up: DeepSpeed's own setter fails where it is short."""

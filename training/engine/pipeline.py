@@ -3,7 +3,7 @@
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ class PipelineEngine(Engine):
         config, topology = self.config, self.topology
         layers = flat_layers(config.model, topology.layout, self.phase.memory)
         self._layers = layers
+        specs = [_Spec(layer, config, topology, self.loaded_later) for layer in layers]
 
         def loss(head: tuple[Tensor, Tensor], labels: tuple[Tensor, Tensor]) -> Tensor:
             return self.guard(self.loss(*head, *labels))
@@ -33,7 +34,7 @@ class PipelineEngine(Engine):
         with contextlib.redirect_stdout(io.StringIO()):
             cut = cut_stages(stage_costs(config.model, self.phase.memory), topology.pipeline_size)
             module = _Stages(
-                [_spec(layer, config, topology, last=i == len(layers) - 1) for i, layer in enumerate(layers)],
+                [_TiedSpec(spec, last=spec is specs[-1]) if spec.layer.tied else spec for spec in specs],
                 topology=PipeModelDataParallelTopology(
                     topology.pipeline_size, topology.tensor.size, topology.replicas.size()
                 ),
@@ -75,26 +76,22 @@ class _Stages(PipelineModule):
 class _Spec(LayerSpec):
     """A layer of the flat list, built with its initial weights only on the stage that owns it."""
 
-    def __init__(self, layer: Layer, config: RunConfig, topology: Topology) -> None:
+    def __init__(self, layer: Layer, config: RunConfig, topology: Topology, loaded_later: Container[str]) -> None:
         super().__init__(layer.type)
-        self.layer, self.config, self.topology = layer, config, topology
+        self.layer, self.config, self.topology, self.loaded_later = layer, config, topology, loaded_later
 
     def build(self, log: bool = False) -> nn.Module:
-        return self.layer.build(self.config.model, self.config.run.seed, self.topology.tensor)
+        return self.layer.build(self.config.model, self.config.run.seed, self.topology.tensor, self.loaded_later)
 
 
 class _TiedSpec(TiedLayerSpec):
     """The embedding, or with `last` the same weight as output head."""
 
-    def __init__(self, layer: Layer, config: RunConfig, topology: Topology, last: bool) -> None:
+    def __init__(self, spec: _Spec, last: bool) -> None:
         super().__init__(
-            layer.prefix,
+            spec.layer.prefix,
             EmbeddingStage,
             forward_fn=tied_head if last else None,
             tied_weight_attr=["embedding.weight"],
         )
-        self.build = _Spec(layer, config, topology).build
-
-
-def _spec(layer: Layer, config: RunConfig, topology: Topology, last: bool) -> LayerSpec:
-    return _TiedSpec(layer, config, topology, last) if layer.tied else _Spec(layer, config, topology)
+        self.build = spec.build

@@ -1,6 +1,6 @@
 """The engine of one pipeline stage: DeepSpeed's ZeRO engine around the whole model and its loss."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import torch
@@ -24,14 +24,16 @@ class PlainEngine(Engine):
 
     module: "LossModel"
 
-    def __init__(self, config: RunConfig, phase: Phase, topology: Topology) -> None:
-        super().__init__(config, phase, topology)
+    def __init__(
+        self, config: RunConfig, phase: Phase, topology: Topology, loaded_later: Container[str] = frozenset()
+    ) -> None:
+        super().__init__(config, phase, topology, loaded_later)
         if config.training.zero_stage == 3:
             self._share_weights()
 
     def _build_module(self) -> nn.Module:
         net = LanguageModel(self.config.model, self.topology.layout, self.phase.memory)
-        net.initialize(self.config.run.seed)
+        net.initialize(self.config.run.seed, self.loaded_later)
         return LossModel(net, self.guard, self.loss)
 
     def _canonical_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

@@ -35,6 +35,9 @@ class StepRecord:
         gates: mean opening of each memory gate, 0..1; empty while memory is off.
         data_wait: part of the step spent waiting for data, 0..1.
         eta_seconds: time left until the end of the run.
+        seconds: what the step took; it is not part of the line.
+        trained_seconds: of all steps that count since the run's first start.
+        goodput: `trained_seconds` over the time since then, 0..1; None where that is not known.
     """
 
     step: int
@@ -48,6 +51,9 @@ class StepRecord:
     gates: dict[str, float] = field(default_factory=dict)
     data_wait: float = 0.0
     eta_seconds: float = math.nan
+    seconds: float = 0.0
+    trained_seconds: float | None = None
+    goodput: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The line in `metrics.jsonl`; the time left is for people only and is not part of it."""
@@ -62,6 +68,8 @@ class StepRecord:
             "mfu": self.mfu,
             "gates": self.gates,
             "data_wait": self.data_wait,
+            "trained_seconds": self.trained_seconds,
+            "goodput": self.goodput,
         }
 
 

@@ -17,6 +17,7 @@ from training.cluster.job_state import Job, job_state
 from training.config import RunConfig, load_config
 from training.errors import ConfigError, TrainingError
 from training.faults.watchdog import Beat, read_beat
+from training.monitoring.goodput import goodput, trained_seconds
 from training.monitoring.records import last_lines
 from training.schedule import position
 from training.tracking import facts
@@ -54,6 +55,8 @@ class Status:
     loss: float | None
     valid_loss: float | None
     tokens_per_second: float | None
+    goodput: float | None  # part of the time since the first start, up to now or to the end, in steps that count
+    wall_seconds: float | None  # that time
     eta_seconds: float | None
     checkpoint_step: int | None
     checkpoint_age: float | None  # seconds
@@ -93,6 +96,7 @@ def status_of(run_folder: Path) -> Status:
     state, about = _state(total, saved, step, ranks, world, job, facts.read_end(run_folder))
     phase, tokens = _where(config, step)
     speed, left = _speed(steps[-RECENT:]), (config.total_tokens if config else 0) - tokens
+    began, until = facts.first_start(run_folder), _until(run_folder, state)
     return Status(
         folder=run_folder,
         name=config.run.name if config else run_folder.name,
@@ -106,6 +110,8 @@ def status_of(run_folder: Path) -> Status:
         loss=steps[-1]["loss"] if steps else None,
         valid_loss=evaluations[-1]["valid_loss"] if evaluations else None,
         tokens_per_second=speed,
+        goodput=goodput(trained_seconds(run_folder / "metrics.jsonl"), began, until),
+        wall_seconds=until - began if began is not None else None,
         eta_seconds=left / speed if speed and state == "training" else None,
         checkpoint_step=saved,
         checkpoint_age=time.time() - latest.stat().st_mtime if latest else None,
@@ -117,6 +123,14 @@ def status_of(run_folder: Path) -> Status:
         excluded_nodes=_words(run_folder / "slurm" / "excluded-nodes"),
         mlflow_run_id=facts.read_run_id(run_folder),
     )
+
+
+def _until(run_folder: Path, state: str) -> float:
+    """Now, or when a run that has ended said something last."""
+    if state in ("training", "hanging", "waiting", "starting"):
+        return time.time()
+    said = [run_folder / name for name in ("metrics.jsonl", facts.STARTS_FILE, facts.END_FILE)]
+    return max((path.stat().st_mtime for path in said if path.is_file()), default=time.time())
 
 
 def _where(config: RunConfig | None, step: int) -> tuple[str, int]:

@@ -48,6 +48,7 @@ def _lines(status: Status) -> list[tuple[str, RenderableType]]:
         ("tokens", Text(f"{status.tokens:,} of {status.total_tokens:,}")),
         ("loss", Text(_loss(status))),
         ("speed", Text(_speed(status))),
+        ("goodput", Text(_goodput(status))),
         ("checkpoint", Text(_checkpoint(status))),
         ("restarts", Text(_restarts(status))),
         ("ranks", Text(_ranks(status.heartbeats, status.world_size))),
@@ -63,6 +64,12 @@ def _loss(status: Status) -> str:
 def _speed(status: Status) -> str:
     speed = "-" if status.tokens_per_second is None else f"{status.tokens_per_second:,.0f} tokens/s"
     return speed + ("" if status.eta_seconds is None else f"  {duration(status.eta_seconds)} left")
+
+
+def _goodput(status: Status) -> str:
+    if status.goodput is None or status.wall_seconds is None:
+        return "-"
+    return f"{status.goodput:.1%} of {duration(status.wall_seconds)} since the first start in steps that count"
 
 
 def _checkpoint(status: Status) -> str:

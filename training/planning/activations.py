@@ -7,7 +7,7 @@ B batch, T tokens of a segment, W keys its tokens look at, D hidden, H heads, N 
 from dataclasses import dataclass
 
 from model.config import ModelConfig
-from model.cost import Role
+from model.cost import LOSS_BLOCK, Role
 from model.memory.planning import FP32, RankShare
 
 
@@ -17,6 +17,12 @@ class Shape(RankShare):
 
     model: ModelConfig
     memory_on: bool
+
+    @property
+    def loss_rows(self) -> int:
+        """Tokens whose logits are computed at once."""
+        block = LOSS_BLOCK["cuda" if self.fused_norms else "cpu"]
+        return min(self.tokens, max(1, block * self.tensor // self.model.vocab_size))
 
     @property
     def residual(self) -> int:
@@ -109,13 +115,17 @@ def _references_kept(shape: Shape, role: Role) -> float:
 
 
 def head_kept(shape: Shape) -> float:
-    """Bytes of the final norm and of the loss: fp32 log-probabilities."""
-    return shape.tokens * (shape.norm_kept + FP32 * shape.model.vocab_size / shape.tensor)
+    """Bytes that `model.loss.HeadLoss` and the final norm keep: the gradients of the norm's output, in its place, and
+    of the head's weight, which several blocks sum in fp32."""
+    item = FP32 if shape.loss_rows < shape.tokens else shape.item
+    return shape.tokens * shape.norm_kept + shape.model.vocab_size / shape.tensor * shape.model.hidden_size * item
 
 
 def head_transient(shape: Shape) -> float:
-    """Bytes of the loss' backward beside them: the gradient in fp32 and, in bf16, once more."""
-    return shape.tokens * shape.model.vocab_size / shape.tensor * (FP32 + (shape.item if shape.item < FP32 else 0))
+    """Bytes that live beside them while a block of the loss is computed: logits and log-probabilities in fp32, in bf16
+    the logits once more, and the block's gradient of the weight."""
+    logits = shape.loss_rows * (2 * FP32 + (shape.item if shape.item < FP32 else 0))
+    return shape.model.vocab_size / shape.tensor * (logits + shape.model.hidden_size * shape.item)
 
 
 def layer_transient(shape: Shape, kept: Kept, checkpointing: str) -> float:

@@ -5,6 +5,7 @@ from pathlib import Path
 from training.config import RunConfig
 from training.errors import ConfigError, output_folder
 from training.planning.devices import DEVICES, Device
+from training.planning.goodput import Goodput, parse_mtbf
 from training.planning.plan import Plan, make_plan, topology_problems
 from training.planning.report import (
     duration,
@@ -13,6 +14,7 @@ from training.planning.report import (
     show_choice,
     show_conclusion,
     show_details,
+    show_goodput,
     show_model,
 )
 from training.planning.search import best_plan
@@ -41,14 +43,9 @@ def plan_one(config: RunConfig, name: str, count: int, as_is: bool) -> None:
 
 def plan_many(config: RunConfig, name: str, scale: str, folder: Path) -> None:
     """Print the best plan for each number of devices and draw them; raises `ConfigError` when there is none at all."""
-    from training.planning.scale import parse_scale, plan_scale, plot_scale  # matplotlib, for a picture alone
+    from training.planning.scale import plot_scale  # matplotlib, for a picture alone
 
-    counts = parse_scale(scale)
-    if name == "cpu":
-        raise ConfigError("--scale: cpu is this machine, which has as many cores as it has; name a GPU, as h200")
-    plans, problems = plan_scale(config, counts, device_named(name, max(counts)))
-    if not plans:
-        raise ConfigError("\n".join(problems))
+    plans, problems = _plans(config, name, scale, "--scale")
     console = new_console()
     show_model(console, config)
     for plan in plans:
@@ -63,6 +60,36 @@ def plan_many(config: RunConfig, name: str, scale: str, folder: Path) -> None:
     out = output_folder(folder, "--out") / f"plan-{config.run.name}.png"
     plot_scale(plans, out)
     console.print(f"drawn: {out}")
+
+
+def plan_failures(config: RunConfig, name: str, scale: str, mtbf: str, folder: Path) -> None:
+    """Print which part of the time trains when devices fail, for each number of them, and draw it; raises `ConfigError`
+    when no number of devices has a plan."""
+    from training.planning.scale import plot_goodput
+
+    seconds = parse_mtbf(mtbf)
+    plans, problems = _plans(config, name, scale, "--mtbf")
+    console, found = new_console(), [Goodput(plan, seconds) for plan in plans]
+    show_model(console, config)
+    show_goodput(console, found, default=not mtbf)
+    for problem in problems:
+        console.print(f"left out: {problem}", soft_wrap=True)
+    out = output_folder(folder, "--out") / f"goodput-{config.run.name}.png"
+    plot_goodput(found, out)
+    console.print(f"drawn: {out}")
+
+
+def _plans(config: RunConfig, name: str, scale: str, option: str) -> tuple[list[Plan], list[str]]:
+    """The best plan for each number of devices that has one, and why the others have none."""
+    from training.planning.scale import parse_scale, plan_scale
+
+    counts = parse_scale(scale)
+    if name == "cpu":
+        raise ConfigError(f"{option}: cpu is this machine, which has as many cores as it has; name a GPU, as h200")
+    plans, problems = plan_scale(config, counts, device_named(name, max(counts)))
+    if not plans:
+        raise ConfigError("\n".join(problems))
+    return plans, problems
 
 
 def device_named(name: str, count: int) -> Device:

@@ -1,7 +1,8 @@
-"""Days and tokens/s against the number of devices, as a picture."""
+"""Days, tokens/s and the share of time that trains against the number of devices, as pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -10,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from training.config import RunConfig
 from training.errors import ConfigError
 from training.planning.devices import Device
+from training.planning.goodput import HOUR, Goodput
 from training.planning.plan import Plan
 from training.planning.search import best_plan
 
@@ -57,19 +59,53 @@ def plot_scale(plans: Sequence[Plan], out: Path) -> None:
     ):
         axes.plot(counts, perfect, color=IDEAL, linestyle="--", linewidth=1, label="in proportion to the first")
         axes.plot(counts, values, color=color, marker="o", linewidth=1.8, label="planned")
-        axes.set(xscale="log", yscale="log", xlabel=f"{device.name} GPUs", ylabel=label)
-        axes.set_xticks(counts, [f"{count:,}" for count in counts], rotation=45)
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set(yscale="log", ylabel=label)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-        axes.grid(True, color=GRID, linewidth=0.7)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=INK, labelsize=9)
-        axes.legend(frameon=False, fontsize=9)
+        _finish(axes, counts, device)
     for plan, count in zip(plans, counts, strict=True):
         speed.annotate(
             f"{plan.mfu:.0%}", (count, plan.tokens_per_second), (0, -14), textcoords="offset points", fontsize=8
         )
     speed.set_title("with MFU", fontsize=9, color=INK)
+    _write(canvas, out)
+
+
+def plot_goodput(found: Sequence[Goodput], out: Path) -> None:
+    """Draw the share of time that trains and the best checkpoint interval as a PNG at `out`, like `plot_scale`."""
+    config, device = found[0].plan.config, found[0].plan.device
+    figure = Figure(figsize=(10, 5), dpi=130, layout="constrained", facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    share, interval = figure.subplots(1, 2)
+    figure.suptitle(
+        f"{config.run.name}: {device.name} that fail every {found[0].mtbf / HOUR:,.0f} hours, each", color=INK
+    )
+    counts = [one.plan.ranks.world for one in found]
+    own = f"every {config.checkpoint.every_steps:,} steps, as configured"
+    share.plot(counts, [100 * one.own_share for one in found], color=IDEAL, linestyle="--", linewidth=1, label=own)
+    share.plot(counts, [100 * one.best_share for one in found], color=SPEED, marker="o", label="best interval")
+    share.set(ylabel="% of the time that trains")
+    between = [one.between_failures / HOUR for one in found]
+    interval.plot(counts, between, color=IDEAL, linestyle="--", linewidth=1, label="between two failures")
+    interval.plot(counts, [one.interval / HOUR for one in found], color=TIME, marker="o", label="between checkpoints")
+    interval.set(yscale="log", ylabel="hours")
+    interval.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    for axes in (share, interval):
+        _finish(axes, counts, device)
+    _write(canvas, out)
+
+
+def _finish(axes: Any, counts: Sequence[int], device: Device) -> None:
+    """The numbers of devices below, a grid, a legend."""
+    axes.set(xscale="log", xlabel=f"{device.name} GPUs")
+    axes.set_xticks(counts, [f"{count:,}" for count in counts], rotation=45)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(True, color=GRID, linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK, labelsize=9)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _write(canvas: FigureCanvasAgg, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(out.name + ".tmp")
     canvas.print_png(aside)

@@ -1,5 +1,6 @@
 """What MLflow is told of a run beside its numbers: where the code and the machine stand, its phases, its starts."""
 
+import calendar
 import getpass
 import importlib.metadata
 import json
@@ -21,6 +22,7 @@ RUN_ID_FILE = "mlflow_run_id"
 STARTS_FILE = "starts.jsonl"
 END_FILE = "ended.json"
 ENVIRONMENT_FILE = "environment.txt"
+STAMP = "%Y-%m-%dT%H:%M:%SZ"  # how the time of a start is written
 # Files of a run's folder that MLflow gets, where they are: at every start, and at every end also the others.
 AT_START = ("config.yaml", ENVIRONMENT_FILE, "submit.sbatch")
 AT_END = ("loss.png", "report.html", "metrics.jsonl", STARTS_FILE, "log/rank-0.log")
@@ -146,12 +148,21 @@ def read_starts(run_folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def first_start(run_folder: Path) -> float | None:
+    """When the run was first started, in seconds since 1970; None when that is not known."""
+    try:
+        stamp = read_starts(run_folder)[0]["time"]
+        return float(calendar.timegm(time.strptime(stamp, STAMP)))
+    except (IndexError, KeyError, TypeError, ValueError):
+        return None
+
+
 def this_start(after_step: int, world_size: int) -> dict[str, Any]:
     """The line of `starts.jsonl` for this process."""
     job = os.environ.get("SLURM_JOB_ID")
     if job and (array := os.environ.get("SLURM_ARRAY_JOB_ID")):
         job = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    stamp = time.strftime(STAMP, time.gmtime())
     start = {"time": stamp, "host": platform.node(), "world_size": world_size, "after_step": after_step}
     return start | ({"slurm_job": job} if job else {})
 

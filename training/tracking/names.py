@@ -16,6 +16,7 @@ _STEP = {
     "tokens_per_second": "throughput/tokens_per_second",
     "mfu": "throughput/mfu",
     "data_wait": "data/wait",
+    "goodput": "throughput/goodput",
 }
 _EVALUATION = {"valid_loss": "eval/valid_loss", "wiped_valid_loss": "eval/wiped_valid_loss", "tokens": "eval/tokens"}
 

@@ -1,5 +1,7 @@
 """What a plan says of memory against what really built models hold."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,8 +10,9 @@ from model import MemoryConfig, ModelConfig, build_model
 from model.config import ExplicitConfig
 from model.cost import Role
 from model.explicit import References
+from model.loss import HeadLoss
 from model.memory.registry import choices
-from model.parallel import TensorParallel, vocab_parallel_cross_entropy
+from model.parallel import TensorParallel
 from tests.reference.small import TESTED, one_thread
 from training.planning.activations import Shape, head_kept, layer_kept
 
@@ -24,7 +27,7 @@ EXPLICIT = ExplicitConfig(bos=(1, 2), layers="all", reference_length=64, chunk_l
 
 def small(memory: MemoryConfig, layers: int, explicit: ExplicitConfig | None = None) -> ModelConfig:
     return ModelConfig(
-        vocab_size=512,
+        vocab_size=4096,
         hidden_size=64,
         num_layers=layers,
         num_heads=8,
@@ -56,7 +59,7 @@ def saved_bytes(config: ModelConfig, item: torch.dtype, batch: int, length: int)
     documents = (torch.arange(length) >= length // 3).long().repeat(batch, 1)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         hidden, _ = net.hidden(ids, documents, references=references)
-        loss = vocab_parallel_cross_entropy(net.head.logits(hidden), ids, TensorParallel()).sum()
+        loss = HeadLoss(TensorParallel())(hidden, net.head.weight, ids, torch.ones(batch, length))
     total = sum(x.untyped_storage().nbytes() for x in kept.values())
     del loss
     return total
@@ -85,3 +88,18 @@ def test_activations_with_references_are_those_autograd_keeps(references: str, i
     role = Role(reads=references == "whole", references=references)  # type: ignore[arg-type]
     difference = saved_bytes(large, item, batch, length) - saved_bytes(small_one, item, batch, length)
     assert layer_kept(shape, role).total == pytest.approx(difference, rel=0.05)
+
+
+def test_a_loss_of_several_blocks_keeps_the_weight_s_gradient_in_fp32() -> None:
+    config, rows = small(KINDS["none"], 1), 100
+    net, found = build_model(config).to(torch.bfloat16), []
+    hidden = torch.randn(2, 128, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
+    ids, weights = torch.zeros(2, 128, dtype=torch.int64), torch.ones(2, 128)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: found.append(x) or x, lambda x: x):
+        HeadLoss(TensorParallel(), block=rows * config.vocab_size)(hidden, net.head.weight, ids, weights)
+    kept = sum(x.nbytes for x in found if x.shape == net.head.weight.shape)
+    large = config.model_copy(update={"vocab_size": 2**20})  # on a CPU 64 rows of a block
+    shape = Shape(large, True, 2, 128, 1, False, 2, fused_norms=False)
+    assert shape.loss_rows == 64
+    assert kept == 4 * net.head.weight.numel()
+    assert head_kept(shape) == pytest.approx(2 * head_kept(replace(shape, length=32)), rel=0.01)  # 1 block: bf16

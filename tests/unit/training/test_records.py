@@ -30,7 +30,9 @@ def write(path: Path, steps: range, resume_step: int) -> None:
 def test_the_lines_have_exactly_the_promised_keys(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.jsonl"
     with MetricsFile.open(path, 0) as metrics:
-        metrics.write(step(1, mfu=0.5, gates={"in": 0.25}, data_wait=0.01, eta_seconds=9.0))
+        metrics.write(
+            step(1, mfu=0.5, gates={"in": 0.25}, data_wait=0.01, eta_seconds=9.0, trained_seconds=8.0, goodput=0.75)
+        )
         metrics.write(EvalRecord(1, 8192, "memory", 2.5))
         metrics.write(EvalRecord(2, 16384, "memory", 2.5, 2.75))
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -45,6 +47,8 @@ def test_the_lines_have_exactly_the_promised_keys(tmp_path: Path) -> None:
         "mfu": 0.5,
         "gates": {"in": 0.25},
         "data_wait": 0.01,
+        "trained_seconds": 8.0,
+        "goodput": 0.75,
     }
     assert lines[1] == {"step": 1, "tokens": 8192, "phase": "memory", "valid_loss": 2.5}
     assert lines[2] == {

@@ -50,12 +50,14 @@ def run(tmp_path: Path) -> Path:
     write_text(folder / "config.yaml", dump_yaml(config))
     lines: list[dict[str, Any]] = [
         {"step": step, "tokens": step * TOKENS, "phase": "warmup", "loss": 6 - step / 10, "tokens_per_second": 512.0}
+        | {"trained_seconds": step * TOKENS / 512}
         for step in range(1, 9)
     ]
     lines.insert(6, {"step": 6, "tokens": 6 * TOKENS, "phase": "warmup", "valid_loss": 5.5})
     write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "lo')
     save(folder, 6)
-    facts.add_start(folder, facts.this_start(0, 2))
+    began = time.strftime(facts.STAMP, time.gmtime(time.time() - 100))
+    facts.add_start(folder, facts.this_start(0, 2) | {"time": began})
     return folder
 
 
@@ -100,8 +102,17 @@ def test_a_training_run(run: Path) -> None:
     assert status.checkpoint_step == 6
     assert 0 <= (status.checkpoint_age or -1) < 60
     assert status.restarts == 0
+    assert status.goodput == pytest.approx(8 * TOKENS / 512 / 100, rel=0.25)  # 4 of about 100 seconds
     text = shown(status)
-    for part in ("8 of 20", "5.2000", "512 tokens/s", "6 s left", "step 6,", "2 of 2 alive"):
+    for part in (
+        "8 of 20",
+        "5.2000",
+        "512 tokens/s",
+        "6 s left",
+        "since the first start in steps that count",
+        "step 6,",
+        "2 of 2 alive",
+    ):
         assert part in text, part
 
 
