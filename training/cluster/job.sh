@@ -9,7 +9,9 @@ target=${1:-$total_steps}
 # the last task of an array has the array's own id as SLURM_JOB_ID
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
-unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT # of another job, in the environment of who submitted
+# of another job, in the environment of who submitted
+unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT PMI_RANK PMI_SIZE PMIX_RANK
+unset OMPI_COMM_WORLD_RANK OMPI_COMM_WORLD_SIZE OMPI_COMM_WORLD_LOCAL_RANK
 mkdir -p "$state"
 touch "$state/excluded-nodes"
 

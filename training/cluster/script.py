@@ -120,7 +120,8 @@ def evaluation_script(job: RunJob, profile: ClusterProfile, options: Sequence[st
             _assign("container_options", _container_options(job, profile)),
             _assign("command", [str(PROJECT / "launchers" / "evaluate.py"), *options]),
         ],
-        "set -u\nunset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT\n"
+        "set -u\nunset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT PMI_RANK PMI_SIZE PMIX_RANK\n"
+        "unset OMPI_COMM_WORLD_RANK OMPI_COMM_WORLD_SIZE OMPI_COMM_WORLD_LOCAL_RANK\n"
         'srun --ntasks=1 "${container_options[@]}" "${python[@]}" "${command[@]}" \\\n'
         '  --checkpoint "$run/checkpoints/$1"\n',
     )
