@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 import torch.distributed as dist
 
@@ -73,18 +74,14 @@ class Wait:
         return _duration(time.monotonic() - self._began)
 
     def _waits(self, whom: str) -> str:
-        where = f"{self._info.master_addr}:{self._info.master_port}"
-        waited = _duration(time.monotonic() - self._began)
-        return (
-            f"rank {self._info.rank} on {platform.node()} waits at {where} for {whom}, since {self._since} ({waited})"
-        )
+        return f"{self._who} waits at {self._where} for {whom}, since {self._since} ({self._waited})"
 
     def failed(self, whom: str) -> str:
         """The sentence with which the wait ends in vain."""
         return (
             f"{self._who} cannot meet the others at {self._where}; it waited for {whom}, since {self._since} "
-            f"({self._waited}). Start all {self._world} ranks; rank 0 must run on that machine, whose firewall lets the "
-            "port through. For one process alone unset RANK and WORLD_SIZE"
+            f"({self._waited}). Start all {self._world} ranks; rank 0 must run on that machine, whose firewall lets "
+            "the port through. For one process alone unset RANK and WORLD_SIZE"
         )
 
 
@@ -132,7 +129,7 @@ def _reach(info: RankInfo, wait: Wait) -> dist.Store:
         if wait.over:
             raise RankError(wait.failed(whom))
         speaks = info.rank < _SHOWN or info.local_rank == 0  # hundreds that say the same hide it
-        wait.pause((lambda text=whom: text) if speaks else None)
+        wait.pause(partial(str, whom) if speaks else None)
 
 
 def _arrive(store: dist.Store, info: RankInfo) -> None:

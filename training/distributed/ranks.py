@@ -131,19 +131,26 @@ def _refuse_contradictions(families: Sequence[Family], env: Mapping[str, str]) -
                     f"{outer.rank} {outer_rank} with {outer.size} {outer_size} (set by {outer.launchers}); unset the "
                     "two of the launcher that did not start this process"
                 )
-    rank = _number(env, PMIX_RANK)
-    if rank is None:
+    _refuse_other_pmix_rank(families, env)
+
+
+def _refuse_other_pmix_rank(families: Sequence[Family], env: Mapping[str, str]) -> None:
+    """Raise `ConfigError` where PMIx's rank stands alone, or no family has the same."""
+    pmix_rank = _number(env, PMIX_RANK)
+    if pmix_rank is None:
         return
     if not families:
         raise ConfigError(
-            f"{PMIX_RANK}: {rank} is set, but no variable says how many ranks there are; start them with srun, or with "
-            "Open MPI's mpirun, or set RANK and WORLD_SIZE"
+            f"{PMIX_RANK}: {pmix_rank} is set, but no variable says how many ranks there are; start them with srun, or "
+            "with Open MPI's mpirun, or set RANK and WORLD_SIZE"
         )
     known = {family.rank: _rank_and_size(family, env) for family in families}
     launcher_says_more = TORCH.rank in known and any(name in env for name in _SET_BY_LAUNCHER)
-    if not launcher_says_more and all(other != rank for other, _ in known.values()):
+    if not launcher_says_more and all(other != pmix_rank for other, _ in known.values()):
         shown = " and ".join(f"{name} {other}" for name, (other, _) in known.items())
-        raise ConfigError(f"{PMIX_RANK}: {rank} contradicts {shown}; unset the one of the launcher that is not used")
+        raise ConfigError(
+            f"{PMIX_RANK}: {pmix_rank} contradicts {shown}; unset the one of the launcher that is not used"
+        )
 
 
 def _local_rank(families: Sequence[Family], size: int, env: Mapping[str, str]) -> int | None:
