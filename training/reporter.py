@@ -1,5 +1,6 @@
 """Rank 0's side of a run: console, metrics file, plot and MLflow; the other ranks do nothing here."""
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from training.logs import without_secret
 from training.monitoring.console import Console
 from training.monitoring.plots import plot_loss
 from training.monitoring.records import EvalRecord, MetricsFile, StepRecord, read_metrics
+from training.monitoring.run_lock import LostLockError, RunLock
 from training.schedule import position
 from training.tracking import Status, Tracker, facts
 from training.tracking.names import DISCARDED, PASSED_OVER, metrics_of
@@ -23,14 +25,22 @@ log = logging.getLogger("memtrain")
 class Reporter:
     """Where records go.  Built on every rank; only rank 0 has a tracker and is active."""
 
-    def __init__(self, config: RunConfig, resume_step: int, tracker: Tracker | None) -> None:
-        self.active, self.folder = tracker is not None, config.run.folder
+    def __init__(
+        self, config: RunConfig, resume_step: int, tracker: Tracker | None, lock: RunLock | None = None
+    ) -> None:
+        self.active, self.folder, self._lock = tracker is not None, config.run.folder, lock
         if tracker is None:
             return
+        self.confirm()
         self._tracker = tracker
         self._config, self._phase = config, ""
-        self._metrics = MetricsFile.open(self.folder / "metrics.jsonl", resume_step)
+        self._metrics = MetricsFile.open(self.folder / "metrics.jsonl", resume_step, self.confirm)
         self._console = Console(config.total_steps, config.total_tokens)
+
+    def confirm(self) -> None:
+        """Raise `LostLockError` where another process has taken the run over; call it before its files change."""
+        if self._lock is not None:
+            self._lock.confirm()
 
     def note(self, text: str) -> None:
         """A line on the console."""
@@ -41,6 +51,7 @@ class Reporter:
         """One optimizer step."""
         if not self.active:
             return
+        self.confirm()
         self._metrics.write(record)
         self._console.step(record)
         self._tracker.metrics(record.step, metrics_of(record.to_json()))
@@ -52,6 +63,7 @@ class Reporter:
         """One evaluation."""
         if not self.active:
             return
+        self.confirm()
         self._metrics.write(record)
         self._console.evaluation(record)
         self._tracker.metrics(record.step, metrics_of(record.to_json()), always=True)
@@ -61,13 +73,14 @@ class Reporter:
         """The run went back to `step`: what was recorded after it will be recorded again, and MLflow is told so."""
         if not self.active:
             return
+        self.confirm()
         self._metrics.close()
         undone = [line for line in read_metrics(self.folder / "metrics.jsonl")[0] if line["step"] > step]
         losses = {line["step"]: line["loss"] for line in undone if line["loss"] is not None}
         for at, value in sorted((losses | {spike: loss}).items()):
             self._tracker.metrics(at, {DISCARDED: value}, always=True)
         self._tracker.tags({f"rollback.step-{spike}": f"the loss spiked to {loss:.4g}; back to step {step}"})
-        self._metrics = MetricsFile.open(self.folder / "metrics.jsonl", step)
+        self._metrics = MetricsFile.open(self.folder / "metrics.jsonl", step, self.confirm)
 
     def passed_over(self, step: int) -> None:
         """`step` is not taken: it led to a spike."""
@@ -95,6 +108,9 @@ class Reporter:
         """
         if not self.active:
             return
+        if self._is_lost():  # the run and its MLflow run are another process's now
+            self._console.close()
+            return
         with _said(self.folder / "metrics.jsonl"):
             self._metrics.close()
         with _said(self.folder / facts.END_FILE):
@@ -107,6 +123,11 @@ class Reporter:
         finally:
             self._tracker.close(status)
             self._console.close()
+
+    def _is_lost(self) -> bool:
+        with contextlib.suppress(LostLockError, OSError):
+            self.confirm()
+        return self._lock is not None and self._lock.lost
 
     @property
     def ui_command(self) -> str:
@@ -122,7 +143,7 @@ def _said(path: Path) -> Iterator[None]:
         log.warning("%s cannot be written: %s", path, error)
 
 
-def start_tracker(config: RunConfig, world_size: int) -> tuple[Tracker, dict[str, Any]]:
+def start_tracker(config: RunConfig, world_size: int, lock: RunLock) -> tuple[Tracker, dict[str, Any]]:
     """Open the run in MLflow, or the one this folder has already, and describe this start of it.
 
     Raises `ConfigError`, having written nothing here.
@@ -138,6 +159,7 @@ def start_tracker(config: RunConfig, world_size: int) -> tuple[Tracker, dict[str
         run_id=facts.read_run_id(folder) or None,
         params=config.model_dump(mode="json"),
         tags=tags | _phase_tags(config, start["after_step"]) | {"state": "training"},
+        confirm=lock.confirm,
     )
     return tracker, start
 

@@ -1,6 +1,7 @@
 """One process of a run: find out who it is, refuse what cannot work, then train."""
 
 import logging
+import sys
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from training.errors import EXIT_FINISHED, ConfigError, RankError, TrainingError
 from training.faults.signals import StopSignal
 from training.faults.watchdog import Watchdog
 from training.logs import quiet_libraries, setup_logging
+from training.monitoring.run_lock import RunLock, refuse_living_owner
 from training.planning import lines_at_start
 from training.preflight import check
 from training.references import explained, with_bos
@@ -34,33 +36,52 @@ def run(config: RunConfig, local_rank: int | None = None) -> int:
             print(f"To start anew choose another run.name=NAME, or delete {folder}")
         return EXIT_FINISHED
     torch.manual_seed(config.run.seed)
-    topology = initialize(config, info)
+    topology = _meet_others(config, info)
     if topology.device.type == "cpu":
         keep_freed_memory()
     quiet_libraries()
     with StopSignal() as signal:
+        lock = None
         try:
-            tracker = _start_tracking(config, info)
+            lock, tracker = _take_run(config, info)
             setup_logging(config.run.folder, info.rank)
-            return _train(config, topology, tracker, signal)
+            return _train(config, topology, lock, tracker, signal)
         finally:
+            if lock is not None:
+                lock.release()
             if dist.is_initialized():
                 dist.destroy_process_group()
 
 
-def _train(config: RunConfig, topology: Topology, tracker: Tracker | None, signal: StopSignal) -> int:
+def _meet_others(config: RunConfig, info: RankInfo) -> Topology:
+    """Start torch.distributed; where another start of this run has the port, that is what is said."""
+    try:
+        return initialize(config, info)
+    except ConfigError:
+        if info.rank == 0:
+            refuse_living_owner(config.run.folder)
+        raise
+
+
+def _train(
+    config: RunConfig, topology: Topology, lock: RunLock | None, tracker: Tracker | None, signal: StopSignal
+) -> int:
     """Watched by a thread; what a library raises becomes a `TrainingError` that says what to do."""
     from training.faults.postmortem import full_disk, is_full_disk, is_lost_peer, is_out_of_memory, out_of_memory
     from training.trainer import Trainer
 
     keep_imports()
     rank = topology.info.rank
-    failed = (lambda: tracker.close("FAILED")) if tracker else (lambda: None)
+
+    def failed() -> None:
+        if tracker and not (lock and lock.lost):
+            tracker.close("FAILED")
+
     world, seconds = topology.info.world_size, config.faults.hang_seconds
     watchdog = Watchdog(config.run.folder, rank, world, seconds, failed, lambda: is_busy(topology.device))
     trainer = None
     try:
-        trainer = Trainer(config, topology, tracker, signal, watchdog)
+        trainer = Trainer(config, topology, lock, tracker, signal, watchdog)
         name = torch.cuda.get_device_name(topology.device) if topology.device.type == "cuda" else "CPU"
         for line in [*explained(config), *lines_at_start(config, topology.info.world_size, name)]:
             trainer.reporter.note(line)
@@ -86,20 +107,26 @@ def _train(config: RunConfig, topology: Topology, tracker: Tracker | None, signa
     return code
 
 
-def _start_tracking(config: RunConfig, info: RankInfo) -> Tracker | None:
-    """Rank 0 opens the MLflow run and then the run's folder; every rank learns whether that failed.  Collective."""
-    tracker, problem = None, ""
+def _take_run(config: RunConfig, info: RankInfo) -> tuple[RunLock | None, Tracker | None]:
+    """Rank 0 becomes the run's owner, opens the MLflow run and then the run's folder.
+
+    Every rank learns whether that failed, and raises `ConfigError`.  Collective.
+    """
+    lock, tracker, problem, folder = None, None, "", config.run.folder
     if info.rank == 0:
         try:
-            tracker, start = start_tracker(config, info.world_size)
+            lock = RunLock.take(folder, say=lambda text: print(text, file=sys.stderr, flush=True))
+            tracker, start = start_tracker(config, info.world_size, lock)
             open_folder(config, tracker, start)
         except ConfigError as error:
             problem = str(error)
         except OSError as error:
-            problem = f"run.output_dir: {config.run.folder} cannot be written ({error}); choose another run.output_dir"
+            problem = f"run.output_dir: {folder} cannot be written ({error}); choose another run.output_dir"
+        if problem and lock:
+            lock.release() if (folder / "config.yaml").exists() else lock.discard()
     if problem := broadcast(problem):
         raise ConfigError(problem)
-    return tracker
+    return lock, tracker
 
 
 def is_finished(config: RunConfig) -> bool:

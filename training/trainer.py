@@ -24,6 +24,7 @@ from training.faults.watchdog import Watchdog
 from training.huggingface.weights import load_folder
 from training.logs import without_secrets
 from training.monitoring.records import EvalRecord, StepRecord
+from training.monitoring.run_lock import RunLock
 from training.preflight import open_references, open_stream
 from training.reporter import Reporter
 from training.schedule import Position, learning_rate, position
@@ -36,17 +37,24 @@ class Trainer:
     """One run on one rank, from wherever its folder says it stands to its end."""
 
     def __init__(
-        self, config: RunConfig, topology: Topology, tracker: Tracker | None, signal: StopSignal, watchdog: Watchdog
+        self,
+        config: RunConfig,
+        topology: Topology,
+        lock: RunLock | None,
+        tracker: Tracker | None,
+        signal: StopSignal,
+        watchdog: Watchdog,
     ) -> None:
         self.config, self.topology, self.signal, self.watchdog = config, topology, signal, watchdog
         self.folder = config.run.folder
         keep = config.checkpoint.keep_last, config.checkpoint.keep_every_steps
-        self.checkpoints = CheckpointFolder(self.folder / "checkpoints", topology, keep)
+        confirm = lock.confirm if lock else lambda: None
+        self.checkpoints = CheckpointFolder(self.folder / "checkpoints", topology, keep, confirm)
         self.stream, self.valid = open_stream(config, "train"), open_stream(config, "valid")
         last = self.checkpoints.choose()
         self.step = read_run_state(last).step if last else 0
         self.run_id = broadcast(tracker.run_id if tracker else "")
-        self.reporter = Reporter(config, self.step, tracker)
+        self.reporter = Reporter(config, self.step, tracker, lock)
         self.references = open_references(config, self.stream)
         micro_batch_size, share = config.training.micro_batch_size, topology.segment_share
         self.prefetcher = Prefetcher(self.stream, micro_batch_size, share, self.references)
@@ -186,6 +194,7 @@ class Trainer:
         spike, back_to = self.step, step_of(last) if last else 0
         self.skipped |= set(self.judge.roll_back(spike, back_to))
         if self.topology.is_main:
+            self.reporter.confirm()
             write_skipped(self.folder, sorted(self.skipped))
         self.step = back_to
         self.reporter.rewind(back_to, spike, loss)

@@ -8,7 +8,7 @@ import math
 import os
 import shlex
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,19 @@ class Tracker:
     run_id: str
     uri: str  # without a password
 
-    def __init__(self, delivery: Delivery, opening: Opening, config: TrackingConfig, opened: bool) -> None:
+    def __init__(
+        self,
+        delivery: Delivery,
+        opening: Opening,
+        config: TrackingConfig,
+        opened: bool,
+        confirm: Callable[[], None],
+    ) -> None:
         """Use `Tracker.start`."""
         self.run_id, self.uri = delivery.run_id, delivery.store.uri
         self._delivery, self._opening, self._opened = delivery, opening, opened
         self._every = config.log_every_steps
-        self._outbox = Outbox(delivery.folder / OUTBOX_FILE)
+        self._outbox = Outbox(delivery.folder / OUTBOX_FILE, confirm)
         self._outbox.without("status")  # an earlier life's end
         self._left_behind = len(self._outbox)
         if not opened:
@@ -76,6 +83,7 @@ class Tracker:
         run_id: str | None,
         params: Mapping[str, Any],
         tags: Mapping[str, str],
+        confirm: Callable[[], None] = lambda: None,
     ) -> Tracker:
         """Open a new run, or continue `run_id`; with `enabled: false` a tracker that does nothing.
 
@@ -89,6 +97,7 @@ class Tracker:
             run_id: the run to continue. One that the store lost becomes a new run, said aloud.
             params: the whole resolved configuration, nested.
             tags: set again at every start.
+            confirm: raises `LostLockError` where the run's folder has another owner by now.
 
         Raises:
             ConfigError: the store cannot be opened.
@@ -114,7 +123,7 @@ class Tracker:
                 ) from None
             log.warning("MLflow (%s) is away, training goes on, what it records waits: %s", delivery.store.uri, error)
             opened = False
-        return cls(delivery, opening, config, opened)
+        return cls(delivery, opening, config, opened, confirm)
 
     def ui_command(self) -> str:
         """The shell command that opens this store's page, or the address of a server; never a password."""
