@@ -10,13 +10,12 @@ from typing import Any
 from data_prep.files import write_text
 from training.checkpoint.manifest import latest_checkpoint, step_of
 from training.config import RunConfig, dump_yaml
-from training.logs import without_secret
 from training.monitoring.console import Console
 from training.monitoring.plots import plot_loss
 from training.monitoring.records import EvalRecord, MetricsFile, StepRecord, read_metrics
 from training.monitoring.run_lock import LostLockError, RunLock
 from training.schedule import position
-from training.tracking import Status, Tracker, facts
+from training.tracking import Tracker, facts
 from training.tracking.names import DISCARDED, PASSED_OVER, metrics_of
 
 log = logging.getLogger("memtrain")
@@ -98,12 +97,11 @@ class Reporter:
             reason = " ".join(str(error).split())[:200]
             log.warning("%s cannot be drawn (%s: %s)", picture, type(error).__name__, reason)
 
-    def close(self, status: Status, state: str, step: int) -> None:
-        """Draw the curve, end the MLflow run with `status`, give the terminal back.
+    def close(self, end: facts.End, step: int) -> None:
+        """Draw the curve, end the MLflow run with `end.status`, give the terminal back.
 
         Args:
-            status: MLflow knows no other; a run that was saved to go on later is `KILLED`.
-            state: what happened, in words.
+            end: how this attempt ended. MLflow knows no other status; a run that was saved to go on later is `KILLED`.
             step: the last one done.
         """
         if not self.active:
@@ -114,14 +112,14 @@ class Reporter:
         with _said(self.folder / "metrics.jsonl"):
             self._metrics.close()
         with _said(self.folder / facts.END_FILE):
-            facts.write_end(self.folder, status, without_secret(state))
-        self._tracker.tags({"state": state} | _phase_tags(self._config, step))
+            facts.write_end(self.folder, end, first=end.status == "FAILED")  # another rank may have said why
+        self._tracker.tags({"state": end.state} | _phase_tags(self._config, step))
         try:
             self._plot()
             for path in facts.artifacts_of(self.folder):
                 self._tracker.artifact(path)
         finally:
-            self._tracker.close(status)
+            self._tracker.close(end.status)
             self._console.close()
 
     def _is_lost(self) -> bool:

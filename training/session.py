@@ -1,7 +1,11 @@
 """One process of a run: find out who it is, refuse what cannot work, then train."""
 
+import contextlib
 import logging
 import sys
+import time
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -11,8 +15,8 @@ from training.distributed.devices import is_busy, keep_freed_memory, keep_import
 from training.distributed.ranks import RankInfo
 from training.distributed.topology import Topology, broadcast, initialize
 from training.errors import EXIT_FINISHED, ConfigError, RankError, TrainingError
-from training.faults.signals import StopSignal
-from training.faults.watchdog import Watchdog
+from training.faults.signals import EXIT_INTERRUPTED, StopSignal
+from training.faults.watchdog import EXIT_HANGING, Watchdog
 from training.logs import quiet_libraries, setup_logging
 from training.monitoring.run_lock import RunLock, refuse_living_owner
 from training.planning import lines_at_start
@@ -20,8 +24,14 @@ from training.preflight import check
 from training.references import explained, with_bos
 from training.reporter import open_folder, start_tracker
 from training.tracking import Tracker
+from training.tracking.facts import End, write_end
+
+if TYPE_CHECKING:
+    from training.engine import Engine
 
 log = logging.getLogger("memtrain")
+
+LAST_WORD = 1.0  # seconds
 
 
 def run(config: RunConfig, local_rank: int | None = None) -> int:
@@ -40,10 +50,12 @@ def run(config: RunConfig, local_rank: int | None = None) -> int:
     if topology.device.type == "cpu":
         keep_freed_memory()
     quiet_libraries()
-    with StopSignal() as signal:
+    with StopSignal(speaks=info.rank == 0) as signal:
         lock = None
         try:
             lock, tracker = _take_run(config, info)
+            if lock is not None:
+                signal.at_once = partial(_end_at_once, config)
             setup_logging(config.run.folder, info.rank)
             return _train(config, topology, lock, tracker, signal)
         finally:
@@ -67,18 +79,26 @@ def _train(
     config: RunConfig, topology: Topology, lock: RunLock | None, tracker: Tracker | None, signal: StopSignal
 ) -> int:
     """Watched by a thread; what a library raises becomes a `TrainingError` that says what to do."""
-    from training.faults.postmortem import full_disk, is_full_disk, is_lost_peer, is_out_of_memory, out_of_memory
+    from training.faults.postmortem import is_lost_peer
     from training.trainer import Trainer
 
     keep_imports()
     rank = topology.info.rank
 
-    def failed() -> None:
-        if tracker and not (lock and lock.lost):
+    def ended(end: End, first: bool = True) -> None:
+        """Where the trainer has not come so far as to say it."""
+        if lock and lock.lost:
+            return
+        with contextlib.suppress(OSError):  # a full disk, which hides nothing: why the run ends is printed
+            write_end(config.run.folder, end, first=first)
+        if tracker:
             tracker.close("FAILED")
 
+    def hangs(message: str) -> None:
+        ended(End("FAILED", message, EXIT_HANGING))
+
     world, seconds = topology.info.world_size, config.faults.hang_seconds
-    watchdog = Watchdog(config.run.folder, rank, world, seconds, failed, lambda: is_busy(topology.device))
+    watchdog = Watchdog(config.run.folder, rank, world, seconds, hangs, lambda: is_busy(topology.device))
     trainer = None
     try:
         trainer = Trainer(config, topology, lock, tracker, signal, watchdog)
@@ -89,22 +109,35 @@ def _train(
         dist.barrier()  # the launcher ends all ranks once one has left with a code, and rank 0 closes MLflow last
     except Exception as error:
         log.info("rank %d ends", rank, exc_info=True)
-        failed()  # where the trainer has not come so far as to end it
-        engine = trainer.engine if trainer else None
-        if is_out_of_memory(error):
-            raise RankError(f"rank {rank}: {out_of_memory(error, config, engine, topology)}") from error
-        if is_full_disk(error):
-            raise RankError(f"rank {rank}: {full_disk(error, config)}") from error
-        if is_lost_peer(error):
-            watchdog.let_speak()
-            reason = " ".join(str(error).split())[:200]
-            raise TrainingError(
-                f"rank {rank} lost another rank ({reason}); log/rank-*.log of {config.run.folder} say which ended and "
-                "why. Run the same command again to continue from the last checkpoint"
-            ) from error
+        if is_lost_peer(error) and rank > 0:
+            time.sleep(LAST_WORD)  # the rank that was lost, or rank 0, says more where it still can
+        ended(End.of(error, trainer.step if trainer else None), first=rank == 0 or is_lost_peer(error))
+        if explanation := _explained_failure(error, config, topology, trainer.engine if trainer else None, watchdog):
+            raise explanation from error
         raise
     watchdog.close()  # only here: a failing rank that cannot end is ended by it
     return code
+
+
+def _explained_failure(
+    error: Exception, config: RunConfig, topology: Topology, engine: "Engine | None", watchdog: Watchdog
+) -> TrainingError | None:
+    """What to do about an error that a library raised; None where it says so itself."""
+    from training.faults.postmortem import full_disk, is_full_disk, is_lost_peer, is_out_of_memory, out_of_memory
+
+    rank = topology.info.rank
+    if is_out_of_memory(error):
+        return RankError(f"rank {rank}: {out_of_memory(error, config, engine, topology)}")
+    if is_full_disk(error):
+        return RankError(f"rank {rank}: {full_disk(error, config)}")
+    if is_lost_peer(error):
+        watchdog.let_speak()
+        reason = " ".join(str(error).split())[:200]
+        return TrainingError(
+            f"rank {rank} lost another rank ({reason}); log/rank-*.log of {config.run.folder} say which ended and "
+            "why. Run the same command again to continue from the last checkpoint"
+        )
+    return None
 
 
 def _take_run(config: RunConfig, info: RankInfo) -> tuple[RunLock | None, Tracker | None]:
@@ -127,6 +160,11 @@ def _take_run(config: RunConfig, info: RankInfo) -> tuple[RunLock | None, Tracke
     if problem := broadcast(problem):
         raise ConfigError(problem)
     return lock, tracker
+
+
+def _end_at_once(config: RunConfig) -> None:
+    """Say how the run ends, before a second Ctrl-C ends its owner."""
+    write_end(config.run.folder, End("KILLED", "interrupted twice, not saved", EXIT_INTERRUPTED, signal="SIGINT"))
 
 
 def is_finished(config: RunConfig) -> bool:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import logging
+import signal
 import time
 from collections import deque
 from pathlib import Path
@@ -29,6 +30,7 @@ from training.preflight import open_references, open_stream
 from training.reporter import Reporter
 from training.schedule import Position, learning_rate, position
 from training.tracking import Status, Tracker
+from training.tracking.facts import End
 
 log = logging.getLogger("memtrain")
 
@@ -42,10 +44,10 @@ class Trainer:
         topology: Topology,
         lock: RunLock | None,
         tracker: Tracker | None,
-        signal: StopSignal,
+        stop_signal: StopSignal,
         watchdog: Watchdog,
     ) -> None:
-        self.config, self.topology, self.signal, self.watchdog = config, topology, signal, watchdog
+        self.config, self.topology, self.signal, self.watchdog = config, topology, stop_signal, watchdog
         self.folder = config.run.folder
         keep = config.checkpoint.keep_last, config.checkpoint.keep_every_steps
         confirm = lock.confirm if lock else lambda: None
@@ -60,33 +62,31 @@ class Trainer:
         self.prefetcher = Prefetcher(self.stream, micro_batch_size, share, self.references)
         self.judge = Judge(config.faults)
         self.skipped = set(read_skipped(self.folder))
-        self.stopping = False  # all ranks know of a signal
+        self.stopping = 0  # number of a signal that all ranks know of
         self.engine: Engine | None = None
         self.speeds: deque[float] = deque(maxlen=20)
 
     def run(self) -> int:
         """Train until the end, a signal or `training.stop_after_steps`; the exit code.  Collective."""
-        status: Status = "FAILED"
-        state = "failed"
         try:
             if self.last is not None:
                 self.reporter.note(f"resuming after step {self.step} from {self.last}")
             while not self._done() and not self._stopped():
                 self._run_phase(self._position())
-            status, state = ("FINISHED", "finished") if self._done() else ("KILLED", self._stopped_how())
+            status: Status = "FINISHED" if self._done() else "KILLED"
+            code = EXIT_FINISHED if self._done() else EXIT_RUN_AGAIN
+            state = "finished" if self._done() else self._stopped_how()
+            end = End(status, state, code, signal=self._signal_name)
             self._farewell()
-        except KeyboardInterrupt:
-            status, state = "KILLED", f"interrupted after step {self.step}"
-            raise
-        except Exception as error:
-            state = f"failed after step {self.step}: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        except BaseException as error:
+            end = End.of(error, self.step)
             raise
         finally:
             self._beat("closing")
             self.checkpoints.close()  # after a failure too: what is being written is where the run goes on from
             self.prefetcher.close()
-            self.reporter.close(status, state, self.step)
-        return EXIT_FINISHED if self._done() else EXIT_RUN_AGAIN
+            self.reporter.close(end, self.step)
+        return code
 
     @property
     def last(self) -> Path | None:
@@ -100,7 +100,7 @@ class Trainer:
 
     def _stopped(self) -> bool:
         stop = self.config.training.stop_after_steps
-        return self.stopping or (stop is not None and self.step >= stop)
+        return bool(self.stopping) or (stop is not None and self.step >= stop)
 
     def _beat(self, doing: str, phase: Phase | None = None, step: int | None = None) -> None:
         self.watchdog.beat(self.step if step is None else step, phase.name if phase else "", doing)
@@ -168,7 +168,7 @@ class Trainer:
         result = engine.train_step(batch, lr)
         if slow := self.pace.after_step():
             self.reporter.note(slow)
-        verdict = self.judge.verdict(self.step + 1, result.loss, result.grad_norm, bool(self.signal))
+        verdict = self.judge.verdict(self.step + 1, result.loss, result.grad_norm, self.signal.number)
         self.stopping = self.stopping or verdict.stop
         self.step += 1
         if verdict.spike:
@@ -265,8 +265,12 @@ class Trainer:
         )
         self.checkpoints.start(engine, state)
 
+    @property
+    def _signal_name(self) -> str:
+        return signal.Signals(self.stopping).name if self.stopping else ""
+
     def _stopped_how(self) -> str:
-        why = f" by {self.signal.name or 'a signal to another rank'}" if self.stopping else ""
+        why = f" by {self._signal_name}" if self.stopping else ""
         return f"stopped after step {self.step} of {self.config.total_steps}{why}, saved; run the same again"
 
     def _farewell(self) -> None:

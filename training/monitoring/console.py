@@ -6,16 +6,21 @@ lines scroll above the bar, and a narrow window wraps them softly and never cuts
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
+from collections.abc import Callable
 from typing import TextIO
 
 import rich.console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from training.logs import send_nowhere_what_nobody_reads
 from training.monitoring.records import EvalRecord, StepRecord
+
+log = logging.getLogger("memtrain")
 
 Field = tuple[str, str, str]  # name before the value ("" for none), value, unit after it
 
@@ -71,10 +76,18 @@ class Console:
 
     def close(self) -> None:
         """Take the bar away and give the terminal back; calling it again does nothing."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-        self._stream.flush()
+        progress, self._progress = self._progress, None
+        if progress is not None:
+            self._shown(progress.stop)
+        self._shown(self._stream.flush)
+
+    def _shown(self, show: Callable[[], object]) -> None:
+        """Do `show`; no run ends because nobody reads it any more, or because its reader's disk is full."""
+        try:
+            show()
+        except (OSError, SystemExit) as error:  # rich makes SystemExit of a closed pipe
+            if send_nowhere_what_nobody_reads():
+                log.info("standard output has no reader any more (%s); nothing more is printed", error)
 
     def _position(self, kind: str, record: StepRecord | EvalRecord) -> list[Field]:
         phase = self._pad("phase", record.phase, left=True)
@@ -95,6 +108,9 @@ class Console:
         self._write(styled.plain, styled)
 
     def _write(self, plain: str, styled: Text) -> None:
+        self._shown(lambda: self._print(plain, styled))
+
+    def _print(self, plain: str, styled: Text) -> None:
         if self._rich is None:
             self._stream.write(plain + "\n")
             self._stream.flush()
@@ -102,8 +118,10 @@ class Console:
             self._rich.print(styled, soft_wrap=True)
 
     def _advance(self, record: StepRecord) -> None:
-        if self._rich is None:
-            return
+        if self._rich is not None:
+            self._shown(lambda: self._draw(record))
+
+    def _draw(self, record: StepRecord) -> None:
         if self._progress is None or self._task is None:
             # Drawn by the steps alone: a refresh thread would take time from the step and not survive a fork.
             self._progress = Progress(*_columns(), console=self._rich, auto_refresh=False)
