@@ -109,7 +109,9 @@ class Bench:
     def start(self, host: str | None = None, pause: float = 0.01) -> BaseProcess:
         self.starts += 1
         chosen = self.chance.choice(HOSTS) if host is None else host
-        process = mp.get_context("forkserver").Process(target=hold, args=(self.run, chosen, self.steps, pause))
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(["tests.e2e.fault_locks"])
+        process = context.Process(target=hold, args=(self.run, chosen, self.steps, pause))
         process.start()
         return process
 
