@@ -82,7 +82,7 @@ def training_script(job: RunJob, profile: ClusterProfile, evaluation: bool = Fal
             _assign("overrides", list(job.overrides)),
             _assign("total_steps", str(job.last_step)),
             _assign("max_attempts", str(profile.max_attempts)),
-            _assign("exclude", ",".join(profile.exclude)),
+            _assign("exclude", ",".join(profile.excluded_nodes)),
             _assign("python", profile.python((PROJECT, job.folder, run.parent))),
             _assign("container_options", pyxis),
             _assign(
