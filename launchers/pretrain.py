@@ -25,7 +25,8 @@ overrides are section.key=value, values are YAML; some that are used often:
   phases.0.tokens=1000000       a list element is named by its number
 
 exit codes: 0 finished; 2 bad input, nothing was written; 75 saved, run the same command again; else a failure.
-Started by deepspeed, torchrun, srun or python; launchers/submit.py makes a Slurm job of it (docs/slurm.md).
+One Ctrl-C saves at the end of the step, a second one ends at once (130).
+Started by deepspeed, torchrun, srun, mpirun or python; launchers/submit.py makes a Slurm job of it (docs/slurm.md).
 The number of ranks that the launcher starts must be a multiple of parallel.tensor x parallel.pipeline x
 parallel.segment; what is left over is data parallel.
 """

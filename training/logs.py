@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import select
 import sys
 import warnings
 from collections.abc import Mapping
@@ -41,6 +42,24 @@ def without_secrets(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_secrets(item) for item in value]
     return without_secret(value) if isinstance(value, str) else value
+
+
+def send_nowhere_what_nobody_reads() -> bool:
+    """Point standard output and error to nowhere where their reader is gone; return whether one was.
+
+    A closed terminal or a pipe's end that has gone makes every write fail, also the one with which Python ends, whose
+    exit code would then not be the run's.
+    """
+    poll, gone = select.poll(), False
+    for number in (1, 2):
+        poll.register(number, 0)
+    for number, events in poll.poll(0):
+        if events & (select.POLLERR | select.POLLHUP):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, number)
+            os.close(nowhere)
+            gone = True
+    return gone
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):

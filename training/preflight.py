@@ -135,7 +135,7 @@ def check_folder(config: RunConfig) -> None:
         raise ConfigError(f"run.name: {folder} is a file, but must be the run's folder; choose another run.name")
     if not saved.exists():
         # what submission leaves, and a start that was killed before its config.yaml was there
-        expected = ("log", "slurm", "submit.sbatch", "evaluate.sbatch")
+        expected = ("lock", "log", "slurm", "submit.sbatch", "evaluate.sbatch")
         others = folder.iterdir() if folder.exists() else ()
         if any(path.name not in expected and not path.name.startswith(".config.yaml") for path in others):
             raise ConfigError(

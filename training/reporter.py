@@ -1,5 +1,6 @@
 """Rank 0's side of a run: console, metrics file, plot and MLflow; the other ranks do nothing here."""
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,13 +10,13 @@ from typing import Any
 from data_prep.files import write_text
 from training.checkpoint.manifest import latest_checkpoint, step_of
 from training.config import RunConfig, dump_yaml
-from training.logs import without_secret
 from training.monitoring.console import Console
 from training.monitoring.goodput import Goodput
 from training.monitoring.plots import plot_loss
 from training.monitoring.records import EvalRecord, MetricsFile, StepRecord, read_metrics
+from training.monitoring.run_lock import LostLockError, RunLock
 from training.schedule import position
-from training.tracking import Status, Tracker, facts
+from training.tracking import Tracker, facts
 from training.tracking.names import DISCARDED, PASSED_OVER, metrics_of
 
 log = logging.getLogger("memtrain")
@@ -24,15 +25,23 @@ log = logging.getLogger("memtrain")
 class Reporter:
     """Where records go.  Built on every rank; only rank 0 has a tracker and is active."""
 
-    def __init__(self, config: RunConfig, resume_step: int, tracker: Tracker | None) -> None:
-        self.active, self.folder = tracker is not None, config.run.folder
+    def __init__(
+        self, config: RunConfig, resume_step: int, tracker: Tracker | None, lock: RunLock | None = None
+    ) -> None:
+        self.active, self.folder, self._lock = tracker is not None, config.run.folder, lock
         if tracker is None:
             return
+        self.confirm()
         self._tracker = tracker
         self._config, self._phase = config, ""
-        self._metrics = MetricsFile.open(self.folder / "metrics.jsonl", resume_step)
+        self._metrics = MetricsFile.open(self.folder / "metrics.jsonl", resume_step, self.confirm)
         self._goodput = Goodput(self.folder)
         self._console = Console(config.total_steps, config.total_tokens)
+
+    def confirm(self) -> None:
+        """Raise `LostLockError` where another process has taken the run over; call it before its files change."""
+        if self._lock is not None:
+            self._lock.confirm()
 
     def note(self, text: str) -> None:
         """A line on the console."""
@@ -43,6 +52,7 @@ class Reporter:
         """One optimizer step."""
         if not self.active:
             return
+        self.confirm()
         record = self._goodput.counted(record)
         self._metrics.write(record)
         self._console.step(record)
@@ -55,6 +65,7 @@ class Reporter:
         """One evaluation."""
         if not self.active:
             return
+        self.confirm()
         self._metrics.write(record)
         self._console.evaluation(record)
         self._tracker.metrics(record.step, metrics_of(record.to_json()), always=True)
@@ -64,13 +75,14 @@ class Reporter:
         """The run went back to `step`: what was recorded after it will be recorded again, and MLflow is told so."""
         if not self.active:
             return
+        self.confirm()
         self._metrics.close()
         undone = [line for line in read_metrics(self.folder / "metrics.jsonl")[0] if line["step"] > step]
         losses = {line["step"]: line["loss"] for line in undone if line["loss"] is not None}
         for at, value in sorted((losses | {spike: loss}).items()):
             self._tracker.metrics(at, {DISCARDED: value}, always=True)
         self._tracker.tags({f"rollback.step-{spike}": f"the loss spiked to {loss:.4g}; back to step {step}"})
-        self._metrics = MetricsFile.open(self.folder / "metrics.jsonl", step)
+        self._metrics = MetricsFile.open(self.folder / "metrics.jsonl", step, self.confirm)
         self._goodput = Goodput(self.folder)
 
     def passed_over(self, step: int) -> None:
@@ -89,28 +101,35 @@ class Reporter:
             reason = " ".join(str(error).split())[:200]
             log.warning("%s cannot be drawn (%s: %s)", picture, type(error).__name__, reason)
 
-    def close(self, status: Status, state: str, step: int) -> None:
-        """Draw the curve, end the MLflow run with `status`, give the terminal back.
+    def close(self, end: facts.End, step: int) -> None:
+        """Draw the curve, end the MLflow run with `end.status`, give the terminal back.
 
         Args:
-            status: MLflow knows no other; a run that was saved to go on later is `KILLED`.
-            state: what happened, in words.
+            end: how this attempt ended. MLflow knows no other status; a run that was saved to go on later is `KILLED`.
             step: the last one done.
         """
         if not self.active:
             return
+        if self._is_lost():  # the run and its MLflow run are another process's now
+            self._console.close()
+            return
         with _said(self.folder / "metrics.jsonl"):
             self._metrics.close()
         with _said(self.folder / facts.END_FILE):
-            facts.write_end(self.folder, status, without_secret(state))
-        self._tracker.tags({"state": state} | _phase_tags(self._config, step))
+            facts.write_end(self.folder, end, first=end.status == "FAILED")  # another rank may have said why
+        self._tracker.tags({"state": end.state} | _phase_tags(self._config, step))
         try:
             self._plot()
             for path in facts.artifacts_of(self.folder):
                 self._tracker.artifact(path)
         finally:
-            self._tracker.close(status)
+            self._tracker.close(end.status)
             self._console.close()
+
+    def _is_lost(self) -> bool:
+        with contextlib.suppress(LostLockError, OSError):
+            self.confirm()
+        return self._lock is not None and self._lock.lost
 
     @property
     def ui_command(self) -> str:
@@ -126,7 +145,7 @@ def _said(path: Path) -> Iterator[None]:
         log.warning("%s cannot be written: %s", path, error)
 
 
-def start_tracker(config: RunConfig, world_size: int) -> tuple[Tracker, dict[str, Any]]:
+def start_tracker(config: RunConfig, world_size: int, lock: RunLock) -> tuple[Tracker, dict[str, Any]]:
     """Open the run in MLflow, or the one this folder has already, and describe this start of it.
 
     Raises `ConfigError`, having written nothing here.
@@ -142,6 +161,7 @@ def start_tracker(config: RunConfig, world_size: int) -> tuple[Tracker, dict[str
         run_id=facts.read_run_id(folder) or None,
         params=config.model_dump(mode="json"),
         tags=tags | _phase_tags(config, start["after_step"]) | {"state": "training"},
+        confirm=lock.confirm,
     )
     return tracker, start
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import logging
+import signal
 import time
 from collections import deque
 from pathlib import Path
@@ -25,10 +26,12 @@ from training.faults.watchdog import Watchdog
 from training.huggingface.weights import load_folder
 from training.logs import without_secrets
 from training.monitoring.records import EvalRecord, StepRecord
+from training.monitoring.run_lock import RunLock
 from training.preflight import open_references, open_stream, open_validation
 from training.reporter import Reporter
 from training.schedule import Position, learning_rate, position
 from training.tracking import Status, Tracker
+from training.tracking.facts import End
 from training.version import __version__
 
 log = logging.getLogger("memtrain")
@@ -38,30 +41,35 @@ class Trainer:
     """One run on one rank, from wherever its folder says it stands to its end."""
 
     def __init__(
-        self, config: RunConfig, topology: Topology, tracker: Tracker | None, signal: StopSignal, watchdog: Watchdog
+        self,
+        config: RunConfig,
+        topology: Topology,
+        lock: RunLock | None,
+        tracker: Tracker | None,
+        stop_signal: StopSignal,
+        watchdog: Watchdog,
     ) -> None:
-        self.config, self.topology, self.signal, self.watchdog = config, topology, signal, watchdog
+        self.config, self.topology, self.signal, self.watchdog = config, topology, stop_signal, watchdog
         self.folder = config.run.folder
         keep = config.checkpoint.keep_last, config.checkpoint.keep_every_steps
-        self.checkpoints = CheckpointFolder(self.folder / "checkpoints", topology, keep)
+        confirm = lock.confirm if lock else lambda: None
+        self.checkpoints = CheckpointFolder(self.folder / "checkpoints", topology, keep, confirm)
         self.stream, self.valid = open_stream(config, "train"), open_validation(config)
         last = self.checkpoints.choose()
         self.step = read_run_state(last).step if last else 0
         self.run_id = broadcast(tracker.run_id if tracker else "")
-        self.reporter = Reporter(config, self.step, tracker)
+        self.reporter = Reporter(config, self.step, tracker, lock)
         self.references = open_references(config, self.stream)
         micro_batch_size, share = config.training.micro_batch_size, topology.segment_share
         self.prefetcher = Prefetcher(self.stream, micro_batch_size, share, self.references)
         self.anomalies = AnomalyDetector(config.faults)
         self.skipped = set(read_skipped(self.folder))
-        self.stopping = False  # all ranks know of a signal
+        self.stopping = 0  # number of a signal that all ranks know of
         self.engine: Engine | None = None
         self.speeds: deque[float] = deque(maxlen=20)
 
     def run(self) -> int:
         """Train until the end, a signal or `training.stop_after_steps`; the exit code.  Collective."""
-        status: Status = "FAILED"
-        state = "failed"
         try:
             if self.last is not None:
                 self.reporter.note(f"resuming after step {self.step} from {self.last}")
@@ -69,20 +77,20 @@ class Trainer:
                 self.reporter.note("no document is held out (data.prepare.valid_fraction: 0): there is no evaluation")
             while not self._done() and not self._stopped():
                 self._run_phase(self._position())
-            status, state = ("FINISHED", "finished") if self._done() else ("KILLED", self._stopped_how())
+            status: Status = "FINISHED" if self._done() else "KILLED"
+            code = EXIT_FINISHED if self._done() else EXIT_RUN_AGAIN
+            state = "finished" if self._done() else self._stopped_how()
+            end = End(status, state, code, signal=self._signal_name)
             self._farewell()
-        except KeyboardInterrupt:
-            status, state = "KILLED", f"interrupted after step {self.step}"
-            raise
-        except Exception as error:
-            state = f"failed after step {self.step}: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        except BaseException as error:
+            end = End.of(error, self.step)
             raise
         finally:
             self._beat("closing")
             self.checkpoints.close()  # after a failure too: what is being written is where the run goes on from
             self.prefetcher.close()
-            self.reporter.close(status, state, self.step)
-        return EXIT_FINISHED if self._done() else EXIT_RUN_AGAIN
+            self.reporter.close(end, self.step)
+        return code
 
     @property
     def last(self) -> Path | None:
@@ -96,7 +104,7 @@ class Trainer:
 
     def _stopped(self) -> bool:
         stop = self.config.training.stop_after_steps
-        return self.stopping or (stop is not None and self.step >= stop)
+        return bool(self.stopping) or (stop is not None and self.step >= stop)
 
     def _beat(self, doing: str, phase: Phase | None = None, step: int | None = None) -> None:
         self.watchdog.beat(self.step if step is None else step, phase.name if phase else "", doing)
@@ -173,7 +181,7 @@ class Trainer:
         result = engine.train_step(batch, lr)
         if slow := self.stragglers.compare_ranks():
             self.reporter.note(slow)
-        decision = self.anomalies.decide(self.step + 1, result.loss, result.grad_norm, bool(self.signal))
+        decision = self.anomalies.decide(self.step + 1, result.loss, result.grad_norm, self.signal.number)
         self.stopping = self.stopping or decision.stop
         self.step += 1
         if decision.spike:
@@ -201,6 +209,7 @@ class Trainer:
         spike, back_to = self.step, step_of(last) if last else 0
         self.skipped |= set(self.anomalies.roll_back(spike, back_to))
         if self.topology.is_main:
+            self.reporter.confirm()
             write_skipped(self.folder, sorted(self.skipped))
         self.step = back_to
         self.reporter.rewind(back_to, spike, loss)
@@ -273,8 +282,12 @@ class Trainer:
         )
         self.checkpoints.start(engine, state)
 
+    @property
+    def _signal_name(self) -> str:
+        return signal.Signals(self.stopping).name if self.stopping else ""
+
     def _stopped_how(self) -> str:
-        why = f" by {self.signal.name or 'a signal to another rank'}" if self.stopping else ""
+        why = f" by {self._signal_name}" if self.stopping else ""
         return f"stopped after step {self.step} of {self.config.total_steps}{why}, saved; run the same again"
 
     def _farewell(self) -> None:

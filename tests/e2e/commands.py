@@ -26,6 +26,7 @@ DEEPSPEED = Path(sys.executable).parent / "deepspeed"
 
 # What a launcher or a user's shell may have set, and what would send a test elsewhere.
 FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "MLFLOW_TRACKING_URI")
+FOREIGN_FAMILIES = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "TORCHELASTIC_")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Done:
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """One thread, the repository importable, no GPU and no other launcher's variables."""
-    kept = {k: v for k, v in os.environ.items() if k not in FOREIGN and not k.startswith("SLURM_")}
+    kept = {k: v for k, v in os.environ.items() if k not in FOREIGN and not k.startswith(FOREIGN_FAMILIES)}
     settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     return kept | settings | dict(extra or {})
 

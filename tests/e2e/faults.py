@@ -22,6 +22,7 @@ from rich.console import Console
 
 from benchmarks.claims import claim
 from tests.e2e.commands import losses, reproducible, steps_of
+from tests.e2e.fault_locks import locks
 from tests.e2e.injected import FullDisk, Hang, NoRoom, OutOfMemory, Scaled, ShortFiles, Slow, SlowDisk
 from tests.e2e.lives import LENGTH, SAMPLES, Life, Site, difference, life, steps_so_far, through
 from training.checkpoint.manifest import latest_checkpoint, step_of
@@ -340,6 +341,13 @@ def machines(bench: Bench, claims: list[bool]) -> None:
     check(claims, "a rank that dies ends the others", float(ok), "1", ok)
 
 
+def lock_starts(bench: Bench, count: int, claims: list[bool]) -> None:
+    """Random starts and kills of processes that own one run by turns."""
+    starts, problems = locks(bench.folder / "locks", count, bench.chance.randrange(2**31))
+    bench.say("\n".join([f"{starts} starts", *problems]))
+    check(claims, "starts with one owner at a time and every line once", float(not problems), "1", not problems)
+
+
 def prepared(folder: Path) -> Path:
     """Tokens to train on: a little of Python's standard library."""
     from data_prep import PrepareConfig, SourceConfig, TokenizerConfig, prepare
@@ -359,7 +367,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="kill -9 so often (default 50)")
     parser.add_argument("--damage", type=int, default=20, help="damage so many checkpoints (default 20)")
-    parser.add_argument("--only", default="", help="one of: kills damage signals reshard losses hangs machines")
+    parser.add_argument("--starts", type=int, default=200, help="start so many owners of one run (default 200)")
+    parser.add_argument("--only", default="", help="one of: kills damage signals reshard losses hangs machines locks")
     parser.add_argument("--seed", type=int, default=20261120, help="of the moments, ranks and bits")
     options = parser.parse_args()
     claims: list[bool] = []
@@ -371,6 +380,7 @@ def main() -> int:
         "losses": lambda bench: bad_losses(bench, claims),
         "hangs": lambda bench: hangs(bench, claims),
         "machines": lambda bench: machines(bench, claims),
+        "locks": lambda bench: lock_starts(bench, options.starts, claims),
     }
     if options.only and options.only not in scenarios:
         parser.error(f"--only: {options.only} is none of {' '.join(scenarios)}")

@@ -132,15 +132,17 @@ class Life:
 
 
 @contextlib.contextmanager
-def life(site: Site, name: str, *overrides: str, ranks: int = 2, fault: Fault | None = None) -> Iterator[Life]:
-    """A life of run `name`; its processes are gone afterwards."""
+def life(
+    site: Site, name: str, *overrides: str, ranks: int = 2, fault: Fault | None = None, output: str = ""
+) -> Iterator[Life]:
+    """A life of run `name`; its processes are gone afterwards.  What they print is in files named after `output`."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     port, outputs, processes = free_port(), [], []
     for rank in range(ranks):
         env = environment({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)})
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        outputs.append(site.folder / f"{name}-{rank}.txt")
+        outputs.append(site.folder / f"{output or name}-{rank}.txt")
         arguments = ["--config", "tiny.yaml", f"run.name={name}", *overrides]
         processes.append(context.Process(target=_rank, args=(site.folder, arguments, env, outputs[-1], fault)))
     for process in processes:
@@ -160,16 +162,19 @@ def _rank(folder: Path, arguments: list[str], env: dict[str, str], output: Path,
     for number in (1, 2):
         os.dup2(target, number)
     torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # nohup, or the forkserver, ignores some of them
+        signal.signal(signum, signal.SIG_DFL)
     if fault is not None:
         fault()
     sys.argv = [str(PRETRAIN), *arguments]
     runpy.run_path(str(PRETRAIN), run_name="__main__")
 
 
-def through(site: Site, name: str, *overrides: str, ranks: int = 2, fault: Fault | None = None) -> Life:
+def through(
+    site: Site, name: str, *overrides: str, ranks: int = 2, fault: Fault | None = None, output: str = ""
+) -> Life:
     """A life to its own end."""
-    with life(site, name, *overrides, ranks=ranks, fault=fault) as lived:
+    with life(site, name, *overrides, ranks=ranks, fault=fault, output=output) as lived:
         lived.follow()
         return lived
 

@@ -8,7 +8,7 @@ training (`checkpoint_writer.py`); only what its manifest confirms is read again
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -56,11 +56,24 @@ __all__ = [
 class CheckpointFolder:
     """`checkpoints/` of one run.  Every method is collective unless it says otherwise."""
 
-    def __init__(self, folder: Path, topology: Topology, keep: tuple[int, int | None] | None = None) -> None:
-        """keep: (newest checkpoints that are kept, steps whose multiples are kept for ever); None: all."""
+    def __init__(
+        self,
+        folder: Path,
+        topology: Topology,
+        keep: tuple[int, int | None] | None = None,
+        confirm: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Open a run's checkpoints; nothing is written.
+
+        Args:
+            folder: `checkpoints/` of the run.
+            topology: of this rank.
+            keep: (newest checkpoints that are kept, steps whose multiples are kept for ever); None: all.
+            confirm: called on rank 0 before the folder changes; raises where the run has another owner by now.
+        """
         self.folder, self.topology, self.keep = folder, topology, keep
         self._group = dist.new_group(backend="gloo")  # of its own: it is used beside training
-        self._writer = Writer(folder, self._group)
+        self._writer = Writer(folder, self._group, confirm)
         self._staging = Staging(topology.device)
         self._pool = ThreadPoolExecutor(1, "checkpoint", initializer=lambda: use_device(topology.device))
         self._pending: Future[Path] | None = None

@@ -40,8 +40,9 @@ _SPARE = 64 << 20  # bytes left free beside a checkpoint: logs and metrics go on
 class Writer:
     """Puts checkpoints into `folder`; the same calls on every rank of `group`."""
 
-    def __init__(self, folder: Path, group: dist.ProcessGroup) -> None:
-        self.folder, self.group = folder, group
+    def __init__(self, folder: Path, group: dist.ProcessGroup, confirm: Callable[[], None] = lambda: None) -> None:
+        """confirm: called on the main rank before the folder changes; raises where the run has another owner."""
+        self.folder, self.group, self._confirm = folder, group, confirm
         self.is_main = group.rank() == 0
         self._step = 0  # of the checkpoint in writing
 
@@ -78,6 +79,7 @@ class Writer:
 
     def _prepare(self, aside: Path, needed: int) -> None:
         """A fresh folder, and room in it."""
+        self._confirm()
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob(f".step-*{PARTIAL}"):  # of a life that was killed, as is the next
             shutil.rmtree(path)
@@ -99,10 +101,12 @@ class Writer:
                 raise OSError(f"{name} is not as its rank wrote it: every node must see the same {self.folder}")
         write_manifest(aside, files)
         sync(aside)
+        self._confirm()
         if final.exists():  # damaged, or of a life that died before it moved the pointer
             _discard(final)
         aside.rename(final)
         sync(self.folder)
+        self._confirm()
         point(self.folder, final)
 
     def _on_main(self, action: Callable[[], None]) -> None:
@@ -139,6 +143,7 @@ class Writer:
         What cannot be deleted is said in the log and tried again the next time.  Only the main rank does anything.
         """
         if self.is_main:
+            self._confirm()
             prune(self.folder, keep_last, keep_every)
 
 

@@ -9,12 +9,19 @@ target=${1:-$total_steps}
 # the last task of an array has the array's own id as SLURM_JOB_ID
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
-unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT # of another job, in the environment of who submitted
+# of another job, in the environment of who submitted
+unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT PMI_RANK PMI_SIZE PMIX_RANK
+unset OMPI_COMM_WORLD_RANK OMPI_COMM_WORLD_SIZE OMPI_COMM_WORLD_LOCAL_RANK
 mkdir -p "$state"
 touch "$state/excluded-nodes"
 
 say() { printf '%s job %s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$job" "$*"; }
-excluded() { { tr , '\n' <<<"$exclude"; cat "$state/excluded-nodes"; } | grep . | sort -u; }
+# every name; who writes into the file may write lists, node[1-3,7]
+excluded() {
+  local lists
+  lists=$({ echo "$exclude"; cat "$state/excluded-nodes"; } | grep . | paste -sd,)
+  [[ -z $lists ]] || scontrol show hostnames "$lists" | sort -u
+}
 latest() { cat "$run/checkpoints/latest" 2>/dev/null || echo none; }
 reached() {
   local name
@@ -67,7 +74,7 @@ check_nodes() {
   local node verdict silent left unclear=0 bad=()
   rm -rf "$state/nodes" && mkdir -p "$state/nodes"
   for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
-    grep -qxF "$node" "$state/excluded-nodes" && { say "$node was found bad before"; try_again 1; }
+    excluded | grep -qxF "$node" && { say "$node was found bad before"; try_again 1; }
   done
   timeout -k 10 "$check_seconds" srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
     --wait=0 "${container_options[@]}" "${python[@]}" "$project/launchers/check_nodes.py" "${check_options[@]}" "$state/nodes" &

@@ -4,12 +4,13 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from data_prep.field_values import fit
 from data_prep.sources.places import local_path
+from training.cluster.hostlist import expand, split
 from training.config import Positive, Section, apply_override, explain, read_yaml
 from training.errors import ConfigError
 from training.logs import without_secret
@@ -64,10 +65,25 @@ def _home(text: str) -> str:
     return str(local_path(text)) if text.startswith("~") else text
 
 
+def _as_host_list(value: Any) -> Any:
+    """A list that was written as one text, as overrides do: `node[1-3,7],login1`."""
+    return (value,) if isinstance(value, str) else value
+
+
+def _host_list(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        try:
+            expand([value])
+        except ValueError as error:
+            raise ValueError(f"{value!r} {error}") from None
+    return tuple(member for value in values for member in split(value))
+
+
 Text = Annotated[str, Field(min_length=1), AfterValidator(one_line)]
 Folder = Annotated[Text, AfterValidator(_home)]
 Time = Annotated[Text, AfterValidator(_time)]
 Memory = Annotated[Text, AfterValidator(_memory)]
+HostList = Annotated[tuple[Text, ...], BeforeValidator(_as_host_list), AfterValidator(_host_list)]
 
 
 class Container(Section):
@@ -116,7 +132,7 @@ class ClusterProfile(Section):
     cpus_per_rank: Positive = Field(1, description="cores of each rank")
     memory: Memory | None = Field(None, description="memory of each node, such as 400G; 0M: all of it")
     constraint: Text | None = Field(None, description="features that nodes must have")
-    exclude: tuple[Text, ...] = Field((), description="nodes that are never used")
+    exclude: HostList = Field((), description="nodes that are never used: names, or lists such as node[1-3,7]")
     sbatch: tuple[Text, ...] = Field((), description="further options of sbatch, such as --mail-type=END")
     modules: tuple[Text, ...] = Field((), description="environment modules to load")
     venv: Folder | None = Field(None, description="folder of a virtual environment")
@@ -157,6 +173,11 @@ class ClusterProfile(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @property
+    def excluded_nodes(self) -> list[str]:
+        """The names that `exclude` stands for."""
+        return expand(self.exclude)
 
     @property
     def ranks(self) -> int:

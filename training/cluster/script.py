@@ -82,7 +82,7 @@ def training_script(job: RunJob, profile: ClusterProfile, evaluation: bool = Fal
             _assign("overrides", list(job.overrides)),
             _assign("total_steps", str(job.last_step)),
             _assign("max_attempts", str(profile.max_attempts)),
-            _assign("exclude", ",".join(profile.exclude)),
+            _assign("exclude", ",".join(profile.excluded_nodes)),
             _assign("python", profile.python((PROJECT, job.folder, run.parent))),
             _assign("container_options", pyxis),
             _assign(
@@ -120,7 +120,8 @@ def evaluation_script(job: RunJob, profile: ClusterProfile, options: Sequence[st
             _assign("container_options", _container_options(job, profile)),
             _assign("command", [str(PROJECT / "launchers" / "evaluate.py"), *options]),
         ],
-        "set -u\nunset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT\n"
+        "set -u\nunset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT PMI_RANK PMI_SIZE PMIX_RANK\n"
+        "unset OMPI_COMM_WORLD_RANK OMPI_COMM_WORLD_SIZE OMPI_COMM_WORLD_LOCAL_RANK\n"
         'srun --ntasks=1 "${container_options[@]}" "${python[@]}" "${command[@]}" \\\n'
         '  --checkpoint "$run/checkpoints/$1"\n',
     )

@@ -68,9 +68,11 @@ def check_possible(profile: ClusterProfile, cpus_per_node: int | None = None) ->
     problems = _limits(profile, partition.split(",")[0])
     nodes = nodes_of(partition)
     cpus = cpus_per_node or profile.cpus_per_rank * profile.ranks_per_node
-    fitting = [node for node in nodes if not _unfit(node, profile, cpus)]
+    excluded = set(profile.excluded_nodes)
+    reasons = {node.name: _unfit(node, profile, cpus, excluded) for node in nodes}
+    fitting = [node for node in nodes if not reasons[node.name]]
     if len(fitting) < profile.nodes:
-        why = sorted({f"{node.name}: {reason}" for node in nodes if (reason := _unfit(node, profile, cpus))})
+        why = sorted(f"{name}: {reason}" for name, reason in reasons.items() if reason)
         way_out = f"set cluster.nodes to {len(fitting)} or less" if fitting else "lower what each node must have"
         problems.append(
             f"cluster.nodes: {profile.nodes} asked, but partition {partition} has {len(fitting)} of {len(nodes)} nodes "
@@ -117,9 +119,9 @@ def nodes_of(partition: str) -> list[Node]:
     return list(found.values())
 
 
-def _unfit(node: Node, profile: ClusterProfile, cpus: int) -> str:
+def _unfit(node: Node, profile: ClusterProfile, cpus: int, excluded: set[str]) -> str:
     """Why a node can never serve a request, or nothing."""
-    if node.name in profile.exclude:
+    if node.name in excluded:
         return "excluded (cluster.exclude, or slurm/excluded-nodes in the run's folder)"
     if node.cpus < cpus:
         return f"{node.cpus} cores, {cpus} asked"

@@ -9,6 +9,7 @@ from pathlib import Path
 from data_prep.files import write_text
 from data_prep.preparation.prepare import Preparation
 from training.cluster import slurm
+from training.cluster.hostlist import expand
 from training.cluster.profile import ClusterProfile
 from training.cluster.script import PROJECT, RunJob, evaluation_script, preparation_script, training_script
 from training.distributed.ranks import RankInfo
@@ -31,7 +32,8 @@ class Wish:
 def submit_run(job: RunJob, profile: ClusterProfile, wish: Wish) -> list[str]:
     """Submit a run; lines that say what was done and how to follow it.  Raises `BAD_INPUT` before writing."""
     job.check()
-    profile = profile.model_copy(update={"exclude": tuple(sorted({*profile.exclude, *_found_bad(job)}))})
+    found_bad = [name for name in _found_bad(job) if name not in profile.excluded_nodes]
+    profile = profile.model_copy(update={"exclude": (*profile.exclude, *sorted(found_bad))})
     script = training_script(job, profile, evaluation=bool(wish.evaluate))
     problems: list[str] = []
     lines: list[str] = []
@@ -84,9 +86,12 @@ def _ask_cluster(profile: ClusterProfile, script: str, dry_run: bool) -> list[st
 
 
 def _found_bad(job: RunJob) -> list[str]:
-    """Nodes that earlier jobs of the run found bad."""
+    """Nodes that earlier jobs of the run found bad, and those that a person wrote there, in lists too."""
     path = job.run / STATE / "excluded-nodes"
-    return path.read_text(encoding="utf-8").split() if path.exists() else []
+    try:
+        return expand(path.read_text(encoding="utf-8").split()) if path.exists() else []
+    except ValueError as error:
+        raise ConfigError(f"{path}: a line {error}; correct or delete that file") from None
 
 
 def _refuse_second(job: RunJob) -> None:

@@ -35,4 +35,14 @@ class TrackingConfig(BaseModel):
 
     def address(self, output_dir: Path) -> str:
         """The store's address: from here, else the environment, else a database in the folder of all runs."""
-        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output_dir}/mlflow.db"
+        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_address(output_dir / "mlflow.db")
+
+
+def sqlite_address(file: Path) -> str:
+    """The address of an SQLite file: in one, what follows a `?` are options, and `%41` is an A.
+
+    Where those are in the file's path, the driver is named too: MLflow makes folders for an address that begins with
+    `sqlite:///`, and would make one with the escaped name.
+    """
+    path = str(file).replace("%", "%25").replace("?", "%3F")
+    return ("sqlite:///" if path == str(file) else "sqlite+pysqlite:///") + path

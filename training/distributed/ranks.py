@@ -2,13 +2,46 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from training.errors import ConfigError
 
 DEFAULT_PORT = 29500  # torch's and DeepSpeed's
+LOOPBACK = "127.0.0.1"
 FIRST_PORT, PORTS = 12000, 20000  # for Slurm jobs: below the ports that systems give to outgoing connections
+
+
+@dataclass(frozen=True)
+class Family:
+    """The environment variables in which one family of launchers tells a process who it is."""
+
+    launchers: str
+    rank: str
+    size: str
+    local_rank: tuple[str, ...]  # the first that is set counts
+    local_size: tuple[str, ...]  # ranks on this machine
+
+
+TORCH = Family("torchrun or deepspeed", "RANK", "WORLD_SIZE", ("LOCAL_RANK",), ("LOCAL_WORLD_SIZE",))
+OPEN_MPI = Family(
+    "Open MPI",
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_SIZE",
+    ("OMPI_COMM_WORLD_LOCAL_RANK",),
+    ("OMPI_COMM_WORLD_LOCAL_SIZE",),
+)
+PMI = Family(
+    "MPICH, Intel MPI or another launcher that speaks PMI",
+    "PMI_RANK",
+    "PMI_SIZE",
+    ("MPI_LOCALRANKID", "PMI_LOCAL_RANK"),
+    ("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"),
+)
+SLURM = Family("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", ("SLURM_LOCALID",), ())
+PMIX_RANK = "PMIX_RANK"  # PMIx names no variable for the number of ranks
+# torchrun and the deepspeed launcher set these beside RANK; where they are set, RANK is not left over from elsewhere
+_SET_BY_LAUNCHER = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
 
 
 @dataclass(frozen=True)
@@ -18,36 +51,41 @@ class RankInfo:
     rank: int
     world_size: int
     local_rank: int
-    master_addr: str = "127.0.0.1"
+    master_addr: str = LOOPBACK
     master_port: int = DEFAULT_PORT
 
     @classmethod
     def discover(cls, local_rank: int | None = None, env: Mapping[str, str] = os.environ) -> "RankInfo":
-        """From RANK and WORLD_SIZE (deepspeed, torchrun), else from srun's SLURM_*, else one process alone.
+        """Return who this process is, from the first family of variables that is set: RANK, Open MPI, PMI, Slurm.
 
-        A launcher inside a Slurm step knows more than Slurm, so it comes first.  Below srun the ranks meet on the
-        step's first node, at a port made of the job's id; MASTER_ADDR and MASTER_PORT overrule both.  A batch script or
-        a shell in an allocation is no rank.  `local_rank` is what the deepspeed launcher passes as an argument.
-        Raises `ConfigError` for numbers that are none.
+        The order is that of nesting: torchrun and mpirun start inside a Slurm step and know more than Slurm. Families
+        that contradict each other are refused. MASTER_ADDR and MASTER_PORT overrule where the ranks meet; without them
+        they meet on the Slurm step's first node at a port made of the job's id, or on this machine at 29500. A batch
+        script or a shell in an allocation is no rank.
+
+        Args:
+            local_rank: what the deepspeed launcher passes as an argument.
+            env: the environment; an empty variable counts as unset.
+
+        Raises:
+            ConfigError: a variable is no number, half of a family is missing, families contradict each other, or ranks
+                on several machines have no address to meet at.
         """
-        address, port, alone = env.get("MASTER_ADDR"), _number(env, "MASTER_PORT"), cls(0, 1, 0)
-        if "WORLD_SIZE" in env and "RANK" in env:
-            local = _number(env, "LOCAL_RANK")
-            found = cls(_number(env, "RANK") or 0, _number(env, "WORLD_SIZE") or 1, local or local_rank or 0)
-        elif "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env:
-            rank, world = _number(env, "SLURM_PROCID") or 0, _number(env, "SLURM_STEP_NUM_TASKS") or 1
-            found = cls(rank, world, _number(env, "SLURM_LOCALID") or 0)
-            address = address or first_host(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", ""))
-            port = port or slurm_port(env)
-        else:
-            found = alone
-        if not 0 <= found.rank < found.world_size:
+        env = {name: value for name, value in env.items() if value}
+        families = [family for family in (TORCH, OPEN_MPI, PMI, SLURM) if _is_set(family, env)]
+        _refuse_contradictions(families, env)
+        if not families:
+            return cls(0, 1, 0, env.get("MASTER_ADDR", LOOPBACK), _port(env) or DEFAULT_PORT)
+        rank, size = _rank_and_size(families[0], env)
+        if not 0 <= rank < size:
             raise ConfigError(
-                f"RANK: {found.rank} with WORLD_SIZE {found.world_size}, must be 0 to {found.world_size - 1}; start "
-                "the ranks with deepspeed, torchrun or srun, or unset RANK and WORLD_SIZE for one process alone"
+                f"{families[0].rank}: {rank} with {families[0].size} {size}, but ranks count from 0 and stay below "
+                "their number; start the ranks with deepspeed, torchrun, srun or mpirun, or unset "
+                f"{families[0].rank} and {families[0].size} for one process alone"
             )
-        where = (address or alone.master_addr, port or alone.master_port)
-        return cls(found.rank, found.world_size, found.local_rank, *where)
+        local = _local_rank(families, size, env)
+        address, port = _meeting_point(families, env)
+        return cls(rank, size, (local_rank or 0) if local is None else local, address, port)
 
     def export(self) -> None:
         """Put the five variables into the environment: DeepSpeed looks for all and tries MPI when one is missing."""
@@ -60,6 +98,97 @@ class RankInfo:
         }
 
 
+def _is_set(family: Family, env: Mapping[str, str]) -> bool:
+    """Return whether `family` is set; a half of it is refused, but for Slurm's, which batch scripts have."""
+    there = [name for name in (family.rank, family.size) if name in env]
+    if len(there) == 1 and family is not SLURM:
+        missing = family.size if there == [family.rank] else family.rank
+        raise ConfigError(
+            f"{there[0]}: {env[there[0]]} is set without {missing}, so the number of this process among the ranks is "
+            f"not known; start the ranks with deepspeed, torchrun, srun or mpirun, or unset {there[0]}"
+        )
+    return len(there) == 2
+
+
+def _rank_and_size(family: Family, env: Mapping[str, str]) -> tuple[int, int]:
+    return _number(env, family.rank) or 0, _number(env, family.size) or 0
+
+
+def _refuse_contradictions(families: Sequence[Family], env: Mapping[str, str]) -> None:
+    """Raise `ConfigError` where two families cannot both be true.
+
+    They can when they are equal, or when each process of the outer launcher started several ranks of the inner one. A
+    RANK that no launcher set must then also lie where that process's ranks do.
+    """
+    for number, inner in enumerate(families):
+        for outer in families[number + 1 :]:
+            (rank, size), (outer_rank, outer_size) = _rank_and_size(inner, env), _rank_and_size(outer, env)
+            by_hand = inner is TORCH and not any(name in env for name in _SET_BY_LAUNCHER)
+            nested = size > outer_size and not (by_hand and rank * outer_size // size != outer_rank)
+            if (rank, size) != (outer_rank, outer_size) and not nested:
+                raise ConfigError(
+                    f"{inner.rank}: {rank} with {inner.size} {size} (set by {inner.launchers}) contradicts "
+                    f"{outer.rank} {outer_rank} with {outer.size} {outer_size} (set by {outer.launchers}); unset the "
+                    "two of the launcher that did not start this process"
+                )
+    _refuse_other_pmix_rank(families, env)
+
+
+def _refuse_other_pmix_rank(families: Sequence[Family], env: Mapping[str, str]) -> None:
+    """Raise `ConfigError` where PMIx's rank stands alone, or no family has the same."""
+    pmix_rank = _number(env, PMIX_RANK)
+    if pmix_rank is None:
+        return
+    if not families:
+        raise ConfigError(
+            f"{PMIX_RANK}: {pmix_rank} is set, but no variable says how many ranks there are; start them with srun, or "
+            "with Open MPI's mpirun, or set RANK and WORLD_SIZE"
+        )
+    known = {family.rank: _rank_and_size(family, env) for family in families}
+    launcher_says_more = TORCH.rank in known and any(name in env for name in _SET_BY_LAUNCHER)
+    if not launcher_says_more and all(other != pmix_rank for other, _ in known.values()):
+        shown = " and ".join(f"{name} {other}" for name, (other, _) in known.items())
+        raise ConfigError(
+            f"{PMIX_RANK}: {pmix_rank} contradicts {shown}; unset the one of the launcher that is not used"
+        )
+
+
+def _local_rank(families: Sequence[Family], size: int, env: Mapping[str, str]) -> int | None:
+    """Return the number among this machine's ranks; None where RANK and WORLD_SIZE alone are set."""
+    names = ("LOCAL_RANK", *families[0].local_rank, *(n for family in families[1:] for n in family.local_rank))
+    if families[0] is TORCH:
+        names = TORCH.local_rank
+    name = next((name for name in names if name in env), None)
+    if name is None and families[0] is not TORCH and size > 1:
+        raise ConfigError(
+            f"LOCAL_RANK: missing, and {families[0].launchers} set none of {', '.join(families[0].local_rank)}; set "
+            "LOCAL_RANK to the number of this process among those of its machine, which chooses its GPU"
+        )
+    return None if name is None else _number(env, name) or 0
+
+
+def _meeting_point(families: Sequence[Family], env: Mapping[str, str]) -> tuple[str, int]:
+    """Return address and port where the ranks meet."""
+    family, address, port = families[0], env.get("MASTER_ADDR"), _port(env)
+    if family is TORCH:
+        return address or LOOPBACK, port or DEFAULT_PORT
+    in_step = SLURM in families and _rank_and_size(SLURM, env) == _rank_and_size(family, env)
+    if "SLURM_JOB_ID" in env:
+        port = port or slurm_port(env)
+        hosts = env.get("SLURM_STEP_NODELIST") if in_step else None
+        address = address or first_host(hosts or env.get("SLURM_JOB_NODELIST", ""))
+    if address is None:
+        size = _rank_and_size(family, env)[1]
+        here = next((_number(env, name) for name in family.local_size if name in env), None)
+        if size > 1 and here != size:
+            raise ConfigError(
+                f"MASTER_ADDR: missing, but {family.size} is {size} and {here or 'an unknown number'} of these ranks "
+                "are on this machine; pass the address of rank 0's machine to all ranks: mpirun -x MASTER_ADDR=HOST "
+                "(Open MPI), or mpiexec -genv MASTER_ADDR HOST"
+            )
+    return address or LOOPBACK, port or DEFAULT_PORT
+
+
 def slurm_port(env: Mapping[str, str]) -> int:
     """A port of the job's own: jobs that share a node, and steps of one job, do not meet by mistake."""
     job, step = _number(env, "SLURM_JOB_ID") or 0, _number(env, "SLURM_STEP_ID") or 0
@@ -70,6 +199,13 @@ def first_host(hosts: str) -> str | None:
     """The first name of a Slurm host list: `n[01-04,7],m1` is n01.  None for an empty list."""
     first = re.match(r"(?:\[[^\]]*\]|[^,\[])+", hosts)
     return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first[0]) if first else None
+
+
+def _port(env: Mapping[str, str]) -> int | None:
+    port = _number(env, "MASTER_PORT")
+    if port is not None and not 0 < port < 65536:
+        raise ConfigError(f"MASTER_PORT: {port}, must be 1 to 65535; correct this environment variable or unset it")
+    return port
 
 
 def _number(env: Mapping[str, str], name: str) -> int | None:

@@ -19,8 +19,9 @@ from model.layout import Layout, SegmentParallel
 from model.parallel import TensorParallel
 from training.config import RunConfig
 from training.distributed.devices import use_device
+from training.distributed.meeting import meet
 from training.distributed.ranks import RankInfo
-from training.errors import ConfigError, TrainingError
+from training.errors import ConfigError, RankError
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,10 @@ def initialize(config: RunConfig, info: RankInfo) -> Topology:
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", info.local_rank) if cuda else torch.device("cpu")
     use_device(device)
+    hang_seconds = config.faults.hang_seconds
     if not dist.is_initialized():
         # later than the watchdog, which says who is missing
-        connect(info, "cpu:gloo,cuda:nccl" if cuda else "gloo", 2 * config.faults.hang_seconds + 60)
+        connect(info, "cpu:gloo,cuda:nccl" if cuda else "gloo", 2 * hang_seconds + 60, hang_seconds)
     parallel = config.parallel
     data = info.world_size // (parallel.tensor * parallel.pipeline * parallel.segment)
     shape = (parallel.pipeline, data, parallel.segment, parallel.tensor)
@@ -142,23 +144,28 @@ def initialize(config: RunConfig, info: RankInfo) -> Topology:
     return Topology(info, mesh, replicas, layout, device)
 
 
-def connect(info: RankInfo, backend: str, seconds: float) -> None:
-    """Meet the other ranks.  Raises `ConfigError` where the port is taken, `TrainingError` where nobody is met."""
+def connect(info: RankInfo, backend: str, seconds: float, meeting_seconds: float | None = None) -> None:
+    """Start torch.distributed.  Collective.
+
+    Args:
+        info: who this process is.
+        backend: as torch.distributed names it.
+        seconds: how long a collective waits.
+        meeting_seconds: how long to wait for all ranks to come; default: `seconds`.
+
+    Raises:
+        ConfigError: the port is taken, or another process is this rank already.
+        TrainingError: not all ranks have come.
+    """
     info.export()
-    where, timeout = f"{info.master_addr}:{info.master_port}", timedelta(seconds=seconds)
-    store = dist.HashStore() if info.world_size == 1 else None  # one process alone needs no port
+    store, timeout = meet(info, meeting_seconds or seconds), timedelta(seconds=seconds)
     try:
         dist.init_process_group(backend, timeout=timeout, store=store, rank=info.rank, world_size=info.world_size)
-    except (dist.DistNetworkError, dist.DistStoreError) as error:
-        if "EADDRINUSE" in str(error):
-            raise ConfigError(
-                f"MASTER_PORT: {info.master_port} is in use on {platform.node()}, perhaps by another run; choose "
-                "another: deepspeed --master_port N, torchrun --master-port N, or MASTER_PORT=N for srun"
-            ) from None
+    except (dist.DistNetworkError, dist.DistStoreError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise TrainingError(
-            f"rank {info.rank} on {platform.node()} cannot meet the others at {where} ({reason}); rank 0 must run on "
-            "that machine, and its firewall let this port through"
+        raise RankError(
+            f"rank {info.rank} on {platform.node()} has met the others at {info.master_addr}:{info.master_port} but "
+            f"cannot connect to them ({reason}); the machines' firewalls must let all ports through between them"
         ) from error
     # private: groups made later, the mesh's and DeepSpeed's, do not take after the world, and their half hour would end
     # a rank before the watchdog has spoken

@@ -61,7 +61,7 @@ class StepDecision:
 
     finite: bool
     spike: bool
-    stop: bool  # a signal reached one of them
+    stop: int  # number of a signal that reached one of them, else 0
 
 
 class AnomalyDetector:
@@ -77,19 +77,19 @@ class AnomalyDetector:
         """Clear the loss history: the previous phase's median does not apply to this one."""
         self._losses.clear()
 
-    def decide(self, step: int, loss: float, grad_norm: float, stop: bool) -> StepDecision:
-        """Agree on the step just taken.  Collective."""
+    def decide(self, step: int, loss: float, grad_norm: float, stop: int) -> StepDecision:
+        """Agree on the step just taken; `stop` is the number of a signal that came, else 0.  Collective."""
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
         flags = torch.tensor([not finite, finite and self._is_spike(loss), stop], dtype=torch.int32)
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-        bad, spike, stop = (bool(flag) for flag in flags)
+        bad, spike, stop = (int(flag) for flag in flags)
         if bad:
             self._bad_steps.append(step)
         elif not spike:
             self._losses.append(loss)
         while self._bad_steps and self._bad_steps[0] <= step - AMONG:
             self._bad_steps.popleft()
-        return StepDecision(not bad, spike and not bad, stop)
+        return StepDecision(not bad, bool(spike and not bad), stop)
 
     @property
     def too_many_bad(self) -> bool:

@@ -66,10 +66,10 @@ class Watchdog:
         rank: int,
         world: int,
         seconds: float,
-        at_end: Callable[[], None] = lambda: None,
+        at_end: Callable[[str], None] = lambda message: None,
         busy: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`at_end` is called when the rank hangs, before its process is ended.
+        """`at_end` is called with what is said when the rank hangs, before its process is ended.
 
         busy: whether the rank's device works on something.  On a GPU a collective returns at once, and who waits for
         other ranks does so wherever the next number is read.
@@ -170,7 +170,7 @@ class Watchdog:
         else:
             self._stop.wait(1.0)  # launchers end all ranks once one has ended: not before the voice
         log.error("%s", message)
-        self._at_end()
+        self._at_end(message)
         logging.shutdown()
 
     def _gather(self) -> dict[int, Beat]:

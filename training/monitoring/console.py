@@ -19,6 +19,7 @@ import rich.console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from training.logs import send_nowhere_what_nobody_reads
 from training.monitoring.records import EvalRecord, StepRecord
 
 log = logging.getLogger("memtrain")
@@ -135,6 +136,7 @@ class Console:
                 return  # the disk under a redirected output is full, and may have space again
             self._lost, self._rich, self._progress = True, None, None
             discard(self._stream)
+            send_nowhere_what_nobody_reads()  # standard error, of a terminal that was closed
             log.warning("the console takes no more lines (%s); the run goes on, metrics.jsonl has them", error)
 
     def _advance(self, record: StepRecord) -> None:

@@ -6,10 +6,12 @@ run goes on. A step line has `loss`, an evaluation line has `valid_loss`.
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -105,14 +107,19 @@ class MetricsFile:
         self._kept = kept
 
     @classmethod
-    def open(cls, path: Path, resume_step: int) -> MetricsFile:
+    def open(cls, path: Path, resume_step: int, confirm: Callable[[], None] = lambda: None) -> MetricsFile:
         """Open `path` to append, after taking out what a resume at `resume_step` will write again.
 
         Lines of later steps, a line torn by a kill, and anything that is no record are dropped; the rest is
-        written aside and put in place at once, so that a second kill in the middle of this loses nothing.
+        written aside and put in place at once, so that a second kill in the middle of this loses nothing. An
+        earlier owner of the run that still has the file open writes into the one that was replaced.
+
+        confirm: raises where the run has another owner by now; called before the file is put in place.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(path.name + ".tmp")
+        for left in path.parent.glob(f"{glob.escape(path.name)}.tmp*"):  # an earlier owner's, which then cannot replace
+            left.unlink(missing_ok=True)
+        aside = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
         kept: set[tuple[bool, int]] = set()
         with aside.open("w", encoding="utf-8") as stream:
             for line in _complete_lines(path):
@@ -122,6 +129,7 @@ class MetricsFile:
                     stream.write(_dump(line))
             stream.flush()
             os.fsync(stream.fileno())
+        confirm()
         aside.replace(path)
         sync(path.parent)
         return cls(path.open("a", encoding="utf-8"), frozenset(kept))

@@ -11,11 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from data_prep.files import lines_of, write_text
+from training.errors import BAD_INPUT
 from training.logs import without_secret
+from training.tracking.store import Status
 from training.version import __version__
 
 RUN_ID_FILE = "mlflow_run_id"
@@ -174,9 +177,34 @@ def add_start(run_folder: Path, start: dict[str, Any]) -> None:
         file.write(json.dumps(start) + "\n")
 
 
-def write_end(run_folder: Path, status: str, state: str) -> None:
-    """How this life ended; a killed one leaves no such file."""
-    write_text(run_folder / END_FILE, json.dumps({"status": status, "state": state}) + "\n")
+@dataclass(frozen=True)
+class End:
+    """How an attempt of a run ended."""
+
+    status: Status
+    state: str  # in words
+    exit_code: int
+    signal: str = ""  # name of the one that stopped it
+    exception: str = ""  # type and text of the one that ended it
+
+    @classmethod
+    def of(cls, error: BaseException, step: int | None) -> "End":
+        """Return the end by `error` after `step`; None: before the first one of this attempt."""
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        when = "at its start" if step is None else f"after step {step}"
+        return cls("FAILED", f"failed {when}: {text}", 2 if isinstance(error, BAD_INPUT) else 1, exception=text)
+
+
+def write_end(run_folder: Path, end: End, *, first: bool = False) -> None:
+    """Write how this attempt ended; a killed one leaves no such file.
+
+    first: only where nobody has written yet; for ranks that end because of another, which may have said why.
+    """
+    if not (first and (run_folder / END_FILE).exists()):
+        state, exception = without_secret(end.state), without_secret(end.exception)
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        raw = {"time": stamp} | asdict(end) | {"state": state, "exception": exception}
+        write_text(run_folder / END_FILE, json.dumps(raw) + "\n")
 
 
 def read_end(run_folder: Path) -> tuple[str, str]:

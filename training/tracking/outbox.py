@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from training.monitoring.run_lock import LostLockError
+
 log = logging.getLogger("memtrain.tracking")
 
 OUTBOX_FILE = "tracking-spool.jsonl"
@@ -22,9 +24,12 @@ Entry = dict[str, Any]
 class Outbox:
     """`tracking-spool.jsonl` of a run; one thread puts entries in, another takes them out, in the same order."""
 
-    def __init__(self, path: Path) -> None:
-        """Take up what an earlier life left in `path`; a line torn by a kill is left out."""
-        self.path = path
+    def __init__(self, path: Path, confirm: Callable[[], None] = lambda: None) -> None:
+        """Take up what an earlier life left in `path`; a line torn by a kill is left out.
+
+        confirm: raises `LostLockError` where another process has the run's folder; the file is then its own.
+        """
+        self.path, self._confirm = path, confirm
         self._changed = threading.Condition()
         self._entries = read_entries(path)
         self._file: IO[bytes] | None = None
@@ -72,7 +77,7 @@ class Outbox:
                 self._file.close()
                 self._file = None
             if not self._entries:
-                self.path.unlink(missing_ok=True)
+                self._on_disk(lambda: self.path.unlink(missing_ok=True))
 
     def _append(self, line: bytes) -> None:
         if self._file is None:
@@ -94,8 +99,11 @@ class Outbox:
     def _on_disk(self, write: Callable[[], object]) -> None:
         """Do `write`; a full disk costs one warning and no entry while the process lives."""
         try:
+            self._confirm()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write()
+        except LostLockError:
+            return
         except OSError as error:
             if not self._complained:
                 self._complained = True

@@ -7,17 +7,22 @@ Whatever MLflow, SQLAlchemy or requests raise comes out as one of two errors: `A
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote
 
+from training.config.tracking import sqlite_address
 from training.logs import without_secret
 from training.tracking.names import safe_key
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run
 
 MAX_BATCH = 1000  # MLflow's own limits: metrics a call, params and tags a call, characters of a tag
@@ -80,12 +85,16 @@ class Store:
     """The store at an address."""
 
     def __init__(self, uri: str) -> None:
-        """Nothing is asked of it yet; raises `RefusedError` for an address of no known kind."""
-        self.uri = without_secret(uri)
+        """Nothing is asked of it yet."""
+        self.uri, self._address = without_secret(uri), uri
+
+    @functools.cached_property
+    def _client(self) -> MlflowClient:
+        """Raises `RefusedError` for an address of no known kind, at the first use."""
         with _translated(always=RefusedError):
             from mlflow import MlflowClient
 
-            self._client = MlflowClient(tracking_uri=_absolute(uri))
+            return MlflowClient(tracking_uri=_absolute(self._address))
 
     def create(self, experiment: str, artifacts: str | None, name: str, tags: Mapping[str, str]) -> str:
         """Make a run; its id.  `artifacts` is the address of a new experiment's, `None` leaves that to a server."""
@@ -222,6 +231,8 @@ def now_ms() -> int:
 def _translated(always: type[Exception] | None = None) -> Iterator[None]:
     try:
         yield
+    except (AwayError, RefusedError):  # the client could not be made
+        raise
     except Exception as error:  # MLflow, SQLAlchemy and requests share no base class
         text = without_secret(f"{type(error).__name__}: {' '.join(str(error).split())}")[:300]
         # `from None`: the chained traceback would print the address with its password.
@@ -247,9 +258,11 @@ def _kind(error: Exception) -> type[Exception]:
 
 
 def _absolute(uri: str) -> str:
-    """`uri` with a SQLite file's path made absolute; its folder is made."""
-    if not uri.startswith("sqlite:///"):
+    """`uri` with an SQLite file's path made absolute; its folder is made."""
+    match = re.fullmatch(r"sqlite(?:\+pysqlite)?:///(?!file:)([^?]*)(.*)", uri)
+    if match is None:
         return uri
-    file = Path(uri.removeprefix("sqlite:///")).absolute()
+    path, options = match.groups()
+    file = Path(unquote(path)).absolute()
     file.parent.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{file}"
+    return sqlite_address(file) + options

@@ -9,6 +9,7 @@ from training.checkpoint.manifest import latest_checkpoint, step_of
 from training.config import RunConfig, load_config
 from training.errors import ConfigError
 from training.logs import without_secret
+from training.monitoring.run_lock import RunLock
 from training.monitoring.status import heartbeats
 from training.tracking import facts
 from training.tracking.delivery import Delivery, Opening, recorded_points
@@ -54,6 +55,14 @@ def sync(run_folder: Path, uri: str | None = None, extra: tuple[Path, ...] = ())
     config = _config_of(run_folder)
     if alive := [beat for beat in heartbeats(run_folder) if beat.alive]:
         raise ConfigError(f"{run_folder}: rank {alive[0].beat.rank} is training; the run itself sends what waits")
+    lock = RunLock.take(run_folder)
+    try:
+        return _send_owned(run_folder, config, uri, extra)
+    finally:
+        lock.release()
+
+
+def _send_owned(run_folder: Path, config: RunConfig, uri: str | None, extra: tuple[Path, ...]) -> Synced:
     if missing := next((path for path in extra if not path.exists()), None):
         raise ConfigError(f"--artifact: {missing} does not exist")
     tracking = config.tracking if uri is None else config.tracking.model_copy(update={"uri": uri})

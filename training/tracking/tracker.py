@@ -8,7 +8,7 @@ import math
 import os
 import shlex
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,19 @@ class Tracker:
     run_id: str
     uri: str  # without a password
 
-    def __init__(self, delivery: Delivery, opening: Opening, config: TrackingConfig, opened: bool) -> None:
+    def __init__(
+        self,
+        delivery: Delivery,
+        opening: Opening,
+        config: TrackingConfig,
+        opened: bool,
+        confirm: Callable[[], None],
+    ) -> None:
         """Use `Tracker.start`."""
         self.run_id, self.uri = delivery.run_id, delivery.store.uri
         self._delivery, self._opening, self._opened = delivery, opening, opened
         self._every = config.log_every_steps
-        self._outbox = Outbox(delivery.folder / OUTBOX_FILE)
+        self._outbox = Outbox(delivery.folder / OUTBOX_FILE, confirm)
         self._outbox.without("status")  # an earlier life's end
         self._left_behind = len(self._outbox)
         if not opened:
@@ -76,11 +83,12 @@ class Tracker:
         run_id: str | None,
         params: Mapping[str, Any],
         tags: Mapping[str, str],
+        confirm: Callable[[], None] = lambda: None,
     ) -> Tracker:
         """Open a new run, or continue `run_id`; with `enabled: false` a tracker that does nothing.
 
-        A new run needs its store. A run that goes on does not: what it has to say waits in its folder until the
-        store answers.
+        A new run needs its store. A run that goes on does not, whether the store is away or refuses it (a deleted
+        experiment): what it has to say waits in its folder until the store takes it.
 
         Args:
             config: the `tracking` section.
@@ -89,9 +97,10 @@ class Tracker:
             run_id: the run to continue. One that the store lost becomes a new run, said aloud.
             params: the whole resolved configuration, nested.
             tags: set again at every start.
+            confirm: raises `LostLockError` where the run's folder has another owner by now.
 
         Raises:
-            ConfigError: the store cannot be opened.
+            ConfigError: a new run's store cannot be opened.
         """
         if not config.enabled:
             return NullTracker()
@@ -100,21 +109,21 @@ class Tracker:
         remote = uri.startswith(("http://", "https://"))
         artifacts = None if remote else (output_dir.resolve() / "mlartifacts").as_uri()
         opening = Opening(config.experiment, artifacts, run_name, run_id, params, tags)
-        opened = True
+        opened, delivery = True, Delivery(Store(uri), output_dir / run_name, run_id or "")
         try:
-            delivery = Delivery(Store(uri), output_dir / run_name, run_id or "")
             with environment(IMPATIENT, keep=True):
                 delivery.open(opening)
         except (AwayError, RefusedError) as error:
-            if not run_id or isinstance(error, RefusedError):
+            if not run_id:
                 raise ConfigError(
                     f"tracking.uri: cannot record the run in {without_secret(uri)!r} ({error}). "
                     "Correct the address or start the server, or train without MLflow (tracking.enabled=false) and "
                     "send the run afterwards with launchers/mlflow_sync.py"
                 ) from None
-            log.warning("MLflow (%s) is away, training goes on, what it records waits: %s", delivery.store.uri, error)
+            what = "refuses this run" if isinstance(error, RefusedError) else "is away"
+            log.warning("MLflow (%s) %s, training goes on, what it records waits: %s", delivery.store.uri, what, error)
             opened = False
-        return cls(delivery, opening, config, opened)
+        return cls(delivery, opening, config, opened, confirm)
 
     def ui_command(self) -> str:
         """The shell command that opens this store's page, or the address of a server; never a password."""
@@ -177,7 +186,7 @@ class Tracker:
 
     def _send_all(self) -> None:
         """The thread: until `close`, take what waits, send it; when the store is away, try less and less often."""
-        pause, away = 0.0, False
+        pause, away = 0.0, not self._opened  # which `start` has said
         while True:
             last = self._closing.wait(pause)
             if not last:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tests.e2e.commands import ROOT
+from training.cluster.hostlist import expand
 from training.cluster.nodes import Wanted, judge, local_problem
 from training.cluster.profile import ClusterProfile, load_profile, mebibytes, minutes
 from training.cluster.script import RunJob, evaluation_script, preparation_script, training_script
@@ -121,6 +122,8 @@ def test_a_password_comes_into_no_script(tmp_path: Path) -> None:
         ({"variables": {"URI": "https://me:pw@host"}}, "cluster.variables.URI: holds a password"),
         ({"sbatch": ["END"]}, "cluster.sbatch: 'END' is no option"),
         ({"nodes": 0}, "cluster.nodes: 0 is refused"),
+        ({"exclude": ["n[1-3"]}, "cluster.exclude: 'n[1-3' has brackets that do not match"),
+        ({"exclude": "n1,n[3-1]"}, "has the range 3-1, whose end is before its begin; write 1-3"),
     ],
 )
 def test_profiles_are_refused_with_field_rule_and_way_out(tmp_path: Path, values: dict[str, Any], said: str) -> None:
@@ -253,3 +256,69 @@ def test_starts_that_cannot_be_counted_are_not_tried_again(tmp_path: Path) -> No
     (line,) = count_starts(tmp_path, 2)
     assert "given up" in line
     assert "cannot be written" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("n1", ["n1"]),
+        ("node[1-3,7]", ["node1", "node2", "node3", "node7"]),
+        ("n[08-11]", ["n08", "n09", "n10", "n11"]),
+        ("r[1-2]n[01,3],m", ["r1n01", "r1n3", "r2n01", "r2n3", "m"]),
+        ("n[1-2]-ib, n[1-2]-ib", ["n1-ib", "n2-ib"]),
+        ("gpu-a.site,10.0.0.1", ["gpu-a.site", "10.0.0.1"]),
+    ],
+)
+def test_lists_of_nodes(text: str, names: list[str]) -> None:
+    assert expand([text]) == names
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["n[", "n]", "n[1[2]]", "n[]", "n[a-b]", "n[1-]", "a,,b", "a b", ",", "n[0-99999]", "n[1-300]m[1-300]"],
+)
+def test_lists_of_nodes_that_slurm_would_not_read(text: str) -> None:
+    with pytest.raises(ValueError, match=r"write|separate"):
+        expand([text])
+
+
+@pytest.mark.parametrize(
+    "exclude", [["node[1-3,7]"], "node[1-3,7]", "node1,node2, node3,node7", ["node[1-2]", "node[3,7]"]]
+)
+def test_excluded_nodes_are_the_same_however_they_are_written(exclude: Any, tmp_path: Path) -> None:
+    profile = change(LOCAL, tmp_path, exclude=exclude)
+    assert profile.excluded_nodes == ["node1", "node2", "node3", "node7"]
+    script = training_script(job(tmp_path), profile)
+    assert "exclude=node1,node2,node3,node7\n" in script
+    (line,) = (line for line in script.splitlines() if line.startswith("#SBATCH --exclude="))
+    assert expand([line.partition("=")[2]]) == profile.excluded_nodes
+
+
+def test_an_override_may_be_a_list_of_nodes() -> None:
+    assert load_profile(GPU, ["cluster.exclude=node[1-3,7]"]).excluded_nodes[-1] == "node7"
+
+
+SCONTROL = """#!/usr/bin/env python3
+import sys
+sys.path.insert(0, ROOT)
+from training.cluster.hostlist import expand
+assert sys.argv[1:3] == ["show", "hostnames"], sys.argv
+print(*expand([sys.argv[3]]), sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("exclude", ["", "n[1-2,4]"])
+def test_the_job_leaves_out_all_nodes_of_a_list(exclude: str, tmp_path: Path) -> None:
+    """In bash, with lists in the profile and in what a person wrote into the run's own file."""
+    profile = change(LOCAL, tmp_path, exclude=exclude or None)
+    text = (ROOT / "training" / "cluster" / "job.sh").read_text(encoding="utf-8")
+    function = text[text.index("excluded() {") : text.index("latest() {")]
+    command = tmp_path / "bin" / "scontrol"
+    command.parent.mkdir()
+    command.write_text(SCONTROL.replace("ROOT", repr(str(ROOT))))
+    command.chmod(0o755)
+    (tmp_path / "excluded-nodes").write_text("n[7-8]\nn1\n")
+    line = next(line for line in training_script(job(tmp_path), profile).splitlines() if line.startswith("exclude="))
+    shell = f"PATH={command.parent}:$PATH; state={tmp_path}\n{line}\n{function}\nexcluded"
+    done = subprocess.run(["bash", "-uc", shell], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == (["n1", "n2", "n4", "n7", "n8"] if exclude else ["n1", "n7", "n8"])

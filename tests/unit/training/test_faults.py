@@ -3,7 +3,6 @@
 import errno
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -22,7 +21,6 @@ from training.config import FaultConfig, read_yaml
 from training.errors import ConfigError, TrainingError
 from training.faults.anomalies import AnomalyDetector, LossGuard, read_skipped, write_skipped
 from training.faults.postmortem import is_full_disk, is_lost_peer, is_out_of_memory
-from training.faults.signals import StopSignal
 from training.faults.stragglers import slow_ranks
 from training.faults.watchdog import Beat, Watchdog
 
@@ -82,17 +80,6 @@ def test_a_loss_that_is_not_finite_has_no_finite_gradient(weight: float) -> None
     guard(x + weight).backward()  # its own gradient would be 1
     assert math.isfinite(float(x.grad)) == math.isfinite(weight)  # type: ignore[arg-type]
     assert guard.bad() == ([] if math.isfinite(weight) else [1])
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_is_noted_and_the_handlers_come_back(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with StopSignal() as stop:
-        assert not stop
-        os.kill(os.getpid(), number)
-        assert stop
-        assert stop.name == number.name
-    assert signal.getsignal(number) is before
 
 
 def test_errors_are_told_apart() -> None:

@@ -23,7 +23,7 @@ def reporter(tmp_path: Path) -> Reporter:
     return Reporter(config, 0, NullTracker())
 
 
-def full(*_: Any) -> NoReturn:
+def full(*_: Any, **__: Any) -> NoReturn:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -34,7 +34,7 @@ def test_a_picture_that_cannot_be_drawn_ends_nothing(
     monkeypatch.setattr(reporting, "plot_loss", full)
     reporter.evaluation(EvalRecord(1, 256, "warmup", 2.0))
     assert "loss.png cannot be drawn (OSError: [Errno 28] No space left on device)" in caplog.text
-    reporter.close("FAILED", "failed", 1)
+    reporter.close(facts.End("FAILED", "failed", 1), 1)
     assert facts.read_end(reporter.folder) == ("FAILED", "failed")
 
 
@@ -44,6 +44,6 @@ def test_a_full_disk_does_not_hide_why_a_run_ends(
     monkeypatch.setattr(reporting.log, "propagate", True)
     monkeypatch.setattr(reporter._metrics, "close", full)
     monkeypatch.setattr(facts, "write_end", full)
-    reporter.close("FAILED", "failed", 1)
+    reporter.close(facts.End("FAILED", "failed", 1), 1)
     assert "metrics.jsonl cannot be written" in caplog.text
     assert "ended.json cannot be written" in caplog.text

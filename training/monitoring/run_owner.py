@@ -1,0 +1,151 @@
+"""Who trains a run, and whether that process still lives."""
+
+import getpass
+import json
+import os
+import socket
+import sys
+import time
+import uuid
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from data_prep.files import parse_json
+from training.cluster.job_state import job_state
+
+Life = Literal["alive", "dead", "unknown"]
+# Slurm's states of a job whose processes have ended
+_ENDED = (
+    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL"),
+    *("DEADLINE", "PENDING", "REQUEUED", "REQUEUE_HOLD"),
+)
+
+
+@dataclass(frozen=True)
+class RunOwner:
+    """The process that has a run's folder to itself.
+
+    `boot_id` and `pid_namespace` say within which numbering of processes `pid` is one; containers on one machine share
+    the first and have each the second. Empty where the system does not tell.
+    """
+
+    token: str = ""  # of this process's claim, like no other
+    host: str = ""
+    boot_id: str = ""
+    pid_namespace: str = ""
+    pid: int = 0
+    process_start: int = 0  # clock ticks from boot to the start of the process
+    user: str = ""
+    program: str = ""
+    since: float = 0.0  # seconds since the epoch
+    slurm_job: str = ""
+    slurm_restart: int = 0  # how often Slurm has queued the job again
+    slurm_cluster: str = ""
+    released: bool = False  # it has come to its end
+
+    @classmethod
+    def this_process(cls) -> "RunOwner":
+        """Return this process, with a new token."""
+        env = os.environ
+        job = env.get("SLURM_JOB_ID", "")
+        if job and "SLURM_ARRAY_JOB_ID" in env:
+            job = f"{env['SLURM_ARRAY_JOB_ID']}_{env.get('SLURM_ARRAY_TASK_ID', '')}"
+        restart = env.get("SLURM_RESTART_COUNT", "0")
+        return cls(
+            token=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            boot_id=_text(Path("/proc/sys/kernel/random/boot_id")),
+            pid_namespace=_link(Path("/proc/self/ns/pid")),
+            pid=os.getpid(),
+            process_start=_process(os.getpid())[1],
+            user=_user(),
+            program=Path(sys.argv[0]).name,
+            since=time.time(),
+            slurm_job=job,
+            slurm_restart=int(restart) if restart.isdigit() else 0,
+            slurm_cluster=env.get("SLURM_CLUSTER_NAME", ""),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "RunOwner":
+        """Return what `to_json` wrote; whoever wrote something else is an owner of whom nothing is known."""
+        try:
+            raw: dict[str, Any] = parse_json(text)
+            found = {f.name: raw[f.name] for f in fields(cls) if type(raw.get(f.name)) is type(f.default)}
+            return cls(**found)
+        except (ValueError, AttributeError):
+            return cls()
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self)) + "\n"
+
+    def __str__(self) -> str:
+        program = f" ({self.program} of {self.user})" if self.program else ""
+        job = f", Slurm job {self.slurm_job}," if self.slurm_job else ""
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since))
+        return f"process {self.pid or '?'}{program} on {self.host or 'an unknown machine'}{job} since {since}"
+
+    @property
+    def way_to_stop(self) -> str:
+        if self.slurm_job:
+            return f"scancel {self.slurm_job}"
+        return f"kill -TERM {self.pid} on {self.host}" if self.pid else "stop the process that writes there"
+
+
+def life_of(owner: RunOwner, me: RunOwner) -> Life:
+    """Return whether the process `owner` lives, as far as `me` can tell.
+
+    - In the same numbering of processes: whether it is there and began when the owner began.
+    - An earlier start of the same Slurm job: dead, for Slurm ends all processes of a job before it starts it again.
+    - Another Slurm job: dead once Slurm says that the job has ended, alive while Slurm has it suspended.
+    - Else unknown: its heartbeat must tell.
+    """
+    if owner.boot_id and (owner.boot_id, owner.pid_namespace) == (me.boot_id, me.pid_namespace):
+        lives, start = _process(owner.pid)
+        return "alive" if lives and start == owner.process_start else "dead"
+    same_cluster = not (owner.slurm_cluster and me.slurm_cluster) or owner.slurm_cluster == me.slurm_cluster
+    if not owner.slurm_job or not same_cluster:
+        return "unknown"
+    if owner.slurm_job == me.slurm_job:
+        return "dead" if me.slurm_restart > owner.slurm_restart else "unknown"
+    try:
+        job = job_state(owner.slurm_job)
+    except ValueError:
+        return "unknown"
+    if job is not None and job.state == "SUSPENDED":
+        return "alive"
+    return "dead" if job is not None and job.state in _ENDED else "unknown"
+
+
+def _process(pid: int) -> tuple[bool, int]:
+    """Return whether a process lives, and the clock ticks from boot to its start.
+
+    A process that was killed but whose parent has not asked for its exit code lives no more, unless threads are left.
+    """
+    words = _text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()  # its name may hold spaces and parentheses
+    if len(words) < 20:
+        return False, 0
+    state, threads, start = words[0], int(words[17]), int(words[19])
+    return state not in "ZX" or threads > 1, start
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _link(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:
+        return ""
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's number without a name
+        return str(os.getuid())
