@@ -257,12 +257,13 @@ def _why_not(said: str) -> str:
     if match := re.search(r"too high \(\d+\).* <= (\d+)", said):
         return (
             f", more than the {match[1]} pieces that this text has; change vocab_size to {match[1]} or less, or add "
-            "text (sources, max_bytes, train_bytes)"
+            "text (sources, max_bytes, tokenizer.train_bytes)"
         )
     if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", said):
         return f", too few for the bytes and the characters of this text; change vocab_size to {match[1]} or more"
     reason = said.rpartition("] ")[2].strip() or "there is no text"
-    return f", and the text cannot fill it ({reason}); change vocab_size, or add text (sources, max_bytes, train_bytes)"
+    way = "change vocab_size, or add text (sources, max_bytes, tokenizer.train_bytes)"
+    return f", and the text cannot fill it ({reason}); {way}"
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:

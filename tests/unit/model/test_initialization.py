@@ -6,7 +6,7 @@ from torch import Tensor
 
 from model import LanguageModel, build_model
 from model.initialization import _skip, _unused
-from model.memory import Memory
+from model.memory.interface import Memory
 from tests.reference.small import KINDS, tiny
 
 SEED = 5
