@@ -14,6 +14,7 @@ from evaluation.babilong.simulator import simulate
 from evaluation.babilong.world import answer
 from experiments.babilong_parts.kinds import KINDS, SEGMENTS, Shape, model_config
 from experiments.babilong_parts.measuring import Asked, right_answers
+from experiments.babilong_parts.race import by_errors
 from experiments.babilong_parts.rows import BLOCK, Stage, Writer, make_block
 from experiments.babilong_parts.stories import TASKS, Material, story
 from experiments.babilong_parts.training import Learner, Recipe
@@ -132,3 +133,29 @@ def test_a_learner_goes_on_where_it_was_saved(tmp_path, material, writer):
         second.train(row)
     assert all(torch.equal(a, b) for a, b in zip(whole.net.parameters(), second.net.parameters(), strict=True))
     assert whole.step == second.step == 6
+
+
+def test_a_stage_of_short_stories_has_no_long_one(material, writer):
+    stage = Stage("short", (("qa1", 1.0),), facts=3)
+    full_stop = writer.tokenizer.encode("a.")[-1]
+    for row in make_block(writer, material, stage, (0, 0), 2, 128)[:8]:
+        for tokens, documents in zip(row.tokens[:, :-1], row.documents, strict=True):
+            facts = [int((tokens[documents == number] == full_stop).sum()) for number in np.unique(documents)]
+            assert max(facts) <= 3
+            assert np.mean(facts[:-1]) >= 2  # the last story of a row is cut by its end
+
+
+def test_tokens_go_to_the_tasks_in_proportion_to_their_errors(material, writer):
+    everything = Stage("all", tuple((task, 1.0) for task in TASKS))
+    right = {"qa1": 1.0, "qa2": 0.8, "qa3": 0.2, "qa4": 0.5, "qa5": 0.5}
+    stage = by_errors(everything, right)
+    shares = dict(stage.tasks)
+    assert sum(shares.values()) == pytest.approx(1.0, abs=0.03)
+    assert shares["qa3"] == pytest.approx(4 * shares["qa2"], rel=0.1)
+    assert 0 < shares["qa1"] < shares["qa2"]  # what is answered perfectly is not forgotten
+    assert stage.name != everything.name  # other rows
+    directions = writer.tokenizer.encode("a north")[-1]
+    rows = make_block(writer, material, stage, (0, 0), 2, 128)
+    of_qa4 = np.mean([directions in row.tokens[0, :64] for row in rows])
+    few = make_block(writer, material, by_errors(everything, right | {"qa4": 1.0}), (0, 0), 2, 128)
+    assert np.mean([directions in row.tokens[0, :64] for row in few]) < of_qa4
