@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test parity faults fuzz slow-test memory3-test slurm-test browser-test gpu-test lint bench gpu-bench \
+.PHONY: quickstart test parity faults fuzz slow-test memory3-test results-check slurm-test browser-test gpu-test lint bench gpu-bench \
     wheelhouse clean
 
 $(READY): setup.py constraints.txt
@@ -42,7 +42,7 @@ faults: $(READY)
 # inputs that nobody has typed yet, EXAMPLES of each kind: 100,000 take hours
 EXAMPLES ?= 100000
 fuzz: $(READY)
-	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/unit/test_fuzz*.py --timeout 0
+	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/unit/*/test_fuzz*.py --timeout 0
 
 slow-test: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 1800
@@ -63,6 +63,10 @@ browser-test: $(READY)
 # needs a CUDA device
 gpu-test: $(READY)
 	$(BIN)/python -m pytest -m gpu --timeout 600
+
+# a published number of docs/results.md is found again; BABI and BOOKS: folders with bAbI's tasks and the books
+results-check: $(READY)
+	$(BIN)/python experiments/results_check.py --babi $(BABI) --background $(BOOKS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -8,13 +8,15 @@ one of 2,048 pieces is trained on the text.
 
 import argparse
 import hashlib
+import sys
 import tempfile
 import time
 from itertools import islice
 from pathlib import Path
 
-from claims import claim
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.claims import claim
 from data_prep import Tokenizer, load_tokenizer
 from data_prep.tokenizers.tokenizer import train_sentencepiece
 from evaluation.babilong.background import Background, open_background

@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from claims import claim
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.claims import claim
 from data_prep.bank import Bank, BankWriter, MemoryShape, merge_bank
 
 SMALL = MemoryShape(layers=2, heads=1, tokens=8, width=16)

@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from claims import claim
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.claims import claim
 from training.batches import MicroBatch, StepBatch
 from training.checkpoint.folder import CheckpointFolder, RunState
 from training.config import RunConfig, parse_config
@@ -140,8 +140,8 @@ def main() -> None:
         for number in range(options.rounds + 1):
             seconds, size = measure(checkpoints, engine, batch, number + 1)
             if len(content) != size:  # as much memory as a checkpoint is read from
-                content = memoryview(torch.randint(0, 256, (size,), dtype=torch.uint8).numpy())
-            found = Round(*seconds, *plain_write(Path(scratch) / "plain", content))
+                content = memoryview(torch.randint(0, 256, (size,), dtype=torch.uint8).numpy().data)
+            found = Round(*(*seconds, *plain_write(Path(scratch) / "plain", content)))
             if number:
                 rounds.append(found)
                 print(

@@ -16,18 +16,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from claims import claim, interleaved_seconds
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.claims import claim, interleaved_seconds
+from benchmarks.data_scale import huge_manifest, save_manifest, tokenizing
+from data_prep import TokenStream
+from data_prep.shards.writer import ShardWriter
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from data_scale import huge_manifest, save_manifest, tokenizing  # noqa: E402
-
-from data_prep import TokenStream  # noqa: E402
-from data_prep.shards.writer import ShardWriter  # noqa: E402
-
 BATCH, LENGTH, BATCHES = 16, 2048, 3000
 TOKENS = 100_000_000
 SEED = 0

@@ -16,9 +16,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import sentencepiece
-from claims import claim
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from rich.console import Console
 
+from benchmarks.claims import claim
 from data_prep import Manifest, PrepareConfig, SourceConfig
 from data_prep.files import file_checksum
 from data_prep.preparation.prepare import Preparation

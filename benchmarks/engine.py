@@ -6,14 +6,15 @@ Ratios of medians, all contestants in turns in one process, fp32 on the CPU's co
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from claims import claim, interleaved_seconds
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.claims import claim, interleaved_seconds
 from model import LanguageModel, MemoryConfig, ModelConfig, build_model
 from model.cost import flops_per_token
 from training.batches import MicroBatch, StepBatch
@@ -128,13 +129,15 @@ class EngineStep:
 def main() -> None:
     torch.manual_seed(0)
     keep_freed_memory()
-    contestants = {
+    contestants: dict[str, Callable[[], object]] = {
         "plain loop, our Llama, packed documents": PlainLoop(build_model(MODEL), packed=True),
         "engine, our Llama, packed documents": EngineStep(),
         "plain loop, our Llama": PlainLoop(build_model(MODEL)),
         "plain loop, Hugging Face's Llama": HuggingFaceLoop(),
         "plain loop, segments of 128, no memory": PlainLoop(build_model(WITH_MEMORY["delta"], memory_on=False)),
-    } | {f"plain loop, segments of 128, {kind}": PlainLoop(build_model(WITH_MEMORY[kind])) for kind in WITH_MEMORY}
+    }
+    for kind, model in WITH_MEMORY.items():
+        contestants[f"plain loop, segments of 128, {kind}"] = PlainLoop(build_model(model))
     seconds = interleaved_seconds(list(contestants.values()))
     for name, value in zip(contestants, seconds, strict=True):
         print(f"{name:50s} {value * 1e3:8.1f} ms a step {BATCH * LENGTH / value:10,.0f} tokens/s")

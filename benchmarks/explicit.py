@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from claims import claim, interleaved_seconds
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.claims import claim, interleaved_seconds
 from model import LanguageModel, ModelConfig, StreamState, build_model
 from model.config import ExplicitConfig
 from model.explicit import References, write

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from claims import claim, interleaved_seconds
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.claims import claim, interleaved_seconds
 from model.linear import linear
 
 SHAPES = [(2048, 128, 688), (2048, 512, 512), (2048, 512, 2048), (2048, 2048, 2048)]  # rows, in, out

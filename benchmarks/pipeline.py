@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from claims import claim
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.claims import claim
 from training.batches import MicroBatch, StepBatch
 from training.config import RunConfig, parse_config
 from training.distributed.topology import RankInfo, initialize

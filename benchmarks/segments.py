@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from claims import claim, interleaved_seconds
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.claims import claim, interleaved_seconds
 from model import LanguageModel, MemoryConfig, ModelConfig, StreamState, build_model
 from model.generation import prefill
 from model.memory import RecurrentMemory, memories
@@ -64,7 +64,7 @@ def at_once_or_in_turn() -> None:
         for name, kind in KINDS.items():
             memory = memories(build_model(config(kind, segment, width)))[0]
             assert isinstance(memory, RecurrentMemory)
-            torch.nn.init.normal_(memory.out.weight, std=0.02)
+            torch.nn.init.normal_(memory.get_parameter("out.weight"), std=0.02)
             tokens = torch.randn(1, SEGMENTS * segment, width, requires_grad=True)
             steps = [memory_step(memory, tokens, segment, at_once) for at_once in (True, False)]
             together, in_turn = interleaved_seconds(steps, rounds=15)
@@ -95,7 +95,7 @@ def far_into_a_text() -> None:
     for name, kind in KINDS.items():
         net = build_model(config(kind, segment=256, width=256))
         for memory in memories(net):
-            torch.nn.init.normal_(memory.out.weight, std=0.02)
+            torch.nn.init.normal_(memory.get_parameter("out.weight"), std=0.02)
         ids = torch.randint(0, 512, (1, 65536), generator=torch.Generator().manual_seed(0))
         _, early = prefill(net, ids[:, :4096])
         logits, late = prefill(net, ids[:, 4096:], early)

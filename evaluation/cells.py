@@ -17,7 +17,7 @@ from evaluation.reader import Reader
 from evaluation.results import Row
 
 if TYPE_CHECKING:
-    from training.checkpoint.trained_model import Trained
+    from training.checkpoint.trained_model import LoadedModel
 
 HARNESS = "lm_eval:"  # before the name of a task of lm-evaluation-harness
 QUESTIONS = "nq"
@@ -43,7 +43,7 @@ class Cell:
     run: Callable[[Reader], Outcome]
 
 
-def harness_cell(trained: "Trained", task: str, samples: int, data: Path | None, include: Path | None) -> Cell:
+def harness_cell(trained: "LoadedModel", task: str, samples: int, data: Path | None, include: Path | None) -> Cell:
     """A task of lm-evaluation-harness, `task` with HARNESS before its name; shots are the task's own.
 
     Raises `DataError` when the harness is not installed.

@@ -24,7 +24,7 @@ from evaluation.results import ModelFacts, Results, Row, load_results
 from evaluation.suite import Suite, answers_path
 from evaluation.tables import show
 from model.config import ModelConfig
-from training.checkpoint.trained_model import Trained, load_trained
+from training.checkpoint.trained_model import LoadedModel, load_model
 from training.config import RunConfig
 
 
@@ -44,7 +44,7 @@ def evaluate(
     """
     console = console or Console()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trained = load_trained(checkpoint, device)
+    trained = load_model(checkpoint, device)
     suite = Suite(options, trained, trained.tokenizer(data), exercise_layout(trained.config), data)
     output = output or default_output(trained.path, options)
     results = begin(output, trained, options, suite, device, command)
@@ -73,7 +73,7 @@ def default_output(checkpoint: Path, options: Options) -> Path:
 
 
 def begin(
-    output: Path, trained: Trained, options: Options, suite: Suite, device: torch.device, command: str
+    output: Path, trained: LoadedModel, options: Options, suite: Suite, device: torch.device, command: str
 ) -> Results:
     """The results at `output`, to be gone on with, or new ones."""
     fresh = Results(
@@ -111,7 +111,7 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return {**old, **new, **both}
 
 
-def model_facts(trained: Trained, options: Options) -> ModelFacts:
+def model_facts(trained: LoadedModel, options: Options) -> ModelFacts:
     config = trained.config.model
     return ModelFacts(
         name=trained.config.run.name,

@@ -21,7 +21,7 @@ import torch
 from data_prep import Tokenizer
 from evaluation.reader import Reader
 from evaluation.results import Row, share_row
-from training.checkpoint.trained_model import Trained, load_trained
+from training.checkpoint.trained_model import LoadedModel, load_model
 from training.errors import BAD_INPUT, EXIT_BAD_INPUT, ConfigError, TrainingError
 
 try:
@@ -45,7 +45,7 @@ class HarnessModel(TemplateLM):
 
     def __init__(
         self,
-        checkpoint: "str | Trained",
+        checkpoint: "str | LoadedModel",
         batch_size: int | str = 8,
         device: str | None = None,
         data: str | None = None,
@@ -55,7 +55,7 @@ class HarnessModel(TemplateLM):
         moved; max_batch_size: given by the harness, not needed."""
         super().__init__()
         if isinstance(checkpoint, str):
-            checkpoint = load_trained(Path(checkpoint), torch.device(device) if device else None)
+            checkpoint = load_model(Path(checkpoint), torch.device(device) if device else None)
         self.ids: Tokenizer = checkpoint.tokenizer(Path(data) if data else None)
         self.reader = Reader(checkpoint.net, 8 if batch_size == "auto" else int(batch_size))
 
@@ -157,7 +157,7 @@ class _Wanted:
 
 
 def run_harness(
-    checkpoint: "Path | Trained",
+    checkpoint: "Path | LoadedModel",
     tasks: Sequence[str],
     limit: int | None = None,
     shots: int | None = None,

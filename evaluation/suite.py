@@ -19,7 +19,7 @@ from evaluation.options import Options
 from evaluation.perplexity import Documents, loss_by_position, rows_of, series_of
 from evaluation.reader import Reader
 from evaluation.retrieval import BM25, Dense, Retriever
-from training.checkpoint.trained_model import Trained
+from training.checkpoint.trained_model import LoadedModel
 
 _AROUND = 300  # tokens of a prompt beside the context, for the estimate of time
 _SUBJECT = 200  # questions of a subject, about
@@ -30,7 +30,7 @@ class Suite:
     """The cells of some options. Raises `DataError` at once where files are missing."""
 
     options: Options
-    trained: Trained
+    trained: LoadedModel
     tokenizer: Tokenizer
     layout: str
     data: Path | None = None

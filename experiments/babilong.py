@@ -2,7 +2,7 @@
 
     python experiments/babilong.py --babi BABI --background BOOKS --work FOLDER
     python experiments/babilong.py --size gpu --workers 8 --batch 8 …    one CUDA device, all kinds side by side
-    python experiments/babilong.py --kinds delta+sparse rmt:128:3e-4 …   KIND[+sparse][:SEGMENT[:LEARNING RATE]]
+    python experiments/babilong.py --kinds delta+sparse rmt:128:3e-4 …   KIND[+sparse][+spanN][:SEGMENT[:LEARNING RATE]]
 
 Rows of exercises are made while the models train: bAbI's training facts (names exchanged) and simulated ones, questions
 of every kind a story answers after any fact, book sentences between them in the last stage.  Questions to evaluate with
@@ -12,14 +12,17 @@ is in FOLDER/log.jsonl.
 """
 
 import argparse
+import os
+import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -50,7 +53,8 @@ def main() -> None:
     began = time.monotonic()
     options.work.mkdir(parents=True, exist_ok=True)
     log, shape = open_log(options.work / "log.jsonl"), SIZES[options.size]
-    train_tokenizer(options)
+    log({"command": sys.argv, "began": time.strftime("%Y-%m-%d %H:%M"), "machine": machine(device)})
+    train_tokenizer(options.tokenizer, options.babi, options.books)
     places = Places(options.babi, options.books, options.tokenizer)
     racers = [Racer(entry, shape, options.batch, options.steps, device, options.work) for entry in options.entries]
     for racer in racers:
@@ -64,9 +68,19 @@ def main() -> None:
         feed.close()
         for length, samples in later.result():
             for racer in racers:
-                log({"entry": racer.entry.name, "length": length, **racer.measure(samples)})
+                count = {"samples": min(map(len, samples.values()))}
+                log({"entry": racer.entry.name, "length": length, **count, **racer.measure(samples)})
     for racer in racers:
         racer.save()
+        save_file(racer.learner.net.state_dict(), options.work / f"{racer.entry.name}.safetensors")
+
+
+def machine(device: torch.device) -> str:
+    """What the numbers were measured on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cores = os.cpu_count()
+    return f"{platform.processor() or platform.machine()}, {cores} cores, {torch.get_num_threads()} threads"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -102,41 +116,51 @@ def check(options: argparse.Namespace) -> None:
     missing = [f"{task}_train.txt" for task in TASKS if not (options.babi / f"{task}_train.txt").is_file()]
     if missing:
         raise DataError(f"--babi: {options.babi} has no {', '.join(missing)}; name the folder with bAbI's en-10k files")
-    books = sorted(options.background.glob("*.txt"))
-    if len(books) < 5:
-        raise DataError(f"--background: {options.background} has {len(books)} *.txt files, but every fifth is held out")
+    options.books, options.held_out = split_books(options.background)
     if options.size == "gpu" and not torch.cuda.is_available():
         raise DataError("--size gpu: this machine has no CUDA device; use --size cpu")
-    options.books = tuple(str(path) for index, path in enumerate(books) if index % 5 != 4)
-    options.held_out = tuple(str(path) for index, path in enumerate(books) if index % 5 == 4)
     options.tokenizer = options.work / "tokenizer.model"
     options.entries = [entry for text in options.kinds for entry in entries(text, options.peaks, options.seeds)]
     options.lengths = [(name, int(count)) for name, _, count in (text.partition(":") for text in options.lengths)]
     options.keep = 10**6 if options.size == "gpu" else 4  # blocks of rows in memory
 
 
+def split_books(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Books to train on, and those to evaluate in.  Raises `DataError` when there are fewer than five."""
+    books = sorted(folder.glob("*.txt"))
+    if len(books) < 5:
+        raise DataError(f"--background: {folder} has {len(books)} *.txt files, but every fifth is held out")
+    train = tuple(str(path) for index, path in enumerate(books) if index % 5 != 4)
+    return train, tuple(str(path) for path in books[4::5])
+
+
 def entries(text: str, peaks: list[float], seeds: list[int]) -> list[Entry]:
-    """The models that KIND[+sparse][:SEGMENT[:LEARNING RATE]] stands for."""
+    """The models that KIND[+sparse][+spanN][:SEGMENT[:LEARNING RATE]] stands for."""
     name, *rest = text.split(":")
-    wanted, _, sparse = name.partition("+")
+    wanted, *more = name.split("+")
     found: list[Kind] = [kind for kind in KINDS if kind == wanted]
-    if not found or sparse not in ("", "sparse") or (sparse and wanted != "delta"):
-        raise DataError(f"--kinds: {text!r} names no kind; known are {', '.join(KINDS)}, delta+sparse")
+    spans = [int(word[4:]) for word in more if word[:4] == "span" and word[4:].isdigit()]
+    sparse = "sparse" in more
+    if not found or len(more) != len(spans) + sparse or (sparse and wanted != "delta"):
+        raise DataError(
+            f"--kinds: {text!r} names no kind; known are {', '.join(KINDS)}, delta+sparse, and each with +span2 or the "
+            "like: segments that attention sees"
+        )
     segment = int(rest[0]) if rest else SEGMENTS[found[0]][0]
     rates = [float(rest[1])] if len(rest) > 1 else peaks
-    return [Entry(found[0], segment, peak, seed, bool(sparse)) for peak in rates for seed in seeds]
+    return [Entry(found[0], segment, peak, seed, sparse, max(spans, default=1)) for peak in rates for seed in seeds]
 
 
-def train_tokenizer(options: argparse.Namespace) -> None:
+def train_tokenizer(path: Path, babi: Path, books: Sequence[str]) -> None:
     """2,048 pieces, of facts, questions and answers of every task beside as much of the training books."""
-    if options.tokenizer.is_file():
+    if path.is_file():
         return
-    source = Generated(Generator(None, None, 0, "train"), str(options.babi))  # type: ignore[arg-type]
+    source = Generated(Generator(None, None, 0, "train"), str(babi))  # type: ignore[arg-type]
     questions = chain.from_iterable(islice(source.questions(task), 1000) for task in TASKS)
     facts = (" ".join((*question.facts, question.question, question.answer)) for question in questions)
-    sentences = open_background(options.books).sentences(Keyed("tokenizer", 0), 100_000)
+    sentences = open_background(list(books)).sentences(Keyed("tokenizer", 0), 100_000)
     texts: Iterable[str] = chain(facts, islice(sentences, 20_000))
-    train_sentencepiece(texts, 2048, options.tokenizer)
+    train_sentencepiece(texts, 2048, path)
 
 
 def cells(

@@ -78,11 +78,11 @@ def main() -> int:
 
 def act(arguments: argparse.Namespace) -> None:
     from training.checkpoint.remote import local_copy
-    from training.checkpoint.trained_model import find_checkpoint, load_trained
+    from training.checkpoint.trained_model import find_checkpoint, load_model
     from training.huggingface.export import export
     from training.tracking.registry import register_model, registry_of
 
-    trained = load_trained(find_checkpoint(local_copy(arguments.source, "PATH")))
+    trained = load_model(find_checkpoint(local_copy(arguments.source, "PATH")))
     tokenizer = None if arguments.no_tokenizer else trained.tokenizer(arguments.data)
     if arguments.register:
         registry_of(trained.path)  # refuses before anything is written

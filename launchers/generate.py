@@ -75,12 +75,12 @@ def stream(arguments: argparse.Namespace) -> None:
     import torch
 
     from model.generation import Sampling, generate
-    from training.checkpoint.trained_model import load_trained
+    from training.checkpoint.trained_model import load_model
 
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
     prompt = read_prompt(arguments.prompt[0], arguments.prompt_file)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trained = load_trained(run_folder(arguments), device)
+    trained = load_model(run_folder(arguments), device)
     tokenizer = trained.tokenizer(arguments.data)
     ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
     started = time.perf_counter()
@@ -113,11 +113,11 @@ def batch(arguments: argparse.Namespace) -> None:
     from evaluation.memories import open_source
     from model.explicit.generation import generate_with_memory
     from model.generation import Sampling
-    from training.checkpoint.trained_model import load_trained
+    from training.checkpoint.trained_model import load_model
 
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
     texts = [read_prompt(text, arguments.prompt_file) for text in arguments.prompt]
-    trained = load_trained(run_folder(arguments), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    trained = load_model(run_folder(arguments), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     tokenizer = trained.tokenizer(arguments.data)
     prompts = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]
     source = None

@@ -61,10 +61,10 @@ def interpret(arguments: argparse.Namespace) -> None:
     from evaluation.interpret.page import write_page
     from launchers.generate import read_prompt
     from model.generation import Sampling, generate
-    from training.checkpoint.trained_model import load_trained
+    from training.checkpoint.trained_model import load_model
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trained = load_trained(arguments.checkpoint, device)
+    trained = load_model(arguments.checkpoint, device)
     tokenizer = trained.tokenizer(arguments.data)
     ids = [tokenizer.bos_id, *tokenizer.encode(read_prompt(arguments.prompt, arguments.prompt_file))]
     if len(ids) > LONGEST:

@@ -95,11 +95,11 @@ def write_bank(options: argparse.Namespace) -> None:
     from evaluation.memories import as_stored, write_memories
     from model.explicit.references import memory_shape
     from model.fingerprint import weights_fingerprint
-    from training.checkpoint.trained_model import load_trained
+    from training.checkpoint.trained_model import load_model
 
     device = share_device(options.part)
     store = ReferenceStore(options.references)
-    trained = load_trained(options.checkpoint, device)
+    trained = load_model(options.checkpoint, device)
     check_model(trained.net, store, trained.tokenizer().fingerprint, options.checkpoint)
     console = Console(stderr=True, quiet=options.part > 0)
     with console.status("training the codec"):

@@ -1,4 +1,4 @@
-"""Which weights a model has, in a few letters: what was written by one model is read by no other."""
+"""A short hash of a model's weights, so that memories written by one model are never read by another."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Token by token from a prompt of any length, in constant memory: what is carried is the state."""
+"""Generate token by token from a prompt of any length, in constant memory: only the model's state is kept."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -47,7 +47,8 @@ class MicroBatch:
         return self._each(lambda x: x.pin_memory())
 
     def scaled(self, factor: float) -> "MicroBatch":
-        """With weights times `factor`, in page-locked memory where they were: from other memory a GPU's copy waits."""
+        """Return a copy whose weights are multiplied by `factor`; pinned weights stay pinned, so that the copy to a GPU
+        does not block."""
         weights = self.weights * factor
         return replace(self, weights=weights.pin_memory() if self.weights.is_pinned() else weights)
 

@@ -76,7 +76,7 @@ class StderrHandler(logging.StreamHandler[TextIO]):
 
 
 class QuietFileHandler(logging.FileHandler):
-    """A log that cannot be written is no news of its own: what its full disk stops says so itself."""
+    """A file handler that stays silent when a line cannot be written: the write that a full disk stops reports it."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
         """Nothing, where logging would print two tracebacks a line."""

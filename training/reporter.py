@@ -88,7 +88,7 @@ class Reporter:
             self._tracker.metrics(step, {PASSED_OVER: 1.0}, always=True)
 
     def _plot(self) -> None:
-        """The picture; no run ends for want of one."""
+        """Draw loss.png; a failure to draw it is logged and does not end the run."""
         picture = self.folder / "loss.png"
         try:
             plot_loss(self.folder / "metrics.jsonl", picture)

@@ -17,10 +17,10 @@ from training.distributed.devices import peak_flops
 from training.distributed.topology import Topology, broadcast
 from training.engine import Engine, StepResult, build_engine
 from training.errors import EXIT_FINISHED, EXIT_RUN_AGAIN, TrainingError
-from training.faults.anomalies import Judge, read_skipped, write_skipped
-from training.faults.postmortem import not_finite
+from training.faults.anomalies import AnomalyDetector, read_skipped, write_skipped
+from training.faults.postmortem import gather_nonfinite_report
 from training.faults.signals import StopSignal
-from training.faults.stragglers import Pace
+from training.faults.stragglers import StragglerDetector
 from training.faults.watchdog import Watchdog
 from training.huggingface.weights import load_folder
 from training.logs import without_secrets
@@ -60,7 +60,7 @@ class Trainer:
         self.references = open_references(config, self.stream)
         micro_batch_size, share = config.training.micro_batch_size, topology.segment_share
         self.prefetcher = Prefetcher(self.stream, micro_batch_size, share, self.references)
-        self.judge = Judge(config.faults)
+        self.anomalies = AnomalyDetector(config.faults)
         self.skipped = set(read_skipped(self.folder))
         self.stopping = 0  # number of a signal that all ranks know of
         self.engine: Engine | None = None
@@ -113,14 +113,14 @@ class Trainer:
         self._bring_in_weights(engine, phase, at)
         counts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in engine.counts().items())
         self.reporter.note(f"phase {phase.name}: {phase.steps} steps; on this rank: {counts}")
-        self.judge.new_phase()
-        self.pace = Pace(engine.module, self.topology, self.config.faults.slow_factor)
+        self.anomalies.new_phase()
+        self.stragglers = StragglerDetector(engine.module, self.topology, self.config.faults.slow_factor)
         end = self.step - at.phase_step + phase.steps
         while self.step < end and not self._stopped():
             if not self._train_step(engine, phase):
                 break
             self._after_step(engine, phase, at_end=self.step == end)
-        self.pace.close()
+        self.stragglers.close()
         engine.close()
         self.engine = None
 
@@ -166,17 +166,19 @@ class Trainer:
         lr = learning_rate(phase.lr, tokens_in_phase, phase.steps * phase.tokens_per_step)
         self._beat("step", phase, self.step + 1)
         result = engine.train_step(batch, lr)
-        if slow := self.pace.after_step():
+        if slow := self.stragglers.compare_ranks():
             self.reporter.note(slow)
-        verdict = self.judge.verdict(self.step + 1, result.loss, result.grad_norm, self.signal.number)
-        self.stopping = self.stopping or verdict.stop
+        decision = self.anomalies.decide(self.step + 1, result.loss, result.grad_norm, self.signal.number)
+        self.stopping = self.stopping or decision.stop
         self.step += 1
-        if verdict.spike:
+        if decision.spike:
             self._roll_back(result.loss)
             return False
-        if not verdict.finite:
-            text = not_finite(self.step, phase.name, result, engine.guard, share.indices, self.config, self.topology)
-            if self.judge.too_many_bad:
+        if not decision.finite:
+            text = gather_nonfinite_report(
+                self.step, phase.name, result, engine.guard, share.indices, self.config, self.topology
+            )
+            if self.anomalies.too_many_bad:
                 raise TrainingError(f"{text}; {self._way_out()}")
             self.reporter.note(f"{text}; its update is left out")
         self._report(result, phase, lr, waited, time.perf_counter() - started)
@@ -192,7 +194,7 @@ class Trainer:
         """Back to the last checkpoint; the batches that led here will be passed over, in later lives too."""
         last = self.checkpoints.wait()
         spike, back_to = self.step, step_of(last) if last else 0
-        self.skipped |= set(self.judge.roll_back(spike, back_to))
+        self.skipped |= set(self.anomalies.roll_back(spike, back_to))
         if self.topology.is_main:
             self.reporter.confirm()
             write_skipped(self.folder, sorted(self.skipped))

@@ -3,6 +3,7 @@
 import inspect
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -77,8 +78,8 @@ def packed(tensors: list[Tensor], documents: Tensor) -> Callable[[], None]:
         from torch.nn.attention.varlen import varlen_attn
 
         q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in tensors)  # [B*L, H, d]
-        more = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-        out = varlen_attn(q, k, v, ends, ends, length, length, window_size=(-1, 0), **more)
+        more: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+        out: Any = varlen_attn(q, k, v, ends, ends, length, length, window_size=(-1, 0), **more)
         out.backward(out)
 
     length = documents.size(1)

@@ -84,7 +84,7 @@ def plain_step(config: RunConfig, phase: int, setting: Setting, compiled: bool) 
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
-            torch._foreach_copy_(weights, masters)
+            torch._foreach_copy_(weights, [*masters])  # type: ignore[arg-type]
         return float(total)
 
     yield step, sum(p.numel() for p in weights)
@@ -116,6 +116,6 @@ def micro_loss(net: LanguageModel, compiled: bool) -> Callable[[MicroBatch], Ten
 def compile_layers(net: LanguageModel) -> None:
     for layer in net.layers:
         if hasattr(layer, "compile_block"):
-            layer.compile_block()
+            layer.compile_block()  # type: ignore[operator]
         else:
             layer.compile(backend="inductor" if torch.cuda.is_available() else "eager")

@@ -31,13 +31,14 @@ class Stage:
 
     tasks: each with its share of the tokens of facts and questions (a story of qa4 is a fifth as long as one of qa3).
     noise: book tokens among a story's facts, as (share of the stories, most tokens); what is left of the shares is
-    without.
+    without.  facts: most facts of a story, which is cut after 2 to so many; None: stories are whole.
     """
 
     name: str
     tasks: tuple[tuple[str, float], ...]
     noise: tuple[tuple[float, int], ...] = ()
     simulated: float = 0.5
+    facts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,8 @@ def make_block(
             while filled <= length:
                 task = min(made, key=lambda name: (made[name], rng.random()))
                 turns = story(task, material, rng, stage.simulated)
+                if stage.facts is not None:
+                    turns = turns[: rng.randint(2, stage.facts)]
                 noise = writer.noise(_noise_tokens(stage, rng), rng)
                 ids, told = writer.story(turns, noise, rng)
                 made[task] += (len(ids) - sum(map(len, noise))) / dict(stage.tasks)[task]

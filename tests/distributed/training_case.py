@@ -71,7 +71,7 @@ def step_batch(
         parts = [t[:, :-1][:, own], before, t[:, 1:][:, own], weights]
         if explicit is not None:
             parts += [x[rows] for x in _references(step, documents, explicit)]
-        micro_batches.append(MicroBatch(*(x.contiguous() for x in parts)))
+        micro_batches.append(MicroBatch(*(x.contiguous() for x in parts)))  # type: ignore[arg-type]
     return StepBatch(micro_batches)
 
 

@@ -33,12 +33,12 @@ class AtSteps:
 
         def train_step(trainer: Any, engine: Any, phase: Any) -> bool:
             if self.first <= trainer.step + 1 <= self.last:
-                plain = engine._normalised
-                engine._normalised = lambda batch: change(plain(batch))
+                plain = engine._normalise_by_global_tokens
+                engine._normalise_by_global_tokens = lambda batch: change(plain(batch))
                 try:
                     return original(trainer, engine, phase)
                 finally:
-                    engine._normalised = plain
+                    engine._normalise_by_global_tokens = plain
             return original(trainer, engine, phase)
 
         Trainer._train_step = train_step  # type: ignore[method-assign]

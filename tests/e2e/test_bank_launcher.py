@@ -13,7 +13,7 @@ from evaluation.questions import MODES
 from evaluation.results import load_results
 from model.fingerprint import weights_fingerprint
 from tests.e2e.commands import GENERATE, PRETRAIN, ROOT, Done, run_warm
-from training.checkpoint.trained_model import load_trained
+from training.checkpoint.trained_model import load_model
 
 pytestmark = pytest.mark.memory3
 PREPARE, WRITE, EVALUATE = (ROOT / "launchers" / f"{name}.py" for name in ("prepare_data", "write_bank", "evaluate"))
@@ -52,7 +52,7 @@ def write(folder: Path, output: str, *arguments: str, checkpoint: str = "runs/ru
 
 
 def opened(folder: Path, output: str) -> Bank:
-    net = load_trained(folder / "runs" / "run").net
+    net = load_model(folder / "runs" / "run").net
     return Bank(folder / output, weights_fingerprint(net))
 
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.e2e.commands import ROOT, reproducible, run_warm
 from tests.e2e.lives import Site, difference, life, steps_so_far, through
-from training.checkpoint.trained_model import load_trained
+from training.checkpoint.trained_model import load_model
 
 CHECKPOINT = ROOT / "launchers" / "checkpoint.py"
 STEPS = 12
@@ -63,7 +63,7 @@ def test_the_average_starts_another_run(site: Site, tmp_path: Path) -> None:
     target = tmp_path / "soup"
     command(site, "average", str(target), *(str(step(site, number)) for number in (4, 5)))
     paths = (step(site, 4), step(site, 5), target)
-    first, second, mean = (dict(load_trained(path).net.named_parameters()) for path in paths)
+    first, second, mean = (dict(load_model(path).net.named_parameters()) for path in paths)
     for name, value in mean.items():
         assert torch.allclose(value, (first[name] + second[name]) / 2, atol=1e-7), name
     begun = through(site, "begun", f"phases.0.init_from=checkpoint:{target}", "training.stop_after_steps=1", ranks=1)

@@ -24,8 +24,8 @@ from evaluation.suite import Cell
 from launchers import babilong
 from launchers.evaluate import main
 from tests.e2e.commands import PRETRAIN, run_warm
-from tests.unit.test_mmlu import ROWS
-from training.checkpoint.trained_model import Trained, load_trained
+from tests.unit.evaluation.test_mmlu import ROWS
+from training.checkpoint.trained_model import LoadedModel, load_model
 
 PIECES, LENGTH, BATCH, STEPS = 440, 128, 16, 110
 ROOMS = {"bathroom", "bedroom", "garden", "hallway", "kitchen", "office"}
@@ -75,15 +75,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(place: Path) -> Trained:
-    return load_trained(place / "runs" / "tiny")
+def trained(place: Path) -> LoadedModel:
+    return load_model(place / "runs" / "tiny")
 
 
 def evaluate(place: Path, *arguments: str, code: int = 0) -> None:
     assert main(["--checkpoint", str(place / "runs" / "tiny"), *arguments]) == code
 
 
-def say(trained: Trained, tokenizer: Tokenizer, row: dict[str, str]) -> str:
+def say(trained: LoadedModel, tokenizer: Tokenizer, row: dict[str, str]) -> str:
     """Greedy text after an exercise's prompt, everything read anew for every token."""
     ids = [tokenizer.bos_id, *tokenizer.encode(f"{row['input']}\n{row['question']}\n")]
     before = len(ids)
@@ -102,7 +102,7 @@ def naive_official(output: str, row: dict[str, str]) -> bool:
 
 
 def test_finetuned_scores_are_those_of_a_loop_over_the_same_files(
-    place: Path, trained: Trained, tmp_path: Path
+    place: Path, trained: LoadedModel, tmp_path: Path
 ) -> None:
     output = tmp_path / "scores.json"
     arguments = ["--tasks", "babilong/qa1", "--lengths", "0k,150", "--mode", "finetuned", "--batch-size", "5"]
@@ -125,7 +125,7 @@ def test_finetuned_scores_are_those_of_a_loop_over_the_same_files(
     assert all(share is not None and 0 < share < 1 for share in shares)  # a model that is right at times
 
 
-def test_finetuned_prompt_is_the_training_samples_beginning(place: Path, trained: Trained) -> None:
+def test_finetuned_prompt_is_the_training_samples_beginning(place: Path, trained: LoadedModel) -> None:
     """Every prompt, answer and end that evaluation would make stands in the training data, token for token."""
     tokenizer = trained.tokenizer()
     stream = TokenStream(place / "data", sequence_length=LENGTH, seed=0)

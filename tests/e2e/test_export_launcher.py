@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.e2e.commands import GENERATE, ROOT, Done, run_warm
 from tests.e2e.lives import Site, through
 from training.checkpoint.folder import latest_checkpoint
-from training.checkpoint.trained_model import load_trained
+from training.checkpoint.trained_model import load_model
 
 pytestmark = pytest.mark.usefixtures("code_cache")
 EXPORT, IMPORT = ROOT / "launchers" / "export.py", ROOT / "launchers" / "import_hf.py"
@@ -53,14 +53,14 @@ def test_the_memory_goes_out_writes_the_same_text_and_comes_back(site: Site) -> 
     written = net.generate(**ids, max_new_tokens=60, do_sample=False)[0]
     arguments = ("--prompt", PROMPT, "--max-tokens", "60", "--temperature", "0")
     ours = command(site, GENERATE, "--checkpoint", "runs/whole", *arguments).out.removesuffix("\n")
-    own = load_trained(last(site, "whole")).tokenizer()
+    own = load_model(last(site, "whole")).tokenizer()
     assert ours == own.decode([id for id in written.tolist() if id not in (own.bos_id, own.eos_id)])
 
     # back into a run of one step that moves nothing: backbone and memory are the exported ones
     still = ("phases.1.lr.peak=1e-12", "phases.0.lr.peak=1e-12", "training.weight_decay=0", "phases.0.memory=true")
     begun = through(site, "back", f"phases.0.init_from=hf:{folder}", "training.stop_after_steps=1", *still, ranks=1)
     assert begun.codes == [75], begun.text()
-    before, after = (dict(load_trained(last(site, n)).net.named_parameters()) for n in ("whole", "back"))
+    before, after = (dict(load_model(last(site, n)).net.named_parameters()) for n in ("whole", "back"))
     assert before.keys() == after.keys() and any(".memory." in name for name in before)
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, atol=1e-8, rtol=1e-6, msg=name)

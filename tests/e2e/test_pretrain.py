@@ -538,10 +538,10 @@ def test_seed_decides_the_drawn_text(text: Generate) -> None:
 
 
 def test_prompt_of_several_segments_is_continued_as_the_model_says(finished: Path, text: Generate) -> None:
-    from training.checkpoint.trained_model import load_trained
+    from training.checkpoint.trained_model import load_model
 
     prompt = "".join(f"    def method_{number}(self):\n        return {number}\n" for number in range(8))
-    trained = load_trained(finished)
+    trained = load_model(finished)
     tokenizer = trained.tokenizer()
     ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
     assert len(ids) > 5 * SEGMENT

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ MOMENTS = {  # of the parameters for which 0 and 0.3 would be out of the ordinar
 }
 
 
-def tiny(memory: MemoryConfig = NONE, **changes) -> ModelConfig:
+def tiny(memory: MemoryConfig = NONE, **changes: Any) -> ModelConfig:
     """Two layers with weights large enough that attention is far from uniform and logits are of order one."""
     shape = {
         "vocab_size": VOCAB,

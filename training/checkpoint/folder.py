@@ -31,7 +31,7 @@ from training.checkpoint.manifest import (
 )
 from training.checkpoint.run_state import RunState, read_run_state
 from training.checkpoint.safe_reader import read_metadata
-from training.checkpoint.shards import Box, boxes
+from training.checkpoint.shards import TensorShard, boxes
 from training.checkpoint.staging import Part, Staging
 from training.checkpoint.writer import Writer, has_pointer
 from training.distributed.devices import use_device
@@ -113,7 +113,7 @@ class CheckpointFolder:
         return self.last
 
     def _write(self, parts: list[Part], rng: Tensor, copied: threading.Event, state: RunState) -> Path:
-        def share() -> list[Box]:
+        def share() -> list[TensorShard]:
             try:
                 return list(self._boxes(parts, rng))
             finally:  # training goes on whatever happened: a failure is said on every rank by `wait`
@@ -130,7 +130,7 @@ class CheckpointFolder:
         return path
 
     def _parts(self, engine: Engine) -> Iterator[Part]:
-        """What this rank keeps; several ranks' equal ones are written once."""
+        """Yield the tensors that this rank writes; a tensor that several ranks hold is written by one of them."""
         elsewhere = self._written_by_earlier_stages(engine)
         for key, start, values in engine.own_state():
             name = key.partition("/")[0]
@@ -139,13 +139,13 @@ class CheckpointFolder:
                 dim = parameter.partition_dim if is_sharded(parameter) else None  # type: ignore[attr-defined]
                 yield Part(key, engine.shapes[name], start, values, dim)
 
-    def _boxes(self, parts: list[Part], rng: Tensor) -> Iterator[Box]:
+    def _boxes(self, parts: list[Part], rng: Tensor) -> Iterator[TensorShard]:
         """Copies of the parts, as boxes of whole tensors."""
         tensor = self.topology.tensor
         for part, copy in zip(parts, self._staging.copy(parts), strict=True):
             yield from boxes(part.key, part.shape, part.start, copy, part.sharded_dim, tensor.rank, tensor.size)
         if self.topology.is_main:
-            yield Box(RNG_KEY, rng.size(), torch.Size([0]), rng)
+            yield TensorShard(RNG_KEY, rng.size(), torch.Size([0]), rng)
 
     def _written_by_earlier_stages(self, engine: Engine) -> set[str]:
         """Tied weights: the first stage that has them writes them, for ZeRO cuts them differently on each."""

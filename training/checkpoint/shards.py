@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 
 
 @dataclass(frozen=True)
-class Box:
+class TensorShard:
     """A part of the tensor `key`: where it begins in the whole tensor, of shape `size`, and its values."""
 
     key: str
@@ -55,7 +55,7 @@ def _in_row(
 
 def boxes(
     key: str, shape: tuple[int, ...], start: int, values: Tensor, sharded_dim: int | None, rank: int, ranks: int
-) -> Iterator[Box]:
+) -> Iterator[TensorShard]:
     """The boxes of `values`, elements from `start` on of this tensor-parallel rank's tensor of `shape`.
 
     sharded_dim: the dimension that `ranks` tensor-parallel ranks share evenly, this one being `rank`; None: not shared.
@@ -67,14 +67,14 @@ def boxes(
     for offsets, sizes in boxes_of_range(shape, start, start + values.numel()):
         count = math.prod(sizes)
         place = torch.Size(o + s for o, s in zip(offsets, shift, strict=True))
-        yield Box(key, torch.Size(size), place, values[done : done + count].view(sizes))
+        yield TensorShard(key, torch.Size(size), place, values[done : done + count].view(sizes))
         done += count
 
 
 class SharePlanner(DefaultSavePlanner):
     """Tells torch.distributed.checkpoint to write the boxes; those that several ranks hold are written once."""
 
-    def __init__(self, share: list[Box]) -> None:
+    def __init__(self, share: list[TensorShard]) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
         self._share = {(box.key, box.offsets): box for box in share}
 
@@ -88,12 +88,12 @@ class SharePlanner(DefaultSavePlanner):
 
 
 def _alone(values: Tensor) -> Tensor:
-    """The same memory as a tensor whose storage is nothing but it: of a part of a storage DCP would write a copy."""
+    """Return a tensor with its own storage over the same memory; DCP would copy a view."""
     own = torch.from_numpy(values.reshape(-1).view(torch.uint8).numpy())
     return own.view(values.dtype).view(values.shape)
 
 
-def _write_item(box: Box) -> WriteItem:
+def _write_item(box: TensorShard) -> WriteItem:
     chunk = ChunkStorageMetadata(box.offsets, box.values.size())
     data = TensorWriteData(chunk, TensorProperties.create_from_tensor(box.values), box.size)
     return WriteItem(MetadataIndex(box.key, box.offsets), WriteItemType.SHARD, tensor_data=data)

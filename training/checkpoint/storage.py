@@ -1,4 +1,4 @@
-"""torch.distributed.checkpoint's files: their checksums are taken while they are written, and closed means on disk."""
+"""Files of torch.distributed.checkpoint: hashed while they are written, and synced to disk before they are closed."""
 
 import io
 import os

@@ -27,7 +27,7 @@ from training.checkpoint.manifest import (
 )
 from training.checkpoint.run_state import RunState, read_run_state
 from training.checkpoint.safe_reader import read_metadata
-from training.checkpoint.shards import Box, SharePlanner
+from training.checkpoint.shards import SharePlanner, TensorShard
 from training.checkpoint.writer import Storage
 from training.errors import ConfigError
 
@@ -94,7 +94,7 @@ def average(sources: Sequence[Path], target: Path) -> None:
             value = torch.empty(shape)
             load_tensors({name: value}, path)
             total += value
-        boxes.append(Box(name, shape, torch.Size([0] * len(shape)), (total / len(sources)).float()))
+        boxes.append(TensorShard(name, shape, torch.Size([0] * len(shape)), (total / len(sources)).float()))
     state = replace(states[-1], optimizer_steps={}, mlflow_run_id="")
     with made(target) as partial, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # DCP's, of typed storage and of a single process

@@ -14,7 +14,7 @@ from training.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Trained:
+class LoadedModel:
     """A model in evaluation mode, with what it was trained as."""
 
     net: LanguageModel
@@ -58,7 +58,7 @@ def find_checkpoint(path: Path) -> Path:
     )
 
 
-def load_trained(path: Path, device: torch.device | None = None) -> Trained:
+def load_model(path: Path, device: torch.device | None = None) -> LoadedModel:
     """Load a run's latest checkpoint, or the one named."""
     checkpoint = find_checkpoint(path)
     verify(checkpoint)
@@ -70,4 +70,4 @@ def load_trained(path: Path, device: torch.device | None = None) -> Trained:
     memory_on = explicit or any(is_memory_name(name) for name in stored_names(checkpoint))
     net = LanguageModel(config.model, memory_on=memory_on)
     load_weights(checkpoint, dict(net.named_parameters()))
-    return Trained(net.to(device or torch.device("cpu")).eval(), config, state, checkpoint)
+    return LoadedModel(net.to(device or torch.device("cpu")).eval(), config, state, checkpoint)

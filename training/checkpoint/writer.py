@@ -27,7 +27,7 @@ from training.checkpoint.manifest import (
     steps_of,
     write_manifest,
 )
-from training.checkpoint.shards import Box, SharePlanner
+from training.checkpoint.shards import SharePlanner, TensorShard
 from training.checkpoint.storage import Storage, without_crc32
 from training.errors import TrainingError
 
@@ -46,7 +46,7 @@ class Writer:
         self.is_main = group.rank() == 0
         self._step = 0  # of the checkpoint in writing
 
-    def write(self, share: Callable[[], list[Box]], step: int, state: dict[str, Any]) -> Path:
+    def write(self, share: Callable[[], list[TensorShard]], step: int, state: dict[str, Any]) -> Path:
         """Write this rank's `share` of step `step` and make it the latest.  Collective.
 
         share: called once, before anything else.  Raises `TrainingError` on every rank when it failed on any; the
@@ -54,7 +54,7 @@ class Writer:
         """
         self._step, final = step, self.folder / f"step-{step:08d}"
         aside = self.folder / f".{final.name}{PARTIAL}"
-        own: list[Box] = []
+        own: list[TensorShard] = []
 
         def copied() -> int:
             own.extend(share())

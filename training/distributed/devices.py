@@ -25,7 +25,10 @@ def use_device(device: torch.device) -> None:
 
 
 def is_busy(device: torch.device) -> bool:
-    """Whether a GPU has not done all that was begun on it, as a collective is not that waits for other ranks."""
+    """Return True while the default CUDA stream of `device` has unfinished kernels; False on a CPU.
+
+    The watchdog uses it to tell waiting for other ranks from a hang.
+    """
     try:
         return device.type == "cuda" and not torch.cuda.default_stream(device).query()
     except RuntimeError:  # it is broken; who asks explains another failure

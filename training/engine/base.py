@@ -104,8 +104,8 @@ class Engine(ABC):
         for memory in memories(self.module):
             memory.take_gates()  # forget what evaluations left
         self.guard.begin()
-        loss = self._forward_backward(self._normalised(batch))
-        return StepResult(float(loss), float(self.ds.get_global_grad_norm() or 0.0), self._gates())
+        loss = self._forward_backward(self._normalise_by_global_tokens(batch))
+        return StepResult(float(loss), float(self.ds.get_global_grad_norm() or 0.0), self._reduce_gate_means())
 
     def evaluate(self, batch: StepBatch, wipe_memory: bool = False) -> float:
         """Loss in nats per token over all ranks' batches.  Collective."""
@@ -113,11 +113,11 @@ class Engine(ABC):
         if wipe_memory:
             batch = StepBatch([micro.without_references() for micro in batch.micro_batches])
         with context, torch.no_grad():
-            loss = float(self._forward(self._normalised(batch)))
+            loss = float(self._forward(self._normalise_by_global_tokens(batch)))
         self.module.train()
         return loss
 
-    def _normalised(self, batch: StepBatch) -> StepBatch:
+    def _normalise_by_global_tokens(self, batch: StepBatch) -> StepBatch:
         """Weights such that the mean over micro-batches and replicas is the sum over all valid labels,
         divided once by their global number: a token counts the same in whatever micro-batch it is."""
         valid = torch.tensor(batch.valid, dtype=torch.float64, device=self.topology.device)
@@ -125,7 +125,7 @@ class Engine(ABC):
         scale = len(batch.micro_batches) * self.topology.replicas.size() / max(1.0, float(valid))
         return StepBatch([micro.scaled(scale) for micro in batch.micro_batches])
 
-    def _gates(self) -> dict[str, float]:
+    def _reduce_gate_means(self) -> dict[str, float]:
         """Gate means over all layers, micro-batches and ranks."""
         if not self.phase.memory:
             return {}

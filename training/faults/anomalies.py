@@ -56,7 +56,7 @@ class _PoisonedUnlessFinite(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class StepDecision:
     """What all ranks agreed on after a step."""
 
     finite: bool
@@ -64,7 +64,7 @@ class Verdict:
     stop: int  # number of a signal that reached one of them, else 0
 
 
-class Judge:
+class AnomalyDetector:
     """Looks at every step's loss; its answers are the same on all ranks."""
 
     def __init__(self, config: FaultConfig) -> None:
@@ -74,10 +74,10 @@ class Judge:
         self._bad_steps: deque[int] = deque()
 
     def new_phase(self) -> None:
-        """The usual loss is another one."""
+        """Clear the loss history: the previous phase's median does not apply to this one."""
         self._losses.clear()
 
-    def verdict(self, step: int, loss: float, grad_norm: float, stop: int) -> Verdict:
+    def decide(self, step: int, loss: float, grad_norm: float, stop: int) -> StepDecision:
         """Agree on the step just taken; `stop` is the number of a signal that came, else 0.  Collective."""
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
         flags = torch.tensor([not finite, finite and self._is_spike(loss), stop], dtype=torch.int32)
@@ -89,7 +89,7 @@ class Judge:
             self._losses.append(loss)
         while self._bad_steps and self._bad_steps[0] <= step - AMONG:
             self._bad_steps.popleft()
-        return Verdict(not bad, bool(spike and not bad), stop)
+        return StepDecision(not bad, bool(spike and not bad), stop)
 
     @property
     def too_many_bad(self) -> bool:

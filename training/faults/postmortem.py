@@ -14,7 +14,7 @@ from training.faults.anomalies import LossGuard
 _FULL = ("out of memory", "can't allocate memory", "not enough memory")
 
 
-def not_finite(
+def gather_nonfinite_report(
     step: int, phase: str, result: StepResult, guard: LossGuard, share: range, config: RunConfig, topology: Topology
 ) -> str:
     """Who had which losses that were not finite, by rank and sample.  Collective."""

@@ -16,8 +16,8 @@ EVERY = 20  # steps between two comparisons
 LEAST = 0.002  # seconds a step; differences below are the clock's
 
 
-class Pace:
-    """Times this rank's forward passes: of a step, they are what does not wait for gradients of other ranks."""
+class StragglerDetector:
+    """Time this rank's forward passes, the only part of a step that does not wait for gradients of other ranks."""
 
     def __init__(self, module: nn.Module, topology: Topology, factor: float) -> None:
         self.topology, self.factor = topology, factor
@@ -39,7 +39,7 @@ class Pace:
         else:
             self._seconds += time.perf_counter() - self._started
 
-    def after_step(self) -> str:
+    def compare_ranks(self) -> str:
         """Every so many steps: which ranks are slow, or nothing.  Collective."""
         self._steps += 1
         if self._steps < EVERY:

@@ -22,7 +22,7 @@ from model.hub import llama_names, split
 from model.llama_config import to_llama
 from model.network import LanguageModel
 from training.checkpoint.tools import made
-from training.checkpoint.trained_model import Trained
+from training.checkpoint.trained_model import LoadedModel
 from training.errors import ConfigError
 from training.huggingface.logits import check_difference, largest_difference, load_in_transformers
 from training.huggingface.model_card import model_card
@@ -60,13 +60,13 @@ class Exported:
     exact_tokens: int | None
 
 
-def form_of(trained: Trained) -> Form:
+def form_of(trained: LoadedModel) -> Form:
     """What a checkpoint becomes unless told otherwise: a plain Llama when it has no memory."""
     return "memtrain" if trained.net.memory_parameters() or trained.net.explicit else "llama"
 
 
 def export(
-    trained: Trained,
+    trained: LoadedModel,
     target: Path,
     tokenizer: Tokenizer | None,
     form: Form | None = None,
@@ -128,7 +128,7 @@ def _named(net: LanguageModel, form: Form) -> Iterator[tuple[str, Tensor]]:
             yield from split(name, parameter, net.config)
 
 
-def _config(trained: Trained, form: Form, dtype: str) -> dict[str, Any]:
+def _config(trained: LoadedModel, form: Form, dtype: str) -> dict[str, Any]:
     model = trained.net.config
     if form == "llama":
         return to_llama(model, _exact_tokens(trained), dtype)
@@ -149,13 +149,13 @@ def _config(trained: Trained, form: Form, dtype: str) -> dict[str, Any]:
     }
 
 
-def _exact_tokens(trained: Trained) -> int:
+def _exact_tokens(trained: LoadedModel) -> int:
     """A plain Llama attends to everything, ours to `attention_span` segments: up to there they are the same."""
     model = trained.net.config
     return min(model.attention_span * model.segment_length, trained.config.data.sequence_length)
 
 
-def _prove(trained: Trained, folder: Path, form: Form, dtype: str, tolerance: float) -> Exported:
+def _prove(trained: LoadedModel, folder: Path, form: Form, dtype: str, tolerance: float) -> Exported:
     """Load the folder as a user would, and compare the logits."""
     net, segment = trained.net, trained.net.config.segment_length
     if form == "llama":

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from training.checkpoint.trained_model import Trained
+from training.checkpoint.trained_model import LoadedModel
 
 if TYPE_CHECKING:
     from training.huggingface.export import Exported
@@ -45,7 +45,7 @@ there, `launchers/generate.py --bank` retrieves and reads while it generates.
 """
 
 
-def model_card(trained: Trained, exported: "Exported", dtype: str, name: str) -> str:
+def model_card(trained: LoadedModel, exported: "Exported", dtype: str, name: str) -> str:
     """Markdown."""
     config, memory = trained.net.config, trained.net.config.memory
     kind = memory.kind + (f", flow {memory.flow or 'time'}" if memory.kind == "lm2" else "")

@@ -1,0 +1,90 @@
+"""What people mistype: the launchers name it, end with code 2 and write nothing."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep.bank import BankWriter
+from data_prep.errors import DataError
+from evaluation.report import page
+from evaluation.report.page import write_report
+from training.errors import ConfigError, output_folder
+
+LAUNCHERS = Path(__file__).parents[3] / "launchers"
+
+
+def command(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    main = runpy.run_path(str(LAUNCHERS / name), run_name="launcher")["main"]
+    try:
+        return int(main(arguments) if name in ("plan.py", "inspect_data.py", "evaluate.py") else main())
+    except SystemExit as end:  # argparse's
+        return int(end.code or 0)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A file where a folder is wanted."""
+    path = tmp_path / "file"
+    path.write_text("")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("check_nodes.py", ["FILE"], "RESULTS: FILE cannot be made"),
+        ("plan.py", ["--config", "configs/quickstart.yaml", "--scale", "8", "--out", "FILE/x"], "--out: FILE/x cannot"),
+        (
+            "plan.py",
+            ["--config", "configs/quickstart.yaml", "phases=[{"],
+            "override: 'phases=[{': what follows = is no",
+        ),
+        (
+            "plan.py",
+            ["--config", "configs/quickstart.yaml", "--devices", "cpu:2", "--scale", "8"],
+            "cpu is this machine",
+        ),
+        ("checkpoint.py", ["verify", "FILE/nothere"], "PATH: FILE/nothere does not exist"),
+        ("generate.py", ["--checkpoint", "runs/x", "--max-tokens", "-3"], "--max-tokens: -3 must not be negative"),
+        ("generate.py", ["--checkpoint", "runs/x", "run.name=y"], "run.name=y: overrides go with --config"),
+        ("evaluate.py", ["--checkpoint", "runs/x", "--top-k", "3"], "--top-k belongs to retrieval; add --retrieval"),
+        ("checkpoint.py", ["average", "FILE/new", "runs/x"], "give two checkpoints or more"),
+        ("ablation.py", ["--config", "configs/ablation/figure5_small.yaml", "--cluster", "FILE/no"], "--cluster"),
+        (
+            "pretrain.py",
+            ["--config", "configs/quickstart.yaml", "--training.precision=bf16"],
+            "overrides have no dashes: training.precision=bf16",
+        ),
+        ("export.py", ["runs/x", "OUT", "--shard-size", "5XB"], "--shard-size: '5XB' is no size"),
+    ],
+)
+def test_a_mistake_is_named(
+    name: str,
+    arguments: list[str],
+    said: str,
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(LAUNCHERS.parent)
+    assert command(monkeypatch, name, *[part.replace("FILE", str(file)) for part in arguments]) == 2
+    assert said.replace("FILE", str(file)) in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_refused(file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--output: .* cannot be made .*; give another folder"):
+        output_folder(file, "--output")
+
+
+def test_a_report_names_its_folder(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "load_runs", lambda _: [])
+    with pytest.raises(ConfigError, match=r"--output: .* cannot be made"):
+        write_report([], file, "corrected", "")
+
+
+def test_a_bank_names_its_folder(file: Path) -> None:
+    with pytest.raises(DataError, match="cannot be made"):
+        BankWriter(file, (1, 2, 1, 2, 4), "float32", "model", "references")
