@@ -60,14 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     # Imports after the arguments: --help answers at once.
     from training.distributed.ranks import RankInfo
-    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, RankError, TrainingError
+    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, EXIT_INTERRUPTED, RankConfigError, RankError, TrainingError
 
     rank = 0
     try:
         rank = RankInfo.discover(arguments.local_rank).rank
         return launch(arguments)
     except BAD_INPUT as error:
-        if rank == 0:
+        if rank == 0 or isinstance(error, RankConfigError):
             print(error, file=sys.stderr)
         else:
             time.sleep(3)  # the launcher ends all ranks when one has left: rank 0 speaks first
@@ -76,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rank == 0 or isinstance(error, RankError):
             print(f"failed: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # once the run has begun, Ctrl-C saves it
+        print("interrupted before the run began; nothing was changed", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def launch(arguments: argparse.Namespace) -> int:

@@ -10,6 +10,10 @@ class ConfigError(ValueError):
     """A run configuration that cannot be used; one line a problem: field, value, rule, way out."""
 
 
+class RankConfigError(ConfigError):
+    """A mistake that one rank alone sees, which it must tell itself."""
+
+
 def output_folder(folder: Path, option: str) -> Path:
     """`folder`, made where it was missing; raises `ConfigError` naming `option` when nothing can be written there."""
     try:
@@ -31,4 +35,5 @@ BAD_INPUT = (ConfigError, ModelError, DataError)  # exit code 2: nothing was wri
 
 EXIT_FINISHED = 0
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130  # a shell's code for SIGINT
 EXIT_RUN_AGAIN = 75  # saved before the end: the same command continues

@@ -14,8 +14,8 @@ from training.config import RunConfig
 from training.distributed.devices import is_busy, keep_freed_memory, keep_imports
 from training.distributed.ranks import RankInfo
 from training.distributed.topology import Topology, broadcast, initialize
-from training.errors import EXIT_FINISHED, ConfigError, RankError, TrainingError
-from training.faults.signals import EXIT_INTERRUPTED, StopSignal
+from training.errors import EXIT_FINISHED, EXIT_INTERRUPTED, ConfigError, RankError, TrainingError
+from training.faults.signals import StopSignal
 from training.faults.watchdog import EXIT_HANGING, Watchdog
 from training.logs import quiet_libraries, setup_logging
 from training.monitoring.run_lock import RunLock, refuse_living_owner

@@ -13,6 +13,7 @@ from tests.e2e.commands import losses, wait_until
 from tests.e2e.injected import OutOfMemory
 from tests.e2e.lives import Life, Site, life, steps_so_far, through
 
+pytestmark = pytest.mark.timeout(600)
 STEPS = 400  # more than a run gets done before it is stopped
 
 
@@ -27,7 +28,7 @@ def ended(run: Path) -> dict[str, Any]:
 
 def trains(running: Life, step: int = 2) -> None:
     """Wait until it has done some steps."""
-    wait_until(lambda: running.over or steps_so_far(running.run_folder) >= step, 100, "the first steps")
+    wait_until(lambda: running.over or steps_so_far(running.run_folder) >= step, 240, "the first steps")
     assert not running.over, running.text()
 
 

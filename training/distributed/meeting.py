@@ -12,7 +12,7 @@ from functools import partial
 import torch.distributed as dist
 
 from training.distributed.ranks import RankInfo
-from training.errors import ConfigError, RankError, TrainingError
+from training.errors import ConfigError, RankConfigError, RankError, TrainingError
 
 FIRST_WORD = 5.0  # seconds that a rank waits before it says so; each pause is then twice the one before
 LONGEST_PAUSE = 300.0
@@ -134,7 +134,7 @@ def _reach(info: RankInfo, wait: Wait) -> dist.Store:
 
 def _arrive(store: dist.Store, info: RankInfo) -> None:
     if store.add(f"{_ARRIVED}/{info.rank}", 1) > 1:
-        raise ConfigError(
+        raise RankConfigError(
             f"RANK: {info.rank} on {platform.node()}, but another process at {info.master_addr}:{info.master_port} is "
             "this rank already; give each process its own number, and each start a MASTER_PORT of its own"
         )

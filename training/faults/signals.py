@@ -10,10 +10,11 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from training.errors import EXIT_INTERRUPTED
+
 HANDLED = (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 # nohup ignores the first for its command, a shell both for commands in the background: they are left ignored
 _KEPT_IGNORED = (signal.SIGHUP, signal.SIGINT)
-EXIT_INTERRUPTED = 128 + signal.SIGINT
 # A launcher passes on the Ctrl-C that the terminal has sent to its ranks already: so soon after it is the same one.
 SAME_SECONDS = 0.5
 
