@@ -79,9 +79,9 @@ def read_argument(text: str) -> Any:
         try:
             node = yaml.compose(stripped, Loader=_Loader)
         except yaml.YAMLError:
-            return Plain(text)
+            return Plain(text)  # begins with a quote, but is no text in quotes
         if isinstance(node, yaml.ScalarNode) and node.end_mark.index == len(stripped):
-            return _Values().of(node)
+            return read_yaml(stripped)
     return Plain(text)
 
 

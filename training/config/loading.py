@@ -147,6 +147,8 @@ def explain(problem: Any, root: type[BaseModel] | None = None) -> str:
         case "value_error":
             text = str(problem["ctx"]["error"])
             return text if not where else f"{where}: {_shown(problem['input'])}{text}"
+        case "path_type":  # pydantic's sentence names Python's class
+            return f"{where}: {problem['input']!r} is refused: input must be a valid path"
     return f"{where}: {problem['input']!r} is refused: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 

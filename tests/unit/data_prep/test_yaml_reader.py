@@ -60,6 +60,12 @@ def test_quotes_around_a_whole_override_are_taken_off(text: str, meant: str) -> 
     assert fit(read_argument(text), str | None) == meant
 
 
+@pytest.mark.parametrize("text", ['"a\\ud800"', '"\\0"', "a\0", "\ud800", "[a", "{a: 1, a: 2}", "[" * 60])
+def test_an_override_that_no_field_takes_is_refused(text: str) -> None:
+    with pytest.raises(YamlError):
+        read_argument(text)
+
+
 @pytest.mark.parametrize(
     ("text", "kind", "number"),
     [

@@ -119,7 +119,7 @@ def test_overrides(place: Path, key: str, text: str) -> None:
     if config is None:
         return
     found = at(config, key)
-    quoted = text.strip()[:1] in ("'", '"') and found != text
+    quoted = text.strip()[:1] in ("'", '"') and str(found) != text
     typed = yaml.load(text, Loader=yaml.BaseLoader) if quoted or in_brackets(text) else text
     if FIELDS[key] == "weights":
         assert found is None or {name: float(value) for name, value in typed.items()} == found
@@ -215,7 +215,7 @@ def test_cluster_profiles(place: Path, key: str, text: str, in_file: bool) -> No
         return
     assert isinstance(profile, ClusterProfile)
     found = profile.variables["A"] if key == "variables.A" else at(profile, key)
-    if quoted and not in_file and found != text:
+    if quoted and not in_file and str(found) != text:
         typed = yaml.load(text, Loader=yaml.BaseLoader)
     assert is_as_typed(found, typed, PROFILE[key], quoted), (found, typed)
     assert minutes(profile.time) * 60 > profile.signal_seconds
