@@ -19,7 +19,7 @@ from benchmarks.claims import claim, interleaved_seconds
 from model import LanguageModel, MemoryConfig, ModelConfig, StreamState, build_model
 from model.generation import prefill
 from model.memory.interface import RecurrentMemory, memories
-from model.segments import pieces
+from model.segments import spans
 from training.distributed.devices import keep_freed_memory
 
 SEGMENTS = 32
@@ -45,12 +45,12 @@ def config(memory: MemoryConfig, segment: int, width: int) -> ModelConfig:
 
 def memory_step(memory: RecurrentMemory, tokens: Tensor, segment: int, at_once: bool) -> Callable[[], None]:
     """Forward and backward of one memory module over all segments."""
-    cut = list(pieces(0, tokens.size(1), segment, 1, in_turn=not at_once))
+    cut = list(spans(0, tokens.size(1), segment, 1, in_turn=not at_once))
 
     def step() -> None:
         state, outputs = memory.initial_state(tokens), []
-        for piece in cut:
-            output, state = memory(tokens[:, piece.begin : piece.end], piece, state)
+        for span in cut:
+            output, state = memory(tokens[:, span.begin : span.end], span, state)
             outputs.append(output)
         torch.cat(outputs, dim=1).square().mean().backward()
 

@@ -6,17 +6,17 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.explicit.attend import Extra
-from model.layout import Layout
 from model.parallel import ColumnParallel, RowParallel
+from model.parallel_context import ParallelContext
 from model.rope import rotate
 from model.sdpa import sdpa, varlen
-from model.segments import Piece, windows
+from model.segments import SegmentSpan, windows
 
 
 class Attention(nn.Module):
     """Llama's attention; heads are split over the tensor-parallel ranks."""
 
-    def __init__(self, config: ModelConfig, layout: Layout) -> None:
+    def __init__(self, config: ModelConfig, layout: ParallelContext) -> None:
         super().__init__()
         self.config, self.layout, tp = config, layout, layout.tensor
         self.group = config.num_heads // config.num_kv_heads  # query heads per key/value head
@@ -26,15 +26,15 @@ class Attention(nn.Module):
         )
         self.out = RowParallel(config.num_heads * config.head_width, config.hidden_size, tp)
 
-    def forward(self, h: Tensor, piece: Piece, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, h: Tensor, span: SegmentSpan, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """h [B, n, D] normalised, copied into the tensor-parallel region; cached keys and values [B, c, Hkv/tp, d].
 
         Returns this rank's partial output [B, n, D], and the keys and values [B, kept, Hkv/tp, d] to carry.
         """
-        q, k, v = self.project(h, piece.start, piece.rotary)
+        q, k, v = self.project(h, span.start, span.rotary)
         k, v = torch.cat((keys, k), dim=1), torch.cat((values, v), dim=1)  # [B, c+n, Hkv, d]
-        context = self.layout.inner(self.attend, q, k, v, piece)
-        first = k.size(1) - piece.kept
+        context = self.layout.inner(self.attend, q, k, v, span)
+        first = k.size(1) - span.kept
         return self.out(context), k[:, first:], v[:, first:]
 
     def project(self, h: Tensor, start: int, rotary: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,20 +52,20 @@ class Attention(nn.Module):
         q, k, v = qkv.split((self.group, 1, 1), dim=3)
         return q.flatten(2, 3), k.squeeze(3), v.squeeze(3)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, piece: Piece, extra: Extra | None = None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, span: SegmentSpan, extra: Extra | None = None) -> Tensor:
         """q [B, n, H, d], k and v [B, c+n, Hkv, d] -> [B, n, H*d].  extra: keys of references before each segment."""
-        batch, segments = q.size(0), piece.segments
-        if piece.padding:
-            k, v = (F.pad(x, (0, 0, 0, 0, piece.padding, 0)) for x in (k, v))
-        if extra is None and piece.cuts is not None:
-            k, v = (windows(x, piece).flatten(0, 2) for x in (k, v))  # [B*S*W, Hkv, d]
-            longest = (piece.length // segments, piece.window)
-            return varlen(q.flatten(0, 1), k, v, piece.cuts, longest).flatten(1).unflatten(0, (batch, -1))
+        batch, segments = q.size(0), span.segments
+        if span.padding:
+            k, v = (F.pad(x, (0, 0, 0, 0, span.padding, 0)) for x in (k, v))
+        if extra is None and span.cuts is not None:
+            k, v = (windows(x, span).flatten(0, 2) for x in (k, v))  # [B*S*W, Hkv, d]
+            longest = (span.length // segments, span.window)
+            return varlen(q.flatten(0, 1), k, v, span.cuts, longest).flatten(1).unflatten(0, (batch, -1))
         # fold the segments into the batch: [B*S, H, n/S or W, d]
         q = q.unflatten(1, (segments, -1)).flatten(0, 1).transpose(1, 2)
-        k, v = (windows(x, piece).flatten(0, 1).transpose(1, 2) for x in (k, v))
+        k, v = (windows(x, span).flatten(0, 1).transpose(1, 2) for x in (k, v))
         if extra is None:
-            mask = piece.attention_mask(q.device)
+            mask = span.attention_mask(q.device)
             mask = mask if mask is None else mask.unsqueeze(2)
         else:
             mask = extra.mask

@@ -45,7 +45,7 @@ class ExplicitConfig(BaseModel):
         "its own tokens were the query for",
     )
 
-    def hosts(self, num_layers: int) -> tuple[int, ...]:
+    def memory_layers(self, num_layers: int) -> tuple[int, ...]:
         """Indices of the memory layers, in order."""
         match self.layers:
             case "half":
@@ -113,7 +113,7 @@ class ModelConfig(BackboneConfig):
                 f"{explicit.reference_length}: lower explicit.tokens"
             )
         lists = {
-            "layers": (explicit.hosts(self.num_layers), self.num_layers, "num_layers"),
+            "layers": (explicit.memory_layers(self.num_layers), self.num_layers, "num_layers"),
             "kv_heads": (explicit.heads(self.num_kv_heads), self.num_kv_heads, "num_kv_heads"),
         }
         for name, (chosen, count, field) in lists.items():

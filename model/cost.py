@@ -61,8 +61,8 @@ def roles(config: ModelConfig, memory_on: bool) -> list[Role]:
     """The role of each decoder layer."""
     if not memory_on:
         return [Role()] * config.num_layers
-    hosts = config.memory.hosts(config.num_layers)
-    reads = config.explicit.hosts(config.num_layers) if config.explicit else ()
+    hosts = config.memory.memory_layers(config.num_layers)
+    reads = config.explicit.memory_layers(config.num_layers) if config.explicit else ()
     last = max(reads, default=-1)
     return [
         Role(i in hosts, i in reads, "whole" if i < last else "keys" if i == last else "none")
@@ -72,7 +72,7 @@ def roles(config: ModelConfig, memory_on: bool) -> list[Role]:
 
 def layer_parameters(config: ModelConfig, memory_on: bool) -> list[Parameters]:
     """Parameters of each layer.  A tied head counts with the embedding; a last stage apart from it holds a copy."""
-    hosts = config.memory.hosts(config.num_layers) if memory_on else frozenset()
+    hosts = config.memory.memory_layers(config.num_layers) if memory_on else frozenset()
     table = Parameters(split=config.vocab_size * config.hidden_size)
     backbone = Parameters(split=sum(_backbone_weights(config)), whole=2 * config.hidden_size)
     decoders = [

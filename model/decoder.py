@@ -13,11 +13,11 @@ from model.config import ModelConfig
 from model.explicit.attend import attend, encode
 from model.explicit.memory import Memory
 from model.explicit.reading import Reading
-from model.layout import Layout
 from model.memory.interface import RecurrentMemory
 from model.memory.sequential import SequentialMemory
 from model.parallel import ColumnParallel, RMSNorm, RowParallel, TensorParallel, VocabParallel
-from model.segments import Piece
+from model.parallel_context import ParallelContext
+from model.segments import SegmentSpan
 from model.state import LayerState
 
 
@@ -44,7 +44,7 @@ class DecoderLayer(nn.Module):
     whose segments are computed one after the other are entered by `step` instead of `forward`.
     """
 
-    def __init__(self, config: ModelConfig, layout: Layout, index: int, memory_on: bool) -> None:
+    def __init__(self, config: ModelConfig, layout: ParallelContext, index: int, memory_on: bool) -> None:
         super().__init__()
         self.config, self.layout, self.index, self.tp = config, layout, index, layout.tensor
         tp = self.tp
@@ -52,7 +52,7 @@ class DecoderLayer(nn.Module):
         self.attention = Attention(config, layout)
         self.mlp_norm = new_norm(config, tp)
         self.mlp = SwiGLU(config, tp)
-        hosts = config.memory.hosts(config.num_layers) if memory_on else frozenset()
+        hosts = config.memory.memory_layers(config.num_layers) if memory_on else frozenset()
         self.memory = config.memory.build(config, layout, index == min(hosts)) if index in hosts else None
         self._compiled: Callable[..., tuple[Tensor, LayerState]] | None = None
 
@@ -65,18 +65,18 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        pieces: Sequence[Piece],
+        spans: Sequence[SegmentSpan],
         state: LayerState | None = None,
         reading: Reading | None = None,
     ) -> tuple[Tensor, LayerState]:
-        """The residual stream of L tokens, cut into pieces -> ([B, L, D], state after the last piece).
+        """The residual stream of L tokens, cut into spans -> ([B, L, D], state after the last span).
 
         With sequence parallelism the stream is this rank's [B, L/tp, D]; attention, feed-forward and memory see all L.
         reading: of a model with explicit memory, where what travels behind the tokens (`model.explicit.attend`) goes
         through the block with them; references end with the last memory layer.
         """
         block = self._compiled or self._eager
-        hidden, state = block(hidden, pieces, state or self.initial_state(hidden), reading)
+        hidden, state = block(hidden, spans, state or self.initial_state(hidden), reading)
         if self.memory is not None:
             self.memory.gather_gates()
         return hidden, state
@@ -86,31 +86,31 @@ class DecoderLayer(nn.Module):
         self._compiled = torch.compile(self._eager, fullgraph=True, dynamic=False)
 
     def _eager(
-        self, hidden: Tensor, pieces: Sequence[Piece], state: LayerState, reading: Reading | None
+        self, hidden: Tensor, spans: Sequence[SegmentSpan], state: LayerState, reading: Reading | None
     ) -> tuple[Tensor, LayerState]:
         h = self.tp.enter(self.attention_norm(hidden))
         if reading is None:
-            partial, state = self._attention(h, pieces, state)
+            partial, state = self._attention(h, spans, state)
         else:
-            partial, state = attend(self.attention, h, pieces, state, reading, self.index)
+            partial, state = attend(self.attention, h, spans, state, reading, self.index)
         x = hidden[:, : partial.size(1)] + self.tp.leave(partial) if reading else hidden + self.tp.leave(partial)
         h = self.tp.enter(self.mlp_norm(x))
         partial, memory_state = self.mlp(h), state.memory
         if self.memory is not None:
             assert isinstance(self.memory, RecurrentMemory)
             recalled = []
-            for piece in pieces:
-                arguments = (h[:, piece.begin : piece.end], piece, memory_state)
+            for span in spans:
+                arguments = (h[:, span.begin : span.end], span, memory_state)
                 part, memory_state = self.layout.inner(self.memory, *arguments)
                 recalled.append(part)
             partial = _added(partial, _joined(recalled))
         return x + self.tp.leave(partial), replace(state, memory=memory_state)
 
-    def _attention(self, h: Tensor, pieces: Sequence[Piece], state: LayerState) -> tuple[Tensor, LayerState]:
+    def _attention(self, h: Tensor, spans: Sequence[SegmentSpan], state: LayerState) -> tuple[Tensor, LayerState]:
         """h [B, L, D] -> attention's partial output [B, L, D] and the state with what it carries."""
         keys, values, partials = state.keys, state.values, []
-        for piece in pieces:
-            partial, keys, values = self.attention(h[:, piece.begin : piece.end], piece, keys, values)
+        for span in spans:
+            partial, keys, values = self.attention(h[:, span.begin : span.end], span, keys, values)
             partials.append(partial)
         return _joined(partials), replace(state, keys=keys, values=values)
 
@@ -121,7 +121,7 @@ class DecoderLayer(nn.Module):
         partial = self.attention.out(torch.cat(encoded.contexts, dim=1))
         return self.feed_forward(hidden[:, : partial.size(1)] + self.tp.leave(partial)), encoded.memory
 
-    def step(self, x: Tensor, carry: Any, span: Piece, state: LayerState) -> tuple[Tensor, Any, LayerState]:
+    def step(self, x: Tensor, carry: Any, span: SegmentSpan, state: LayerState) -> tuple[Tensor, Any, LayerState]:
         """One span of at most a segment, where segments are computed one after the other: `SequentialMemory.step`."""
         if self.memory is not None:
             assert isinstance(self.memory, SequentialMemory)
@@ -129,7 +129,7 @@ class DecoderLayer(nn.Module):
         x, keys, values = self.attend(x, span, state)
         return self.feed_forward(x), carry, LayerState(keys, values, None)
 
-    def attend(self, x: Tensor, span: Piece, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
+    def attend(self, x: Tensor, span: SegmentSpan, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, n, D] after this block's attention, and the keys and values it keeps."""
         partial, keys, values = self.attention(self.tp.copy(self.attention_norm(x)), span, state.keys, state.values)
         return x + self.tp.reduce(partial), keys, values

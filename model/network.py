@@ -15,10 +15,10 @@ from model.explicit.references import References
 from model.hub import export as export_llama
 from model.hub import load as load_llama
 from model.initialization import initialize
-from model.layout import Layout
 from model.memory.sequential import run_sequential
+from model.parallel_context import ParallelContext
 from model.preparation import prepare
-from model.segments import Piece, pieces
+from model.segments import SegmentSpan, spans
 from model.state import LastDocument, StreamState, map_tensors, number_documents
 
 
@@ -36,11 +36,11 @@ class LanguageModel(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
-        layout: Layout | None = None,
+        layout: ParallelContext | None = None,
         memory_on: bool = True,
     ) -> None:
         super().__init__()
-        self.config, self.layout, self.memory_on = config, layout or Layout(), memory_on
+        self.config, self.layout, self.memory_on = config, layout or ParallelContext(), memory_on
         self.explicit = config.explicit if memory_on else None
         self.tp = self.layout.tensor
         self.embedding = new_embedding(config, self.tp)
@@ -115,7 +115,7 @@ class LanguageModel(nn.Module):
     def is_sequential(self) -> bool:
         """Whether segments are computed one after the other."""
         memory = self.config.memory
-        return self.memory_on and memory.sequential and bool(memory.hosts(self.config.num_layers))
+        return self.memory_on and memory.sequential and bool(memory.memory_layers(self.config.num_layers))
 
     @property
     def decoder_layers(self) -> list[DecoderLayer]:
@@ -188,8 +188,8 @@ def is_memory_name(name: str) -> bool:
 
 def _stream(
     net: LanguageModel, input_ids: Tensor, document_ids: Tensor | None, state: StreamState | None
-) -> tuple[list[Piece], Tensor | None, LastDocument | None]:
-    """Check the arguments; return the pieces, the documents [B, c+L] of cached and new tokens, and the last one."""
+) -> tuple[list[SegmentSpan], Tensor | None, LastDocument | None]:
+    """Check the arguments; return the spans, the documents [B, c+L] of cached and new tokens, and the last one."""
     if input_ids.dim() != 2 or input_ids.dtype != torch.int64 or input_ids.numel() == 0:
         raise ModelError(
             f"input_ids: {input_ids.dtype} {list(input_ids.shape)}, but it must be int64 [batch, length], not empty"
@@ -222,7 +222,7 @@ def _stream(
         documents = torch.cat((documents, numbers), dim=1)
     span = config.attention_span
     chunk = net.explicit.chunk_length if net.explicit else None
-    cut = pieces(start, input_ids.size(1), config.segment_length, span, documents, bank_document, one_by_one, chunk)
+    cut = spans(start, input_ids.size(1), config.segment_length, span, documents, bank_document, one_by_one, chunk)
     return list(cut), documents, last
 
 

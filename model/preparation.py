@@ -1,4 +1,4 @@
-"""What all layers ask of a call's pieces, worked out once before them: nothing is left for a layer to look up, so that
+"""What all layers ask of a call's spans, worked out once before them: nothing is left for a layer to look up, so that
 one can be compiled, and nothing reads a number from the device."""
 
 from collections.abc import Iterable, Sequence
@@ -10,13 +10,13 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.rope import angles, is_captured
 from model.sdpa import serves_varlen
-from model.segments import Piece, sequences
+from model.segments import SegmentSpan, sequences
 
 
 def prepare(
-    config: ModelConfig, cut: Sequence[Piece], like: Tensor, dtype: torch.dtype, masked: bool, changes: int | None
-) -> list[Piece]:
-    """The pieces with angles, and with attention's cuts where a kernel takes them, else its mask.
+    config: ModelConfig, cut: Sequence[SegmentSpan], like: Tensor, dtype: torch.dtype, masked: bool, changes: int | None
+) -> list[SegmentSpan]:
+    """The spans with angles, and with attention's cuts where a kernel takes them, else its mask.
 
     Args: like: int64 [B, L] on the device; dtype: of the weights; masked: attention needs a mask whatever the device;
     changes: how often documents change in the call at most, where that is known (`model.segments.sequences`).
@@ -25,39 +25,41 @@ def prepare(
     if device.type == "cuda" and torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
     varlen = not masked and serves_varlen(device, dtype, config.head_width)
-    return [_prepared(config, piece, like, dtype, varlen, changes) for piece in cut]
+    return [_prepared(config, span, like, dtype, varlen, changes) for span in cut]
 
 
 def _prepared(
-    config: ModelConfig, piece: Piece, like: Tensor, dtype: torch.dtype, varlen: bool, changes: int | None
-) -> Piece:
-    rotary = angles(piece.start, piece.length, config, like.device).to(dtype)
-    simple = piece.documents is None and piece.window * piece.segments == piece.length  # plain causal attention
-    counted = piece.documents is None or (changes is not None and not piece.cached)
+    config: ModelConfig, span: SegmentSpan, like: Tensor, dtype: torch.dtype, varlen: bool, changes: int | None
+) -> SegmentSpan:
+    rotary = angles(span.start, span.length, config, like.device).to(dtype)
+    simple = span.documents is None and span.window * span.segments == span.length  # plain causal attention
+    counted = span.documents is None or (changes is not None and not span.cached)
     cuts = None
     if varlen and not simple and (counted or not is_captured(like.device)):
-        cuts = sequences(piece, like, changes)
+        cuts = sequences(span, like, changes)
         for cut in cuts:  # their number changes from batch to batch
             torch._dynamo.maybe_mark_dynamic(cut, 0)
-    piece = replace(piece, rotary=rotary, cuts=cuts)
+    span = replace(span, rotary=rotary, cuts=cuts)
     if cuts is None:
-        piece.attention_mask(like.device)
-    _ = piece.readable, piece.writable, piece.continues  # kept by the piece once asked for
-    return piece
+        span.attention_mask(like.device)
+    _ = span.readable, span.writable, span.continues  # kept by the span once asked for
+    return span
 
 
 class Prepared:
-    """The pieces of the documents that a pipeline stage works on, prepared by the first of its layers."""
+    """The spans of the documents that a pipeline stage works on, prepared by the first of its layers."""
 
     def __init__(self) -> None:
         self._documents: Tensor | None = None
         self._dtype: torch.dtype | None = None
-        self._pieces: list[Piece] = []
+        self._spans: list[SegmentSpan] = []
 
-    def of(self, config: ModelConfig, cut: Iterable[Piece], documents: Tensor, dtype: torch.dtype) -> list[Piece]:
+    def of(
+        self, config: ModelConfig, cut: Iterable[SegmentSpan], documents: Tensor, dtype: torch.dtype
+    ) -> list[SegmentSpan]:
         """`prepare`d, anew when `documents` int64 [B, 1 + L] are another tensor than the last time."""
         if self._documents is not documents or self._dtype != dtype:
             masked = config.explicit is not None
-            self._pieces = prepare(config, list(cut), documents, dtype, masked, None)
+            self._spans = prepare(config, list(cut), documents, dtype, masked, None)
             self._documents, self._dtype = documents, dtype
-        return self._pieces
+        return self._spans

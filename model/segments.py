@@ -1,9 +1,9 @@
 """How a stream of tokens falls into segments, and which token may see what.
 
-A call on L tokens is cut at segment boundaries into at most three pieces: the rest of an open segment, a run of S
-whole segments that are computed at once, and the beginning of a new one.  In training there is one piece.
+A call on L tokens is cut at segment boundaries into at most three spans: the rest of an open segment, a run of S
+whole segments that are computed at once, and the beginning of a new one.  In training there is one span.
 
-B batch, S segments, T tokens of a segment, n tokens of a piece, c cached tokens before it.
+B batch, S segments, T tokens of a segment, n tokens of a span, c cached tokens before it.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Piece:
+class SegmentSpan:
     """A stretch of the stream that lies inside one segment, or that is a run of whole segments."""
 
     begin: int  # first token, counted from the call's first token
@@ -35,27 +35,27 @@ class Piece:
 
     @property
     def offset(self) -> int:
-        """Tokens of the open segment that came before this piece."""
+        """Tokens of the open segment that came before this span."""
         return self.start % self.segment_length
 
     @property
     def segments(self) -> int:
-        """S: whole segments in this piece, or 1 for a part of one."""
+        """S: whole segments in this span, or 1 for a part of one."""
         return max(1, self.length // self.segment_length) if self.offset == 0 else 1
 
     @property
     def closes(self) -> bool:
-        """Whether the piece ends on a segment boundary, so that the memory is written."""
+        """Whether the span ends on a segment boundary, so that the memory is written."""
         return (self.start + self.length) % self.segment_length == 0
 
     @property
     def cached(self) -> int:
-        """c: tokens before the piece that attention still sees."""
+        """c: tokens before the span that attention still sees."""
         return min(self.start, self.offset + (self.attention_span - 1) * self.segment_length)
 
     @property
     def kept(self) -> int:
-        """Tokens whose keys and values the next piece needs."""
+        """Tokens whose keys and values the next span needs."""
         after = self.start + self.length
         return min(after, after % self.segment_length + (self.attention_span - 1) * self.segment_length)
 
@@ -66,7 +66,7 @@ class Piece:
 
     @property
     def window(self) -> int:
-        """W: keys a segment of this piece looks at."""
+        """W: keys a segment of this span looks at."""
         if self.segments > 1:
             return self.attention_span * self.segment_length
         return self.cached + self.length
@@ -135,35 +135,35 @@ class Piece:
 
     @property
     def next_bank_document(self) -> Tensor | None:
-        """int64 [B]: document of the bank after this piece."""
+        """int64 [B]: document of the bank after this span."""
         if self._segment_documents is None or not self.closes:
             return self.bank_document
         return self._segment_documents[:, -1, -1]
 
 
-def sequences(piece: Piece, like: Tensor, changes: int | None = None) -> tuple[Tensor, Tensor]:
+def sequences(span: SegmentSpan, like: Tensor, changes: int | None = None) -> tuple[Tensor, Tensor]:
     """Where attention's sequences begin, in queries [B*n] and in keys [B*S*W]: a sequence is a run of one document
     inside one window, and its queries are aligned with its last keys.
 
-    Args: like: int64 [B, L] on the device; changes: how often documents change in the piece at most; None: it is
+    Args: like: int64 [B, L] on the device; changes: how often documents change in the span at most; None: it is
     counted, for which a GPU must be waited for once.
     Returns int32 [N + 1] each, their last entries the totals.  N depends on `changes` and shapes only: entries that
     are not needed repeat the totals, as sequences of no token.
     """
-    batch, queries, width = like.size(0), piece.length // piece.segments, piece.window
-    ahead, total = width - queries, batch * piece.segments * width
-    documents = piece.documents
+    batch, queries, width = like.size(0), span.length // span.segments, span.window
+    ahead, total = width - queries, batch * span.segments * width
+    documents = span.documents
     if documents is None:
-        documents, changes = like.new_zeros(batch, piece.cached + piece.length), 0
-    elif changes is None or piece.cached:
+        documents, changes = like.new_zeros(batch, span.cached + span.length), 0
+    elif changes is None or span.cached:
         changes = int((documents[:, 1:] != documents[:, :-1]).sum())
-    filled = torch.nn.functional.pad(documents, (piece.padding, 0), value=-1)
-    own = windows(filled, piece).reshape(-1, width)  # [B*S, W]
+    filled = torch.nn.functional.pad(documents, (span.padding, 0), value=-1)
+    own = windows(filled, span).reshape(-1, width)  # [B*S, W]
     new = torch.nn.functional.pad(own[:, 1:] != own[:, :-1], (1, 0), value=True).flatten()
     # a window's begin, where its padding ends, and each change once for every window that sees it
-    most = batch * piece.segments + piece.attention_span * changes
-    if piece.padding:
-        most += batch * (piece.attention_span - 1)
+    most = batch * span.segments + span.attention_span * changes
+    if span.padding:
+        most += batch * (span.attention_span - 1)
     place = torch.where(new, new.cumsum(0) - 1, most)
     begins = like.new_full((most + 1,), total).scatter_(
         0, place, torch.arange(total, device=like.device).where(new, total)
@@ -172,16 +172,16 @@ def sequences(piece: Piece, like: Tensor, changes: int | None = None) -> tuple[T
     return (window * queries + (offset - ahead).clamp(min=0)).int(), begins.int()
 
 
-def windows(x: Tensor, piece: Piece) -> Tensor:
+def windows(x: Tensor, span: SegmentSpan) -> Tensor:
     """[B, padding+c+n, …] -> [B, S, W, …]: the keys each segment looks at."""
-    if piece.segments == 1:
+    if span.segments == 1:
         return x.unsqueeze(1)
-    if piece.attention_span == 1:
-        return x.unflatten(1, (piece.segments, piece.segment_length))
-    return x.unfold(1, piece.window, piece.segment_length).movedim(-1, 2)
+    if span.attention_span == 1:
+        return x.unflatten(1, (span.segments, span.segment_length))
+    return x.unfold(1, span.window, span.segment_length).movedim(-1, 2)
 
 
-def pieces(
+def spans(
     start: int,
     length: int,
     segment_length: int,
@@ -190,11 +190,11 @@ def pieces(
     bank_document: Tensor | None = None,
     in_turn: bool = False,
     chunk_length: int | None = None,
-) -> Iterator[Piece]:
+) -> Iterator[SegmentSpan]:
     """Cut `length` tokens that begin at stream position `start`; `documents` int64 [B, c+length], cached ones first.
 
-    in_turn: one segment a piece, never a run of them.  chunk_length: of explicit memory; a chunk that is open at
-    `start` is a piece of its own.
+    in_turn: one segment a span, never a run of them.  chunk_length: of explicit memory; a chunk that is open at
+    `start` is a span of its own.
     """
     begin = 0
     while begin < length:
@@ -209,6 +209,6 @@ def pieces(
             cached = min(at, offset + (attention_span - 1) * segment_length)
             stop = documents.size(1) - left + take
             cut = documents[:, stop - take - cached : stop]
-        piece = Piece(begin, at, take, segment_length, attention_span, cut, bank_document)
-        yield piece
-        bank_document, begin = piece.next_bank_document, begin + take
+        span = SegmentSpan(begin, at, take, segment_length, attention_span, cut, bank_document)
+        yield span
+        bank_document, begin = span.next_bank_document, begin + take

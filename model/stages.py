@@ -20,10 +20,10 @@ from model.decoder import DecoderLayer, new_embedding, new_norm
 from model.explicit.reading import Reading, with_references
 from model.explicit.references import References
 from model.initialization import initialize
-from model.layout import Layout
 from model.parallel import TensorParallel
+from model.parallel_context import ParallelContext
 from model.preparation import Prepared
-from model.segments import pieces
+from model.segments import spans
 
 
 class EmbeddingStage(nn.Module):
@@ -50,7 +50,9 @@ class EmbeddingStage(nn.Module):
 class DecoderStage(nn.Module):
     """One decoder layer; the pipeline balances its stages by counting these."""
 
-    def __init__(self, config: ModelConfig, layout: Layout, index: int, memory_on: bool, prepared: Prepared) -> None:
+    def __init__(
+        self, config: ModelConfig, layout: ParallelContext, index: int, memory_on: bool, prepared: Prepared
+    ) -> None:
         super().__init__()
         self.config, self.segments, self.prepared = config, layout.segments, prepared
         self.layer = DecoderLayer(config, layout, index, memory_on)
@@ -61,7 +63,7 @@ class DecoderStage(nn.Module):
         before, own = documents[:, 0], documents[:, 1:]
         config, length = self.config, own.size(1)
         begin = self.segments.rank * length
-        raw = pieces(begin, length, config.segment_length, config.attention_span, own, before)
+        raw = spans(begin, length, config.segment_length, config.attention_span, own, before)
         cut = self.prepared.of(config, raw, documents, hidden.dtype)
         if explicit:
             reading = packed_reading(config, self.layer.tp, documents, explicit[0])
@@ -132,7 +134,7 @@ class Layer:
         return module
 
 
-def flat_layers(config: ModelConfig, layout: Layout, memory_on: bool) -> list[Layer]:
+def flat_layers(config: ModelConfig, layout: ParallelContext, memory_on: bool) -> list[Layer]:
     """Embedding, decoder layer x n, norm, head (a second entry of the embedding when tied)."""
     tp, prepared = layout.tensor, Prepared()  # one for all layers of this rank
     embedding = Layer("embedding", "embedding", EmbeddingStage, (config, tp, memory_on), tied=config.tie_embeddings)

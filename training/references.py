@@ -67,7 +67,7 @@ def explained(config: RunConfig) -> list[str]:
     explicit = config.model.explicit
     if explicit is None or not any(phase.memory for phase in config.phases):
         return []
-    layers = len(explicit.hosts(config.model.num_layers))
+    layers = len(explicit.memory_layers(config.model.num_layers))
     lines = [
         f"explicit memory: {explicit.tokens} of {explicit.reference_length} tokens a head in {layers} layers; a chunk "
         f"of {explicit.chunk_length} tokens sees the references of {explicit.references} chunks; '<s>{BOS_TEXT}' is "

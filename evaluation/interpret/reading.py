@@ -44,6 +44,6 @@ def read(net: LanguageModel, ids: Sequence[int]) -> tuple[list[Reading], Tensor]
     device = next(net.parameters()).device
     with recording(net) as tapes:
         logits = net(torch.tensor([list(ids)], device=device)).logits[0].cpu()
-    hosts = sorted(net.config.memory.hosts(net.config.num_layers)) if net.memory_on else []
+    hosts = sorted(net.config.memory.memory_layers(net.config.num_layers)) if net.memory_on else []
     found = zip(hosts, memories(net), tapes, strict=True)
     return [Reading(layer=layer, **vars(memory.reading(tape))) for layer, memory, tape in found], logits

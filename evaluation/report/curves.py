@@ -23,7 +23,7 @@ def blocks(run: Run) -> str:
     if run.config is None:
         return "unknown"
     model = run.config.model
-    hosts = sorted(model.memory.hosts(model.num_layers)) if any(p.memory for p in run.config.phases) else []
+    hosts = sorted(model.memory.memory_layers(model.num_layers)) if any(p.memory for p in run.config.phases) else []
     explicit = "" if model.explicit is None or not any(p.memory for p in run.config.phases) else " + explicit"
     if not hosts:
         return explicit.removeprefix(" + ") or "none"

@@ -16,7 +16,7 @@ from model.explicit.reading import Reading
 from model.explicit.selection import received_attention, select, take
 from model.rope import rotate
 from model.sdpa import sdpa
-from model.segments import Piece
+from model.segments import SegmentSpan
 from model.state import LayerState
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attend(
-    attention: "Attention", h: Tensor, pieces: Sequence[Piece], state: LayerState, reading: Reading, index: int
+    attention: "Attention", h: Tensor, spans: Sequence[SegmentSpan], state: LayerState, reading: Reading, index: int
 ) -> tuple[Tensor, LayerState]:
     """h [B, L + P + M*R, D], normalised and copied into the tensor-parallel region, in block `index`.
 
@@ -96,21 +96,21 @@ def attend(
     sink_keys, sink_values = encoded.sink_keys, encoded.sink_values
     memory = reading.stored(index) if encoded.memory is None else encoded.memory
     keys, values, outputs = state.keys, state.values, []
-    for piece in pieces:
-        part = slice(piece.begin, piece.end)
-        own_q, own_k = (rotate(x[:, part], piece.start, reading.config) for x in (q, k))
+    for span in spans:
+        part = slice(span.begin, span.end)
+        own_q, own_k = (rotate(x[:, part], span.start, reading.config) for x in (q, k))
         keys, values = torch.cat((keys, own_k), dim=1), torch.cat((values, v[:, part]), dim=1)
-        if reading.in_open_chunk(piece) and carried is not None:
+        if reading.in_open_chunk(span) and carried is not None:
             more = carried.keys.unsqueeze(1), carried.values.unsqueeze(1)
         else:
-            more = _before(sink_keys, sink_values, memory, piece, reading)
+            more = _before(sink_keys, sink_values, memory, span, reading)
         with_references = more[0].size(2) > sink_keys.size(1)
-        extra = Extra(*more, reading.mask(piece, with_references, q.device))
-        outputs.append(attention.layout.inner(attention.attend, own_q, keys, values, piece, extra))
-        first = keys.size(1) - piece.kept
+        extra = Extra(*more, reading.mask(span, with_references, q.device))
+        outputs.append(attention.layout.inner(attention.attend, own_q, keys, values, span, extra))
+        first = keys.size(1) - span.kept
         keys, values = keys[:, first:], values[:, first:]
     partial = attention.out(torch.cat([*outputs, *encoded.contexts], dim=1))
-    references = _carried(sink_keys, sink_values, memory, pieces[-1], reading, carried)
+    references = _carried(sink_keys, sink_values, memory, spans[-1], reading, carried)
     return partial, LayerState(keys, values, state.memory, references)
 
 
@@ -124,15 +124,15 @@ class Extra:
 
 
 def _before(
-    sink_keys: Tensor, sink_values: Tensor, memory: Memory | None, piece: Piece, reading: Reading
+    sink_keys: Tensor, sink_values: Tensor, memory: Memory | None, span: SegmentSpan, reading: Reading
 ) -> tuple[Tensor, Tensor]:
-    """Keys and values [B, S, P or P+m, Hkv, d] of BOS and memories that stand before each segment of a piece."""
-    wide = (-1, piece.segments, -1, -1, -1)
-    keys = reading.before_segments(sink_keys.unsqueeze(1).expand(wide), piece)
+    """Keys and values [B, S, P or P+m, Hkv, d] of BOS and memories that stand before each segment of a span."""
+    wide = (-1, span.segments, -1, -1, -1)
+    keys = reading.before_segments(sink_keys.unsqueeze(1).expand(wide), span)
     values = sink_values.unsqueeze(1).expand(wide)
     if memory is None:
         return keys, values
-    more_keys, more_values = reading.in_sight(memory, piece)
+    more_keys, more_values = reading.in_sight(memory, span)
     return torch.cat((keys, more_keys), dim=2), torch.cat((values, more_values), dim=2)
 
 
@@ -140,20 +140,20 @@ def _carried(
     sink_keys: Tensor,
     sink_values: Tensor,
     memory: Memory | None,
-    piece: Piece,
+    span: SegmentSpan,
     reading: Reading,
     carried: LayerReferences | None,
 ) -> LayerReferences:
     """The layer's share of the references that the next call still sees."""
-    if not reading.leaves_open(piece):
+    if not reading.leaves_open(span):
         none = sink_keys[:, :0]
         return LayerReferences(sink_keys, sink_values, none, none)
-    if reading.in_open_chunk(piece) and carried is not None:
+    if reading.in_open_chunk(span) and carried is not None:
         return carried
-    keys = reading.before_segments(sink_keys.unsqueeze(1), piece).squeeze(1)
+    keys = reading.before_segments(sink_keys.unsqueeze(1), span).squeeze(1)
     if memory is None:
         return LayerReferences(sink_keys, sink_values, keys, sink_values)
-    more_keys, more_values = reading.last_chunk(memory, piece)
+    more_keys, more_values = reading.last_chunk(memory, span)
     return LayerReferences(
         sink_keys, sink_values, torch.cat((keys, more_keys), dim=1), torch.cat((sink_values, more_values), dim=1)
     )

@@ -46,10 +46,12 @@ def knowledge_costs(config: ModelConfig, context: int = 2048) -> KnowledgeCosts:
     """
     explicit = _explicit(config)
     tokens, attention = explicit.reference_length, config.num_heads * config.head_width
-    depth = explicit.hosts(config.num_layers)[-1] + 1
+    depth = explicit.memory_layers(config.num_layers)[-1] + 1
     trained = config.num_layers * sum(_block(config)) + config.hidden_size * config.vocab_size
     attended = 2 * config.num_layers * attention * context / 2
-    reads = len(explicit.heads(config.num_kv_heads)) / config.num_kv_heads * len(explicit.hosts(config.num_layers))
+    reads = (
+        len(explicit.heads(config.num_kv_heads)) / config.num_kv_heads * len(explicit.memory_layers(config.num_layers))
+    )
     return KnowledgeCosts(
         implicit_write=3 * 2 * tokens * (trained + attended),
         explicit_write=_encoding(config, depth, tokens),
@@ -61,7 +63,7 @@ def knowledge_costs(config: ModelConfig, context: int = 2048) -> KnowledgeCosts:
 def memory_bytes(config: ModelConfig, item: float = 2) -> float:
     """Bytes of one reference's explicit memory; item: bytes of a number (bf16: 2)."""
     explicit = _explicit(config)
-    layers, heads = len(explicit.hosts(config.num_layers)), len(explicit.heads(config.num_kv_heads))
+    layers, heads = len(explicit.memory_layers(config.num_layers)), len(explicit.heads(config.num_kv_heads))
     return math.prod((layers, 2, heads, explicit.tokens, config.head_width)) * item
 
 
@@ -69,7 +71,7 @@ def sparsity(config: ModelConfig) -> float:
     """How many times smaller it is than the keys and values of all tokens, query heads and layers."""
     explicit = _explicit(config)
     everything = config.num_layers * config.num_heads * explicit.reference_length
-    kept = len(explicit.hosts(config.num_layers)) * len(explicit.heads(config.num_kv_heads)) * explicit.tokens
+    kept = len(explicit.memory_layers(config.num_layers)) * len(explicit.heads(config.num_kv_heads)) * explicit.tokens
     return everything / kept
 
 

@@ -20,7 +20,7 @@ from model.explicit.memory import Memory, OpenChunk
 from model.explicit.references import References
 from model.parallel import TensorParallel
 from model.rope import rotate
-from model.segments import Piece
+from model.segments import SegmentSpan
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Reading:
 
     @cached_property
     def memory_layers(self) -> tuple[int, ...]:
-        return self.explicit.hosts(self.config.num_layers)
+        return self.explicit.memory_layers(self.config.num_layers)
 
     @property
     def last_memory_layer(self) -> int:
@@ -90,31 +90,31 @@ class Reading:
         own = self.references.memories[:, :, self.memory_layers.index(index)]
         return Memory.of_heads(own, self.explicit.heads(self.config.num_kv_heads), self.config.num_kv_heads, self.tp)
 
-    def in_sight(self, memory: Memory, piece: Piece) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, S, m, Hkv, d] of the references that each segment of a piece has in sight, before it."""
-        keys, values = (self._windows(x, piece).flatten(2, 3) for x in (memory.keys, memory.values))
-        return self.before_segments(keys, piece), values
+    def in_sight(self, memory: Memory, span: SegmentSpan) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, S, m, Hkv, d] of the references that each segment of a span has in sight, before it."""
+        keys, values = (self._windows(x, span).flatten(2, 3) for x in (memory.keys, memory.values))
+        return self.before_segments(keys, span), values
 
-    def before_segments(self, keys: Tensor, piece: Piece) -> Tensor:
-        """Keys [B, S, m, Hkv, d] at places in a reference's window -> before each segment of the piece."""
-        begin = piece.start - piece.offset - self.explicit.reference_length
-        turned = rotate(keys.flatten(2, 3), begin, self.config, step=piece.segment_length)
+    def before_segments(self, keys: Tensor, span: SegmentSpan) -> Tensor:
+        """Keys [B, S, m, Hkv, d] at places in a reference's window -> before each segment of the span."""
+        begin = span.start - span.offset - self.explicit.reference_length
+        turned = rotate(keys.flatten(2, 3), begin, self.config, step=span.segment_length)
         return turned.view(keys.shape)
 
-    def mask(self, piece: Piece, with_references: bool, device: torch.device) -> Tensor:
+    def mask(self, span: SegmentSpan, with_references: bool, device: torch.device) -> Tensor:
         """bool [B or 1, S or 1, 1 or Hkv, n/S, P + m + W]: what each token may see of BOS, references and context."""
-        key = (piece.begin, with_references)
+        key = (span.begin, with_references)
         if key not in self._masks:
-            self._masks[key] = self._mask(piece, with_references, device)
+            self._masks[key] = self._mask(span, with_references, device)
         return self._masks[key]
 
-    def _mask(self, piece: Piece, with_references: bool, device: torch.device) -> Tensor:
-        queries = piece.length // piece.segments
-        context = piece.attention_mask(device)
+    def _mask(self, span: SegmentSpan, with_references: bool, device: torch.device) -> Tensor:
+        queries = span.length // span.segments
+        context = span.attention_mask(device)
         if context is None:
             context = torch.ones(queries, queries, dtype=torch.bool, device=device).tril()[None, None]
         parts = [context.unsqueeze(2)]
-        if with_references and (visible := self._visible(piece, device)) is not None:
+        if with_references and (visible := self._visible(span, device)) is not None:
             visible = visible.unsqueeze(2)
             if not all(self.own_heads):
                 visible = visible & torch.tensor(self.own_heads, device=device)[None, None, :, None, None]
@@ -124,10 +124,10 @@ class Reading:
         shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
         return torch.cat([part.expand(*shape, -1) for part in parts], dim=-1)
 
-    def _visible(self, piece: Piece, device: torch.device) -> Tensor | None:
+    def _visible(self, span: SegmentSpan, device: torch.device) -> Tensor | None:
         """bool [B, S or 1, n/S, m]: the references each token sees; None: there are none."""
-        queries = piece.length // piece.segments
-        if self.in_open_chunk(piece):
+        queries = span.length // span.segments
+        if self.in_open_chunk(span):
             if self.opened is None:
                 return None
             visible = self.opened.present[:, None, None]
@@ -137,20 +137,20 @@ class Reading:
             if self.references is None:
                 return None
             chunk = torch.arange(queries, device=device) // self.explicit.chunk_length
-            seen = torch.arange(self._span(piece), device=device) - chunk.unsqueeze(1)  # [n/S, J]
+            seen = torch.arange(self._bundles_in_sight(span), device=device) - chunk.unsqueeze(1)  # [n/S, J]
             seen = (seen >= 0) & (seen < self.references.window)
-            present = self._windows(self._present, piece).flatten(2)  # [B, S, m]
+            present = self._windows(self._present, span).flatten(2)  # [B, S, m]
             visible = seen.repeat_interleave(present.size(2) // seen.size(1), dim=1) & present.unsqueeze(2)
             owners = self._owners
-            owners = owners if owners is None else self._windows(owners, piece).flatten(2)
+            owners = owners if owners is None else self._windows(owners, span).flatten(2)
         if owners is not None and self.documents is not None:
-            own = self.documents[:, piece.begin : piece.end].unflatten(1, (piece.segments, -1))
+            own = self.documents[:, span.begin : span.end].unflatten(1, (span.segments, -1))
             visible = visible & (own.unsqueeze(3) == owners.unsqueeze(2))
         return visible
 
-    def in_open_chunk(self, piece: Piece) -> bool:
-        """Whether the piece is (part of) the chunk that was open when the call began."""
-        return piece.start % self.explicit.chunk_length > 0
+    def in_open_chunk(self, span: SegmentSpan) -> bool:
+        """Whether the span is (part of) the chunk that was open when the call began."""
+        return span.start % self.explicit.chunk_length > 0
 
     @cached_property
     def _present(self) -> Tensor:
@@ -166,10 +166,10 @@ class Reading:
             return None
         return self.references.documents.unsqueeze(2).expand(-1, -1, self.explicit.tokens)
 
-    def _span(self, piece: Piece) -> int:
-        """J: bundles that a segment of the piece has in sight."""
+    def _bundles_in_sight(self, span: SegmentSpan) -> int:
+        """J: bundles that a segment of the span has in sight."""
         assert self.references is not None
-        queries = piece.length // piece.segments
+        queries = span.length // span.segments
         return -(-queries // self.explicit.chunk_length) + self.references.window - 1
 
     def _bundles(self, x: Tensor) -> Tensor:
@@ -180,36 +180,36 @@ class Reading:
         missing = self.chunks + references.window - 1 - x.size(1)
         return F.pad(x, [0, 0] * (x.dim() - 2) + [missing, 0]) if missing else x
 
-    def _windows(self, x: Tensor, piece: Piece) -> Tensor:
-        """[B, M, k, ...] -> [B, S, J, each * k, ...]: what each segment of the piece has in sight."""
-        per_segment = -(-(piece.length // piece.segments) // self.explicit.chunk_length)
-        first, span = piece.start // self.explicit.chunk_length - self.first_chunk, self._span(piece)
-        own = self._bundles(x)[:, first : first + (piece.segments - 1) * per_segment + span]
-        return own.unfold(1, span, per_segment).movedim(-1, 2)
+    def _windows(self, x: Tensor, span: SegmentSpan) -> Tensor:
+        """[B, M, k, ...] -> [B, S, J, each * k, ...]: what each segment of the span has in sight."""
+        per_segment = -(-(span.length // span.segments) // self.explicit.chunk_length)
+        first, count = span.start // self.explicit.chunk_length - self.first_chunk, self._bundles_in_sight(span)
+        own = self._bundles(x)[:, first : first + (span.segments - 1) * per_segment + count]
+        return own.unfold(1, count, per_segment).movedim(-1, 2)
 
-    def open_chunk(self, piece: Piece) -> OpenChunk | None:
-        """What is carried of the chunk that the call's last piece ends in; None: it ends with a chunk."""
-        if not self.leaves_open(piece):
+    def open_chunk(self, span: SegmentSpan) -> OpenChunk | None:
+        """What is carried of the chunk that the call's last span ends in; None: it ends with a chunk."""
+        if not self.leaves_open(span):
             return None
-        if self.in_open_chunk(piece):
+        if self.in_open_chunk(span):
             return self.opened
         if self.references is None:
             return None
         return OpenChunk(self._last(self._present), None if self._owners is None else self._last(self._owners))
 
-    def leaves_open(self, piece: Piece) -> bool:
-        """Whether a chunk is open after the piece."""
-        return (piece.start + piece.length) % self.explicit.chunk_length > 0
+    def leaves_open(self, span: SegmentSpan) -> bool:
+        """Whether a chunk is open after the span."""
+        return (span.start + span.length) % self.explicit.chunk_length > 0
 
     def _last(self, x: Tensor) -> Tensor:
         """[B, M, k, ...] -> [B, window * each * k, ...]: what the call's last chunk has in sight."""
         assert self.references is not None
         return self._bundles(x)[:, -self.references.window :].flatten(1, 2)
 
-    def last_chunk(self, memory: Memory, piece: Piece) -> tuple[Tensor, Tensor]:
+    def last_chunk(self, memory: Memory, span: SegmentSpan) -> tuple[Tensor, Tensor]:
         """Keys, before the segment, and values [B, m, Hkv, d] of the last chunk's references."""
         keys, values = self._last(memory.keys), self._last(memory.values)
-        return self.before_segments(keys.unsqueeze(1), piece).squeeze(1), values
+        return self.before_segments(keys.unsqueeze(1), span).squeeze(1), values
 
 
 def read(

@@ -97,5 +97,5 @@ def memory_shape(config: ModelConfig) -> tuple[int, int, int, int, int]:
     """(L_mem, 2, H_kv, k, d) of one reference's explicit memory: keys, then values."""
     explicit = config.explicit
     assert explicit is not None
-    layers, heads = len(explicit.hosts(config.num_layers)), len(explicit.heads(config.num_kv_heads))
+    layers, heads = len(explicit.memory_layers(config.num_layers)), len(explicit.heads(config.num_kv_heads))
     return layers, 2, heads, explicit.tokens, config.head_width

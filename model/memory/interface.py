@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.errors import ModelError
 from model.memory.reading import MemoryReading, Tape
-from model.segments import Piece
+from model.segments import SegmentSpan
 
 GATES = ("in", "forget", "out")
 
@@ -93,10 +93,10 @@ class Memory(nn.Module, ABC):
 
 class RecurrentMemory(Memory):
     """Beside the feed-forward.  Reads before it writes: tokens of a segment see what earlier segments of their own
-    document left, so that all segments of a piece are computed at once."""
+    document left, so that all segments of a span are computed at once."""
 
     @abstractmethod
-    def forward(self, h: Tensor, piece: Piece, state: Any) -> tuple[Tensor, Any]:
+    def forward(self, h: Tensor, span: SegmentSpan, state: Any) -> tuple[Tensor, Any]:
         """h [B, n, D], normalised and copied into the tensor-parallel region.
 
         Returns this rank's partial output [B, n, D] (exactly zero when freshly initialised) and the next state.

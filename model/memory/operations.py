@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.layout import SegmentParallel
+from model.parallel_context import SegmentParallel
 
 
 def normalise(x: Tensor, eps: float, length: float = 1.0) -> Tensor:
@@ -45,7 +45,7 @@ def scan(
     return _Scan.apply(bank, transition, added, ranks or SegmentParallel())
 
 
-def fading_keys(keys: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+def decayed_keys(keys: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
     """What is left of each write at its segment's end, and of each row that was there before.
 
     Args: keys [..., T, N]; strength delta [..., T, 1].

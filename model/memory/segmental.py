@@ -1,4 +1,4 @@
-"""What the memories that flow through time share: read before write, all segments of a piece at once.
+"""What the memories that flow through time share: read before write, all segments of a span at once.
 
 A segment's tokens read the bank that earlier segments left; then the segment, as a whole, transforms and adds to it:
 
@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from model.backbone import BackboneConfig
-from model.layout import Layout
 from model.linear import linear
 from model.memory.interface import RecurrentMemory, lost_slots
 from model.memory.operations import address, normalise, scan
 from model.memory.reading import MemoryReading, Tape, by_token, gate_means
 from model.memory.spec import MemoryConfig
 from model.parallel import ColumnParallel, RowParallel, sharded_parameter
-from model.segments import Piece
+from model.parallel_context import ParallelContext
+from model.segments import SegmentSpan
 
 SHARPNESS = 1.5  # standard deviation of an address's coordinates before elu + 1, at first
 WRITES = ("key", "content", "strength", "log_decay")  # what subclasses show of each token's write
@@ -81,7 +81,7 @@ class SegmentalMemory(RecurrentMemory):
     gate_in: ColumnParallel
     gate_forget: ColumnParallel
 
-    def __init__(self, config: MemoryConfig, model: BackboneConfig, layout: Layout, rows: int) -> None:
+    def __init__(self, config: MemoryConfig, model: BackboneConfig, layout: ParallelContext, rows: int) -> None:
         super().__init__()
         size, heads, tp = model.hidden_size, config.heads, layout.tensor
         self.segments = layout.segments
@@ -97,7 +97,7 @@ class SegmentalMemory(RecurrentMemory):
         self.out = RowParallel(size, size, tp)
 
     @abstractmethod
-    def written(self, projected: Projected, piece: Piece, bank: Tensor) -> tuple[Tensor, Tensor]:
+    def written(self, projected: Projected, span: SegmentSpan, bank: Tensor) -> tuple[Tensor, Tensor]:
         """What whole segments make of the bank that enters them.
 
         Args: projected: key, content, gate_in and gate_forget of the segments' tokens, each [B, S, T, ...];
@@ -105,10 +105,10 @@ class SegmentalMemory(RecurrentMemory):
         Returns: the banks that enter the segments, fp32 [B, S, H, N, d], and the one that leaves the last.
         """
 
-    def scanned(self, bank: Tensor, transition: Tensor, added: Tensor, piece: Piece) -> tuple[Tensor, Tensor]:
+    def scanned(self, bank: Tensor, transition: Tensor, added: Tensor, span: SegmentSpan) -> tuple[Tensor, Tensor]:
         """What `written` returns, from each segment's transition and addition as `scan` takes them, fp32."""
-        if piece.continues is not None:  # a new document begins with the initial bank, which is zero
-            transition = transition * piece.continues[:, :, None, None, None]
+        if span.continues is not None:  # a new document begins with the initial bank, which is zero
+            transition = transition * span.continues[:, :, None, None, None]
         return scan(bank, transition, added, self.segments)
 
     def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -124,10 +124,10 @@ class SegmentalMemory(RecurrentMemory):
         shape = (hidden.size(0), self.heads, self.rows, self.width)
         return SegmentState(torch.zeros(shape, dtype=torch.float32, device=hidden.device), hidden[:, :0].detach())
 
-    def forward(self, h: Tensor, piece: Piece, state: SegmentState) -> tuple[Tensor, SegmentState]:
+    def forward(self, h: Tensor, span: SegmentSpan, state: SegmentState) -> tuple[Tensor, SegmentState]:
         reads = (self.query, self.gate_out)
         writes = (self.key, self.content, self.gate_in, self.gate_forget)
-        if not piece.closes:  # the open segment is not written yet: remember its tokens
+        if not span.closes:  # the open segment is not written yet: remember its tokens
             read, banks = products(h, reads), state.bank.unsqueeze(1)
             state = SegmentState(state.bank, torch.cat((state.pending, h), dim=1))
         else:
@@ -136,11 +136,11 @@ class SegmentalMemory(RecurrentMemory):
             else:
                 both = products(h, reads + writes)
                 read, write = both[:2], both[2:]
-            write = tuple(x.unflatten(1, (piece.segments, -1)) for x in write)
-            banks, last = self.written(write, piece, state.bank)
+            write = tuple(x.unflatten(1, (span.segments, -1)) for x in write)
+            banks, last = self.written(write, span, state.bank)
             state = SegmentState(last, h.new_empty(h.size(0), 0, h.size(2)))  # no view that keeps h alive
-        query, gate = (x.unflatten(1, (piece.segments, -1)) for x in read)
-        return self._output(query, gate, banks, piece).flatten(1, 2), state
+        query, gate = (x.unflatten(1, (span.segments, -1)) for x in read)
+        return self._output(query, gate, banks, span).flatten(1, 2), state
 
     def reading(self, tape: Tape) -> MemoryReading:
         address, recalled = (by_token(tape[name]) for name in ("query", "recalled"))
@@ -158,7 +158,7 @@ class SegmentalMemory(RecurrentMemory):
         """Queries or keys [B, S, n, H*N] -> positive unit vectors over the bank's rows, fp32 [B, S, H, n, N]."""
         return address(self.by_head(x), self.sharpness)
 
-    def _output(self, query: Tensor, gate_out: Tensor, banks: Tensor, piece: Piece) -> Tensor:
+    def _output(self, query: Tensor, gate_out: Tensor, banks: Tensor, span: SegmentSpan) -> Tensor:
         """out = W_o (sigmoid(W_out h) * rms(q^T M)), this rank's part; zero where the bank is another document's."""
         lost = lost_slots((self,), self.rows, banks.device)
         if lost is not None:
@@ -168,8 +168,8 @@ class SegmentalMemory(RecurrentMemory):
         for name, x in (("query", queries), ("bank", banks), ("recalled", recalled)):
             self.show(name, x)
         recalled = normalise(recalled, self.width * READ_EPS, self.width**0.5)  # its RMS norm
-        if piece.readable is not None:
-            recalled = recalled * piece.readable[:, :, None, :, None]
+        if span.readable is not None:
+            recalled = recalled * span.readable[:, :, None, :, None]
         gate = torch.sigmoid(gate_out.float() + self.gate_out_bias)
         self.record_gate("out", gate)
         return self.out((gate * recalled.transpose(2, 3).flatten(3)).to(gate_out.dtype))

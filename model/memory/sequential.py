@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from model.attention import Attention
-from model.layout import Layout
 from model.memory.interface import Memory, lost_slots, memories
 from model.parallel import RMSNorm, TensorParallel
-from model.segments import Piece
+from model.parallel_context import ParallelContext
+from model.segments import SegmentSpan
 from model.state import LayerState
 
 
@@ -23,10 +23,10 @@ class Block(Protocol):
 
     attention: Attention
     attention_norm: RMSNorm
-    layout: Layout
+    layout: ParallelContext
     tp: TensorParallel
 
-    def attend(self, x: Tensor, span: Piece, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
+    def attend(self, x: Tensor, span: SegmentSpan, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, n, D] after the block's attention, and the keys and values it keeps."""
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -43,11 +43,11 @@ class SequentialMemory(Memory):
     slots: int  # slots of the carried memory, which `wiped` names by their number
 
     @abstractmethod
-    def begin(self, hidden: Tensor, spans: Sequence[Piece], carried: Any) -> Any:
+    def begin(self, hidden: Tensor, spans: Sequence[SegmentSpan], carried: Any) -> Any:
         """What is carried into a call, for embedded tokens [B, L, D]; `carried`: by the call before, None at first."""
 
     @abstractmethod
-    def enter(self, x: Tensor, span: Piece, carried: Any, lost: Tensor | None) -> tuple[Tensor, Any]:
+    def enter(self, x: Tensor, span: SegmentSpan, carried: Any, lost: Tensor | None) -> tuple[Tensor, Any]:
         """What goes into the first block for the tokens x [B, n, D] of a span: [B, Q, D] and the carry.
 
         lost: bool [slots], True = this slot is read as at first; None: no slot.
@@ -55,16 +55,16 @@ class SequentialMemory(Memory):
 
     @abstractmethod
     def step(
-        self, block: Block, x: Tensor, carry: Any, span: Piece, state: LayerState
+        self, block: Block, x: Tensor, carry: Any, span: SegmentSpan, state: LayerState
     ) -> tuple[Tensor, Any, LayerState]:
         """One block on one span: x [B, Q, D], the carry and the block's state, before and after."""
 
     @abstractmethod
-    def leave(self, x: Tensor, carry: Any, span: Piece, carried: Any) -> tuple[Tensor, Any]:
+    def leave(self, x: Tensor, carry: Any, span: SegmentSpan, carried: Any) -> tuple[Tensor, Any]:
         """The span's tokens [B, n, D] out of what left the last block, and what is carried on."""
 
 
-def truncated(x: Tensor, span: Piece, every: int | None) -> Tensor:
+def truncated(x: Tensor, span: SegmentSpan, every: int | None) -> Tensor:
     """x, detached where a span begins a segment whose number is a multiple of `every`: gradients end there."""
     segment = span.start // span.segment_length
     return x.detach() if every and span.offset == 0 and segment and segment % every == 0 else x
@@ -73,14 +73,14 @@ def truncated(x: Tensor, span: Piece, every: int | None) -> Tensor:
 class Layer(Protocol):
     """A decoder layer, as the loop sees it."""
 
-    def step(self, x: Tensor, carry: Any, span: Piece, state: LayerState) -> tuple[Tensor, Any, LayerState]:
+    def step(self, x: Tensor, carry: Any, span: SegmentSpan, state: LayerState) -> tuple[Tensor, Any, LayerState]:
         """See `SequentialMemory.step`."""
 
 
 def run_sequential(
     layers: Sequence[Layer],
     hidden: Tensor,
-    spans: Sequence[Piece],
+    spans: Sequence[SegmentSpan],
     states: list[LayerState],
     carried: Any,
     call: Callable[..., Any],

@@ -22,8 +22,8 @@ from model.memory.planning import RankShare, Speeds
 if TYPE_CHECKING:
     import torch
 
-    from model.layout import Layout
     from model.memory.interface import Memory
+    from model.parallel_context import ParallelContext
 
 
 REQUIRED = ("build", "parameters", "weights", "products", "kept", "seconds")  # methods that every kind must have
@@ -95,7 +95,7 @@ class MemoryConfig(BaseModel):
         """The kind in messages, as a configuration says it."""
         return " ".join(value if key == "kind" else f"{key}: {value}" for key, value in self.selects.items())
 
-    def hosts(self, num_layers: int) -> frozenset[int]:
+    def memory_layers(self, num_layers: int) -> frozenset[int]:
         """Indices of the decoder layers that host a memory."""
         if self.layers == "all":
             return frozenset(range(num_layers))
@@ -120,7 +120,7 @@ class MemoryConfig(BaseModel):
                 f"attention_span {model.attention_span} with memory {self.title}: segments are computed one after the "
                 "other and see only themselves; set attention_span to 1"
             )
-        outside = sorted(i for i in self.hosts(model.num_layers) if not 0 <= i < model.num_layers)
+        outside = sorted(i for i in self.memory_layers(model.num_layers) if not 0 <= i < model.num_layers)
         if outside:
             problems.append(
                 f"memory.layers {self.layers} names blocks {outside}, but num_layers is {model.num_layers}: "
@@ -130,7 +130,7 @@ class MemoryConfig(BaseModel):
 
     # -- the layer ----------------------------------------------------------------------------------------------------
 
-    def build(self, model: BackboneConfig, layout: "Layout", first: bool) -> "Memory":
+    def build(self, model: BackboneConfig, layout: "ParallelContext", first: bool) -> "Memory":
         """One decoder layer's memory module, uninitialised; `first`: of the layers that host one."""
         raise NotImplementedError
 

@@ -77,7 +77,7 @@ def test_pruning_keeps_multiples_for_ever(tmp_path: Path) -> None:
 ])  # fmt: skip
 def test_a_memory_only_phase_hands_on_what_it_does_not_train(tmp_path: Path, ranks: int, changes: dict) -> None:
     """warmup -> memory alone (bf16) -> the backbone's fp32 weights, moments and steps are what they were, and no two
-    replicas hold the same of them."""
+    data-parallel ranks hold the same of them."""
     config = tiny_config(training__precision="bf16", **changes)
     found = run_ranks(memory_alone, ranks, config, str(tmp_path))
     for rank in found:

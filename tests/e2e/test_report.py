@@ -123,7 +123,7 @@ def test_shipped_families(name: str) -> None:
     from training.config.family import load_family
 
     members = load_family(ROOT / "configs" / "ablation" / name)
-    blocks = [len(m.config.model.memory.hosts(m.config.model.num_layers)) for m in members]
+    blocks = [len(m.config.model.memory.memory_layers(m.config.model.num_layers)) for m in members]
     assert blocks == ([0, 1, 3, 6, 8] if "small" in name else [0, 1, 6, 12, 16])
     assert len({str(m.config.phases[0].tokens) for m in members}) == 1
     assert all(m.config.phases[0].memory == bool(n) for m, n in zip(members, blocks, strict=True))

@@ -41,7 +41,7 @@ def forward(
     config, explicit = net.config, net.config.explicit
     assert explicit is not None
     weights: Weights = {name: parameter.double() for name, parameter in net.named_parameters()}
-    table, layers = weights["embedding.weight"], explicit.hosts(config.num_layers)
+    table, layers = weights["embedding.weight"], explicit.memory_layers(config.num_layers)
     tokens, bos = [table[i] for i in ids], [table[i] for i in explicit.bos]
     references = [[table[i] for i in f.tokens] for f in found]
     kept: list[list[list[Kept]]] = [[] for _ in found]

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from model.layout import Layout, SegmentParallel
 from model.parallel import TensorParallel
+from model.parallel_context import ParallelContext, SegmentParallel
 from training.config import RunConfig
 from training.distributed.devices import use_device
 from training.distributed.meeting import meet
@@ -30,8 +30,8 @@ class Topology:
 
     info: RankInfo
     mesh: DeviceMesh  # dimensions pipeline, data, segment, tensor
-    replicas: dist.ProcessGroup  # data x segment: the ranks that hold the same weights, over which gradients are summed
-    layout: Layout
+    data_parallel_group: dist.ProcessGroup  # data x segment: ranks with the same weights; gradients are summed over it
+    layout: ParallelContext
     device: torch.device
 
     @property
@@ -135,13 +135,13 @@ def initialize(config: RunConfig, info: RankInfo) -> Topology:
     data = info.world_size // (parallel.tensor * parallel.pipeline * parallel.segment)
     shape = (parallel.pipeline, data, parallel.segment, parallel.tensor)
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("pipeline", "data", "segment", "tensor"))
-    replicas = mesh["data", "segment"]._flatten().get_group()  # private in torch 2.13; there is no public name yet
-    layout = Layout(
+    data_parallel_group = mesh["data", "segment"]._flatten().get_group()  # private: torch 2.13 has no public name
+    layout = ParallelContext(
         TensorParallel(mesh.get_group("tensor"), parallel.sequence),
         SegmentParallel(mesh.get_group("segment")),
         config.training.activation_checkpointing,
     )
-    return Topology(info, mesh, replicas, layout, device)
+    return Topology(info, mesh, data_parallel_group, layout, device)
 
 
 def connect(info: RankInfo, backend: str, seconds: float, meeting_seconds: float | None = None) -> None:

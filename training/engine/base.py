@@ -65,8 +65,8 @@ class Engine(ABC):
         self.parameters: dict[str, nn.Parameter] = dict(self._canonical_parameters())
         # this tensor-parallel rank's shapes; ZeRO 3 leaves empty parameters where they were
         self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
-        # fp32 weights, moments and step counts of what this phase does not train, handed on untouched; the replicas
-        # share the tensors among them: None is another's
+        # fp32 weights, moments and step counts of what this phase does not train, handed on unchanged; the data-parallel
+        # ranks share the tensors among them: None is another's
         self._untrained: dict[str, Tensor | None] = {}
         self._untrained_steps: dict[str, float] = {}
         if phase.trains == "memory":
@@ -123,11 +123,11 @@ class Engine(ABC):
         return loss
 
     def _normalise_by_global_tokens(self, batch: StepBatch) -> StepBatch:
-        """Weights such that the mean over micro-batches and replicas is the sum over all valid labels,
+        """Weights such that the mean over micro-batches and data-parallel ranks is the sum over all valid labels,
         divided once by their global number: a token counts the same in whatever micro-batch it is."""
         valid = torch.tensor(batch.valid, dtype=torch.float64, device=self.topology.device)
-        dist.all_reduce(valid, group=self.topology.replicas)
-        scale = len(batch.micro_batches) * self.topology.replicas.size() / max(1.0, float(valid))
+        dist.all_reduce(valid, group=self.topology.data_parallel_group)
+        scale = len(batch.micro_batches) * self.topology.data_parallel_group.size() / max(1.0, float(valid))
         return StepBatch([micro.scaled(scale) for micro in batch.micro_batches])
 
     def _reduce_gate_means(self) -> dict[str, float]:
@@ -159,11 +159,11 @@ class Engine(ABC):
         ]
 
     def _deepspeed_config(self) -> dict[str, Any]:
-        training = self.config.training
+        training, group = self.config.training, self.topology.data_parallel_group
         return {
             "train_micro_batch_size_per_gpu": training.micro_batch_size,
             "gradient_accumulation_steps": self.micro_batches,
-            "train_batch_size": training.micro_batch_size * self.micro_batches * self.topology.replicas.size(),
+            "train_batch_size": training.micro_batch_size * self.micro_batches * group.size(),
             "gradient_clipping": training.gradient_clipping,
             "zero_optimization": self._zero_config(),
             "zero_allow_untested_optimizer": True,
@@ -210,17 +210,17 @@ class Engine(ABC):
                 yield f"{name}/{moment}", self.state.read(parameter, moment)
 
     def _untrained_value(self, key: str, index: int) -> Tensor:
-        """What one of the replicas keeps.  Collective over the replicas."""
-        replicas, value = self.topology.replicas, self._untrained[key]
+        """Return what one of the data-parallel ranks keeps.  Collective over the data-parallel ranks."""
+        group, value = self.topology.data_parallel_group, self._untrained[key]
         if value is None:
             value = torch.empty(self.shapes[key.partition("/")[0]], device=self.topology.device)
-        dist.broadcast(value, group=replicas, group_src=index % replicas.size())
+        dist.broadcast(value, group=group, group_src=index % group.size())
         return value
 
     def own_state(self) -> Iterator[tuple[str, int, Tensor]]:
         """`name` and `name/moment` with the range of the flattened fp32 tensor that this replica keeps: where it
         begins, and its values.  They are the optimizer's own memory: copy them before the next update."""
-        rank, size = self.topology.replicas.rank(), self.topology.replicas.size()
+        rank, size = self.topology.data_parallel_group.rank(), self.topology.data_parallel_group.size()
         for index, (name, parameter) in enumerate(self.parameters.items()):
             if parameter.requires_grad:
                 for key, moment in zip((name, *moment_keys(name)), (None, *MOMENTS), strict=True):
@@ -246,7 +246,7 @@ class Engine(ABC):
         """What this replica keeps of `stored`, keys as `read_state` yields them: key, the begin of its range of the
         flattened tensor, and the memory for its values. Call `take_loaded` once it is filled."""
         self._about_to_update()
-        rank, size = self.topology.replicas.rank(), self.topology.replicas.size()
+        rank, size = self.topology.data_parallel_group.rank(), self.topology.data_parallel_group.size()
         for index, (name, parameter) in enumerate(self.parameters.items()):
             found = [(None, name), *zip(MOMENTS, moment_keys(name), strict=True)][: None if moments else 1]
             for moment, key in found:
@@ -262,7 +262,7 @@ class Engine(ABC):
 
     @torch.no_grad()
     def take_loaded(self) -> None:
-        """Compute with what was loaded into `memory_to_load`. Collective over the replicas."""
+        """Compute with what was loaded into `memory_to_load`. Collective over the data-parallel ranks."""
         self.state.update_weights()
         for index, (name, parameter) in enumerate(self.parameters.items()):
             if name in self._untrained:
@@ -271,9 +271,9 @@ class Engine(ABC):
     @torch.no_grad()
     def write_weights(self, values: dict[str, Tensor]) -> None:
         """Set weights from this tensor-parallel rank's whole `values`, by name; others stay as they are. Collective
-        over the replicas."""
+        over the data-parallel ranks."""
         self._about_to_update()
-        rank, size = self.topology.replicas.rank(), self.topology.replicas.size()
+        rank, size = self.topology.data_parallel_group.rank(), self.topology.data_parallel_group.size()
         for index, (name, parameter) in enumerate(self.parameters.items()):
             if name in values:
                 self.state.set_weight(parameter, values[name])

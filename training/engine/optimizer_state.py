@@ -52,7 +52,7 @@ class FlatState:
         return parameter.numel()
 
     def read(self, parameter: nn.Parameter, moment: str | None = None) -> Tensor:
-        """fp32 weight or moment, whole.  Collective over the replicas."""
+        """fp32 weight or moment, whole.  Collective over the data-parallel ranks."""
         if moment is None:
             return safe_get_full_fp32_param(parameter)
         return safe_get_full_optimizer_state(parameter, moment)
@@ -70,7 +70,7 @@ class FlatState:
             safe_set_full_fp32_param(parameter, value)
 
     def update_weights(self) -> None:
-        """Compute with the fp32 weights as they now are. Collective over the replicas."""
+        """Compute with the fp32 weights as they now are. Collective over the data-parallel ranks."""
         self.zero.update_lp_params()
 
 

@@ -36,7 +36,7 @@ class PipelineEngine(Engine):
             module = _Stages(
                 [_TiedSpec(spec, last=spec is specs[-1]) if spec.layer.tied else spec for spec in specs],
                 topology=PipeModelDataParallelTopology(
-                    topology.pipeline_size, topology.tensor.size, topology.replicas.size()
+                    topology.pipeline_size, topology.tensor.size, topology.data_parallel_group.size()
                 ),
                 loss_fn=loss,
                 partition_method=",".join(map(str, cut)),

@@ -57,8 +57,8 @@ class PlainEngine(Engine):
         return self._mean(torch.stack(losses).sum(), batch)
 
     def _mean(self, total: Tensor, batch: StepBatch) -> Tensor:
-        dist.all_reduce(total, group=self.topology.replicas)
-        return total / (len(batch.micro_batches) * self.topology.replicas.size())
+        dist.all_reduce(total, group=self.topology.data_parallel_group)
+        return total / (len(batch.micro_batches) * self.topology.data_parallel_group.size())
 
     def _share_weights(self) -> None:
         """Tell ZeRO 3 of weights that are used outside the forward of the module that holds them."""
@@ -91,7 +91,7 @@ class _Groups:
     """Our groups under the names DeepSpeed's plain engine asks for."""
 
     def __init__(self, topology: Topology) -> None:
-        self._tensor, self._data = topology.mesh.get_group("tensor"), topology.replicas
+        self._tensor, self._data = topology.mesh.get_group("tensor"), topology.data_parallel_group
         for kind in ("model", "tensor_model"):
             setattr(self, f"get_{kind}_parallel_rank", self._tensor.rank)
             setattr(self, f"get_{kind}_parallel_world_size", self._tensor.size)

@@ -23,14 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.backbone import BackboneConfig
-from model.layout import Layout
 from model.memory.delta.chunks import by_chunk, by_segment, carry, chunk_factors, compose
 from model.memory.delta.kernels import delta_segment, takes
 from model.memory.delta.spec import DeltaConfig, chunk_length
 from model.memory.operations import address
 from model.memory.segmental import Projected, SegmentalMemory
 from model.parallel import ColumnParallel, sharded_parameter
-from model.segments import Piece
+from model.parallel_context import ParallelContext
+from model.segments import SegmentSpan
 
 STRETCH = 0.1  # how far the sparse input gate's sigmoid reaches below 0 and above 1
 
@@ -38,7 +38,7 @@ STRETCH = 0.1  # how far the sparse input gate's sigmoid reaches below 0 and abo
 class DeltaMemory(SegmentalMemory):
     """See the module's text.  The state is a d x d matrix per head, whatever has been read."""
 
-    def __init__(self, config: DeltaConfig, model: BackboneConfig, layout: Layout) -> None:
+    def __init__(self, config: DeltaConfig, model: BackboneConfig, layout: ParallelContext) -> None:
         super().__init__(config, model, layout, rows=model.hidden_size // config.heads)
         size, heads, tp = model.hidden_size, config.heads, layout.tensor
         self.sparse = config.sparse_writes
@@ -53,16 +53,16 @@ class DeltaMemory(SegmentalMemory):
             return rates.expm1().log()  # the inverse of softplus
         return super().initial_value(name, shape, generator)
 
-    def written(self, projected: Projected, piece: Piece, bank: Tensor) -> tuple[Tensor, Tensor]:
-        beta, log_alpha = self._strengths(projected, piece.writable)
+    def written(self, projected: Projected, span: SegmentSpan, bank: Tensor) -> tuple[Tensor, Tensor]:
+        beta, log_alpha = self._strengths(projected, span.writable)
         alone = self.segments.size == 1
         if alone and takes(projected[0], self.width) and self.tape is None:
-            return self._by_kernel(projected, beta, log_alpha, piece, bank)
+            return self._by_kernel(projected, beta, log_alpha, span, bank)
         factors = chunk_factors(*self._operands(projected, beta, log_alpha))
         if alone and bank.device.type == "cpu" and not torch.compiler.is_compiling():
-            return carry(bank, factors, piece.segments, piece.continues)
-        transition, added = (x.unflatten(1, bank.shape[:2]).transpose(0, 1) for x in compose(factors, piece.segments))
-        return self.scanned(bank, transition, added, piece)
+            return carry(bank, factors, span.segments, span.continues)
+        transition, added = (x.unflatten(1, bank.shape[:2]).transpose(0, 1) for x in compose(factors, span.segments))
+        return self.scanned(bank, transition, added, span)
 
     def _strengths(self, projected: Projected, writable: Tensor | None) -> tuple[Tensor, Tensor]:
         """beta and log alpha, fp32 [B, S, T, H]."""
@@ -95,15 +95,15 @@ class DeltaMemory(SegmentalMemory):
         return keys, content, beta, log_alpha
 
     def _by_kernel(
-        self, projected: Projected, beta: Tensor, log_alpha: Tensor, piece: Piece, bank: Tensor
+        self, projected: Projected, beta: Tensor, log_alpha: Tensor, span: SegmentSpan, bank: Tensor
     ) -> tuple[Tensor, Tensor]:
         key, content, *_ = projected
         keys = address(key.float().unflatten(-1, (self.heads, -1)), self.sharpness).to(key.dtype)  # [B, S, T, H, d]
         values = content.unflatten(-1, (self.heads, -1))
         banks = []
-        for s in range(piece.segments):
+        for s in range(span.segments):
             banks.append(bank)
-            start = bank if piece.continues is None else bank * piece.continues[:, s, None, None, None]
+            start = bank if span.continues is None else bank * span.continues[:, s, None, None, None]
             operands = (x[:, s].contiguous() for x in (keys, values, log_alpha, beta))
             bank = delta_segment(*operands, start.contiguous())
         return torch.stack(banks, dim=1), bank

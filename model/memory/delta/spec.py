@@ -11,8 +11,8 @@ from model.memory.spec import MemoryConfig
 if TYPE_CHECKING:
     import torch
 
-    from model.layout import Layout
     from model.memory.interface import Memory
+    from model.parallel_context import ParallelContext
 
 BLOCK = 4  # tokens: `model.memory.delta.chunks` inverts a triangular system of this size by its series
 SYSTEM_PASSES = 30  # reads and writes of the chunks' triangular systems, forward and backward together
@@ -35,7 +35,7 @@ class DeltaConfig(MemoryConfig):
         "text that is not worth writing leaves the memory as it is, however long it is",
     )
 
-    def build(self, model: BackboneConfig, layout: "Layout", first: bool) -> "Memory":
+    def build(self, model: BackboneConfig, layout: "ParallelContext", first: bool) -> "Memory":
         from model.memory.delta.module import DeltaMemory
 
         return DeltaMemory(self, model, layout)

@@ -22,7 +22,7 @@ The bank is fp32; only between pipeline stages, where it travels behind the toke
 Tensor parallel: W_Q, W_K, W_V by heads; E_mem is gathered once (the only collective of the forward), the three gates
 and the slots are whole on every rank.
 
-B batch, n tokens of the piece, o earlier tokens of its open segment, H heads (of this rank), d head width, D = H*d.
+B batch, n tokens of the span, o earlier tokens of its open segment, H heads (of this rank), d head width, D = H*d.
 """
 
 from collections.abc import Sequence
@@ -33,14 +33,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.backbone import BackboneConfig
-from model.layout import Layout
 from model.linear import linear
 from model.memory.lm2_depth.spec import LM2DepthConfig
 from model.memory.reading import MemoryReading, Tape, gate_means
 from model.memory.sequential import Block, SequentialMemory, truncated
 from model.parallel import ColumnParallel
+from model.parallel_context import ParallelContext
 from model.sdpa import sdpa
-from model.segments import Piece
+from model.segments import SegmentSpan
 from model.state import LayerState
 
 
@@ -63,7 +63,7 @@ class DepthState:
 class LM2DepthMemory(SequentialMemory):
     """See the module's text.  The carry is the slots of the span's tokens, fp32 [B, n, D]; a `SlotBank` is carried."""
 
-    def __init__(self, config: LM2DepthConfig, model: BackboneConfig, layout: Layout) -> None:
+    def __init__(self, config: LM2DepthConfig, model: BackboneConfig, layout: ParallelContext) -> None:
         super().__init__()
         size, tp = model.hidden_size, layout.tensor
         self.tp, self.top_k, self.init_std = tp, config.top_k, model.initial_std(size)
@@ -89,7 +89,7 @@ class LM2DepthMemory(SequentialMemory):
         empty = hidden.new_empty(hidden.size(0), 0, self.heads, self.width)
         return DepthState(empty, empty)
 
-    def begin(self, hidden: Tensor, spans: Sequence[Piece], carried: SlotBank | None) -> SlotBank:
+    def begin(self, hidden: Tensor, spans: Sequence[SegmentSpan], carried: SlotBank | None) -> SlotBank:
         batch, first = hidden.size(0), spans[0]
         if carried is None:
             carried = SlotBank(self._initial(hidden), None)
@@ -100,7 +100,7 @@ class LM2DepthMemory(SequentialMemory):
             owners[:, : first.offset] = 0
         return SlotBank(carried.slots, owners)
 
-    def enter(self, x: Tensor, span: Piece, carried: SlotBank, lost: Tensor | None) -> tuple[Tensor, Tensor]:
+    def enter(self, x: Tensor, span: SegmentSpan, carried: SlotBank, lost: Tensor | None) -> tuple[Tensor, Tensor]:
         here, initial = slice(span.offset, span.offset + span.length), self._initial(x)
         entering = truncated(carried.slots[:, here], span, self.bptt_segments)
         if carried.owners is not None:
@@ -112,13 +112,13 @@ class LM2DepthMemory(SequentialMemory):
         return x, entering
 
     def step(
-        self, block: Block, x: Tensor, carry: Tensor, span: Piece, state: LayerState
+        self, block: Block, x: Tensor, carry: Tensor, span: SegmentSpan, state: LayerState
     ) -> tuple[Tensor, Tensor, LayerState]:
         x, keys, values = block.attend(x, span, state)
         x, slots, own = block.layout.inner(self, x, carry, span, state.memory)
         return block.feed_forward(x), slots, LayerState(keys, values, own)
 
-    def leave(self, x: Tensor, carry: Tensor, span: Piece, carried: SlotBank) -> tuple[Tensor, SlotBank]:
+    def leave(self, x: Tensor, carry: Tensor, span: SegmentSpan, carried: SlotBank) -> tuple[Tensor, SlotBank]:
         begin, end, owners = span.offset, span.offset + span.length, carried.owners
         slots = torch.cat((carried.slots[:, :begin], carry, carried.slots[:, end:]), dim=1)
         if owners is not None:
@@ -130,7 +130,9 @@ class LM2DepthMemory(SequentialMemory):
         """fp32 [B, T, D]"""
         return initial_slots(self.slots, x.size(2), x.device).expand(x.size(0), -1, -1)
 
-    def forward(self, x: Tensor, slots: Tensor, piece: Piece, state: DepthState) -> tuple[Tensor, Tensor, DepthState]:
+    def forward(
+        self, x: Tensor, slots: Tensor, span: SegmentSpan, state: DepthState
+    ) -> tuple[Tensor, Tensor, DepthState]:
         """x [B, n, D]: the residual stream after attention; slots fp32 [B, n, D]: these tokens' as they come in.
 
         Returns both as they leave it, and the state: keys and values of the open segment, empty once it is whole.
@@ -140,7 +142,7 @@ class LM2DepthMemory(SequentialMemory):
         entering = self.tp.copy(slots.to(x.dtype))
         keys, values = (p(entering).unflatten(-1, (self.heads, self.width)) for p in (self.key, self.value))
         keys, values = torch.cat((state.keys, keys), dim=1), torch.cat((state.values, values), dim=1)
-        recalled = self._attend(q, keys, values, piece)
+        recalled = self._attend(q, keys, values, span)
         self.show("recalled", recalled)
         recalled = self.tp.gather(recalled.flatten(2))  # E_mem [B, n, D]
         gate_out = torch.sigmoid(linear(recalled, self.gate_out).float())
@@ -151,7 +153,7 @@ class LM2DepthMemory(SequentialMemory):
         x = x + (self.scale * gate_out * recalled).to(x.dtype)
         slots = gate_in * torch.tanh(recalled.float()) + gate_forget * slots
         self.show("slots", slots)
-        kept = 0 if piece.closes else keys.size(1)
+        kept = 0 if span.closes else keys.size(1)
         return x, slots, DepthState(keys[:, :kept], values[:, :kept])
 
     def reading(self, tape: Tape) -> MemoryReading:
@@ -172,9 +174,9 @@ class LM2DepthMemory(SequentialMemory):
         found = torch.cat([r[0] for r in recalled]).float().cpu()
         return MemoryReading(torch.cat(address), torch.stack(banks), found, gate_means(tape), error)
 
-    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, piece: Piece) -> Tensor:
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, span: SegmentSpan) -> Tensor:
         """q [B, n, H, d], keys and values [B, o+n, H, d] -> [B, n, H, d]."""
-        mask = piece.attention_mask(q.device)  # bool [B or 1, 1, n, o+n]; None: plain causal
+        mask = span.attention_mask(q.device)  # bool [B or 1, 1, n, o+n]; None: plain causal
         q, keys, values = (t.transpose(1, 2) for t in (q, keys, values))
         for name, x in (("query", q), ("key", keys), ("value", values)):
             self.show(name, x)

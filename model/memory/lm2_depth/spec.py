@@ -11,8 +11,8 @@ from model.memory.spec import MemoryConfig
 if TYPE_CHECKING:
     import torch
 
-    from model.layout import Layout
     from model.memory.interface import Memory
+    from model.parallel_context import ParallelContext
 
 
 class LM2DepthConfig(MemoryConfig):
@@ -47,7 +47,7 @@ class LM2DepthConfig(MemoryConfig):
             )
         return problems
 
-    def build(self, model: BackboneConfig, layout: "Layout", first: bool) -> "Memory":
+    def build(self, model: BackboneConfig, layout: "ParallelContext", first: bool) -> "Memory":
         from model.memory.lm2_depth.module import LM2DepthMemory
 
         return LM2DepthMemory(self, model, layout)

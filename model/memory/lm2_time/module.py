@@ -21,18 +21,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.backbone import BackboneConfig
-from model.layout import Layout
 from model.memory.lm2_time.spec import LM2TimeConfig
-from model.memory.operations import fading_keys
+from model.memory.operations import decayed_keys
 from model.memory.segmental import Projected, SegmentalMemory
 from model.parallel import ColumnParallel, sharded_parameter
-from model.segments import Piece
+from model.parallel_context import ParallelContext
+from model.segments import SegmentSpan
 
 
 class LM2TimeMemory(SegmentalMemory):
     """See the module's text."""
 
-    def __init__(self, config: LM2TimeConfig, model: BackboneConfig, layout: Layout) -> None:
+    def __init__(self, config: LM2TimeConfig, model: BackboneConfig, layout: ParallelContext) -> None:
         super().__init__(config, model, layout, rows=config.num_slots(model))
         size, heads, tp = model.hidden_size, config.heads, layout.tensor
         self.gate_in = ColumnParallel(size, size, tp)
@@ -45,14 +45,14 @@ class LM2TimeMemory(SegmentalMemory):
             return torch.full(shape, -2.0)
         return super().initial_value(name, shape, generator)
 
-    def written(self, projected: Projected, piece: Piece, bank: Tensor) -> tuple[Tensor, Tensor]:
+    def written(self, projected: Projected, span: SegmentSpan, bank: Tensor) -> tuple[Tensor, Tensor]:
         key, value, gate_in, gate_forget = projected
         keys = self.address(key)  # [B, S, H, T, N]
-        if piece.writable is not None:
-            keys = keys * piece.writable[:, :, None, :, None]
+        if span.writable is not None:
+            keys = keys * span.writable[:, :, None, :, None]
         bias = self.gate_forget_bias.float()[:, None, None]
         strength = F.softplus(self.by_head(gate_forget) + bias)  # delta [B, S, H, T, 1]
-        faded, kept = fading_keys(keys, strength)
+        faded, kept = decayed_keys(keys, strength)
         gate = torch.sigmoid(self.by_head(gate_in.float() + self.gate_in_bias))
         content = gate * torch.tanh(self.by_head(value))
         self.record_gate("in", gate)
@@ -60,4 +60,4 @@ class LM2TimeMemory(SegmentalMemory):
         for name, x in (("key", keys), ("strength", strength), ("content", content)):
             self.show(name, x)
         # what each segment keeps of a slot [B, S, H, N, 1], and adds to it [B, S, H, N, d]
-        return self.scanned(bank, kept.transpose(3, 4), faded.transpose(3, 4) @ content, piece)
+        return self.scanned(bank, kept.transpose(3, 4), faded.transpose(3, 4) @ content, span)

@@ -9,8 +9,8 @@ from model.memory.planning import FP32, RankShare, Speeds, scan_seconds
 from model.memory.spec import MemoryConfig
 
 if TYPE_CHECKING:
-    from model.layout import Layout
     from model.memory.interface import Memory
+    from model.parallel_context import ParallelContext
 
 
 class LM2TimeConfig(MemoryConfig):
@@ -32,7 +32,7 @@ class LM2TimeConfig(MemoryConfig):
     def title(self) -> str:
         return "lm2 flow: time"
 
-    def build(self, model: BackboneConfig, layout: "Layout", first: bool) -> "Memory":
+    def build(self, model: BackboneConfig, layout: "ParallelContext", first: bool) -> "Memory":
         from model.memory.lm2_time.module import LM2TimeMemory
 
         return LM2TimeMemory(self, model, layout)

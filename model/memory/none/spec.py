@@ -7,8 +7,8 @@ from model.memory.planning import RankShare, Speeds
 from model.memory.spec import MemoryConfig
 
 if TYPE_CHECKING:
-    from model.layout import Layout
     from model.memory.interface import Memory
+    from model.parallel_context import ParallelContext
 
 
 class NoMemoryConfig(MemoryConfig):
@@ -20,13 +20,13 @@ class NoMemoryConfig(MemoryConfig):
 
     kind: Literal["none"] = "none"
 
-    def hosts(self, num_layers: int) -> frozenset[int]:
+    def memory_layers(self, num_layers: int) -> frozenset[int]:
         return frozenset()
 
     def problems(self, model: BackboneConfig) -> list[str]:
         return []
 
-    def build(self, model: BackboneConfig, layout: "Layout", first: bool) -> "Memory":
+    def build(self, model: BackboneConfig, layout: "ParallelContext", first: bool) -> "Memory":
         raise AssertionError("no layer hosts a memory of kind none")
 
     def parameters(self, model: BackboneConfig, first: bool) -> tuple[int, int]:

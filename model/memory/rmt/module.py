@@ -9,7 +9,7 @@ layer and head inside the softmax, zero at first.  At open = 1 (`rmt_open`) it i
 A segment's frame is [carried read; initial read; tokens; write].  Tokens of the memory's own document see the carried
 vectors, tokens of a document that begins in the segment the initial ones.
 
-B batch, m memory vectors, n tokens of the piece, o earlier tokens of its open segment, H heads (of this rank).
+B batch, m memory vectors, n tokens of the span, o earlier tokens of its open segment, H heads (of this rank).
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,20 +19,20 @@ import torch
 from torch import Tensor, nn
 
 from model.backbone import BackboneConfig
-from model.layout import Layout
 from model.memory.reading import MemoryReading, Tape
 from model.memory.rmt.spec import RMTConfig
 from model.memory.sequential import Block, SequentialMemory, truncated
 from model.parallel import sharded_parameter
-from model.segments import Piece
+from model.parallel_context import ParallelContext
+from model.segments import SegmentSpan
 from model.state import LayerState
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Who sees whom in one piece of a segment, the same in every layer.
+    """Who sees whom in one span of a segment, the same in every layer.
 
-    seen: bool [B or 1, 1, Q, K], queries are what is new in this piece, keys what the segment has so far.
+    seen: bool [B or 1, 1, Q, K], queries are what is new in this span, keys what the segment has so far.
     gated: bool [1, 1, Q, K], a token looking at memory.
     """
 
@@ -55,7 +55,7 @@ class RMTMemory(SequentialMemory):
     The carry is the span's `Frame`, the same for all blocks; `Vectors` are carried.
     """
 
-    def __init__(self, config: RMTConfig, model: BackboneConfig, layout: Layout, holds_tokens: bool) -> None:
+    def __init__(self, config: RMTConfig, model: BackboneConfig, layout: ParallelContext, holds_tokens: bool) -> None:
         super().__init__()
         self.opening, self.init_std = config.rmt_open, model.initial_std(model.hidden_size)
         self.open = sharded_parameter((model.num_heads,), layout.tensor)
@@ -84,12 +84,12 @@ class RMTMemory(SequentialMemory):
             address.append((seen[..., : self.slots] + seen[..., self.slots :]).transpose(0, 1))
         return MemoryReading(torch.cat(address), None, None, {}, 0.0)
 
-    def begin(self, hidden: Tensor, spans: Sequence[Piece], carried: Vectors | None) -> Vectors:
+    def begin(self, hidden: Tensor, spans: Sequence[SegmentSpan], carried: Vectors | None) -> Vectors:
         assert self.tokens is not None
         initial = self.tokens.to(hidden.dtype).expand(hidden.size(0), -1, -1)
         return Vectors(initial if carried is None else carried.vectors, initial)
 
-    def enter(self, x: Tensor, span: Piece, carried: Vectors, lost: Tensor | None) -> tuple[Tensor, Frame]:
+    def enter(self, x: Tensor, span: SegmentSpan, carried: Vectors, lost: Tensor | None) -> tuple[Tensor, Frame]:
         assert span.documents is not None and span.bank_document is not None
         vectors, initial = truncated(carried.vectors, span, self.bptt_segments), carried.initial
         if lost is not None:
@@ -101,7 +101,7 @@ class RMTMemory(SequentialMemory):
         return torch.cat(parts, dim=1), frame_of(span, self.slots, x.device)
 
     def step(
-        self, block: Block, x: Tensor, carry: Frame, span: Piece, state: LayerState
+        self, block: Block, x: Tensor, carry: Frame, span: SegmentSpan, state: LayerState
     ) -> tuple[Tensor, Frame, LayerState]:
         q, k, v = block.attention.project(block.tp.copy(block.attention_norm(x)), carry.start)
         k, v = torch.cat((state.keys, k), dim=1), torch.cat((state.values, v), dim=1)
@@ -110,7 +110,7 @@ class RMTMemory(SequentialMemory):
         kept = 0 if span.closes else k.size(1)
         return block.feed_forward(x), carry, LayerState(k[:, :kept], v[:, :kept], None)
 
-    def leave(self, x: Tensor, carry: Frame, span: Piece, carried: Vectors) -> tuple[Tensor, Vectors]:
+    def leave(self, x: Tensor, carry: Frame, span: SegmentSpan, carried: Vectors) -> tuple[Tensor, Vectors]:
         begin = 2 * self.slots if span.offset == 0 else 0
         end = begin + span.length
         return x[:, begin:end], Vectors(x[:, end:], carried.initial) if span.closes else carried
@@ -129,11 +129,11 @@ class RMTMemory(SequentialMemory):
         return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
 
-def frame_of(piece: Piece, m: int, device: torch.device) -> Frame:
-    """The frame of a piece inside one segment; its documents are given."""
-    documents, bank = piece.documents, piece.bank_document
+def frame_of(span: SegmentSpan, m: int, device: torch.device) -> Frame:
+    """The frame of a span inside one segment; its documents are given."""
+    documents, bank = span.documents, span.bank_document
     assert documents is not None and bank is not None
-    o, prefix, written = piece.offset, 2 * m, m if piece.closes else 0
+    o, prefix, written = span.offset, 2 * m, m if span.closes else 0
     # what stands at each place, [B, K]: carried read vectors -2, initial ones -1, tokens and write their document
     label = torch.cat(
         (
@@ -152,5 +152,5 @@ def frame_of(piece: Piece, m: int, device: torch.device) -> Frame:
     place = torch.arange(keys, device=device)
     is_token = (place >= prefix) & (place < keys - written)
     gated = is_token.unsqueeze(1) & (place < prefix).unsqueeze(0)
-    first = prefix + o if o else 0  # places that an earlier piece has brought
-    return Frame(piece.start - o - prefix + first, seen[:, None, first:], gated[None, None, first:])
+    first = prefix + o if o else 0  # places that an earlier span has brought
+    return Frame(span.start - o - prefix + first, seen[:, None, first:], gated[None, None, first:])

@@ -9,8 +9,8 @@ from model.memory.planning import FP32, RankShare, Speeds
 from model.memory.spec import MemoryConfig
 
 if TYPE_CHECKING:
-    from model.layout import Layout
     from model.memory.interface import Memory
+    from model.parallel_context import ParallelContext
 
 
 class RMTConfig(MemoryConfig):
@@ -38,7 +38,7 @@ class RMTConfig(MemoryConfig):
             problems.append("memory.layers: rmt's vectors pass through every block; set memory.layers to all")
         return problems
 
-    def build(self, model: BackboneConfig, layout: "Layout", first: bool) -> "Memory":
+    def build(self, model: BackboneConfig, layout: "ParallelContext", first: bool) -> "Memory":
         from model.memory.rmt.module import RMTMemory
 
         return RMTMemory(self, model, layout, holds_tokens=first)

@@ -13,7 +13,7 @@ from model import LanguageModel, build_model
 from model.attention import Attention
 from model.preparation import prepare
 from model.sdpa import sdpa
-from model.segments import Piece, pieces, sequences
+from model.segments import SegmentSpan, sequences, spans
 from tests.reference.small import DELTA, LM2, NONE, SEGMENT, awake, random_ids, tiny
 from tests.reference.small import one_thread as one_thread
 from tests.reference.varlen import kernels as kernels
@@ -23,31 +23,31 @@ examples = settings(max_examples=40, deadline=None, derandomize=True, database=N
 
 
 @st.composite
-def drawn_pieces(draw: st.DrawFn) -> tuple[list[Piece], Tensor]:
-    """The pieces of a call anywhere in a stream, packed or not, and the documents of cached and own tokens."""
-    span, start, length = draw(st.integers(1, 3)), draw(st.integers(0, 10)), draw(st.integers(1, 17))
-    cached = min(start, start % SEGMENT + (span - 1) * SEGMENT)
+def drawn_spans(draw: st.DrawFn) -> tuple[list[SegmentSpan], Tensor]:
+    """The spans of a call anywhere in a stream, packed or not, and the documents of cached and own tokens."""
+    attention_span, start, length = draw(st.integers(1, 3)), draw(st.integers(0, 10)), draw(st.integers(1, 17))
+    cached = min(start, start % SEGMENT + (attention_span - 1) * SEGMENT)
     changes = draw(st.lists(st.sampled_from([0, 0, 1]), min_size=2 * (cached + length), max_size=2 * (cached + length)))
     documents = torch.tensor(changes).view(2, -1).cumsum(dim=1)
     packed = draw(st.booleans())
     bank = torch.full((2,), -1) if packed else None
-    return list(pieces(start, length, SEGMENT, span, documents if packed else None, bank)), documents
+    return list(spans(start, length, SEGMENT, attention_span, documents if packed else None, bank)), documents
 
 
 @examples
-@given(drawn_pieces(), st.integers(0, 99))
-def test_sequences_are_the_mask(drawn: tuple[list[Piece], Tensor], seed: int) -> None:
+@given(drawn_spans(), st.integers(0, 99))
+def test_sequences_are_the_mask(drawn: tuple[list[SegmentSpan], Tensor], seed: int) -> None:
     cut, documents = drawn
     config = tiny(attention_span=cut[0].attention_span)
     attention = Attention(config, build_model(config).layout)
-    for piece in cut:
+    for span in cut:
         generator = torch.Generator().manual_seed(seed)
-        shapes = ((2, piece.length, 4, 4), *[(2, piece.cached + piece.length, 2, 4)] * 2)
+        shapes = ((2, span.length, 4, 4), *[(2, span.cached + span.length, 2, 4)] * 2)
         inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
-        direction = torch.randn(2, piece.length, 16, generator=generator)
+        direction = torch.randn(2, span.length, 16, generator=generator)
         results = []
-        for cuts in (None, sequences(piece, documents)):
-            out = attention.attend(*inputs, replace(piece, cuts=cuts))
+        for cuts in (None, sequences(span, documents)):
+            out = attention.attend(*inputs, replace(span, cuts=cuts))
             results.append((out, *torch.autograd.grad(out, inputs, direction)))
         for found, expected in zip(*results, strict=True):
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -55,22 +55,24 @@ def test_sequences_are_the_mask(drawn: tuple[list[Piece], Tensor], seed: int) ->
 
 @examples
 @given(st.integers(1, 3), st.data())
-def test_a_bound_on_the_changes_is_enough(span: int, data: st.DataObject) -> None:
+def test_a_bound_on_the_changes_is_enough(attention_span: int, data: st.DataObject) -> None:
     changed = data.draw(st.lists(st.booleans(), min_size=32, max_size=32))
     documents = torch.tensor(changed).view(2, -1).cumsum(dim=1)
-    (piece,) = pieces(0, 16, SEGMENT, span, documents, torch.full((2,), -1))
-    counted = sequences(piece, documents)
+    (span,) = spans(0, 16, SEGMENT, attention_span, documents, torch.full((2,), -1))
+    counted = sequences(span, documents)
     changes = int((documents.diff(dim=1) != 0).sum())
-    known = sequences(piece, documents, changes + data.draw(st.integers(0, 3)))
+    known = sequences(span, documents, changes + data.draw(st.integers(0, 3)))
     for one, other in zip(counted, known, strict=True):
         assert torch.equal(one.unique(), other.unique()) and len(other) >= len(one)
         assert (other.diff() >= 0).all()
 
 
-@pytest.mark.parametrize("span", [1, 2])
+@pytest.mark.parametrize("attention_span", [1, 2])
 @pytest.mark.parametrize("memory", [NONE, LM2, DELTA], ids=["none", "lm2", "delta"])
-def test_a_model_on_sequences_is_the_same(memory: Any, span: int, on_a_gpu: list[int], monkeypatch: Any) -> None:
-    net = awake(build_model(tiny(memory, attention_span=span)))
+def test_a_model_on_sequences_is_the_same(
+    memory: Any, attention_span: int, on_a_gpu: list[int], monkeypatch: Any
+) -> None:
+    net = awake(build_model(tiny(memory, attention_span=attention_span)))
     ids, documents = random_ids(0, 2, 16), (torch.arange(32).view(2, 16) % 7 == 0).cumsum(dim=1)
     results = []
     for changes in (None, 5):
@@ -124,7 +126,7 @@ def test_a_mask_never_reaches_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_preparation_leaves_nothing_to_layers() -> None:
     documents = torch.zeros(2, 16, dtype=torch.int64)
-    (piece,) = pieces(0, 16, SEGMENT, 1, documents, torch.full((2,), -1))
-    (ready,) = prepare(tiny(), [piece], documents, torch.bfloat16, masked=True, changes=None)
+    (span,) = spans(0, 16, SEGMENT, 1, documents, torch.full((2,), -1))
+    (ready,) = prepare(tiny(), [span], documents, torch.bfloat16, masked=True, changes=None)
     assert ready.rotary is not None and ready.rotary.dtype == torch.bfloat16
     assert {"readable", "writable", "continues", "_masks"} <= vars(ready).keys() and ready._masks

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from model import LanguageModel, build_model
-from model.layout import Layout, Recompute
 from model.memory.interface import memories
+from model.parallel_context import ParallelContext, Recompute
 from tests.distributed.training_case import tiny_config
 from tests.reference.small import DELTA, LM2, NONE, VOCAB, awake, random_ids, tiny
 from tests.reference.small import one_thread as one_thread
@@ -71,7 +71,7 @@ def test_compiled_layers_are_the_eager_ones(kind: str, span: int) -> None:
 
 @pytest.mark.parametrize("recompute", ["none", "full"])
 def test_the_number_of_documents_compiles_nothing_again(recompute: Recompute, on_a_gpu: list[int]) -> None:
-    nets = [LanguageModel(tiny(LM2), Layout(recompute=recompute)) for _ in range(2)]
+    nets = [LanguageModel(tiny(LM2), ParallelContext(recompute=recompute)) for _ in range(2)]
     for net in nets:
         net.initialize(1)
         awake(net, seed=2)

@@ -1,4 +1,4 @@
-"""Initial weights drawn in parts are those drawn in one piece; what is loaded later is not drawn."""
+"""Initial weights drawn in parts are those drawn in one span; what is loaded later is not drawn."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ ROWS_OF_16 = {"hidden_size": 64, "ffn_size": 96, "vocab_size": 48}
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_rank_draws_every_weight_as_one_tensor(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In blocks of 128 numbers the weights are those of a draw in one piece."""
+    """In blocks of 128 numbers the weights are those of a draw in one span."""
     config = tiny(KINDS[kind], **ROWS_OF_16)
     at_once = {name: p.detach().clone() for name, p in build_model(config, seed=SEED).named_parameters()}
     monkeypatch.setattr("model.initialization.BLOCK", 128)

@@ -15,7 +15,7 @@ from model.memory.delta import kernels
 from model.memory.delta.chunks import by_chunk, carry, chunk_factors, compose, inverse
 from model.memory.delta.module import DeltaMemory
 from model.memory.delta.spec import chunk_length
-from model.segments import pieces
+from model.segments import spans
 from tests.distributed.training_case import tiny_config
 from tests.reference.small import DELTA, awake, random_ids, tiny
 from tests.reference.small import one_thread as one_thread
@@ -192,13 +192,13 @@ def test_chunks_are_one_graph():
 def test_the_kernel_is_part_of_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = build_model(tiny(DELTA, num_layers=1), seed=3).layers[0].memory
     assert isinstance(memory, DeltaMemory)
-    piece = next(pieces(0, 8, 4, 1))
+    span = next(spans(0, 8, 4, 1))
     shapes = [(2, 2, 8, 8), (2, 2, 4, 16), (2, 2, 4, 16), (2, 2, 4, 2), (2, 2, 4, 2)]  # bank and projections
     sources = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)]
 
     def run(written: Any) -> list[Tensor]:
         bank, *projected = (x.clone().requires_grad_() for x in sources)
-        entering, last = written(tuple(projected), piece, bank)
+        entering, last = written(tuple(projected), span, bank)
         loss = entering.square().sum() + last.square().sum()
         return [entering, last, *torch.autograd.grad(loss, [bank, *projected])]
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from model.memory.operations import address, fading_keys, normalise, scan
+from model.memory.operations import address, decayed_keys, normalise, scan
 
 examples = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 small = st.integers(1, 4)
@@ -42,12 +42,12 @@ def test_scan_is_its_recurrence_in_values_and_gradients(
 @given(tokens=st.integers(1, 6), rows=small, seed=st.integers(0, 99))
 def test_fading_keys_are_the_products_of_later_forgetting(tokens: int, rows: int, seed: int) -> None:
     keys, strength = drawn(2, tokens, rows, seed=seed), drawn(2, tokens, 1, seed=seed + 1)
-    faded, kept = fading_keys(keys, strength)
+    faded, kept = decayed_keys(keys, strength)
     factor = (-strength * keys.square()).exp()
     for t in range(tokens):
         torch.testing.assert_close(faded[:, t], keys[:, t] * factor[:, t + 1 :].prod(dim=1))
     torch.testing.assert_close(kept, factor.prod(dim=1, keepdim=True))
-    assert gradcheck(fading_keys, (keys, strength))
+    assert gradcheck(decayed_keys, (keys, strength))
 
 
 @pytest.mark.parametrize("length", [1.0, 3.0])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from model import LanguageModel, MemoryConfig, ModelConfig
 from model.cost import count_parameters, flops_per_token, layer_parameters, stage_costs
-from model.layout import Layout
+from model.parallel_context import ParallelContext
 from model.stages import flat_layers
 from tests.reference.small import DELTA, DEPTH, KINDS, LM2, RMT, tiny
 from training.errors import ConfigError
@@ -25,7 +25,7 @@ def test_parameters_are_those_of_the_built_model(memory: MemoryConfig, tied: boo
     config = tiny(memory, tie_embeddings=tied, num_layers=3)
     with torch.device("meta"):
         net = LanguageModel(config, memory_on=memory_on)
-        layers = [layer.type(*layer.arguments) for layer in flat_layers(config, Layout(), memory_on)]
+        layers = [layer.type(*layer.arguments) for layer in flat_layers(config, ParallelContext(), memory_on)]
     counted = count_parameters(config, memory_on)
     assert counted.total == sum(p.numel() for p in net.parameters())
     assert counted.memory == sum(p.numel() for _, p in net.memory_parameters())
