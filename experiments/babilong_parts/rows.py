@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -157,8 +157,17 @@ _worker: dict[str, tuple[Writer, Material]] = {}  # what a worker process has re
 
 def _begin(places: Places) -> None:
     os.nice(5)  # what trains must not wait for a core
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     background = open_background(list(places.books)) if places.books else None
     _worker["it"] = Writer(load_tokenizer(places.tokenizer), background), load_material(places.babi)
+
+
+def _end_with_parent() -> None:
+    """A killed parent leaves its workers waiting for work for ever."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _make(path: str, stage: Stage, key: tuple[int, int], batch: int, length: int) -> str:

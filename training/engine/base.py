@@ -65,8 +65,8 @@ class Engine(ABC):
         self.parameters: dict[str, nn.Parameter] = dict(self._canonical_parameters())
         # this tensor-parallel rank's shapes; ZeRO 3 leaves empty parameters where they were
         self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
-        # fp32 weights, moments and step counts of what this phase does not train, handed on unchanged; the data-parallel
-        # ranks share the tensors among them: None is another's
+        # fp32 weights, moments and step counts of what this phase does not train, handed on unchanged.  Each is kept by
+        # one of the data-parallel ranks; None: by another.
         self._untrained: dict[str, Tensor | None] = {}
         self._untrained_steps: dict[str, float] = {}
         if phase.trains == "memory":
