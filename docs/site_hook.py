@@ -32,7 +32,7 @@ API = {
 API_EXTRA = {
     "training.checkpoint.trained_model": "Load the model of a checkpoint.",
     "model.generation": "Generate tokens with a constant state.",
-    "model.memory.recording": "Record what a memory reads and writes.",
+    "model.memory.interface.recording": "Record what a memory reads and writes.",
     "evaluation.interpret.reading": "Turn recorded tensors into reads of earlier tokens.",
 }
 

@@ -29,6 +29,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     prompt.add_argument(
         "--prompt-file", type=place, metavar="FILE", help=f"its first {LONGEST:,} tokens; - reads standard input"
     )
+    parser.add_argument(
+        "--max-tokens",
+        type=number,
+        default=0,
+        metavar="N",
+        help="let the model go on for N tokens, greedily (default 0)",
+    )
     parser.add_argument("--tokens", type=number, default=24, metavar="N", help="rows of a heatmap (default 24)")
     parser.add_argument("--slots", type=number, default=20, metavar="N", help="columns of a heatmap (default 20)")
     parser.add_argument("--wiped", type=number, default=4, metavar="N", help="slots a block to wipe singly (default 4)")

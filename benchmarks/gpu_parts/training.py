@@ -69,7 +69,7 @@ class Case:
             "training.activation_checkpointing": self.recompute,
         }
         if "compile" in TrainingSection.model_fields:
-            values["training.compile"] = str("compile" not in self.off).lower()
+            values["training.compile"] = "off" if "compile" in self.off else "on"
         with_memory = self.file.startswith("lm2")
         values |= {f"phases.{i}.tokens_per_step": samples * length * ACCUMULATED for i in range(1 + with_memory)}
         if self.memory == "delta":

@@ -100,7 +100,7 @@ def test_the_number_of_documents_compiles_nothing_again(recompute: Recompute, on
     ],
 )
 def test_what_stays_eager_is_said(changes: dict, phase: int, reason: str | None, caplog) -> None:
-    config = tiny_config(training__compile=True, **changes)  # what YAML makes of `on`
+    config = tiny_config(training__compile="on", **changes)
     with caplog.at_level(logging.INFO, "memtrain"):
         found = compiles(config, config.phases[phase], SimpleNamespace(device=torch.device("cpu")))
     assert found == (reason is None) and (reason or "are compiled") in caplog.text

@@ -73,7 +73,7 @@ def test_status_says_it_up_to_the_end_of_a_run_that_has_ended(run: Path) -> None
     from training.monitoring.status import _until
 
     attempt(run, 0, 5)
-    facts.write_end(run, "KILLED", "stopped")
+    facts.write_end(run, facts.End("KILLED", "stopped", exit_code=75))
     ended = time.time() - AGO / 2
     for path in run.iterdir():
         os.utime(path, (ended, ended))

@@ -99,7 +99,7 @@ def test_a_loss_of_several_blocks_keeps_the_weight_s_gradient_in_fp32() -> None:
         HeadLoss(TensorParallel(), block=rows * config.vocab_size)(hidden, net.head.weight, ids, weights)
     kept = sum(x.nbytes for x in found if x.shape == net.head.weight.shape)
     large = config.model_copy(update={"vocab_size": 2**20})  # on a CPU 64 rows of a block
-    shape = Shape(large, True, 2, 128, 1, False, 2, fused_norms=False)
+    shape = Shape(large, 2, 128, 1, False, 2, fused_norms=False, memory_on=True)
     assert shape.loss_rows == 64
     assert kept == 4 * net.head.weight.numel()
     assert head_kept(shape) == pytest.approx(2 * head_kept(replace(shape, length=32)), rel=0.01)  # 1 block: bf16
