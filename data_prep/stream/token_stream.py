@@ -91,7 +91,7 @@ class TokenStream:
             self._follow_cache(self.folder.cache)
         if not len(self) and split == "valid" and not entries:
             raise DataError(
-                f"{folder}: holds no validation documents: none was held out; prepare it again with valid_fraction "
+                f"{folder}: split 'valid' has 0 tokens: no document was held out; prepare it again with valid_fraction "
                 "above 0, or set data.prepare.valid_fraction: 0 to train without evaluation"
             )
         if not len(self):

@@ -53,10 +53,8 @@ def find_checkpoint(path: Path, field: str = "--checkpoint") -> Path:
     for folder in (path, path / "checkpoints"):
         if folder.is_dir() and (latest := latest_checkpoint(folder)):
             return latest
-    raise ConfigError(
-        f"{field}: {path} {'is no checkpoint and no run that has one' if path.exists() else 'does not exist'}; pass "
-        "runs/NAME or a step-XXXXXXXX folder"
-    )
+    what = "is no checkpoint and no run that has one" if path.exists() else "does not exist and is no checkpoint"
+    raise ConfigError(f"{field}: {path} {what}; pass runs/NAME or a step-XXXXXXXX folder")
 
 
 def load_model(path: Path, device: torch.device | None = None) -> LoadedModel:

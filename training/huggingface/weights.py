@@ -111,7 +111,9 @@ class WeightFolder:
             raise ConfigError(f"{self.field}: {self.folder} holds {len(found)} *.safetensors but no {INDEX}; fetch it")
         if not self.folder.is_dir():
             what = "is a file" if self.folder.exists() else "does not exist"
-            raise ConfigError(f"{self.field}: {self.folder} {what}; give a Hugging Face folder")
+            raise ConfigError(
+                f"{self.field}: {self.folder} {what}, so it holds no *.safetensors; give a Hugging Face folder"
+            )
         if not found:
             raise ConfigError(f"{self.field}: {self.folder} holds no *.safetensors; give a Hugging Face folder")
         return found

@@ -27,7 +27,7 @@ def test_held_out_documents_are_evaluated_unless_none_was_to_be(prepared_data: P
     for fraction in (0, None):
         assert open_validation(config(tmp_path / "data", fraction)) is None
         assert len(open_stream(config(tmp_path / "data", fraction), "train")) > 0
-    with pytest.raises(DataError, match="holds no validation documents: none was held out"):
+    with pytest.raises(DataError, match="has 0 tokens: no document was held out"):
         open_validation(config(tmp_path / "data", 0.1))
     for fraction in (0, 0.2, None):  # documents that are there are evaluated, whatever the configuration says
         valid = open_validation(config(prepared_data, fraction))
