@@ -181,7 +181,7 @@ def test_bad_mix_is_refused(folder: Path, name: str) -> None:
 def test_splits_without_a_window_are_refused(folder: Path) -> None:
     with pytest.raises(DataError, match=r"'train' has 3604 tokens .*2004 that .*sequence_length 2003"):
         TokenStream(folder, sequence_length=2003, seed=0)
-    with pytest.raises(DataError, match="holds no validation documents"):
+    with pytest.raises(DataError, match="'valid' has 0 tokens"):
         TokenStream(folder, split="valid", sequence_length=LENGTH, seed=0)
     with pytest.raises(DataError, match="sequence_length is 0"):
         TokenStream(folder, sequence_length=0, seed=0)
