@@ -437,7 +437,15 @@ def test_data_that_only_moved_is_accepted(place: Place, finished: Path, data_cop
 
 
 def test_tracking_store_that_cannot_be_opened_is_refused(place: Place) -> None:
-    refuse(place, ["tracking.uri"], "tracking.enabled=true", "tracking.uri=nosuchscheme://x", name="untracked")
+    before = tree(place.folder)
+    wrong = ("tracking.enabled=true", "tracking.uri=nosuchscheme://x")
+    done = run_warm(PRETRAIN, *place.arguments("untracked", *wrong), cwd=place.folder)
+    assert (done.code, done.out) == (2, "")
+    assert "tracking.uri" in done.err
+    after = tree(place.folder)
+    # the lock, which was taken before MLflow was asked and is gone again, has touched the folder of all runs
+    assert after.pop("runs")[1] == before.pop("runs")[1] == "folder"
+    assert after == before
 
 
 @pytest.mark.parametrize("content", ["run: [", "", "- a\n"], ids=["broken", "empty", "list"])
