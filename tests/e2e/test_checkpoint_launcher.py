@@ -97,7 +97,7 @@ def test_sigterm_to_one_rank_saves_on_all_and_the_rest_is_the_same_by_the_bit(si
             time.sleep(0.001)
         running.signal(1, signal.SIGTERM)
         assert running.follow() == [75, 75], running.text()
-    assert "a signal to another rank, saved" in running.text()
+    assert "by SIGTERM, saved" in running.text()
     assert 3 <= steps_so_far(site.run("stopped")) < STEPS
     assert through(site, "stopped").codes == [0, 0]
     assert reproducible(site.run("stopped")) == reproducible(site.run("whole"))
