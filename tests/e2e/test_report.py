@@ -84,7 +84,7 @@ def test_what_interpret_refuses(finished: Path, place: Path) -> None:
     done = run_warm(INTERPRET, "--checkpoint", "runs/tiny", "--prompt", "short", "--output", "x", cwd=place)
     assert done.code == 2 and "give at least 18 tokens" in done.err and not (place / "x").exists()
     done = run_warm(INTERPRET, "--checkpoint", "runs/none", "--prompt", "short", cwd=place)
-    assert done.code == 2 and "runs/none is no checkpoint" in done.err
+    assert done.code == 2 and "runs/none does not exist and is no checkpoint" in done.err
 
 
 def test_the_page_shows_the_run_and_says_what_is_missing(page: Path) -> None:
