@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -90,11 +90,17 @@ def note(run: Path, owner: RunOwner, what: str, at: float, number: int) -> None:
     os.close(descriptor)
 
 
-def notes(run: Path) -> Iterator[dict[str, Any]]:
+def notes(run: Path, begin: int = 0) -> Iterator[dict[str, Any]]:
+    """Whole lines from byte `begin` on; `end` of each is the byte after it."""
     path = run / "audit.jsonl"
-    for line in path.read_bytes().split(b"\n") if path.exists() else ():
-        if line:
-            yield json.loads(line)
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        file.seek(begin)
+        for line in file:
+            begin += len(line)
+            if line.endswith(b"\n"):
+                yield json.loads(line) | {"end": begin}
 
 
 @dataclass
@@ -104,6 +110,8 @@ class Bench:
     run: Path
     chance: random.Random
     starts: int = 0
+    took: set[int] = field(default_factory=set)  # processes that have owned the run, as far as the notes were read
+    read: int = 0  # bytes
 
     def start(self, host: str | None = None, steps: int = ENDLESS) -> BaseProcess:
         self.starts += 1
@@ -118,14 +126,20 @@ class Bench:
         """Wait until one of `processes` owns the run."""
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            took = {line["pid"] for line in notes(self.run)}
+            self.look()
             for process in processes:
-                if process.pid in took:
+                if process.pid in self.took:
                     return process
             if all(process.exitcode is not None for process in processes):
                 break
             time.sleep(0.005)
         raise AssertionError(f"nobody continues the run: exit codes {[process.exitcode for process in processes]}")
+
+    def look(self) -> None:
+        """Read what was noted since the last time."""
+        for line in notes(self.run, self.read):
+            self.took |= {line["pid"]} if line["what"] == "took" else set()
+            self.read = line["end"]
 
     def step(self) -> list[str]:
         """One or two starts, something done to the owner, and what was wrong about it."""
