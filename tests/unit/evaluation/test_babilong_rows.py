@@ -7,39 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import DataError, load_tokenizer
+from data_prep import DataError
 from data_prep.tokenizers.tokenizer import Tokenizer
-from evaluation.babilong.background import Background, open_background
+from evaluation.babilong.background import Background
 from evaluation.babilong.encoding import SentenceEncoder
-from evaluation.babilong.material import Material, load_material
+from evaluation.babilong.material import Material
 from evaluation.babilong.recipe import ExerciseMaker, Places, Recipe
 from evaluation.babilong.rows import BLOCK, Row, RowMaker, rows_by_processes, stream_of_rows
 from evaluation.babilong.world import answer
 from launchers import babilong
-from tests.unit.evaluation.babilong_material import TASKS, told, write_places
+from tests.unit.evaluation.babilong_material import TASKS, told
 
 ALL = dict.fromkeys(TASKS, 1.0)
 FACT = re.compile(r"\b[A-Z][a-z]+ [^.A-Z]*(?:[A-Z][a-z]+)?\.")
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
-    return write_places(tmp_path_factory.mktemp("material"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(places: Places) -> Tokenizer:
-    return load_tokenizer(places.tokenizer)
-
-
-@pytest.fixture(scope="module")
-def material(places: Places) -> Material:
-    return load_material(places.babi, TASKS)
-
-
-@pytest.fixture(scope="module")
-def background(places: Places) -> Background:
-    return open_background(places.books or ())
 
 
 class TestRows:

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import DataError, load_tokenizer
+from data_prep import DataError
 from data_prep.config import SourceConfig
 from data_prep.preparation.tokenize import tokenize
 from data_prep.sources.documents import DocumentReader
 from data_prep.sources.problems import Problems
 from data_prep.tokenizers.tokenizer import Tokenizer
-from evaluation.babilong.background import Background, open_background
+from evaluation.babilong.background import Background
 from evaluation.babilong.cell import Asker
 from evaluation.babilong.dense import KINDS, asked_densely, simulated
 from evaluation.babilong.encoding import SentenceEncoder, Turn
@@ -30,29 +30,9 @@ from evaluation.babilong.recipe import ExerciseMaker, Form, Places, Recipe
 from evaluation.babilong.simulator import HELD_OUT, tell_story
 from evaluation.babilong.stories import Asked, permuted, single, stories_of, story_of
 from evaluation.babilong.world import World, answer
-from tests.unit.evaluation.babilong_material import TASKS, told, write_places
+from tests.unit.evaluation.babilong_material import TASKS, told
 
 ALL = dict.fromkeys(TASKS, 1.0)
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
-    return write_places(tmp_path_factory.mktemp("material"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(places: Places) -> Tokenizer:
-    return load_tokenizer(places.tokenizer)
-
-
-@pytest.fixture(scope="module")
-def material(places: Places) -> Material:
-    return load_material(places.babi, TASKS)
-
-
-@pytest.fixture(scope="module")
-def background(places: Places) -> Background:
-    return open_background(places.books or ())
 
 
 def questions(turns: list[Turn]) -> list[Question]:
