@@ -22,7 +22,6 @@ from itertools import chain, islice
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -38,6 +37,7 @@ from experiments.babilong_parts.race import Entry, Racer, described, open_log, r
 from experiments.babilong_parts.rows import Feed, Places
 from experiments.babilong_parts.samples import Cell, make_cells
 from experiments.babilong_parts.stories import TASKS
+from experiments.babilong_parts.training import save_weights
 
 SIZES = {
     "cpu": Shape(2048, 64, 4, heads=4, memory_heads=2, slots=64, row_length=1024),
@@ -72,7 +72,7 @@ def main() -> None:
                 log({"entry": racer.entry.name, "length": length, **count, **racer.measure(samples)})
     for racer in racers:
         racer.save()
-        save_file(racer.learner.net.state_dict(), options.work / f"{racer.entry.name}.safetensors")
+        save_weights(racer.learner.net, options.work / f"{racer.entry.name}.safetensors")
 
 
 def machine(device: torch.device) -> str:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -24,6 +23,7 @@ from experiments.babilong import SIZES, split_books, train_tokenizer
 from experiments.babilong_parts.race import Entry, configuration, shares
 from experiments.babilong_parts.samples import Cell, make_cells
 from experiments.babilong_parts.stories import TASKS
+from experiments.babilong_parts.training import load_weights
 from model import build_model
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -42,7 +42,7 @@ def main() -> int:
     except DataError as error:
         parser.exit(2, f"{error}\n")
     net = build_model(configuration(entry, SIZES["cpu"]), seed=entry.seed)
-    net.load_state_dict(load_file(options.log.parent / f"{entry.name}.safetensors"))
+    load_weights(net, options.log.parent / f"{entry.name}.safetensors")
     outside = 0
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Path(folder) / "tokenizer.model"
@@ -60,6 +60,8 @@ def main() -> int:
 
 def read(path: Path, lengths: list[str]) -> tuple[Entry, dict[str, Any]]:
     """The last entry of a log, and its line for each of `lengths`.  Raises `DataError` when one is missing."""
+    if not path.is_file():
+        raise DataError(f"--log: {path} does not exist; name the log.jsonl of experiments/babilong.py")
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     described = [line for line in lines if "kind" in line][-1]
     entry = Entry(**{key: described[key] for key in ("kind", "segment", "peak", "seed", "sparse", "span")})

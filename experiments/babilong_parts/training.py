@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data_prep.files import replacing
@@ -49,6 +50,19 @@ class Rows:
     def places(self) -> np.ndarray:
         """int64, flat positions in [B, L] whose next token is one of an answer."""
         return np.flatnonzero(self.answers[:, 1:])
+
+
+def save_weights(net: LanguageModel, path: Path) -> None:
+    """Parameters by name, as safetensors."""
+    save_file({name: parameter.detach() for name, parameter in net.named_parameters()}, path)
+
+
+@torch.no_grad()
+def load_weights(net: LanguageModel, path: Path) -> None:
+    """Set every parameter to what `save_weights` wrote.  Raises `KeyError` where one is missing."""
+    found = load_file(path)
+    for name, parameter in net.named_parameters():
+        parameter.copy_(found[name])
 
 
 class Learner:

@@ -17,7 +17,7 @@ from experiments.babilong_parts.measuring import Asked, right_answers
 from experiments.babilong_parts.race import by_errors
 from experiments.babilong_parts.rows import BLOCK, Stage, Writer, make_block
 from experiments.babilong_parts.stories import TASKS, Material, story
-from experiments.babilong_parts.training import Learner, Recipe
+from experiments.babilong_parts.training import Learner, Recipe, load_weights, save_weights
 from model import build_model
 from model.cost import count_parameters
 
@@ -159,3 +159,11 @@ def test_tokens_go_to_the_tasks_in_proportion_to_their_errors(material, writer):
     of_qa4 = np.mean([directions in row.tokens[0, :64] for row in rows])
     few = make_block(writer, material, by_errors(everything, right | {"qa4": 1.0}), (0, 0), 2, 128)
     assert np.mean([directions in row.tokens[0, :64] for row in few]) < of_qa4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_are_kept_are_those_that_were_trained(tmp_path, kind):
+    trained, fresh = (build_model(model_config(kind, SHAPE, SEGMENTS[kind][0]), seed=seed) for seed in (1, 2))
+    save_weights(trained, tmp_path / "kept.safetensors")
+    load_weights(fresh, tmp_path / "kept.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), fresh.parameters(), strict=True))
