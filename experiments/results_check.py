@@ -3,7 +3,7 @@
     python experiments/results_check.py --babi BABI --background BOOKS
 
 The tokenizer is trained again from the same files, the questions are written again, and every share of right answers
-must lie in the 95 % interval of the one in the log.  A minute on one core for the default lengths.
+must lie in the 95 % interval of the one in the log.  Two minutes on one core for the default lengths.
 """
 
 import argparse

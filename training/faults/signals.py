@@ -36,9 +36,8 @@ class StopSignal:
         self._speaks = speaks
         self._before: dict[int, Any] = {}
         self._interrupted = 0.0
-        self._ends: tuple[socket.socket, socket.socket] | None = (
-            None  # Python writes each signal's number into the second
-        )
+        # Python writes the number of each signal into the second
+        self._ends: tuple[socket.socket, socket.socket] | None = None
 
     @property
     def name(self) -> str:
