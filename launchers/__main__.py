@@ -1,5 +1,6 @@
 """`memtrain COMMAND …`: the code of `launchers/COMMAND.py`, started by name."""
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = name.replace("-", "_")
     if command not in command_names():
-        print(f"memtrain: {name!r} is no command; the commands are {', '.join(command_names())}", file=sys.stderr)
+        close = difflib.get_close_matches(command, command_names(), n=1)
+        way_out = f"did you mean {close[0]!r}?" if close else f"the commands are {', '.join(command_names())}"
+        print(f"memtrain: {name!r} is no command; {way_out}", file=sys.stderr)
         return 2
     module = importlib.import_module(f"launchers.{command}")
     code = run(module.main, rest)

@@ -1,4 +1,4 @@
-"""Look at checkpoints and make others of them.
+"""List, verify, copy and average checkpoints.
 
 python launchers/checkpoint.py list runs/quickstart
 python launchers/checkpoint.py verify runs/quickstart

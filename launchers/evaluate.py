@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: BABILong, MMLU, perplexity by position; a row a cell of a table, with its interval."""
+"""Evaluate a checkpoint: BABILong, MMLU, perplexity by position; every share has a 95 % interval."""
 
 import argparse
 import sys

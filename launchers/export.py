@@ -1,4 +1,4 @@
-"""A checkpoint as a folder for Hugging Face Transformers, its logits proven before it appears.
+"""Write a checkpoint as a folder for Hugging Face Transformers; the folder appears once its logits are proven equal.
 
 python launchers/export.py runs/quickstart exported
 python launchers/export.py runs/quickstart/checkpoints/step-00000400 exported --dtype bfloat16

@@ -1,4 +1,4 @@
-"""What a run's data looks like: `python launchers/inspect_data.py --config FILE`."""
+"""Show what a run's prepared data holds: sources, lengths of documents, single samples."""
 
 import argparse
 import sys

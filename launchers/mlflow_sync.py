@@ -1,4 +1,4 @@
-"""Send to MLflow what it has not got of a run: after a server was away, or for a run trained without it.
+"""Send a run's missing records to MLflow: after its server was away, or for a run that was trained without it.
 
 python launchers/mlflow_sync.py runs/quickstart
 python launchers/mlflow_sync.py runs/* --uri http://mlflow.example.org

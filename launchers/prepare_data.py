@@ -1,4 +1,4 @@
-"""Documents to a folder of token shards: `python launchers/prepare_data.py --config FILE`."""
+"""Turn documents into a folder of token shards: tokenizer, shards, manifest, on all cores."""
 
 import argparse
 import errno
