@@ -11,7 +11,7 @@ from rich.console import Console
 
 from data_prep import PrepareConfig, SourceConfig, TokenizerConfig, prepare
 from tests.e2e.commands import PRETRAIN, environment
-from tests.unit.training.test_config import TINY
+from tests.unit.training.config_case import TINY
 
 
 @pytest.fixture(scope="module")

@@ -1,116 +1,33 @@
-"""The commands people type, as they type them: train, stop, kill, continue, refuse, generate."""
+"""A run from beginning to end, on other topologies, stopped, killed and continued."""
 
 import contextlib
 import json
 import random
-import shutil
 import sqlite3
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-import torch
 import yaml
 
 from tests.e2e.commands import (
-    DEEPSPEED,
-    GENERATE,
     PRETRAIN,
-    Done,
     deepspeed,
     losses,
     metrics,
     plain,
     reproducible,
     run,
-    run_warm,
     started,
     steps_of,
     tree,
     valid_losses,
     wait_until,
 )
+from tests.e2e.place import EVERY, PHASE_STEPS, STEPS, TOKENS_PER_STEP, Place, needs_deepspeed
 
-LENGTH, SEGMENT, PHASE_STEPS, EVERY = 64, 16, 6, 5
-STEPS = 2 * PHASE_STEPS
-TOKENS_PER_STEP = 4 * LENGTH
-
-needs_deepspeed = [
-    pytest.mark.skipif(not DEEPSPEED.is_file(), reason=f"{DEEPSPEED} is not there"),
-    pytest.mark.skipif(torch.cuda.is_available(), reason="the launcher would give the ranks GPUs"),
-]
-
-
-@dataclass(frozen=True)
-class Place:
-    """A working folder with a configuration in it."""
-
-    folder: Path
-    config: str = "tiny.yaml"
-
-    def runs(self, name: str) -> Path:
-        return self.folder / "runs" / name
-
-    def arguments(self, name: str, *overrides: str) -> list[str]:
-        return ["--config", self.config, f"run.name={name}", *overrides]
-
-
-@pytest.fixture(scope="module")
-def place(prepared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    folder = tmp_path_factory.mktemp("pretrain")
-
-    def phase(name: str, memory: bool, **lr: Any) -> dict[str, Any]:
-        tokens = PHASE_STEPS * TOKENS_PER_STEP - 1  # rounded up to whole steps
-        return {"name": name, "memory": memory, "tokens": tokens, "tokens_per_step": TOKENS_PER_STEP, "lr": lr}
-
-    config = {
-        "run": {"name": "tiny", "output_dir": "runs"},
-        "data": {"path": str(prepared_data), "sequence_length": LENGTH},
-        "model": {
-            "vocab_size": 512,
-            "hidden_size": 32,
-            "num_layers": 2,
-            "num_heads": 4,
-            "num_kv_heads": 2,
-            "ffn_size": 64,
-            "segment_length": SEGMENT,
-            "tie_embeddings": True,
-            "memory": {"kind": "lm2", "flow": "time", "slots": 4, "heads": 2},
-        },
-        "phases": [
-            phase("warmup", False, peak=4e-3, warmup_tokens=2 * TOKENS_PER_STEP),
-            phase("memory", True, peak=4e-3, warmup_tokens=2 * TOKENS_PER_STEP, decay_tokens=3 * TOKENS_PER_STEP),
-        ],
-        "training": {"micro_batch_size": 1, "eval_every_steps": 4, "eval_samples": 5},
-        "checkpoint": {"every_steps": EVERY, "keep_last": 2},
-        "tracking": {"enabled": False},
-    }
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    return Place(folder)
-
-
-@pytest.fixture(scope="module")
-def finished(place: Place) -> Path:
-    """The folder of a run that one process trained without interruption."""
-    done = run(plain(PRETRAIN, *place.arguments("finished")), place.folder)
-    assert done.code == 0, done.err
-    assert f"finished: {STEPS} steps" in done.out
-    return place.runs("finished")
-
-
-@pytest.fixture(scope="module")
-def two_ranks(place: Place) -> Path:
-    """The folder of a run that two data-parallel ranks trained without interruption."""
-    done = run(deepspeed(2, *place.arguments("two")), place.folder)
-    assert done.code == 0, done.err
-    return place.runs("two")
-
-
-# -- a run from beginning to end -------------------------------------------------------------------------------------
+# -- a run from beginning to end --------------------------------------------------------------------------
 
 
 def test_run_folder_has_the_promised_layout(finished: Path) -> None:
@@ -183,7 +100,7 @@ def test_running_a_finished_run_again_changes_nothing(place: Place, finished: Pa
     assert tree(place.folder) == before
 
 
-# -- other topologies ------------------------------------------------------------------------------------------------
+# -- other topologies -------------------------------------------------------------------------------------
 
 
 def assert_same_training(other: Path, reference: Path, tolerance: float = 1e-4) -> None:
@@ -228,7 +145,7 @@ class TestManyRanks:
         assert_same_training(place.runs(name), finished)
 
 
-# -- stopped, killed, continued --------------------------------------------------------------------------------------
+# -- stopped, killed, continued ---------------------------------------------------------------------------
 
 
 def recorded(place: Place, name: str) -> tuple[str, str, list[int]]:
@@ -312,283 +229,3 @@ def kill_at(process: subprocess.Popen[str], folder: Path, step: int, rank: int) 
     with contextlib.suppress(psutil.NoSuchProcess):
         victim.kill()
     return victim.pid
-
-
-# -- bad input -------------------------------------------------------------------------------------------------------
-
-
-def assert_refused(place: Place, done: Done, before: dict[str, tuple[int, str]], words: list[str]) -> None:
-    """Exit code 2, one line on standard error that has `words`, nothing written."""
-    assert done.code == 2, done.err
-    assert done.out == ""
-    (line,) = done.err.splitlines()
-    assert all(word in line for word in words), line
-    assert tree(place.folder) == before
-
-
-def refuse(place: Place, words: list[str], *overrides: str, ranks: int = 1, name: str = "refused") -> None:
-    """The main job refuses `overrides` on every one of `ranks` ranks; only rank 0 says why."""
-    before = tree(place.folder)
-    for rank in range(ranks):
-        launched = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)} if ranks > 1 else {}
-        done = run_warm(PRETRAIN, *place.arguments(name, *overrides), cwd=place.folder, extra=launched)
-        if rank == 0:
-            assert_refused(place, done, before, words)
-        else:
-            assert (done.code, done.out, done.err) == (2, "", "")
-            assert tree(place.folder) == before
-
-
-@pytest.fixture
-def data_copy(place: Place, prepared_data: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(prepared_data, tmp_path / "data")
-
-
-def test_unknown_key_from_a_cold_start(place: Place) -> None:
-    before = tree(place.folder)
-    done = run(plain(PRETRAIN, *place.arguments("refused", "model.memory.slost=3")), place.folder)
-    assert_refused(place, done, before, ["model.memory.slost", "did you mean 'slots'?"])
-
-
-def test_several_problems_are_several_lines(place: Place) -> None:
-    done = run_warm(PRETRAIN, *place.arguments("x", "parallel.tensor=3", "parallel.pipeline=9"), cwd=place.folder)
-    assert done.code == 2
-    fields = [line.partition(":")[0] for line in done.err.splitlines()]
-    assert {"model.num_heads", "parallel.pipeline"} < set(fields)
-    assert not any("Traceback" in field for field in fields)
-    assert not place.runs("x").exists()
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["data.path=nowhere"], ["nowhere/manifest.json", "prepare_data.py"]),
-        (["model.vocab_size=511"], ["model.vocab_size: 511", "512 pieces", "512 or more"]),
-        (["data.sequence_length=1048576", "phases.0.tokens_per_step=1048576", "phases.1.tokens_per_step=1048576"],
-         ["sequence_length", "1048576", "lower"]),
-        (["phases.0.mix={books: 1}"], ["books", "python-stdlib"]),
-        (["phases.0.init_from=hf:nowhere"], ["phases.0.init_from", "nowhere", "safetensors"]),
-        (["phases.1.init_from=checkpoint:nowhere"], ["phases.1.init_from: nowhere", "RUN/checkpoints/step-XXXXXXXX"]),
-        (["parallel.tensor=2"], ["1 ranks were started", "tensor 2"]),
-        (["training.micro_batch_size=3"], ["phases.0.tokens_per_step", "micro_batch_size 3"]),
-    ],
-    ids=lambda value: value[0] if "=" in value[0] else "",
-)  # fmt: skip
-def test_bad_input_is_refused(place: Place, overrides: list[str], words: list[str]) -> None:
-    refuse(place, words, *overrides)
-
-
-@pytest.mark.parametrize(
-    ("ranks", "overrides", "words"),
-    [
-        (2, ["parallel.tensor=3"], ["2 ranks", "tensor 3"]),
-        (3, ["parallel.tensor=2"], ["3 ranks were started", "tensor 2 x pipeline 1", "4"]),
-        (3, [], ["phases.0.tokens_per_step", "3 data-parallel ranks"]),
-    ],
-)
-def test_world_that_does_not_fit_is_refused_by_every_rank(
-    place: Place, ranks: int, overrides: list[str], words: list[str]
-) -> None:
-    if overrides == ["parallel.tensor=3"]:  # shapes that three ranks can share, so that only the world is wrong
-        model = {"num_heads": 3, "num_kv_heads": 3, "hidden_size": 36, "ffn_size": 66, "vocab_size": 513}
-        overrides = [*overrides, *(f"model.{name}={value}" for name, value in model.items()), "model.memory.heads=3"]
-    refuse(place, words, *overrides, ranks=ranks)
-
-
-def test_run_of_another_configuration_is_refused(place: Place, finished: Path) -> None:
-    refuse(place, ["finished", "model.ffn_size was 64, is now 32"], "model.ffn_size=32", name="finished")
-    refuse(place, ["finished", "run.seed was 0, is now 1"], "run.seed=1", name="finished")
-
-
-def test_run_folder_that_is_no_run_is_refused(place: Place) -> None:
-    foreign = place.runs("foreign")
-    foreign.mkdir(parents=True)
-    (foreign / "thesis.txt").write_text("years of work", encoding="utf-8")
-    refuse(place, ["foreign", "not empty"], name="foreign")
-
-
-def test_replaced_tokenizer_is_refused(place: Place, data_copy: Path) -> None:
-    (data_copy / "tokenizer.model").write_bytes(b"another one")
-    refuse(place, [str(data_copy / "tokenizer.model"), "fingerprint"], f"data.path={data_copy}")
-
-
-@pytest.mark.parametrize("damage", ["missing", "short"])
-def test_shard_that_is_not_whole_is_refused(place: Place, data_copy: Path, damage: str) -> None:
-    shard = next(data_copy.glob("train-*.arrow"))
-    if damage == "missing":
-        shard.unlink()
-    else:
-        shard.write_bytes(shard.read_bytes()[:-100])
-    refuse(place, [str(shard), "missing" if damage == "missing" else "cut short"], f"data.path={data_copy}")
-
-
-def test_other_data_for_the_same_run_is_refused(place: Place, finished: Path, data_copy: Path) -> None:
-    manifest = data_copy / "manifest.json"
-    content = json.loads(manifest.read_text(encoding="utf-8"))
-    content["shards"][0]["xxh3"] = "0" * 16
-    manifest.write_text(json.dumps(content | {"checksum": ""}), encoding="utf-8")  # sealed by nobody, as old ones are
-    refuse(place, ["data.path", str(data_copy), "fingerprint"], f"data.path={data_copy}", name="finished")
-
-
-def test_data_that_only_moved_is_accepted(place: Place, finished: Path, data_copy: Path) -> None:
-    done = run_warm(PRETRAIN, *place.arguments("finished", f"data.path={data_copy}"), cwd=place.folder)
-    assert done.code == 0, done.err
-    assert "is finished" in done.out
-
-
-def test_tracking_store_that_cannot_be_opened_is_refused(place: Place) -> None:
-    before = tree(place.folder)
-    wrong = ("tracking.enabled=true", "tracking.uri=nosuchscheme://x")
-    done = run_warm(PRETRAIN, *place.arguments("untracked", *wrong), cwd=place.folder)
-    assert (done.code, done.out) == (2, "")
-    assert "tracking.uri" in done.err
-    after = tree(place.folder)
-    # the lock, which was taken before MLflow was asked and is gone again, has touched the folder of all runs
-    assert after.pop("runs")[1] == before.pop("runs")[1] == "folder"
-    assert after == before
-
-
-@pytest.mark.parametrize("content", ["run: [", "", "- a\n"], ids=["broken", "empty", "list"])
-def test_run_folder_with_a_damaged_config_is_refused(place: Place, content: str) -> None:
-    folder = place.runs("damaged-config")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(content, encoding="utf-8")
-    refuse(place, [str(Path("damaged-config") / "config.yaml")], name="damaged-config")
-
-
-def test_file_in_place_of_the_run_folder_is_refused(place: Place) -> None:
-    place.runs("file").parent.mkdir(exist_ok=True)
-    place.runs("file").write_text("not a folder", encoding="utf-8")
-    refuse(place, ["file"], name="file")
-
-
-def test_killed_while_writing_the_config_can_be_started_again(place: Place) -> None:
-    folder = place.runs("early")
-    folder.mkdir(parents=True)
-    (folder / ".config.yaml.partial").write_text("run:\n", encoding="utf-8")
-    done = run_warm(PRETRAIN, *place.arguments("early", "training.stop_after_steps=1"), cwd=place.folder)
-    assert done.code == 75, done.err
-
-
-# -- commands that only answer ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("script", [PRETRAIN, GENERATE], ids=lambda path: path.stem)
-def test_help_teaches_from_any_folder(script: Path, tmp_path: Path) -> None:
-    done = run(plain(script, "--help"), tmp_path, timeout=20)
-    assert (done.code, done.err) == (0, "")
-    assert f"launchers/{script.name}" in done.out  # an example to copy
-    assert "--config" in done.out
-    assert not list(tmp_path.iterdir())
-
-
-def test_dry_run_describes_and_writes_nothing(place: Place) -> None:
-    before = tree(place.folder)
-    done = run_warm(PRETRAIN, *place.arguments("dry", "--dry-run"), cwd=place.folder)
-    assert (done.code, done.err) == (0, "")
-    assert f"{STEPS} steps" in done.out
-    assert "parameters" in done.out
-    assert "phase memory: memory on" in done.out
-    assert tree(place.folder) == before
-
-
-def test_printed_config_is_the_resolved_one_and_loads_again(place: Place, tmp_path: Path) -> None:
-    before = tree(place.folder)
-    done = run_warm(PRETRAIN, *place.arguments("printed", "run.seed=7", "--print-config"), cwd=place.folder)
-    assert (done.code, done.err) == (0, "")
-    printed = yaml.safe_load(done.out)
-    assert (printed["run"]["name"], printed["run"]["seed"]) == ("printed", 7)
-    assert printed["training"]["betas"] == [0.9, 0.95]
-    (tmp_path / "again.yaml").write_text(done.out, encoding="utf-8")
-    again = run_warm(PRETRAIN, "--config", str(tmp_path / "again.yaml"), "--print-config", cwd=place.folder)
-    assert (again.code, again.out) == (0, done.out)
-    assert tree(place.folder) == before
-
-
-@pytest.mark.parametrize("option", [["--config", "tiny.yaml"], ["--dry-run"]], ids=" ".join)
-def test_overrides_may_stand_on_both_sides_of_an_option(place: Place, option: list[str]) -> None:
-    first = [] if "--config" in option else ["--config", place.config]
-    arguments = [*first, "run.name=both", *option, "run.seed=7"]
-    done = run_warm(PRETRAIN, *arguments, "--print-config", cwd=place.folder)
-    assert done.code == 0, done.err
-
-
-# -- text from a checkpoint ------------------------------------------------------------------------------------------
-
-Generate = Callable[..., str]
-
-
-@pytest.fixture
-def text(place: Place, finished: Path) -> Generate:
-    """What `generate.py` prints for a prompt."""
-
-    def generated(prompt: str, *arguments: str) -> str:
-        given = ["--checkpoint", "runs/finished", "--prompt", prompt, *arguments]
-        done = run_warm(GENERATE, *given, cwd=place.folder)
-        assert done.code == 0, done.err
-        assert done.out.startswith(prompt)
-        assert "step-00000012" in done.err
-        return done.out.removesuffix("\n")
-
-    return generated
-
-
-def test_greedy_text_is_the_same_twice(place: Place, finished: Path, text: Generate) -> None:
-    before = tree(place.folder)
-    greedy = ["--max-tokens", "40", "--temperature", "0"]
-    once = run(plain(GENERATE, "--checkpoint", "runs/finished", "--prompt", "def ", *greedy), place.folder)
-    assert once.code == 0, once.err
-    assert len(once.out) > len("def \n")
-    assert text("def ", *greedy) + "\n" == once.out
-    assert tree(place.folder) == before
-
-
-def test_seed_decides_the_drawn_text(text: Generate) -> None:
-    drawn = [text("def ", "--max-tokens", "40", "--temperature", "1", "--seed", seed) for seed in ("1", "1", "2")]
-    assert drawn[0] == drawn[1] != drawn[2]
-
-
-def test_prompt_of_several_segments_is_continued_as_the_model_says(finished: Path, text: Generate) -> None:
-    from training.checkpoint.trained_model import load_model
-
-    prompt = "".join(f"    def method_{number}(self):\n        return {number}\n" for number in range(8))
-    trained = load_model(finished)
-    tokenizer = trained.tokenizer()
-    ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
-    assert len(ids) > 5 * SEGMENT
-    assert len(ids) % SEGMENT  # it ends inside a segment
-    with torch.no_grad():
-        logits = trained.net(torch.tensor([ids])).logits[0, -1]
-    likeliest = [int(i) for i in (logits >= logits.max() - 1e-3).nonzero()]
-    continued = text(prompt, "--max-tokens", "1", "--temperature", "0").removeprefix(prompt)
-    assert continued in [tokenizer.decode([i]) for i in likeliest]
-
-
-def test_prompt_from_a_file_and_the_run_of_a_configuration(place: Place, finished: Path, text: Generate) -> None:
-    prompt = place.folder / "prompt.txt"
-    prompt.write_text("def ", encoding="utf-8")
-    try:
-        given = ["--prompt-file", "prompt.txt", "--max-tokens", "20", "--temperature", "0"]
-        done = run_warm(GENERATE, *place.arguments("finished"), *given, cwd=place.folder)
-    finally:
-        prompt.unlink()
-    assert done.code == 0, done.err
-    assert done.out.removesuffix("\n") == text("def ", "--max-tokens", "20", "--temperature", "0")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--checkpoint", "runs/nowhere"], ["runs/nowhere", "no checkpoint"]),
-        (["--checkpoint", "."], ["no checkpoint"]),
-        (["--checkpoint", "runs/finished", "--temperature", "-1"], ["temperature", "-1", "0 is greedy"]),
-        (["--checkpoint", "runs/finished", "--top-p", "1.5"], ["top_p", "1.5"]),
-        (["--checkpoint", "runs/finished", "--prompt-file", "nowhere.txt"], ["nowhere.txt"]),
-        (["--checkpoint", "runs/finished", "--data", "nowhere"], ["nowhere/manifest.json"]),
-        (["--config", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
-    ],
-    ids=" ".join,
-)
-def test_generate_refuses_bad_input(place: Place, finished: Path, arguments: list[str], words: list[str]) -> None:
-    before = tree(place.folder)
-    assert_refused(place, run_warm(GENERATE, *arguments, cwd=place.folder), before, words)

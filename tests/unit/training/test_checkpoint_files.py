@@ -14,7 +14,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
-from tests.unit.training.test_config import TINY
+from tests.unit.training.config_case import TINY
 from training.checkpoint.loading import load_tensors
 from training.checkpoint.manifest import (
     METADATA,

@@ -21,8 +21,8 @@ from launchers import import_hf, pretrain
 from model.llama_config import to_llama
 from tests.reference.small import NONE, tiny
 from tests.unit.data_prep.test_fuzz_inputs import dumped, fuzz
+from tests.unit.training.config_case import TINY
 from tests.unit.training.test_cluster import LOCAL, job
-from tests.unit.training.test_config import TINY
 from tests.unit.training.test_hf_folder import save
 from training.cluster.profile import ClusterProfile, load_profile, minutes
 from training.cluster.script import training_script

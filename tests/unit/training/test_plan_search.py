@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.training.test_config import TINY, changed
+from tests.unit.training.config_case import TINY, changed
 from training.config import RunConfig, dump_yaml, load_config, parse_config
 from training.distributed.topology import RankInfo, check_world
 from training.errors import ConfigError

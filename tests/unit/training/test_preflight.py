@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from data_prep import DataError, PrepareConfig, SourceConfig, TokenizerConfig, prepare
-from tests.unit.training.test_config import TINY
+from tests.unit.training.config_case import TINY
 from training.config import RunConfig, parse_config
 from training.preflight import open_stream, open_validation
 

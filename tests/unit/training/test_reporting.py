@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from tests.unit.training.test_config import changed
+from tests.unit.training.config_case import changed
 from training import reporter as reporting
 from training.config import parse_config
 from training.monitoring.records import EvalRecord

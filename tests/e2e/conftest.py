@@ -1,0 +1,66 @@
+"""Runs that several files of tests look at; each is trained once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e.commands import (
+    PRETRAIN,
+    deepspeed,
+    plain,
+    run,
+)
+from tests.e2e.place import EVERY, LENGTH, PHASE_STEPS, SEGMENT, STEPS, TOKENS_PER_STEP, Place
+
+
+@pytest.fixture(scope="session")
+def place(prepared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    folder = tmp_path_factory.mktemp("pretrain")
+
+    def phase(name: str, memory: bool, **lr: Any) -> dict[str, Any]:
+        tokens = PHASE_STEPS * TOKENS_PER_STEP - 1  # rounded up to whole steps
+        return {"name": name, "memory": memory, "tokens": tokens, "tokens_per_step": TOKENS_PER_STEP, "lr": lr}
+
+    config = {
+        "run": {"name": "tiny", "output_dir": "runs"},
+        "data": {"path": str(prepared_data), "sequence_length": LENGTH},
+        "model": {
+            "vocab_size": 512,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "num_kv_heads": 2,
+            "ffn_size": 64,
+            "segment_length": SEGMENT,
+            "tie_embeddings": True,
+            "memory": {"kind": "lm2", "flow": "time", "slots": 4, "heads": 2},
+        },
+        "phases": [
+            phase("warmup", False, peak=4e-3, warmup_tokens=2 * TOKENS_PER_STEP),
+            phase("memory", True, peak=4e-3, warmup_tokens=2 * TOKENS_PER_STEP, decay_tokens=3 * TOKENS_PER_STEP),
+        ],
+        "training": {"micro_batch_size": 1, "eval_every_steps": 4, "eval_samples": 5},
+        "checkpoint": {"every_steps": EVERY, "keep_last": 2},
+        "tracking": {"enabled": False},
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    return Place(folder)
+
+
+@pytest.fixture(scope="session")
+def finished(place: Place) -> Path:
+    """The folder of a run that one process trained without interruption."""
+    done = run(plain(PRETRAIN, *place.arguments("finished")), place.folder)
+    assert done.code == 0, done.err
+    assert f"finished: {STEPS} steps" in done.out
+    return place.runs("finished")
+
+
+@pytest.fixture(scope="session")
+def two_ranks(place: Place) -> Path:
+    """The folder of a run that two data-parallel ranks trained without interruption."""
+    done = run(deepspeed(2, *place.arguments("two")), place.folder)
+    assert done.code == 0, done.err
+    return place.runs("two")
