@@ -253,15 +253,15 @@ class Trainer:
         )
 
     def _evaluate(self, engine: Engine, valid: TokenStream, phase: Phase, at_phase_end: bool) -> None:
-        """Validation loss; at the end of a memory phase also with the memory wiped."""
+        """Validation loss; at the end of a memory phase also with the memory ablated."""
         training, topology = self.config.training, self.topology
         samples = min(training.eval_samples, len(valid))
         share = evaluation_shares(samples, topology.data_rank, topology.data_size, training.micro_batch_size)
         references = open_references(self.config, valid) if phase.memory else None
         batch = read(valid, share, training.micro_batch_size, topology.segment_share, references)
         loss = engine.evaluate(batch)
-        wiped = engine.evaluate(batch, wipe_memory=True) if phase.memory and at_phase_end else None
-        self.reporter.evaluation(EvalRecord(self.step, self._position().tokens, phase.name, loss, wiped))
+        ablated = engine.evaluate(batch, ablate_memory=True) if phase.memory and at_phase_end else None
+        self.reporter.evaluation(EvalRecord(self.step, self._position().tokens, phase.name, loss, ablated))
 
     def _save(self, engine: Engine, phase: Phase) -> None:
         at = self._position()

@@ -40,7 +40,7 @@ class SequentialMemory(Memory):
     kind; the first hosting block's memory makes them.  Blocks that host no memory hand the carry on.
     """
 
-    slots: int  # slots of the carried memory, which `wiped` names by their number
+    slots: int  # slots of the carried memory, which `ablated` names by their number
 
     @abstractmethod
     def begin(self, hidden: Tensor, spans: Sequence[SegmentSpan], carried: Any) -> Any:

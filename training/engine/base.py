@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.loss import HeadLoss
-from model.memory.interface import memories, wiped
+from model.memory.interface import ablated, memories
 from model.network import is_memory_name
 from training.batches import StepBatch
 from training.config import Phase, RunConfig
@@ -112,10 +112,10 @@ class Engine(ABC):
         loss = self._forward_backward(self._normalise_by_global_tokens(batch))
         return StepResult(float(loss), float(self.ds.get_global_grad_norm() or 0.0), self._reduce_gate_means())
 
-    def evaluate(self, batch: StepBatch, wipe_memory: bool = False) -> float:
+    def evaluate(self, batch: StepBatch, ablate_memory: bool = False) -> float:
         """Loss in nats per token over all ranks' batches.  Collective."""
-        context = wiped(self.module) if wipe_memory else contextlib.nullcontext()
-        if wipe_memory:
+        context = ablated(self.module) if ablate_memory else contextlib.nullcontext()
+        if ablate_memory:
             batch = StepBatch([micro.without_references() for micro in batch.micro_batches])
         with context, torch.no_grad():
             loss = float(self._forward(self._normalise_by_global_tokens(batch)))
