@@ -16,9 +16,9 @@ from model.segments import SegmentSpan, windows
 class Attention(nn.Module):
     """Llama's attention; heads are split over the tensor-parallel ranks."""
 
-    def __init__(self, config: ModelConfig, layout: ParallelContext) -> None:
+    def __init__(self, config: ModelConfig, parallel: ParallelContext) -> None:
         super().__init__()
-        self.config, self.layout, tp = config, layout, layout.tensor
+        self.config, self.parallel, tp = config, parallel, parallel.tensor
         self.group = config.num_heads // config.num_kv_heads  # query heads per key/value head
         # rows [Hkv, group + 2, d]: a split of dim 0 is a split by key/value heads
         self.qkv = ColumnParallel(
@@ -33,7 +33,7 @@ class Attention(nn.Module):
         """
         q, k, v = self.project(h, span.start, span.rotary)
         k, v = torch.cat((keys, k), dim=1), torch.cat((values, v), dim=1)  # [B, c+n, Hkv, d]
-        context = self.layout.inner(self.attend, q, k, v, span)
+        context = self.parallel.inner(self.attend, q, k, v, span)
         first = k.size(1) - span.kept
         return self.out(context), k[:, first:], v[:, first:]
 

@@ -44,16 +44,16 @@ class DecoderLayer(nn.Module):
     whose segments are computed one after the other are entered by `step` instead of `forward`.
     """
 
-    def __init__(self, config: ModelConfig, layout: ParallelContext, index: int, memory_on: bool) -> None:
+    def __init__(self, config: ModelConfig, parallel: ParallelContext, index: int, memory_on: bool) -> None:
         super().__init__()
-        self.config, self.layout, self.index, self.tp = config, layout, index, layout.tensor
+        self.config, self.parallel, self.index, self.tp = config, parallel, index, parallel.tensor
         tp = self.tp
         self.attention_norm = new_norm(config, tp)
-        self.attention = Attention(config, layout)
+        self.attention = Attention(config, parallel)
         self.mlp_norm = new_norm(config, tp)
         self.mlp = SwiGLU(config, tp)
         hosts = config.memory.memory_layers(config.num_layers) if memory_on else frozenset()
-        self.memory = config.memory.build(config, layout, index == min(hosts)) if index in hosts else None
+        self.memory = config.memory.build(config, parallel, index == min(hosts)) if index in hosts else None
         self._compiled: Callable[..., tuple[Tensor, LayerState]] | None = None
 
     def initial_state(self, hidden: Tensor) -> LayerState:
@@ -101,7 +101,7 @@ class DecoderLayer(nn.Module):
             recalled = []
             for span in spans:
                 arguments = (h[:, span.begin : span.end], span, memory_state)
-                part, memory_state = self.layout.inner(self.memory, *arguments)
+                part, memory_state = self.parallel.inner(self.memory, *arguments)
                 recalled.append(part)
             partial = _added(partial, _joined(recalled))
         return x + self.tp.leave(partial), replace(state, memory=memory_state)

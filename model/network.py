@@ -36,15 +36,15 @@ class LanguageModel(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
-        layout: ParallelContext | None = None,
+        parallel: ParallelContext | None = None,
         memory_on: bool = True,
     ) -> None:
         super().__init__()
-        self.config, self.layout, self.memory_on = config, layout or ParallelContext(), memory_on
+        self.config, self.parallel, self.memory_on = config, parallel or ParallelContext(), memory_on
         self.explicit = config.explicit if memory_on else None
-        self.tp = self.layout.tensor
+        self.tp = self.parallel.tensor
         self.embedding = new_embedding(config, self.tp)
-        self.layers = nn.ModuleList(DecoderLayer(config, self.layout, i, memory_on) for i in range(config.num_layers))
+        self.layers = nn.ModuleList(DecoderLayer(config, self.parallel, i, memory_on) for i in range(config.num_layers))
         self.final_norm = new_norm(config, self.tp)
         self.head = self.embedding if config.tie_embeddings else new_embedding(config, self.tp)
 
@@ -74,11 +74,11 @@ class LanguageModel(nn.Module):
         given = state.layers if state else ()
         states = list(given) or [layer.initial_state(hidden) for layer in self.decoder_layers]
         if self.is_sequential:
-            call = self.layout.layer
+            call = self.parallel.layer
             hidden, states, carried = run_sequential(self.decoder_layers, hidden, cut, states, carried, call)
         else:
             for index, layer in enumerate(self.decoder_layers):
-                hidden, states[index] = self.layout.layer(layer, hidden, cut, states[index], reading)
+                hidden, states[index] = self.parallel.layer(layer, hidden, cut, states[index], reading)
         last = cut[-1]
         following = StreamState(
             position=last.start + last.length,

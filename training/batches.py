@@ -22,8 +22,9 @@ class MicroBatch:
 
     ids, labels: int64 [B, L]; documents: int64 [B, 1 + L], that of the token before the first too (-1: the sample
     begins here); weights: fp32 [B, L], what each label's loss counts.
-    With explicit memory, of the U references that the chunks bring: references, int64 [B, U, R], their tokens; found,
-    int64 [B, U, 2], their lengths (0: none) and the documents whose tokens found them.
+    With explicit memory, of the U references that the chunks bring: references, int64 [B, U, R], their tokens;
+    reference_lengths, int64 [B, U], their number of tokens (0: the chunk brings none); reference_document_ids, int64
+    [B, U], the documents whose tokens retrieved them.
     changes: how often documents change between the tokens, which only a CPU counts without waiting; None: not counted.
     """
 
@@ -32,7 +33,8 @@ class MicroBatch:
     labels: Tensor
     weights: Tensor
     references: Tensor | None = None
-    found: Tensor | None = None
+    reference_lengths: Tensor | None = None
+    reference_document_ids: Tensor | None = None
     changes: int | None = None
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
@@ -53,15 +55,17 @@ class MicroBatch:
         return replace(self, weights=weights.pin_memory() if self.weights.is_pinned() else weights)
 
     def without_references(self) -> "MicroBatch":
-        """As if no chunk had found anything."""
-        return self if self.found is None else replace(self, found=self.found * self.found.new_tensor([0, 1]))
+        """Return a copy whose reference lengths are all 0, so that no token sees a reference."""
+        lengths = self.reference_lengths
+        return self if lengths is None else replace(self, reference_lengths=torch.zeros_like(lengths))
 
     @property
     def pipeline_item(self) -> PipelineItem:
         """(inputs of the first stage, labels of the last)."""
         inputs: tuple[Tensor, ...] = (self.ids, self.documents)
-        if self.references is not None and self.found is not None:
-            inputs += (self.references, self.found)
+        if self.references is not None:
+            assert self.reference_lengths is not None and self.reference_document_ids is not None
+            inputs += (self.references, self.reference_lengths, self.reference_document_ids)
         return inputs, (self.labels, self.weights)
 
 

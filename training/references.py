@@ -36,20 +36,19 @@ class ReferenceReader:
     def read(self, batch: Batch, rows: Int64, documents: NDArray[np.int32]) -> list[Int64]:
         """rows: int64 [B] of the batch; documents: int32 [B, 1 + L], of the token before the sample too.
 
-        Returns tokens [B, U, R] and found [B, U, 2]: lengths, and the document of the last token of the chunk that
-        found the reference.
+        Returns what `MicroBatch` has of references: tokens [B, U, R], lengths [B, U] and document ids [B, U], each the
+        document of the last token of the chunk that retrieved the reference.
         """
         assert batch.neighbours is not None
         ids, chunk = batch.neighbours[rows], self.explicit.chunk_length
-        owners = documents[:, chunk::chunk]  # of the last token of each chunk
+        document_ids = documents[:, chunk::chunk]  # of the last token of each chunk
         if self.explicit.causal:
-            ids, owners = np.roll(ids, 1, axis=1), documents[:, :-1:chunk]
+            ids, document_ids = np.roll(ids, 1, axis=1), documents[:, :-1:chunk]
             ids[:, 0] = -1
         tokens, lengths = self.texts.read(ids.reshape(-1).astype(np.int64))
         shorter = self.explicit.reference_length - tokens.shape[1]
         tokens = np.pad(tokens, ((0, 0), (0, shorter))) if shorter else tokens
-        found = np.stack((lengths.reshape(ids.shape), owners.astype(np.int64)), axis=-1)
-        return [tokens.reshape(*ids.shape, -1), found]
+        return [tokens.reshape(*ids.shape, -1), lengths.reshape(ids.shape), document_ids.astype(np.int64)]
 
 
 def with_bos(config: RunConfig) -> RunConfig:
@@ -58,8 +57,8 @@ def with_bos(config: RunConfig) -> RunConfig:
     if explicit is None or explicit.bos:
         return config
     tokenizer = PreparedFolder(config.data.path, config.data.cache).tokenizer()
-    found = explicit.model_copy(update={"bos": (tokenizer.bos_id, *tokenizer.encode(BOS_TEXT))})
-    return config.model_copy(update={"model": config.model.model_copy(update={"explicit": found})})
+    explicit = explicit.model_copy(update={"bos": (tokenizer.bos_id, *tokenizer.encode(BOS_TEXT))})
+    return config.model_copy(update={"model": config.model.model_copy(update={"explicit": explicit})})
 
 
 def explained(config: RunConfig) -> list[str]:

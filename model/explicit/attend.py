@@ -68,7 +68,7 @@ def encode(
         if index != reading.last_memory_layer:
             before = (x.repeat_interleave(count, dim=0) for x in (sink_keys, sink_values))
             keys, v = (torch.cat(pair, dim=1) for pair in zip(before, (keys, v), strict=True))
-            context = attention.layout.inner(_causal, rotate(q, 0, config), keys, v)
+            context = attention.parallel.inner(_causal, rotate(q, 0, config), keys, v)
             contexts.append(context.view(len(references.lengths), -1, context.size(-1)))
     return Encoded(contexts, sink_keys, sink_values, memory)
 
@@ -106,7 +106,7 @@ def attend(
             more = _before(sink_keys, sink_values, memory, span, reading)
         with_references = more[0].size(2) > sink_keys.size(1)
         extra = Extra(*more, reading.mask(span, with_references, q.device))
-        outputs.append(attention.layout.inner(attention.attend, own_q, keys, values, span, extra))
+        outputs.append(attention.parallel.inner(attention.attend, own_q, keys, values, span, extra))
         first = keys.size(1) - span.kept
         keys, values = keys[:, first:], values[:, first:]
     partial = attention.out(torch.cat([*outputs, *encoded.contexts], dim=1))

@@ -131,8 +131,8 @@ class Reading:
             if self.opened is None:
                 return None
             visible = self.opened.present[:, None, None]
-            owners = self.opened.documents
-            owners = owners if owners is None else owners.unsqueeze(1)
+            document_ids = self.opened.documents
+            document_ids = document_ids if document_ids is None else document_ids.unsqueeze(1)
         else:
             if self.references is None:
                 return None
@@ -141,11 +141,11 @@ class Reading:
             seen = (seen >= 0) & (seen < self.references.window)
             present = self._windows(self._present, span).flatten(2)  # [B, S, m]
             visible = seen.repeat_interleave(present.size(2) // seen.size(1), dim=1) & present.unsqueeze(2)
-            owners = self._owners
-            owners = owners if owners is None else self._windows(owners, span).flatten(2)
-        if owners is not None and self.documents is not None:
+            document_ids = self._document_ids
+            document_ids = document_ids if document_ids is None else self._windows(document_ids, span).flatten(2)
+        if document_ids is not None and self.documents is not None:
             own = self.documents[:, span.begin : span.end].unflatten(1, (span.segments, -1))
-            visible = visible & (own.unsqueeze(3) == owners.unsqueeze(2))
+            visible = visible & (own.unsqueeze(3) == document_ids.unsqueeze(2))
         return visible
 
     def in_open_chunk(self, span: SegmentSpan) -> bool:
@@ -160,7 +160,7 @@ class Reading:
         return slots < self.references.lengths.unsqueeze(2)
 
     @cached_property
-    def _owners(self) -> Tensor | None:
+    def _document_ids(self) -> Tensor | None:
         """int64 [B, M, k]"""
         if self.references is None or self.references.documents is None:
             return None
@@ -195,7 +195,8 @@ class Reading:
             return self.opened
         if self.references is None:
             return None
-        return OpenChunk(self._last(self._present), None if self._owners is None else self._last(self._owners))
+        documents = None if self._document_ids is None else self._last(self._document_ids)
+        return OpenChunk(self._last(self._present), documents)
 
     def leaves_open(self, span: SegmentSpan) -> bool:
         """Whether a chunk is open after the span."""

@@ -121,12 +121,12 @@ def ablated(module: nn.Module, slots: Sequence[int] | None = None) -> Iterator[N
             memory.ablated, memory.ablated_slots = False, ()
 
 
-def lost_slots(found: Iterable[Memory], slots: int, device: torch.device) -> Tensor | None:
-    """bool [slots], True = ablated in any of these memories; None: nothing is ablated."""
-    lost = {n for m in found for n in (range(slots) if m.ablated else m.ablated_slots)}
+def lost_slots(found: Iterable[Memory], num_slots: int, device: torch.device) -> Tensor | None:
+    """bool [N], True = ablated in any of these memories; None: nothing is ablated."""
+    lost = {n for m in found for n in (range(num_slots) if m.ablated else m.ablated_slots)}
     if not lost:
         return None
-    return torch.isin(torch.arange(slots, device=device), torch.tensor(sorted(lost), device=device))
+    return torch.isin(torch.arange(num_slots, device=device), torch.tensor(sorted(lost), device=device))
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def scan(
 ) -> tuple[Tensor, Tensor]:
     """M_{s+1} = transition_s M_s + added_s.
 
-    Args: bank [B, H, N, d]; transition [B, S, H, N, 1], a factor for each row, or [B, S, H, N, N], a matrix;
+    Args: bank [B, H, N, d]; transition [B, S, H, N, 1], a factor for each slot, or [B, S, H, N, N], a matrix;
         added [B, S, H, N, d]; ranks that own the segments before and after these: the bank then comes from the rank
         before (`bank` counts on the first only) and goes to the rank after, and its gradient the other way.
     Returns: the banks that enter the segments, [B, S, H, N, d], and the one that leaves the last, [B, H, N, d].
@@ -46,16 +46,16 @@ def scan(
 
 
 def decayed_keys(keys: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
-    """What is left of each write at its segment's end, and of each row that was there before.
+    """What is left of each write at its segment's end, and of each slot as it was before the segment.
 
     Args: keys [..., T, N]; strength delta [..., T, 1].
     Returns: k_tn exp(-sum_{u>t} delta_u k_un^2), [..., T, N], and exp(-sum_t delta_t k_tn^2), [..., 1, N].
     """
     if torch.compiler.is_compiling():
-        fading = (strength * keys.square()).cumsum(dim=-2)
-        total = fading[..., -1:, :]
-        return keys * torch.exp(fading - total), torch.exp(-total)
-    return _FadingKeys.apply(keys, strength)
+        decay = (strength * keys.square()).cumsum(dim=-2)
+        total = decay[..., -1:, :]
+        return keys * torch.exp(decay - total), torch.exp(-total)
+    return _DecayedKeys.apply(keys, strength)
 
 
 class _Normalise(torch.autograd.Function):
@@ -152,23 +152,23 @@ def _plain_scan(bank: Tensor, transition: Tensor, added: Tensor) -> tuple[Tensor
     return torch.stack(banks[:-1], dim=1), banks[-1]
 
 
-class _FadingKeys(torch.autograd.Function):
-    """With w the faded keys and g = dw * w, the gradient of delta_u k_un^2 is -sum_{t<u} g_tn - kept dkept."""
+class _DecayedKeys(torch.autograd.Function):
+    """With w the decayed keys and g = dw * w, the gradient of delta_u k_un^2 is -sum_{t<u} g_tn - kept dkept."""
 
     @staticmethod
     def forward(ctx: Any, keys: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
-        fading = (strength * keys.square()).cumsum(dim=-2)  # from the segment's begin up to each token
-        total = fading[..., -1:, :].neg()
-        fading.add_(total).exp_()
+        decay = (strength * keys.square()).cumsum(dim=-2)  # from the segment's begin up to each token
+        total = decay[..., -1:, :].neg()
+        decay.add_(total).exp_()
         kept = total.exp_()
-        faded = fading * keys
-        ctx.save_for_backward(keys, strength, fading, kept)
-        return faded, kept
+        decayed = decay * keys
+        ctx.save_for_backward(keys, strength, decay, kept)
+        return decayed, kept
 
     @staticmethod
-    def backward(ctx: Any, d_faded: Tensor, d_kept: Tensor) -> tuple[Tensor, Tensor]:
-        keys, strength, fading, kept = ctx.saved_tensors
-        d_keys = d_faded * fading
+    def backward(ctx: Any, d_decayed: Tensor, d_kept: Tensor) -> tuple[Tensor, Tensor]:
+        keys, strength, decay, kept = ctx.saved_tensors
+        d_keys = d_decayed * decay
         d_log = d_keys * keys
         d_erased = d_log - d_log.cumsum(dim=-2)
         d_erased.sub_(kept * d_kept).mul_(keys)

@@ -7,7 +7,7 @@ A segment's tokens read the bank that earlier segments left; then the segment, a
 Transition and addition come from the segment's tokens alone, so they are computed for all segments in one batch; only
 this line runs over the segments one after the other, and it is small.
 
-B batch, S segments, T tokens of a segment, H memory heads (of this rank), N rows of a bank, d width of a head,
+B batch, S segments, T tokens of a segment, H memory heads (of this rank), N slots of a bank, d width of a head,
 D = H*d of all ranks.
 """
 
@@ -81,16 +81,16 @@ class SegmentalMemory(RecurrentMemory):
     gate_in: ColumnParallel
     gate_forget: ColumnParallel
 
-    def __init__(self, config: MemoryConfig, model: BackboneConfig, layout: ParallelContext, rows: int) -> None:
+    def __init__(self, config: MemoryConfig, model: BackboneConfig, parallel: ParallelContext, num_slots: int) -> None:
         super().__init__()
-        size, heads, tp = model.hidden_size, config.heads, layout.tensor
-        self.segments = layout.segments
-        self.rows, self.width, self.heads = rows, size // heads, heads // tp.size
+        size, heads, tp = model.hidden_size, config.heads, parallel.tensor
+        self.segments = parallel.segments
+        self.num_slots, self.width, self.heads = num_slots, size // heads, heads // tp.size
         self.init_std = model.initial_std(size)
         # at first W h has a standard deviation of init_std * sqrt(D): 1 unless the configuration sets init_std
         self.sharpness = SHARPNESS / (self.init_std * size**0.5)
-        self.query = ColumnParallel(size, heads * rows, tp)
-        self.key = ColumnParallel(size, heads * rows, tp)
+        self.query = ColumnParallel(size, heads * num_slots, tp)
+        self.key = ColumnParallel(size, heads * num_slots, tp)
         self.content = ColumnParallel(size, size, tp)
         self.gate_out = ColumnParallel(size, size, tp)
         self.gate_out_bias = sharded_parameter((size,), tp)
@@ -121,7 +121,7 @@ class SegmentalMemory(RecurrentMemory):
         return name.replace(".memory.query.", ".memory.key.")
 
     def initial_state(self, hidden: Tensor) -> SegmentState:
-        shape = (hidden.size(0), self.heads, self.rows, self.width)
+        shape = (hidden.size(0), self.heads, self.num_slots, self.width)
         return SegmentState(torch.zeros(shape, dtype=torch.float32, device=hidden.device), hidden[:, :0].detach())
 
     def forward(self, h: Tensor, span: SegmentSpan, state: SegmentState) -> tuple[Tensor, SegmentState]:
@@ -155,12 +155,12 @@ class SegmentalMemory(RecurrentMemory):
         return x.float().unflatten(-1, (self.heads, -1)).transpose(2, 3).contiguous()
 
     def address(self, x: Tensor) -> Tensor:
-        """Queries or keys [B, S, n, H*N] -> positive unit vectors over the bank's rows, fp32 [B, S, H, n, N]."""
+        """Queries or keys [B, S, n, H*N] -> positive unit vectors over the bank's slots, fp32 [B, S, H, n, N]."""
         return address(self.by_head(x), self.sharpness)
 
     def _output(self, query: Tensor, gate_out: Tensor, banks: Tensor, span: SegmentSpan) -> Tensor:
         """out = W_o (sigmoid(W_out h) * rms(q^T M)), this rank's part; zero where the bank is another document's."""
-        lost = lost_slots((self,), self.rows, banks.device)
+        lost = lost_slots((self,), self.num_slots, banks.device)
         if lost is not None:
             banks = banks * ~lost[:, None]
         queries = self.address(query)

@@ -23,7 +23,7 @@ class Block(Protocol):
 
     attention: Attention
     attention_norm: RMSNorm
-    layout: ParallelContext
+    parallel: ParallelContext
     tp: TensorParallel
 
     def attend(self, x: Tensor, span: SegmentSpan, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,7 +40,7 @@ class SequentialMemory(Memory):
     kind; the first hosting block's memory makes them.  Blocks that host no memory hand the carry on.
     """
 
-    slots: int  # slots of the carried memory, which `ablated` names by their number
+    num_slots: int  # of the carried memory, which `ablated` names by their number
 
     @abstractmethod
     def begin(self, hidden: Tensor, spans: Sequence[SegmentSpan], carried: Any) -> Any:
@@ -50,7 +50,7 @@ class SequentialMemory(Memory):
     def enter(self, x: Tensor, span: SegmentSpan, carried: Any, lost: Tensor | None) -> tuple[Tensor, Any]:
         """What goes into the first block for the tokens x [B, n, D] of a span: [B, Q, D] and the carry.
 
-        lost: bool [slots], True = this slot is read as at first; None: no slot.
+        lost: bool [N], True = this slot is read as at first; None: no slot.
         """
 
     @abstractmethod
@@ -93,7 +93,7 @@ def run_sequential(
     found = [m for layer in layers for m in memories(layer)]  # type: ignore[arg-type]  # layers are modules
     first = found[0]
     assert isinstance(first, SequentialMemory)
-    lost = lost_slots(found, first.slots, hidden.device)
+    lost = lost_slots(found, first.num_slots, hidden.device)
     carried, outputs = first.begin(hidden, spans, carried), []
     for span in spans:
         x, carry = first.enter(hidden[:, span.begin : span.end], span, carried, lost)

@@ -130,7 +130,7 @@ class MemoryConfig(BaseModel):
 
     # -- the layer ----------------------------------------------------------------------------------------------------
 
-    def build(self, model: BackboneConfig, layout: "ParallelContext", first: bool) -> "Memory":
+    def build(self, model: BackboneConfig, parallel: "ParallelContext", first: bool) -> "Memory":
         """One decoder layer's memory module, uninitialised; `first`: of the layers that host one."""
         raise NotImplementedError
 

@@ -60,8 +60,8 @@ def test_explicit_memory_equals_one_rank(memory, tensor, pipeline, data, trainin
 
 def through_a_bank(config: RunConfig) -> dict[str, float]:
     """Largest differences to one process of what is written and of logits that read it, on this rank."""
-    layout = initialize(config, RankInfo.discover()).layout
-    net, alone = LanguageModel(config.model, layout), build_model(config.model)
+    parallel = initialize(config, RankInfo.discover()).parallel
+    net, alone = LanguageModel(config.model, parallel), build_model(config.model)
     net.initialize(seed=0)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 64, (4, 12), generator=generator)

@@ -31,12 +31,12 @@ class Topology:
     info: RankInfo
     mesh: DeviceMesh  # dimensions pipeline, data, segment, tensor
     data_parallel_group: dist.ProcessGroup  # data x segment: ranks with the same weights; gradients are summed over it
-    layout: ParallelContext
+    parallel: ParallelContext
     device: torch.device
 
     @property
     def tensor(self) -> TensorParallel:
-        return self.layout.tensor
+        return self.parallel.tensor
 
     @property
     def data_size(self) -> int:
@@ -49,7 +49,7 @@ class Topology:
     @property
     def segment_share(self) -> tuple[int, int]:
         """(rank, size) among the ranks that share the segments of a sample."""
-        return self.layout.segments.rank, self.layout.segments.size
+        return self.parallel.segments.rank, self.parallel.segments.size
 
     @property
     def pipeline_size(self) -> int:
@@ -136,12 +136,12 @@ def initialize(config: RunConfig, info: RankInfo) -> Topology:
     shape = (parallel.pipeline, data, parallel.segment, parallel.tensor)
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("pipeline", "data", "segment", "tensor"))
     data_parallel_group = mesh["data", "segment"]._flatten().get_group()  # private: torch 2.13 has no public name
-    layout = ParallelContext(
+    context = ParallelContext(
         TensorParallel(mesh.get_group("tensor"), parallel.sequence),
         SegmentParallel(mesh.get_group("segment")),
         config.training.activation_checkpointing,
     )
-    return Topology(info, mesh, data_parallel_group, layout, device)
+    return Topology(info, mesh, data_parallel_group, context, device)
 
 
 def connect(info: RankInfo, backend: str, seconds: float, meeting_seconds: float | None = None) -> None:

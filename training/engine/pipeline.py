@@ -24,7 +24,7 @@ class PipelineEngine(Engine):
 
     def _build_module(self) -> nn.Module:
         config, topology = self.config, self.topology
-        layers = flat_layers(config.model, topology.layout, self.phase.memory)
+        layers = flat_layers(config.model, topology.parallel, self.phase.memory)
         self._layers = layers
         specs = [_Spec(layer, config, topology, self.loaded_later) for layer in layers]
 

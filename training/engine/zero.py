@@ -32,7 +32,7 @@ class PlainEngine(Engine):
             self._share_weights()
 
     def _build_module(self) -> nn.Module:
-        net = LanguageModel(self.config.model, self.topology.layout, self.phase.memory)
+        net = LanguageModel(self.config.model, self.topology.parallel, self.phase.memory)
         net.initialize(self.config.run.seed, self.loaded_later)
         return LossModel(net, self.guard, self.loss)
 
@@ -77,11 +77,16 @@ class LossModel(nn.Module):
 
     def forward(self, micro: MicroBatch) -> Tensor:
         net, before, documents = self.net, micro.documents[:, 0], micro.documents[:, 1:]
-        begin = net.layout.segments.rank * micro.ids.size(1)
+        begin = net.parallel.segments.rank * micro.ids.size(1)
         references = None
-        if net.explicit is not None and micro.references is not None and micro.found is not None:
-            lengths, owners = micro.found.unbind(-1)
-            references = References(lengths, micro.references, documents=owners, window=net.explicit.references)
+        if net.explicit is not None and micro.references is not None:
+            assert micro.reference_lengths is not None
+            references = References(
+                micro.reference_lengths,
+                micro.references,
+                documents=micro.reference_document_ids,
+                window=net.explicit.references,
+            )
         state = net.after(before, begin) if begin else None
         hidden, _ = net.hidden(micro.ids, documents, state, references, micro.changes)
         return self.guard(self.loss(hidden, net.head.weight, micro.labels, micro.weights))

@@ -38,9 +38,9 @@ STRETCH = 0.1  # how far the sparse input gate's sigmoid reaches below 0 and abo
 class DeltaMemory(SegmentalMemory):
     """See the module's text.  The state is a d x d matrix per head, whatever has been read."""
 
-    def __init__(self, config: DeltaConfig, model: BackboneConfig, layout: ParallelContext) -> None:
-        super().__init__(config, model, layout, rows=model.hidden_size // config.heads)
-        size, heads, tp = model.hidden_size, config.heads, layout.tensor
+    def __init__(self, config: DeltaConfig, model: BackboneConfig, parallel: ParallelContext) -> None:
+        super().__init__(config, model, parallel, num_slots=model.hidden_size // config.heads)
+        size, heads, tp = model.hidden_size, config.heads, parallel.tensor
         self.sparse = config.sparse_writes
         self.gate_in = ColumnParallel(size, heads, tp)
         self.gate_in_bias = sharded_parameter((heads,), tp)

@@ -35,10 +35,10 @@ class DeltaConfig(MemoryConfig):
         "text that is not worth writing leaves the memory as it is, however long it is",
     )
 
-    def build(self, model: BackboneConfig, layout: "ParallelContext", first: bool) -> "Memory":
+    def build(self, model: BackboneConfig, parallel: "ParallelContext", first: bool) -> "Memory":
         from model.memory.delta.module import DeltaMemory
 
-        return DeltaMemory(self, model, layout)
+        return DeltaMemory(self, model, parallel)
 
     def computed_by(
         self, model: BackboneConfig, device: "torch.device", precision: str, segment_ranks: int

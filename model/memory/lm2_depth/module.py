@@ -46,10 +46,11 @@ from model.state import LayerState
 
 @dataclass(frozen=True)
 class SlotBank:
-    """slots: fp32 [B, T, D] after the last block; owners: int64 [B, T] their documents (-1: initial), None: all one."""
+    """slots: fp32 [B, T, D] after the last block; documents: int64 [B, T] ids of the documents that
+    wrote them (-1: initial), None: one document wrote them all."""
 
     slots: Tensor
-    owners: Tensor | None
+    documents: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ class DepthState:
 class LM2DepthMemory(SequentialMemory):
     """See the module's text.  The carry is the slots of the span's tokens, fp32 [B, n, D]; a `SlotBank` is carried."""
 
-    def __init__(self, config: LM2DepthConfig, model: BackboneConfig, layout: ParallelContext) -> None:
+    def __init__(self, config: LM2DepthConfig, model: BackboneConfig, parallel: ParallelContext) -> None:
         super().__init__()
-        size, tp = model.hidden_size, layout.tensor
+        size, tp = model.hidden_size, parallel.tensor
         self.tp, self.top_k, self.init_std = tp, config.top_k, model.initial_std(size)
-        self.slots, self.bptt_segments = model.segment_length, config.bptt_segments
+        self.num_slots, self.bptt_segments = model.segment_length, config.bptt_segments
         self.heads, self.width = config.heads // tp.size, size // config.heads
         self.norm = nn.RMSNorm(size, eps=model.norm_eps)
         self.query = ColumnParallel(size, size, tp)
@@ -93,19 +94,19 @@ class LM2DepthMemory(SequentialMemory):
         batch, first = hidden.size(0), spans[0]
         if carried is None:
             carried = SlotBank(self._initial(hidden), None)
-        owners = carried.owners
-        if first.documents is not None and owners is None:  # what came before had no document ids: it was document 0
-            fill = 0 if first.start >= self.slots else -1
-            owners = torch.full((batch, self.slots), fill, dtype=torch.int64, device=hidden.device)
-            owners[:, : first.offset] = 0
-        return SlotBank(carried.slots, owners)
+        documents = carried.documents
+        if first.documents is not None and documents is None:  # what came before had no document ids: it was document 0
+            fill = 0 if first.start >= self.num_slots else -1
+            documents = torch.full((batch, self.num_slots), fill, dtype=torch.int64, device=hidden.device)
+            documents[:, : first.offset] = 0
+        return SlotBank(carried.slots, documents)
 
     def enter(self, x: Tensor, span: SegmentSpan, carried: SlotBank, lost: Tensor | None) -> tuple[Tensor, Tensor]:
         here, initial = slice(span.offset, span.offset + span.length), self._initial(x)
         entering = truncated(carried.slots[:, here], span, self.bptt_segments)
-        if carried.owners is not None:
+        if carried.documents is not None:
             assert span.documents is not None
-            own = carried.owners[:, here] == span.documents[:, -span.length :]
+            own = carried.documents[:, here] == span.documents[:, -span.length :]
             entering = torch.where(own.unsqueeze(2), entering, initial[:, here])
         if lost is not None:
             entering = torch.where(lost[here, None], initial[:, here], entering)
@@ -115,20 +116,20 @@ class LM2DepthMemory(SequentialMemory):
         self, block: Block, x: Tensor, carry: Tensor, span: SegmentSpan, state: LayerState
     ) -> tuple[Tensor, Tensor, LayerState]:
         x, keys, values = block.attend(x, span, state)
-        x, slots, own = block.layout.inner(self, x, carry, span, state.memory)
+        x, slots, own = block.parallel.inner(self, x, carry, span, state.memory)
         return block.feed_forward(x), slots, LayerState(keys, values, own)
 
     def leave(self, x: Tensor, carry: Tensor, span: SegmentSpan, carried: SlotBank) -> tuple[Tensor, SlotBank]:
-        begin, end, owners = span.offset, span.offset + span.length, carried.owners
+        begin, end, documents = span.offset, span.offset + span.length, carried.documents
         slots = torch.cat((carried.slots[:, :begin], carry, carried.slots[:, end:]), dim=1)
-        if owners is not None:
+        if documents is not None:
             assert span.documents is not None
-            owners = torch.cat((owners[:, :begin], span.documents[:, -span.length :], owners[:, end:]), dim=1)
-        return x, SlotBank(slots, owners)
+            documents = torch.cat((documents[:, :begin], span.documents[:, -span.length :], documents[:, end:]), dim=1)
+        return x, SlotBank(slots, documents)
 
     def _initial(self, x: Tensor) -> Tensor:
         """fp32 [B, T, D]"""
-        return initial_slots(self.slots, x.size(2), x.device).expand(x.size(0), -1, -1)
+        return initial_slots(self.num_slots, x.size(2), x.device).expand(x.size(0), -1, -1)
 
     def forward(
         self, x: Tensor, slots: Tensor, span: SegmentSpan, state: DepthState
@@ -168,7 +169,7 @@ class LM2DepthMemory(SequentialMemory):
                 scores = _largest(scores, self.top_k)
             weights = scores.softmax(dim=-1)
             error = max(error, float(((weights @ v).transpose(1, 2) - r).abs().max()))
-            missing = self.slots - k.size(2)
+            missing = self.num_slots - k.size(2)
             address.append(F.pad(weights, (0, missing))[0].transpose(0, 1).float().cpu())
             banks.append(F.pad(left, (0, 0, 0, missing)).float().cpu())  # [1, N, D]
         found = torch.cat([r[0] for r in recalled]).float().cpu()
@@ -195,5 +196,5 @@ def _largest(scores: Tensor, count: int) -> Tensor:
 
 
 def initial_slots(length: int, size: int, device: torch.device) -> Tensor:
-    """The identity's rows for the places of a segment, fp32 [length, D]."""
+    """Row n of the identity, with the places of a segment for n, fp32 [length, D]."""
     return F.one_hot(torch.arange(length, device=device) % size, size).float()

@@ -47,10 +47,10 @@ class LM2DepthConfig(MemoryConfig):
             )
         return problems
 
-    def build(self, model: BackboneConfig, layout: "ParallelContext", first: bool) -> "Memory":
+    def build(self, model: BackboneConfig, parallel: "ParallelContext", first: bool) -> "Memory":
         from model.memory.lm2_depth.module import LM2DepthMemory
 
-        return LM2DepthMemory(self, model, layout)
+        return LM2DepthMemory(self, model, parallel)
 
     def first_carry(self, hidden: "torch.Tensor") -> "torch.Tensor":
         from model.memory.lm2_depth.module import initial_slots

@@ -32,9 +32,9 @@ from model.segments import SegmentSpan
 class LM2TimeMemory(SegmentalMemory):
     """See the module's text."""
 
-    def __init__(self, config: LM2TimeConfig, model: BackboneConfig, layout: ParallelContext) -> None:
-        super().__init__(config, model, layout, rows=config.num_slots(model))
-        size, heads, tp = model.hidden_size, config.heads, layout.tensor
+    def __init__(self, config: LM2TimeConfig, model: BackboneConfig, parallel: ParallelContext) -> None:
+        super().__init__(config, model, parallel, num_slots=config.num_slots(model))
+        size, heads, tp = model.hidden_size, config.heads, parallel.tensor
         self.gate_in = ColumnParallel(size, size, tp)
         self.gate_in_bias = sharded_parameter((size,), tp)
         self.gate_forget = ColumnParallel(size, heads, tp)

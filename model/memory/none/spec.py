@@ -26,7 +26,7 @@ class NoMemoryConfig(MemoryConfig):
     def problems(self, model: BackboneConfig) -> list[str]:
         return []
 
-    def build(self, model: BackboneConfig, layout: "ParallelContext", first: bool) -> "Memory":
+    def build(self, model: BackboneConfig, parallel: "ParallelContext", first: bool) -> "Memory":
         raise AssertionError("no layer hosts a memory of kind none")
 
     def parameters(self, model: BackboneConfig, first: bool) -> tuple[int, int]:

@@ -55,13 +55,13 @@ class RMTMemory(SequentialMemory):
     The carry is the span's `Frame`, the same for all blocks; `Vectors` are carried.
     """
 
-    def __init__(self, config: RMTConfig, model: BackboneConfig, layout: ParallelContext, holds_tokens: bool) -> None:
+    def __init__(self, config: RMTConfig, model: BackboneConfig, parallel: ParallelContext, holds_tokens: bool) -> None:
         super().__init__()
         self.opening, self.init_std = config.rmt_open, model.initial_std(model.hidden_size)
-        self.open = sharded_parameter((model.num_heads,), layout.tensor)
-        self.slots, self.length = config.num_slots(model), model.segment_length
+        self.open = sharded_parameter((model.num_heads,), parallel.tensor)
+        self.num_slots, self.length = config.num_slots(model), model.segment_length
         self.bptt_segments = config.bptt_segments
-        self.tokens = nn.Parameter(torch.empty(self.slots, model.hidden_size)) if holds_tokens else None
+        self.tokens = nn.Parameter(torch.empty(self.num_slots, model.hidden_size)) if holds_tokens else None
 
     def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         if name == "open":
@@ -78,10 +78,10 @@ class RMTMemory(SequentialMemory):
         """What is left for the memory of each token's softmax over [carried; initial; tokens; write]."""
         address = []
         for weights in tape["weights"]:  # [1, Hq, Q, K]
-            tokens = min(self.length, weights.size(3) - 2 * self.slots)
-            seen = weights[0, :, 2 * self.slots : 2 * self.slots + tokens, : 2 * self.slots].float().cpu()
+            tokens = min(self.length, weights.size(3) - 2 * self.num_slots)
+            seen = weights[0, :, 2 * self.num_slots : 2 * self.num_slots + tokens, : 2 * self.num_slots].float().cpu()
             # a token sees the carried vectors or, in the first segment, the initial ones; the others weigh nothing
-            address.append((seen[..., : self.slots] + seen[..., self.slots :]).transpose(0, 1))
+            address.append((seen[..., : self.num_slots] + seen[..., self.num_slots :]).transpose(0, 1))
         return MemoryReading(torch.cat(address), None, None, {}, 0.0)
 
     def begin(self, hidden: Tensor, spans: Sequence[SegmentSpan], carried: Vectors | None) -> Vectors:
@@ -98,20 +98,20 @@ class RMTMemory(SequentialMemory):
         if span.closes:
             goes_on = (span.documents[:, -1] == span.bank_document)[:, None, None]
             parts.append(torch.where(goes_on, vectors, initial))
-        return torch.cat(parts, dim=1), frame_of(span, self.slots, x.device)
+        return torch.cat(parts, dim=1), frame_of(span, self.num_slots, x.device)
 
     def step(
         self, block: Block, x: Tensor, carry: Frame, span: SegmentSpan, state: LayerState
     ) -> tuple[Tensor, Frame, LayerState]:
         q, k, v = block.attention.project(block.tp.copy(block.attention_norm(x)), carry.start)
         k, v = torch.cat((state.keys, k), dim=1), torch.cat((state.values, v), dim=1)
-        context = block.layout.inner(self.attend, q, k, v, carry)
+        context = block.parallel.inner(self.attend, q, k, v, carry)
         x = x + block.tp.reduce(block.attention.out(context))
         kept = 0 if span.closes else k.size(1)
         return block.feed_forward(x), carry, LayerState(k[:, :kept], v[:, :kept], None)
 
     def leave(self, x: Tensor, carry: Frame, span: SegmentSpan, carried: Vectors) -> tuple[Tensor, Vectors]:
-        begin = 2 * self.slots if span.offset == 0 else 0
+        begin = 2 * self.num_slots if span.offset == 0 else 0
         end = begin + span.length
         return x[:, begin:end], Vectors(x[:, end:], carried.initial) if span.closes else carried
 

@@ -38,10 +38,10 @@ class RMTConfig(MemoryConfig):
             problems.append("memory.layers: rmt's vectors pass through every block; set memory.layers to all")
         return problems
 
-    def build(self, model: BackboneConfig, layout: "ParallelContext", first: bool) -> "Memory":
+    def build(self, model: BackboneConfig, parallel: "ParallelContext", first: bool) -> "Memory":
         from model.memory.rmt.module import RMTMemory
 
-        return RMTMemory(self, model, layout, holds_tokens=first)
+        return RMTMemory(self, model, parallel, holds_tokens=first)
 
     def parameters(self, model: BackboneConfig, first: bool) -> tuple[int, int]:
         return model.num_heads, self.num_slots(model) * model.hidden_size if first else 0

@@ -60,8 +60,9 @@ def zeros(*shape: int) -> Tensor:
 def micro_batch(length: int, references: bool = False) -> MicroBatch:
     """As the loader hands it over, then moved."""
     ids, chunks = torch.zeros(2, length, dtype=torch.int64), length // EXPLICIT.chunk_length
-    found = (ids.new_zeros(2, chunks, EXPLICIT.reference_length), ids.new_zeros(2, chunks, 2)) if references else ()
-    return MicroBatch(ids, ids.new_zeros(2, length + 1), ids, torch.zeros(2, length), *found).to(DEVICE)
+    shapes = ((2, chunks, EXPLICIT.reference_length), (2, chunks), (2, chunks)) if references else ()
+    explicit = [ids.new_zeros(shape) for shape in shapes]
+    return MicroBatch(ids, ids.new_zeros(2, length + 1), ids, torch.zeros(2, length), *explicit).to(DEVICE)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -110,8 +111,8 @@ def test_explicit_memory(kind: str, heads: str | tuple[int, ...]) -> None:
 def test_the_stages_of_a_pipeline(kind: str) -> None:
     config = tiny(KINDS[kind], num_layers=1)
     parts: tuple[Tensor, ...] | Tensor = micro_batch(config.segment_length).pipeline_item[0]
-    net = LanguageModel(config)  # for its layout
-    for layer in flat_layers(config, net.layout, memory_on=True):
+    net = LanguageModel(config)  # for its parallel context
+    for layer in flat_layers(config, net.parallel, memory_on=True):
         stage = layer.type(*layer.arguments)
         moved(stage)
         parts = stage(parts)
