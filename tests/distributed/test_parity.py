@@ -73,7 +73,7 @@ def test_every_kind_equals_one_rank(memory: str, tensor: int, pipeline: int) -> 
 
 @pytest.mark.parametrize("memory, words", [("lm2-depth", "lm2 flow: depth"), ("rmt", "rmt")])
 def test_segments_in_turn_are_refused_in_a_pipeline(memory: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=f"parallel.pipeline: 2 with memory {words}.*the last stage made"):
+    with pytest.raises(ConfigError, match=f"parallel.pipeline: 2 with memory {words}.*the last stage computes"):
         tiny_config(**MEMORIES[memory], parallel={"pipeline": 2})
 
 

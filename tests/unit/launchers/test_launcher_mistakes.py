@@ -40,7 +40,7 @@ def file(tmp_path: Path) -> Path:
         (
             "plan.py",
             ["--config", "configs/quickstart.yaml", "phases=[{"],
-            "override: 'phases=[{': what follows = is no",
+            "override: 'phases=[{': the value after = is not",
         ),
         (
             "plan.py",

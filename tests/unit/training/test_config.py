@@ -141,7 +141,7 @@ def test_world_that_does_not_fit_is_told_what_would(tensor: int, world: int, fit
     ("change", "words"),
     [
         ({"parallel__segment": 2, "data__sequence_length": 48}, "set data.sequence_length to 32 or another multiple"),
-        ({"parallel__segment": 2, "model__attention_span": 2}, "attention would cross ranks"),
+        ({"parallel__segment": 2, "model__attention_span": 2}, "attention would need segments of another rank"),
         ({"parallel__segment": 2, "model__memory": {"kind": "rmt"}}, "with memory rmt"),
         (
             {"parallel__tensor": 2, "parallel__sequence": True, "model__memory": {"kind": "rmt"}},
