@@ -11,8 +11,10 @@ from functools import partial
 
 import torch.distributed as dist
 
+from data_prep.errors import one_line
 from training.distributed.ranks import RankInfo
 from training.errors import ConfigError, RankConfigError, RankError, TrainingError
+from training.units import duration
 
 FIRST_WORD = 5.0  # seconds until a waiting rank first says so; each following pause is twice as long
 LONGEST_PAUSE = 300.0  # seconds
@@ -68,13 +70,13 @@ class Wait:
         if whom and time.monotonic() - self._said >= self._pause:
             self._said, self._pause = time.monotonic(), min(LONGEST_PAUSE, 2 * self._pause)
             left = self.seconds - (self._said - self._began)
-            print(f"{self._waits(whom())}; gives up in {_duration(left)}", file=sys.stderr, flush=True)
+            print(f"{self._waits(whom())}; gives up in {duration(max(0.0, left))}", file=sys.stderr, flush=True)
         time.sleep(self._polled)
         self._polled = min(0.5, 1.5 * self._polled)
 
     @property
     def _waited(self) -> str:
-        return _duration(time.monotonic() - self._began)
+        return duration(time.monotonic() - self._began)
 
     def _waits(self, whom: str) -> str:
         return f"{self._who} waits at {self._where} for {whom}, since {self._since} ({self._waited})"
@@ -163,9 +165,5 @@ def _wait_for_all(store: dist.Store, info: RankInfo, wait: Wait) -> None:
         wait.pause(missing if info.rank == 0 else None)  # only rank 0 prints, so that each line appears once
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{max(0.0, seconds):.0f} s"
-
-
 def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or " ".join(str(error).split()))[:200]
+    return getattr(error, "strerror", None) or one_line(error)

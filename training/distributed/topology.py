@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from data_prep.errors import one_line
 from model.parallel import TensorParallel
 from model.parallel_context import ParallelContext, SegmentParallel
 from training.config import RunConfig
@@ -174,10 +175,10 @@ def connect(info: RankInfo, backend: str, seconds: float, meeting_seconds: float
     try:
         dist.init_process_group(backend, timeout=timeout, store=store, rank=info.rank, world_size=info.world_size)
     except (dist.DistNetworkError, dist.DistStoreError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise RankError(
             f"rank {info.rank} on {platform.node()} has met the others at {info.master_addr}:{info.master_port} but "
-            f"cannot connect to them ({reason}); the machines' firewalls must let all ports through between them"
+            f"cannot connect to them ({one_line(error)}); the machines' firewalls must let all ports through between "
+            "them"
         ) from error
     # private: groups that the mesh and DeepSpeed make later do not inherit this timeout, and their default of half an
     # hour would end a rank before the watchdog reports the hang
