@@ -301,7 +301,7 @@ def machines(bench: Bench, claims: list[bool]) -> None:
     """A full disk, a full memory, a rank that dies: said clearly, the last good checkpoint stays."""
     site = bench.site("machines", SHORT)
     full = through(site, "full", fault=FullDisk(2))
-    ok = set(full.codes) == {1} and "step-00000008 is the last good one" in full.text()
+    ok = set(full.codes) == {1} and "step-00000008 is the last whole one" in full.text()
     ok = ok and "are free on its disk" in full.text() and saved_step(site.run("full")) == 8
     bench.say(next((line for line in full.text().splitlines() if line.startswith("failed")), full.text()[-1500:]))
     again = through(site, "full")
@@ -311,7 +311,7 @@ def machines(bench: Bench, claims: list[bool]) -> None:
     through(site, "filled", "training.stop_after_steps=8")
     filled = through(site, "filled", fault=ShortFiles(100_000))
     ok = set(filled.codes) == {1} and "step 12 could not be written" in filled.text()
-    ok = ok and "step-00000008 is the last good one" in filled.text() and saved_step(site.run("filled")) == 8
+    ok = ok and "step-00000008 is the last whole one" in filled.text() and saved_step(site.run("filled")) == 8
     bench.say(next((line for line in filled.text().splitlines() if line.startswith("failed")), filled.text()[-1500:]))
     check(claims, "a disk that fills up while a checkpoint is written leaves the last good one", float(ok), "1", ok)
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says beside its tensors."""
+"""The JSON part of a checkpoint: `state.json`."""
 
 import json
 from dataclasses import dataclass, field
@@ -11,24 +11,24 @@ from training.errors import ConfigError
 
 @dataclass(frozen=True)
 class RunState:
-    """What a checkpoint says beside its tensors."""
+    """What a checkpoint stores beside its tensors."""
 
     step: int
     tokens: int
     samples: int
     phase: str
     phase_step: int
-    optimizer_steps: dict[str, float]  # by family of parameters
+    optimizer_steps: dict[str, float]  # AdamW's steps, by family of parameters
     stream: str  # fingerprint of the training stream
     mlflow_run_id: str
-    config: dict[str, Any]  # resolved
-    versions: dict[str, str]
+    config: dict[str, Any]  # the resolved configuration
+    versions: dict[str, str]  # of memtrain and its main libraries
     skipped: list[int] = field(default_factory=list)  # steps passed over without an update
-    tokenizer: str = ""  # fingerprint of the tokenizer's file; empty in checkpoints from before it was kept
+    tokenizer: str = ""  # fingerprint of the tokenizer's file; empty in checkpoints of versions that did not store it
 
 
 def read_run_state(checkpoint: Path) -> RunState:
-    """The JSON side of a checkpoint; raises `ConfigError` when it is none."""
+    """Read the JSON part of a checkpoint.  Raises `ConfigError` when the folder is not a checkpoint."""
     path = checkpoint / STATE_FILE
     try:
         return RunState(**json.loads(path.read_text(encoding="utf-8")))

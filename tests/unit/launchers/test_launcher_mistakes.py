@@ -108,7 +108,7 @@ def test_a_bank_names_its_folder(file: Path) -> None:
         ("status.py", ["~/run"], "HOME/run: is not a run's folder"),
         ("generate.py", ["--checkpoint=~/run", "--prompt", "x"], "--checkpoint: HOME/run does not exist"),
         ("export.py", ["~/run", "out"], "HOME/run does not exist"),
-        ("checkpoint.py", ["list", "~/run"], "HOME/run: holds no checkpoints"),
+        ("checkpoint.py", ["list", "~/run"], "HOME/run: has no checkpoints"),
         ("checkpoint.py", ["verify", "~/run"], "PATH: HOME/run does not exist"),
         ("plan.py", ["--config=~/run.yaml"], "--config: HOME/run.yaml does not exist"),
         ("import_hf.py", ["~/llama"], "FOLDER: HOME/llama does not exist"),

@@ -237,7 +237,7 @@ def test_a_folder_that_is_not_the_model_is_not_left(tmp_path):
         spoilt.final_norm.weight.data[0] = float("nan")
         export(trained(spoilt), tmp_path / "out", None)
     (tmp_path / "there").mkdir()
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         export(trained(net), tmp_path / "there", None)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
