@@ -31,7 +31,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    from training.cluster.nodes import Wanted, check_node
+    from training.cluster.nodes import NodeRequirements, check_node
     from training.errors import EXIT_BAD_INPUT, ConfigError, output_folder
 
     try:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
-    wanted = Wanted(
+    wanted = NodeRequirements(
         gpus=arguments.gpus,
         memory_gib=arguments.min_memory_gib,
         disk_gib=arguments.min_disk_gib,

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def submit(options: argparse.Namespace) -> list[str]:
     from training.cluster.profile import PREFIX, load_profile
     from training.cluster.script import RunJob
-    from training.cluster.submission import Wish, submit_preparation, submit_run
+    from training.cluster.submission import SubmitOptions, submit_preparation, submit_run
     from training.config import load_config
 
     ours = [text for text in options.overrides if text.startswith(PREFIX)]
@@ -80,7 +80,8 @@ def submit(options: argparse.Namespace) -> list[str]:
     job = RunJob(config, options.config.resolve(), theirs, Path.cwd())
     if options.prepare_data is not None:
         return submit_preparation(job, profile, options.prepare_data, options.dry_run)
-    wish = Wish(options.phases_as_jobs, tuple(options.after), tuple(shlex.split(options.evaluate)), options.dry_run)
+    after, evaluate = tuple(options.after), tuple(shlex.split(options.evaluate))
+    wish = SubmitOptions(options.phases_as_jobs, after, evaluate, options.dry_run)
     return submit_run(job, profile, wish)
 
 

@@ -194,7 +194,7 @@ class CheckpointFolder:
         """Check every byte of another run's checkpoint.  Raises `TrainingError` when it is damaged.  Collective."""
         if problem := self._problem(path):
             raise TrainingError(
-                f"init_from: {problem}; copy the checkpoint again, or use another; when it was fetched from an address, "
+                f"init_from: {problem}; copy the checkpoint again, or use another; if it was fetched from an address, "
                 "delete this copy, and it is fetched again"
             )
 

@@ -37,7 +37,7 @@ class LoadedModel:
             )
         if tokenizer.vocab_size > self.config.model.vocab_size:
             raise ConfigError(
-                f"--data: the tokenizer of {place} has {tokenizer.vocab_size:,} pieces, but the embedding of {self.path} "
+                f"--data: the tokenizer of {place} has {tokenizer.vocab_size:,} pieces, but the model of {self.path} "
                 f"has {self.config.model.vocab_size:,} rows; pass --data FOLDER with the data of the run"
             )
         return tokenizer

@@ -255,7 +255,7 @@ class TestJob:
         assert "n7, not used again" in shown(status)
 
     def test_what_is_no_number_is_not_asked_for(self) -> None:
-        with pytest.raises(ValueError, match="no Slurm job's number"):
+        with pytest.raises(ValueError, match="not a Slurm job's number"):
             job_state("12; reboot")
 
 
