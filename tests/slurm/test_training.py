@@ -230,6 +230,6 @@ def test_the_time_limit_is_survived_and_a_cancelled_job_stays_cancelled(site: Si
     site.until_step(name, saved + 3, job)
     box.ask("scancel", job)
     assert site.end(job) == "CANCELLED"
-    until(lambda: "ends, the rest is Slurm's" in site.output(name), 60, "the script's last word")
+    until(lambda: "ends; Slurm decides whether" in site.output(name), 60, "the script's last word")
     assert site.output(name).count("saved; run the same command again") == 2
     assert box.job(job)["Restarts"] == "1"

@@ -133,7 +133,7 @@ def evaluation_script(job: RunJob, profile: ClusterProfile, options: Sequence[st
 
 
 def preparation_script(job: RunJob, profile: ClusterProfile, data_folder: Path, tasks: int) -> str:
-    """Return the text of `prepare.sbatch`, whose argument is plan, task or merge; data_folder: where its output goes."""
+    """Return the text of `prepare.sbatch`, whose argument is plan, task or merge; data_folder: for its output."""
     data: DataJobs = profile.data
     one = profile.model_copy(
         update={
