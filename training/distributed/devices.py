@@ -5,8 +5,7 @@ import gc
 
 import torch
 
-# dense bf16 FLOP/s from the vendors' data sheets (no sparsity), by a part of the device's name
-PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
+from training.planning.devices import PEAK_BF16
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

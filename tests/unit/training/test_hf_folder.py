@@ -264,7 +264,7 @@ def test_nothing_in_the_folder_is_executed(tmp_path: Path) -> None:
     export(trained(awake(build_model(tiny(LM2)))), tmp_path / "ours", None)
     (tmp_path / "ours" / "modeling_memtrain.py").write_text(f"open({str(tmp_path / 'touched')!r}, 'w')\n")
     check_folder(tmp_path / "ours", tiny(LM2), WHERE)
-    with pytest.raises(ConfigError, match="written by launchers/export.py"):
+    with pytest.raises(ConfigError, match=r"written by launchers/export\.py"):
         prove(tmp_path / "ours", 4)
     assert not (tmp_path / "touched").exists()
 
