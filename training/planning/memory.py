@@ -174,8 +174,8 @@ def travelling_residual(shape: Shape, stage: Stage) -> float:
 def state_bytes(config: RunConfig, parameters: int, trained: int, shards: int) -> Memory:
     """Return weights, gradients, optimizer state and buffers of one rank, as DeepSpeed 0.19 holds them at its peak.
 
-    Optimizer state: an fp32 master copy (also of fp32 weights) and AdamW's two moments, 12 bytes an element, which every
-    ZeRO stage partitions. Untrained parameters have the same state, kept for later phases and never offloaded.
+    Optimizer state: an fp32 master copy (also of fp32 weights) and two moments, 12 bytes an element, partitioned
+    by every ZeRO stage. Untrained parameters have the same state, kept for later phases and never offloaded.
     Gradients: ZeRO 1 in bf16 accumulates all of them in fp32; in fp32 it keeps those of the backward pass, or during a
     step twice its partition. ZeRO 2 keeps its partition (in fp32 twice during a step) beside a bucket, which is a
     buffer; ZeRO 3 keeps its partition twice during a step.

@@ -121,9 +121,9 @@ def topology_problems(config: RunConfig, world: int, device: Device) -> list[str
             fitting = [n for n in range(1, samples + 1) if samples % (n * training.micro_batch_size) == 0]
             nearest = " or ".join(str(n * of_model) for n in _around(fitting, world // of_model))
             problems.append(
-                f"phases.{index}.tokens_per_step: {phase.tokens_per_step:,} tokens are {samples} samples, which is not a "
-                f"multiple of training.micro_batch_size {training.micro_batch_size} x {world // of_model} data-parallel "
-                f"ranks; the nearest are {nearest or 'no'} devices, or use a multiple of "
+                f"phases.{index}.tokens_per_step: {phase.tokens_per_step:,} tokens are {samples} samples, which is not "
+                f"a multiple of training.micro_batch_size {training.micro_batch_size} x {world // of_model} "
+                f"data-parallel ranks; the nearest are {nearest or 'no'} devices, or use a multiple of "
                 f"{share * config.data.sequence_length:,}"
             )
             break

@@ -97,8 +97,8 @@ def show_conclusion(console: Console, best: Plan, own: Plan | None) -> None:
         console.print("the configuration's own topology does not fit: " + misfit(own))
     elif own.overrides() != best.overrides():
         console.print(
-            f"the configuration's own topology takes {duration(own.seconds)}, {own.seconds / best.seconds:.2f} times as "
-            "long"
+            f"the configuration's own topology takes {duration(own.seconds)}, "
+            f"{own.seconds / best.seconds:.2f} times as long"
         )
     else:
         console.print("that is the configuration's own topology")
