@@ -15,9 +15,8 @@ PRODUCT_EFFICIENCY, STREAM_EFFICIENCY, LINK_EFFICIENCY = 0.65, 0.8, 0.7
 ATTENTION_EFFICIENCY = 0.4  # of the peak; FLOPs are counted only for the half of the window that the mask leaves
 COLLECTIVE_LATENCY = 20e-6  # seconds to start a collective, for every doubling of its ranks
 HEADROOM = 0.96  # fraction of the memory for tensors, because the allocator's blocks are never completely full
-ADAMW_BYTES = (
-    110  # read and written for each element in a step: 20 fp32 passes of AdamW, norm, clipping, gradient copies
-)
+# bytes read and written for an element in a step: 20 fp32 passes of AdamW, norm, clipping, gradient copies
+ADAMW_BYTES = 110
 
 
 @dataclass(frozen=True)
