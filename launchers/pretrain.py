@@ -1,6 +1,7 @@
 """Pretrain a language model with a memory, or continue a run that ended early."""
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -94,6 +95,9 @@ def launch(arguments: argparse.Namespace) -> int:
 
         print(describe(config))
         return 0
+    from training.logs import hold_warnings
+
+    hold_warnings()
     from training.session import run
 
     return run(config, arguments.local_rank)
@@ -105,6 +109,7 @@ def leave(code: int) -> NoReturn:
         # other ranks may be gone: threads that still wait for them must not keep this one
         sys.stdout.flush()
         sys.stderr.flush()
+        logging.shutdown()
         os._exit(code)
     sys.exit(code)
 

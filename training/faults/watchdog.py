@@ -166,7 +166,7 @@ class Watchdog:
         first = min(rank for rank, beat in beats.items() if beat.where)
         if self.rank == first:  # one voice on the screen; the others' files have it too
             with contextlib.suppress(OSError):  # nobody reads it any more
-                print(f"failed: {message}", file=sys.stderr, flush=True)
+                print(f"error: {message}", file=sys.stderr, flush=True)
         else:
             self._stop.wait(1.0)  # launchers end all ranks once one has ended: not before the voice
         log.error("%s", message)

@@ -133,7 +133,7 @@ def test_installed_commands_start_anywhere_and_speak_of_themselves(environment: 
     assert run([program, "--version"], tmp_path).stdout == f"memtrain {__version__}\n"
     shown = run([program, "pretrain", "--help"], tmp_path).stdout
     assert "memtrain pretrain --config quickstart" in shown
-    assert "deepspeed --num_gpus 2 --module launchers.pretrain --config quickstart" in shown
+    assert "deepspeed -q --num_gpus 2 --module launchers.pretrain --config quickstart" in shown
     assert "python launchers/" not in shown
     done = run([program, "pretrain", "--config", "quickstart", "--print-config"], tmp_path)
     assert done.returncode == 0, done.stderr
