@@ -19,6 +19,7 @@ PATH is a checkpoint folder, or a run's folder for its latest checkpoint; it may
 
 exit codes: 0 done; 1 a checkpoint is damaged; 2 bad input, nothing was written.
 """
+WAY_OUT = "the checkpoint is damaged: copy it again, or use another"
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -48,7 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from training.checkpoint.manifest import DamagedError
     from training.errors import TrainingError
 
-    return exit_code(lambda: act(arguments), bad_input=(TrainingError, OSError), failure=(DamagedError,))
+    def acted() -> int:
+        try:
+            return act(arguments)
+        except DamagedError as error:
+            raise DamagedError(f"{error}; {WAY_OUT}") from None
+
+    return exit_code(acted, bad_input=(TrainingError, OSError), failure=(DamagedError,))
 
 
 def act(arguments: argparse.Namespace) -> int:
@@ -91,7 +98,7 @@ def verify(paths: list[Path]) -> int:
             print(f"{path}: whole, {len(files)} files, {sum(entry.bytes for entry in files.values()) / 1e6:,.1f} MB")
         except DamagedError as error:
             damaged += 1
-            say_error(error)
+            say_error(f"{error}; {WAY_OUT}")
     return 1 if damaged else 0
 
 

@@ -121,15 +121,6 @@ def test_pictures_are_what_their_script_draws() -> None:
         assert (ROOT / f"docs/pictures/{name}.svg").read_text(encoding="utf-8") == draw().svg()
 
 
-def test_messages_of_the_troubleshooting_page_are_those_of_the_program() -> None:
-    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
-    rooms = ("data_prep", "evaluation", "launchers", "model", "training")
-    source = "\n".join(path.read_text(encoding="utf-8") for room in rooms for path in (ROOT / room).rglob("*.py"))
-    parts = [part for line in re.findall(r"^### (.*)$", page, re.MULTILINE) for part in re.findall(r"`([^`]+)`", line)]
-    assert len(parts) >= 20
-    assert [part for part in parts if part not in source] == []
-
-
 # -- examples --------------------------------------------------------------------------------------------------------
 
 
