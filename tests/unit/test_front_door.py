@@ -44,7 +44,7 @@ def commands(path: Path) -> Iterator[list[str]]:
 
 def test_the_first_screen_is_short_and_says_what_when_and_how() -> None:
     assert len(README.splitlines()) < 150
-    first = README[: README.index("## What none of the others has")]
+    first = README[: README.index("## Compared with other code")]
     assert "docs/pictures/block.svg" in first
     assert "docs/babilong.png" in first
     assert "make quickstart" in first
