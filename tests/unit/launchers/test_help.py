@@ -15,6 +15,8 @@ import pytest
 
 from launchers import __main__ as memtrain
 from launchers._cli import command_names, exit_code
+from tests.unit.training.config_case import TINY
+from training.config import dump_yaml, parse_config
 from training.errors import ConfigError, TrainingError
 
 ROOT = Path(__file__).parents[3]
@@ -139,7 +141,6 @@ def test_ctrl_c_ends_a_command_without_a_traceback() -> None:
 
 # -- colours ---------------------------------------------------------------------------------------------------------
 
-PLAN = ["launchers/plan.py", "--config", "configs/lm2_1.7b.yaml", "--devices", "h200:8", "--as-is"]
 COLOUR = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])[;m]")
 
 
@@ -166,14 +167,22 @@ def on_a_terminal(command: list[str], extra: dict[str, str]) -> bytes:
     return written
 
 
-def test_no_color_is_honoured() -> None:
-    assert COLOUR.search(on_a_terminal(PLAN, {})), "or this test shows nothing"
-    plain = on_a_terminal(PLAN, {"NO_COLOR": "1"})
-    assert b"tok/s" in plain or b"tokens" in plain
+@pytest.fixture
+def status(tmp_path: Path) -> list[str]:
+    """The command that shows how a run stands, on a run that has not begun."""
+    (tmp_path / "config.yaml").write_text(dump_yaml(parse_config(TINY)), encoding="utf-8")
+    return ["launchers/status.py", str(tmp_path)]
+
+
+def test_no_color_is_honoured(status: list[str]) -> None:
+    assert COLOUR.search(on_a_terminal(status, {})), "or this test shows nothing"
+    plain = on_a_terminal(status, {"NO_COLOR": "1"})
+    assert b"warmup" in plain
     assert not COLOUR.search(plain)
 
 
-def test_a_pipe_gets_plain_text() -> None:
+def test_a_pipe_gets_plain_text(status: list[str]) -> None:
     env = {k: v for k, v in os.environ.items() if k != "FORCE_COLOR"} | {"TERM": "xterm-256color"}
-    done = subprocess.run([sys.executable, *PLAN], cwd=ROOT, env=env, capture_output=True, check=True)
+    done = subprocess.run([sys.executable, *status], cwd=ROOT, env=env, capture_output=True, check=True)
+    assert b"warmup" in done.stdout
     assert b"\x1b" not in done.stdout + done.stderr
