@@ -1,4 +1,4 @@
-"""What the commands share: a parser, types of options, configurations by name, and a console that may not print.
+"""What the commands share: a parser, help in two lengths, types of options, configurations by name, errors, exit codes.
 
 Only the standard library and the version: `--help` answers at once.
 """
@@ -10,12 +10,15 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from training.version import __version__
 
 PACKAGE = Path(__file__).resolve().parent
 CONFIGS = PACKAGE.parent / "configs"
+EXIT_INTERRUPTED = 130  # as shells report a program that Ctrl-C ended: 128 + SIGINT
 EXIT_PIPE_ENDED = 141  # as shells report a program that a closed pipe ended: 128 + SIGPIPE
+NO_TRANSFORMERS = "Hugging Face Transformers is missing; install the extra: pip install 'memtrain[hf]'"
 
 
 def command_names() -> list[str]:
@@ -60,15 +63,50 @@ def typed(name: str, argv: Sequence[str] | None = None) -> str:
     return shlex.join([*program.split(), *(sys.argv[1:] if argv is None else argv)])
 
 
-def command_parser(name: str, description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
-    """The parser of command `name`: texts keep their line breaks, and show commands as the reader must type them."""
-    parser = argparse.ArgumentParser(
-        prog=typed(name, ()),
-        description=_as_typed(description),
-        epilog=_as_typed(epilog),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose texts keep their line breaks and whose errors are one line, as all errors of the commands are."""
+
+    full = False  # whether the command line asks for --help-all
+
+    def more(self, text: str) -> str:
+        """The help of an option that `--help` leaves out and `--help-all` shows."""
+        return text if self.full else argparse.SUPPRESS
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and where help is, and end with exit code 2."""
+        say_error(f"{message}; see {self.prog} --help")
+        sys.exit(2)
+
+
+def command_parser(
+    name: str, purpose: str | None, examples: str, more: str = "", argv: Sequence[str] | None = None
+) -> CommandParser:
+    """The parser of command `name`, whose help shows commands as the reader must type them.
+
+    Args:
+        name: The command.
+        purpose: One line.
+        examples: Two or three command lines and what they do, 100 columns at most.
+        more: What only `--help-all` shows: further examples, rules, exit codes.
+        argv: The arguments, by default those of the process; they say which help is asked for.
+
+    `--help` is at most 40 lines of 100 columns: usage, purpose, the options most used, examples.  Options that are
+    used less often get `help=parser.more("…")`.
+    """
+    parser = CommandParser(prog=typed(name, ()), add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.full = "--help-all" in (sys.argv[1:] if argv is None else argv)
+    parser.description = _as_typed(purpose)
+    parts = [f"examples:\n{examples.rstrip()}"]
+    if parser.full:
+        parts += [more.strip()] if more else []
+    else:
+        parts += [f"{parser.prog} --help-all: every option, rules, exit codes"]
+    parser.epilog = _as_typed("\n\n".join(parts))
+    parser.add_argument("-h", "--help", action="help", help="show this and stop")
+    parser.add_argument("--help-all", action="help", help="show every option, rules and exit codes, and stop")
+    parser.add_argument(
+        "--version", action="version", version=f"memtrain {__version__}", help=parser.more("print the version")
     )
-    parser.add_argument("--version", action="version", version=f"memtrain {__version__}")
     return parser
 
 
@@ -112,8 +150,44 @@ def seed(text: str) -> int:
     return number
 
 
+def say_error(problem: object) -> None:
+    """Print `problem` on standard error, each of its problems on a line that begins with `error: `."""
+    lines = [line if line.startswith(" ") else f"error: {line}" for line in str(problem).splitlines()]
+    print("\n".join(lines), file=sys.stderr)
+
+
+def exit_code(
+    act: Callable[[], int | None],
+    bad_input: tuple[type[Exception], ...] = (),
+    failure: tuple[type[Exception], ...] = (),
+) -> int:
+    """Call `act`; return the command's exit code, with the error printed.
+
+    Args:
+        act: Returns an exit code, or None for 0.
+        bad_input: Errors besides `BAD_INPUT` that the user can correct: exit code 2.
+        failure: Kinds of `bad_input` that are a failure all the same: exit code 1, as for any other `TrainingError`.
+    """
+    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
+
+    refused: tuple[type[Exception], ...] = (*BAD_INPUT, *bad_input)
+    try:
+        return act() or 0
+    except refused as error:
+        say_error(error)
+        return 1 if isinstance(error, failure) else EXIT_BAD_INPUT
+    except TrainingError as error:
+        say_error(error)
+        return 1
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        say_error(NO_TRANSFORMERS)
+        return EXIT_BAD_INPUT
+
+
 def run(main: Callable[..., int], *arguments: list[str]) -> int:
-    """The exit code of `main`, or 141 when what read its output has gone.
+    """The exit code of `main`; 130 after Ctrl-C, 141 when what read its output has gone.
 
     Characters that the console's encoding lacks are written as escapes. A standard stream that is closed is opened to
     nowhere: else the first file that is opened would take its number, and what libraries print would go into that file.
@@ -131,6 +205,9 @@ def run(main: Callable[..., int], *arguments: list[str]) -> int:
     try:
         code = main(*arguments)
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        say_error("interrupted")
+        code = EXIT_INTERRUPTED
     except BrokenPipeError:
         code = EXIT_PIPE_ENDED
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries again when it ends, and says so

@@ -1,4 +1,4 @@
-"""Write BABILong samples: exercises to train on, or samples to evaluate in the published form."""
+"""Write BABILong samples: exercises to train on, or published samples to evaluate."""
 
 import argparse
 import sys
@@ -12,83 +12,75 @@ if TYPE_CHECKING:
 FACTS = 100  # tokens of a sample's facts, about
 FORMS = ("single", "story", "dense")
 
-EPILOG = """\
-examples:
-  python launchers/babilong.py --part train --tokenizer tokenizer.model --babi data/babi --background data/books \\
-      --tasks qa1,qa2 --lengths 0k,1k,2k,4k --samples 10000 --output corpora/babilong
-      corpora/babilong/1k/qa1.jsonl and so on, {"context": …, "question": …, "answer": …} a line, for
-      launchers/prepare_data.py: a source of kind task for each length, whose weights in the phases' mixes are the
-      curriculum (docs/evaluation.md shows a whole configuration).  Tasks are those of bAbI's *_train.txt
+EXAMPLES = """\
+  python launchers/babilong.py --part train --data data/mine --babi data/babi \\
+      --background data/books --lengths 0k,1k,2k,4k --samples 10000 --output corpora/babilong
+      exercises for launchers/prepare_data.py: {"context": …, "question": …, "answer": …} a line
+  python launchers/babilong.py --part test --data data/mine --babi data/babi \\
+      --background data/test-books --lengths 4k,128k,1M --output corpora/babilong-test
+      samples for launchers/evaluate.py --released
+"""
+MORE = """\
+Training exercises are corpora/babilong/1k/qa1.jsonl and so on: a source of kind task for each length, whose weights
+in the phases' mixes are the curriculum (docs/evaluation.md shows a whole configuration).  Tasks are those of bAbI's
+*_train.txt.  Test samples are corpora/babilong-test/qa1/4k.json and so on.
+
   python launchers/babilong.py --part train --tokenizer tokenizer.model --babi data/babi --background data/books \\
       --form dense=3,single=1 --permute --simulated 0.5 --noise 0=0.45,200=0.15,600=0.4 --samples 20000 \\
       --output corpora/babilong
       corpora/babilong/mixed/qa1.jsonl and so on: stories with questions of every kind after any fact, a quarter with
       one question at the end; half of the facts from files with names, rooms and objects exchanged, half simulated;
       no book sentences for 45 %, 0 to 200 tokens of them for 15 %, 0 to 600 for 40 %
-  python launchers/babilong.py --part test --tokenizer tokenizer.model --babi data/babi --background data/test-books \\
-      --lengths 4k,128k,1M --samples 100 --output corpora/babilong-test
-      corpora/babilong-test/qa1/4k.json and so on, for launchers/evaluate.py --released
 
 Without --babi a simulator of our own tells the facts; without --background the text between them is documentation
 strings of Python's standard library.  A question that stands with the same facts before it in both *_train.txt and
 *_test.txt (or *_valid.txt) is left out of what is written, and counted.  Give other books for training than for tests.
-exit codes: 0 written; 2 bad input"""
+
+exit codes: 0 written; 2 bad input.
+"""
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
     from launchers._cli import command_parser, number, path, place, seed
 
-    parser = command_parser("babilong", __doc__, EPILOG)
-    add = parser.add_argument
+    parser = command_parser("babilong", __doc__, EXAMPLES, MORE, argv)
+    add, more = parser.add_argument, parser.more
     add("--part", choices=("train", "test"), required=True, help="train: exercises; test: samples as published")
     add("--output", type=path, required=True, metavar="FOLDER", help="where they go")
     tokens = parser.add_mutually_exclusive_group(required=True)
-    tokens.add_argument("--tokenizer", type=path, metavar="FILE", help="*.model or tokenizer.json that counts tokens")
-    tokens.add_argument("--data", type=path, metavar="FOLDER", help="instead: the tokenizer of prepared data")
+    tokens.add_argument("--data", type=path, metavar="FOLDER", help="prepared data, whose tokenizer counts tokens")
+    tokens.add_argument("--tokenizer", type=path, metavar="FILE", help="instead: *.model or tokenizer.json")
     add("--tasks", default="qa1,qa2,qa3,qa4,qa5", metavar="NAME,…", help="default qa1 to qa5")
     long = parser.add_mutually_exclusive_group()
     long.add_argument(
         "--lengths", default="0k,1k,2k,4k", metavar="L,…", help="0k, 4k, 128k, 1M or tokens (default 0k,1k,2k,4k)"
     )
-    long.add_argument("--noise", metavar="N=SHARE,…", help="train, instead: 0 to N tokens of books for a share")
+    long.add_argument("--noise", metavar="N=SHARE,…", help=more("train, instead: 0 to N tokens of books for a share"))
     add("--samples", type=number, default=1000, metavar="N", help="of each task and length (default 1000)")
     add("--babi", type=place, metavar="FOLDER", help="bAbI's files; or hf:NAME")
-    add(
-        "--background",
-        type=place,
-        nargs="+",
-        default=[],
-        metavar="PATH",
-        help="books: *.txt files, folders or globs; or hf:NAME",
-    )
-    add("--form", default="single", metavar="F=SHARE,…", help="train: single, story, dense (default single)")
-    add(
-        "--simulated",
-        type=float,
-        metavar="SHARE",
-        help="train: of the simulator's stories (default 0; 1 without --babi)",
-    )
-    add("--permute", action="store_true", help="train: exchange names, rooms and objects within a story of the files")
-    add("--asked", type=float, default=0.5, metavar="SHARE", help="train: dense: of facts with a question after them")
-    add("--workers", type=number, metavar="N", help="train: processes (default all cores); never changes the output")
-    add("--exact", action="store_true", help="train: every exercise as long as its length, not up to it")
-    add("--seed", type=seed, default=0, metavar="N", help="same seed, same text everywhere (default 0)")
+    add("--background", type=place, nargs="+", default=[], metavar="PATH",
+        help="books: *.txt files, folders or globs; or hf:NAME")  # fmt: skip
+    add("--form", default="single", metavar="F=SHARE,…", help=more("train: single, story, dense (default single)"))
+    add("--simulated", type=float, metavar="SHARE",
+        help=more("train: of the simulator's stories (default 0; 1 without --babi)"))  # fmt: skip
+    add("--permute", action="store_true",
+        help=more("train: exchange names, rooms and objects within a story of the files"))  # fmt: skip
+    add("--asked", type=float, default=0.5, metavar="SHARE",
+        help=more("train: dense: of facts with a question after them"))  # fmt: skip
+    add("--workers", type=number, metavar="N",
+        help=more("train: processes (default all cores); never changes the output"))  # fmt: skip
+    add("--exact", action="store_true", help=more("train: every exercise as long as its length, not up to it"))
+    add("--seed", type=seed, default=0, metavar="N", help=more("same seed, same text everywhere (default 0)"))
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     options = parse_arguments(argv)
-    # Imports after the arguments: --help answers at once.
-    from data_prep import DataError
+    from launchers._cli import exit_code
 
-    try:
-        run(options)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> None:

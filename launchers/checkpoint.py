@@ -1,28 +1,31 @@
-"""List, verify, copy and average checkpoints.
-
-python launchers/checkpoint.py list runs/quickstart
-python launchers/checkpoint.py verify runs/quickstart
-python launchers/checkpoint.py copy runs/quickstart/checkpoints/step-00000400 backup/step-00000400
-python launchers/checkpoint.py average soup runs/a/checkpoints/step-00000360 runs/a/checkpoints/step-00000400
-"""
+"""List, verify, copy and average checkpoints."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-EPILOG = """\
+EXAMPLES = """\
+  python launchers/checkpoint.py list runs/quickstart
+  python launchers/checkpoint.py verify runs/quickstart
+      read every byte of all its checkpoints and compare the checksums
+  python launchers/checkpoint.py average soup \\
+      runs/a/checkpoints/step-00000360 runs/a/checkpoints/step-00000400
+      the mean of the weights, to start a phase from
+"""
+MORE = """\
 PATH is a checkpoint folder, or a run's folder for its latest checkpoint; it may be an address that fsspec knows
 (s3://BUCKET/PATH/step-XXXXXXXX), which is fetched and verified first.  For Hugging Face: launchers/export.py.
 
 exit codes: 0 done; 1 a checkpoint is damaged; 2 bad input, nothing was written.
 """
+WAY_OUT = "the checkpoint is damaged: copy it again, or use another"
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     from launchers._cli import command_parser, path, place
 
-    parser = command_parser("checkpoint", __doc__, EPILOG)
+    parser = command_parser("checkpoint", __doc__, EXAMPLES, MORE, argv)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser("list", help="the checkpoints of a run: step, phase, tokens, size, whether whole")
     command.add_argument("run", type=path, metavar="RUN")
@@ -42,18 +45,17 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    # Imports after the arguments: --help answers at once.
+    from launchers._cli import exit_code
     from training.checkpoint.manifest import DamagedError
-    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
+    from training.errors import TrainingError
 
-    try:
-        return act(arguments)
-    except DamagedError as error:
-        print(f"damaged: {error}", file=sys.stderr)
-        return 1
-    except (*BAD_INPUT, TrainingError, OSError) as error:
-        print(error, file=sys.stderr)
-        return EXIT_BAD_INPUT
+    def acted() -> int:
+        try:
+            return act(arguments)
+        except DamagedError as error:
+            raise DamagedError(f"{error}; {WAY_OUT}") from None
+
+    return exit_code(acted, bad_input=(TrainingError, OSError), failure=(DamagedError,))
 
 
 def act(arguments: argparse.Namespace) -> int:
@@ -83,6 +85,7 @@ def show(run: Path) -> None:
 
 
 def verify(paths: list[Path]) -> int:
+    from launchers._cli import say_error
     from training.checkpoint.manifest import DamagedError
     from training.checkpoint.manifest import verify as verify_one
     from training.checkpoint.safe_reader import read_metadata
@@ -95,7 +98,7 @@ def verify(paths: list[Path]) -> int:
             print(f"{path}: whole, {len(files)} files, {sum(entry.bytes for entry in files.values()) / 1e6:,.1f} MB")
         except DamagedError as error:
             damaged += 1
-            print(f"DAMAGED: {error}", file=sys.stderr)
+            say_error(f"{error}; {WAY_OUT}")
     return 1 if damaged else 0
 
 

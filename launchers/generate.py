@@ -1,13 +1,4 @@
-"""Text from a checkpoint, streamed; the memory is carried through any length of prompt and output.
-
-python launchers/generate.py --checkpoint runs/quickstart --prompt "def main():"
-python launchers/generate.py --checkpoint runs/quickstart --prompt-file book.txt --max-tokens 500
-cat notes.txt | python launchers/generate.py --checkpoint runs/quickstart --prompt-file -
-python launchers/generate.py --checkpoint runs/memory3_small \\
-    --references data/memory3_small/references --bank banks/small --prompt "def main():" --prompt "class Queue:"
-    a model with explicit memory retrieves references every 64 tokens and reads their memories from the bank; without
-    --bank it writes them as it finds them. Several prompts are continued side by side
-"""
+"""Generate text from a checkpoint; prompt and output may have any length."""
 
 import argparse
 import sys
@@ -21,30 +12,43 @@ if TYPE_CHECKING:
 
 CONTEXT = 16  # tokens of context in which a new one is turned into text
 
+EXAMPLES = """\
+  python launchers/generate.py --checkpoint runs/quickstart --prompt "def main():"
+  cat notes.txt | python launchers/generate.py --checkpoint runs/quickstart --prompt-file -
+  python launchers/generate.py --checkpoint runs/memory3_small \\
+      --references data/memory3_small/references --bank banks/small --prompt "def main():"
+      a model with explicit memory retrieves references every 64 tokens and reads their memories
+"""
+MORE = """\
+Several prompts are continued side by side.  Without --bank the memories of the references that are found are written
+on the spot; launchers/write_bank.py writes them beforehand.
+
+exit codes: 0 done; 2 bad input.
+"""
+
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     from launchers._cli import command_parser, config_file, number, path, place, seed
 
-    parser = command_parser("generate", __doc__)
-    parser.add_argument("--checkpoint", type=path, metavar="PATH", help="run folder or checkpoint folder")
-    parser.add_argument(
-        "--config", type=config_file, metavar="FILE", help="instead: the run that this configuration trains"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="with --config: as for pretrain.py")
+    parser = command_parser("generate", __doc__, EXAMPLES, MORE, argv)
+    add, more = parser.add_argument, parser.more
+    add("--checkpoint", type=path, metavar="PATH", help="run folder or checkpoint folder")
+    add("--config", type=config_file, metavar="FILE", help="instead: the run that this configuration trains")
+    add("overrides", nargs="*", metavar="section.key=value", help="with --config: as for pretrain.py")
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
         "--prompt", action="append", metavar="TEXT", help="text to continue (default: none); several are a batch"
     )
     prompt.add_argument("--prompt-file", type=place, metavar="FILE", help="file to continue; - reads standard input")
-    parser.add_argument("--max-tokens", type=number, default=200, metavar="N", help="tokens to generate (default 200)")
-    parser.add_argument("--temperature", type=float, default=0.8, metavar="X", help="0 is greedy (default 0.8)")
-    parser.add_argument("--top-k", type=number, default=None, metavar="K", help="draw from the K likeliest tokens")
-    parser.add_argument("--top-p", type=float, default=None, metavar="P", help="draw from the likeliest mass P")
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="same seed, same text (default 0)")
-    parser.add_argument("--data", type=path, default=None, metavar="FOLDER", help="tokenizer's folder, if it moved")
-    parser.add_argument("--references", type=path, metavar="FOLDER", help="references to retrieve from")
-    parser.add_argument("--bank", type=path, metavar="FOLDER", help="their memories, by launchers/write_bank.py")
-    parser.add_argument("--cold", action="store_true", help="write memories that the bank lacks, and store them there")
+    add("--max-tokens", type=number, default=200, metavar="N", help="tokens to generate (default 200)")
+    add("--temperature", type=float, default=0.8, metavar="X", help="0 is greedy (default 0.8)")
+    add("--top-k", type=number, default=None, metavar="K", help="draw from the K likeliest tokens")
+    add("--top-p", type=float, default=None, metavar="P", help="draw from the likeliest tokens of total probability P")
+    add("--seed", type=seed, default=0, metavar="N", help="same seed, same text (default 0)")
+    add("--references", type=path, metavar="FOLDER", help="references to retrieve from")
+    add("--bank", type=path, metavar="FOLDER", help="their memories, by launchers/write_bank.py")
+    add("--cold", action="store_true", help=more("write memories that the bank lacks, and store them there"))
+    add("--data", type=path, default=None, metavar="FOLDER", help=more("tokenizer's folder, if it moved"))
     arguments = parser.parse_intermixed_args(argv)
     arguments.prompt = arguments.prompt or [""]
     if arguments.bank is not None and arguments.references is None:
@@ -62,18 +66,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    # Imports after the arguments: --help answers at once.
-    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
+    from launchers._cli import exit_code
+    from training.errors import TrainingError
 
-    try:
-        if arguments.references is not None or len(arguments.prompt) > 1:
-            batch(arguments)
-        else:
-            stream(arguments)
-    except (*BAD_INPUT, TrainingError) as error:
-        print(error, file=sys.stderr)
-        return EXIT_BAD_INPUT
-    return 0
+    several = arguments.references is not None or len(arguments.prompt) > 1
+    return exit_code(lambda: (batch if several else stream)(arguments), bad_input=(TrainingError,))
 
 
 def stream(arguments: argparse.Namespace) -> None:

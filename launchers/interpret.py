@@ -1,13 +1,4 @@
-"""What a model's memory does with a prompt: what its tokens read, what they got back, what each slot is worth.
-
-python launchers/interpret.py --checkpoint runs/quickstart --prompt-file launchers/generate.py
-python launchers/interpret.py --checkpoint runs/quickstart --prompt "…" --max-tokens 16 --output seen
-
-Writes interpretation.json, a page (index.html) and its pictures into --output. Without --output that is
-RUN/interpretation, where launchers/report.py finds it.
-
-exit codes: 0 written; 2 bad input, nothing was written.
-"""
+"""Show what a model's memory does with a prompt: what is read, and what it is worth."""
 
 import argparse
 import sys
@@ -16,33 +7,39 @@ from pathlib import Path
 
 LONGEST = 4096  # tokens of a prompt that are looked at: reads are kept whole
 
+EXAMPLES = """\
+  python launchers/interpret.py --checkpoint runs/quickstart --prompt-file launchers/generate.py
+      writes index.html with its pictures and interpretation.json into RUN/interpretation
+  python launchers/interpret.py --checkpoint runs/quickstart --prompt-file notes.txt \\
+      --max-tokens 16 --output seen
+      let the model go on for 16 tokens; into another folder
+"""
+MORE = """\
+launchers/report.py finds what was written into RUN/interpretation.
+
+exit codes: 0 written; 2 bad input, nothing was written.
+"""
+
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     from launchers._cli import command_parser, number, path, place
 
-    parser = command_parser("interpret", __doc__)
-    parser.add_argument(
-        "--checkpoint", type=path, required=True, metavar="PATH", help="run folder or checkpoint folder"
-    )
+    parser = command_parser("interpret", __doc__, EXAMPLES, MORE, argv)
+    add, more = parser.add_argument, parser.more
+    add("--checkpoint", type=path, required=True, metavar="PATH", help="run folder or checkpoint folder")
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="text to read; longer than a segment, or nothing is written")
     prompt.add_argument(
         "--prompt-file", type=place, metavar="FILE", help=f"its first {LONGEST:,} tokens; - reads standard input"
     )
-    parser.add_argument(
-        "--max-tokens",
-        type=number,
-        default=0,
-        metavar="N",
-        help="let the model go on for N tokens, greedily (default 0)",
-    )
-    parser.add_argument("--tokens", type=number, default=24, metavar="N", help="rows of a heatmap (default 24)")
-    parser.add_argument("--slots", type=number, default=20, metavar="N", help="columns of a heatmap (default 20)")
-    parser.add_argument(
-        "--ablated", type=number, default=4, metavar="N", help="slots per block to ablate one at a time (default 4)"
-    )
-    parser.add_argument("--output", type=path, metavar="FOLDER", help="default: RUN/interpretation")
-    parser.add_argument("--data", type=path, default=None, metavar="FOLDER", help="tokenizer's folder, if it moved")
+    add("--max-tokens", type=number, default=0, metavar="N",
+        help="let the model go on for N tokens, greedily (default 0)")  # fmt: skip
+    add("--output", type=path, metavar="FOLDER", help="default: RUN/interpretation")
+    add("--tokens", type=number, default=24, metavar="N", help=more("rows of a heatmap (default 24)"))
+    add("--slots", type=number, default=20, metavar="N", help=more("columns of a heatmap (default 20)"))
+    add("--ablated", type=number, default=4, metavar="N",
+        help=more("slots per block to ablate one at a time (default 4)"))  # fmt: skip
+    add("--data", type=path, default=None, metavar="FOLDER", help=more("tokenizer's folder, if it moved"))
     arguments = parser.parse_args(argv)
     for name, least in (("max_tokens", 0), ("tokens", 1), ("slots", 1), ("ablated", 0)):
         if getattr(arguments, name) < least:
@@ -52,16 +49,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    # Imports after the arguments: --help answers at once.
-    from launchers._cli import typed
-    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
+    from launchers._cli import exit_code, typed
+    from training.errors import TrainingError
 
-    try:
-        interpret(arguments, typed("interpret", argv))
-    except (*BAD_INPUT, TrainingError) as error:
-        print(error, file=sys.stderr)
-        return EXIT_BAD_INPUT
-    return 0
+    return exit_code(lambda: interpret(arguments, typed("interpret", argv)), bad_input=(TrainingError,))
 
 
 def interpret(arguments: argparse.Namespace, command: str) -> None:

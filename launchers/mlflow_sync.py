@@ -1,16 +1,18 @@
-"""Send a run's missing records to MLflow: after its server was away, or for a run that was trained without it.
-
-python launchers/mlflow_sync.py runs/quickstart
-python launchers/mlflow_sync.py runs/* --uri http://mlflow.example.org
-python launchers/mlflow_sync.py runs/quickstart --artifact report.html
-"""
+"""Send to MLflow what it lacks of a run, also of one trained without it."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-EPILOG = """\
+EXAMPLES = """\
+  python launchers/mlflow_sync.py runs/quickstart
+  python launchers/mlflow_sync.py runs/* --uri http://mlflow.example.org
+      several runs, into another store than their own
+  python launchers/mlflow_sync.py runs/quickstart --artifact report.html
+"""
+MORE = """\
 What waits in RUN/tracking-spool.jsonl goes first, then every step of RUN/metrics.jsonl that the store does not have,
 then the run's files, then how it ended. Doing it twice adds nothing. A run that was never in MLflow becomes a new one
 there. A run that is being trained is left alone: it sends what waits by itself.
@@ -25,38 +27,39 @@ exit codes: 0 the stores have everything; 1 a store refused some of it; 2 bad in
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     from launchers._cli import command_parser, path
 
-    parser = command_parser("mlflow_sync", __doc__, EPILOG)
-    parser.add_argument("runs", type=path, nargs="+", metavar="RUN", help="a run's folder, such as runs/quickstart")
-    parser.add_argument("--uri", metavar="URI", help="the store, when it is not the run's own")
-    parser.add_argument(
-        "--artifact", type=path, action="append", default=[], metavar="FILE", help="keep this file or folder with it"
-    )
+    parser = command_parser("mlflow_sync", __doc__, EXAMPLES, MORE, argv)
+    add = parser.add_argument
+    add("runs", type=path, nargs="+", metavar="RUN", help="a run's folder, such as runs/quickstart")
+    add("--uri", metavar="URI", help="the store, when it is not the run's own")
+    add("--artifact", type=path, action="append", default=[], metavar="FILE", help="keep this file or folder with it")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    # Imports after the arguments: --help answers at once.
-    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
+    from launchers._cli import exit_code
+    from training.errors import TrainingError
     from training.logs import quiet_libraries
-    from training.tracking.sync import sync
 
     quiet_libraries()
-    code = 0
-    for run in arguments.runs:
-        try:
-            done = sync(run, arguments.uri, tuple(arguments.artifact))
-        except (*BAD_INPUT, TrainingError) as error:
-            print(error, file=sys.stderr)
-            code = EXIT_BAD_INPUT
-            continue
-        new = "a new run" if done.created else "run"
-        print(f"{run}: {new} {done.run_id} in {done.uri}, {done.status}", end="")
-        print(f"; sent {done.entries} waiting entries and {done.values} values of metrics.jsonl")
-        if done.refused:
-            print(f"{run}: the store refused {done.refused} calls", file=sys.stderr)
-            code = code or 1
-    return code
+    artifacts = tuple(arguments.artifact)
+    return max(
+        exit_code(partial(send, run, arguments.uri, artifacts), bad_input=(TrainingError,)) for run in arguments.runs
+    )
+
+
+def send(run: Path, uri: str | None, artifacts: tuple[Path, ...]) -> int:
+    """Send what the store of one run lacks and print it; 1 when the store refused some of it."""
+    from launchers._cli import say_error
+    from training.tracking.sync import sync
+
+    done = sync(run, uri, artifacts)
+    new = "a new run" if done.created else "run"
+    print(f"{run}: {new} {done.run_id} in {done.uri}, {done.status}", end="")
+    print(f"; sent {done.entries} waiting entries and {done.values} values of metrics.jsonl")
+    if done.refused:
+        say_error(f"{run}: the store refused {done.refused} calls")
+    return 1 if done.refused else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Turn documents into a folder of token shards: tokenizer, shards, manifest, on all cores."""
+"""Turn documents into a folder of token shards, on all cores."""
 
 import argparse
 import errno
@@ -14,17 +14,18 @@ from rich.console import Console
 if TYPE_CHECKING:
     from data_prep import DataConfig
 
-_EXAMPLES = """\
-examples:
+EXAMPLES = """\
   python launchers/prepare_data.py --config configs/quickstart.yaml
-      makes the folder that the run trains on; done before with the same settings, it returns at once
+      make the folder that the run trains on; a folder with the same settings is kept
   python launchers/prepare_data.py --config configs/quickstart.yaml \\
       data.path=data/small data.prepare.max_bytes=5000000
       the same from a sample of 5 MB a source, in another folder
+  python launchers/prepare_data.py --config configs/quickstart.yaml --verify
+      read every shard of the folder again and compare checksums
+"""
+MORE = """\
   python launchers/prepare_data.py --config configs/quickstart.yaml data.prepare.on_error=skip
       counts and reports damaged documents where it would stop at the first
-  python launchers/prepare_data.py --config configs/quickstart.yaml --verify
-      reads every shard of the folder again and compares checksums
   python launchers/prepare_data.py --config F --plan
   sbatch --array=0-63 --wrap 'python launchers/prepare_data.py --config F --tasks 64 --task $SLURM_ARRAY_TASK_ID'
   python launchers/prepare_data.py --config F --merge
@@ -57,18 +58,18 @@ the config's data.prepare section says what to read:
           - {kind: jsonl, path: wiki/*.jsonl.zst, name: wiki}
 
 exit codes: 0 done; 1 the machine failed (disk full, a process killed): the same command goes on; 2 bad input and no
-folder made"""
-_NO_PREPARE = "data.prepare is missing; say in it what to read (see --help)"
+folder made.
+"""
+_NO_PREPARE = "data.prepare is missing; say in it what to read (see --help-all)"
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
     from launchers._cli import command_parser, config_file, number
 
-    parser = command_parser(
-        "prepare_data", "Read documents, train or load a tokenizer, and write token shards on all cores.", _EXAMPLES
-    )
-    parser.add_argument("--config", type=config_file, required=True, metavar="FILE", help="YAML file of the run")
+    parser = command_parser("prepare_data", __doc__, EXAMPLES, MORE, argv)
+    add = parser.add_argument
+    add("--config", type=config_file, required=True, metavar="FILE", help="YAML file of the run")
     steps = parser.add_mutually_exclusive_group()
     steps.add_argument("--verify", action="store_true", help="check an existing folder instead of making one")
     steps.add_argument("--plan", action="store_true", help="only list the input and make the tokenizer")
@@ -76,9 +77,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--task", type=number, metavar="I", help="only tasks I, I + N, I + 2 N, … (I from 0; with --tasks)"
     )
     steps.add_argument("--merge", action="store_true", help="only make the folder out of the finished tasks")
-    parser.add_argument("--references", action="store_true", help="the step is one of data.references, not of data")
-    parser.add_argument("--tasks", type=number, metavar="N", help="processes that share the work (with --task)")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace FILE's")
+    add("--tasks", type=number, metavar="N", help="processes that share the work (with --task)")
+    add("--references", action="store_true", help="the step is one of data.references, not of data")
+    add("overrides", nargs="*", metavar="section.key=value", help="settings that replace FILE's")
     options = parser.parse_intermixed_args(argv)
     if options.references and not (options.plan or options.merge or options.verify or options.task is not None):
         parser.error("--references goes with a step: --plan, --tasks N --task I, --merge or --verify")
@@ -91,25 +92,27 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    from training.config import load_config
-    from training.errors import BAD_INPUT
-
     options = parse_arguments(argv)
+    from launchers._cli import exit_code, say_error
+
     try:
-        data = load_config(options.config, options.overrides).data
-        if options.references:
-            run_references_step(data, options)
-        elif options.plan or options.merge or options.task is not None:
-            run_step(data, options)
-        else:
-            run(data, options.verify)
-    except BAD_INPUT as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_code(lambda: act(options))
     except (OSError, BrokenExecutor) as error:
-        print(f"error: {failure(error)}; run the same command again, finished tasks are kept", file=sys.stderr)
+        say_error(f"{failure(error)}; run the same command again, finished tasks are kept")
         return 1
-    return 0
+
+
+def act(options: argparse.Namespace) -> None:
+    """Do what the options ask for.  Raises DataError or ConfigError on bad input."""
+    from training.config import load_config
+
+    data = load_config(options.config, options.overrides).data
+    if options.references:
+        run_references_step(data, options)
+    elif options.plan or options.merge or options.task is not None:
+        run_step(data, options)
+    else:
+        run(data, options.verify)
 
 
 def failure(error: Exception) -> str:

@@ -1,7 +1,4 @@
-"""Hand a run to Slurm: a readable job script into the run's folder, submitted, queued again until the run is finished.
-
-python launchers/submit.py --config configs/quickstart.yaml --cluster configs/cluster/local.yaml
-"""
+"""Hand a run to Slurm as a job that is queued again until the run is finished."""
 
 import argparse
 import shlex
@@ -9,23 +6,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-EPILOG = """\
-examples:
-  python launchers/submit.py --config F --cluster C --dry-run
-      prints the job script, having asked the cluster whether it could run it
+EXAMPLES = """\
+  python launchers/submit.py --config configs/quickstart.yaml --cluster local --dry-run
+      print the job script, having asked the cluster whether it could run it
   python launchers/submit.py --config F --cluster C run.name=wide parallel.tensor=8 cluster.nodes=16
-      overrides change the run; those that begin with cluster. change the cluster's file
+      submit; overrides change the run, those that begin with cluster. the cluster's file
+  python launchers/submit.py --config F --cluster C --prepare-data 64
+      the data as a Slurm array of 64 parts and a merge; again: only what is missing
+"""
+MORE = """\
   python launchers/submit.py --config F --cluster C --phases-as-jobs
       a job for each phase, each waiting for the one before to end well
-  python launchers/submit.py --config F --cluster C --prepare-data 64
-      the data as a Slurm array of 64 parts and a merge; again after a failure: only what is missing
   python launchers/submit.py --config F --cluster C --after 1234
-      trains when job 1234 (such as that merge) has ended well
+      trains when job 1234 (such as the merge of the data) has ended well
   python launchers/submit.py --config F --cluster C --evaluate '--tasks perplexity,babilong --samples 50' \\
       checkpoint.keep_every_steps=1000
       a job of one rank for every 1,000th step's checkpoint and the last; results in RUN/evaluation/
 
-the same command again after the run was given up continues it, without the nodes that were found bad.
+The same command again after the run was given up continues it, without the nodes that were found bad.
+
 exit codes: 0 submitted; 2 refused, nothing was written or submitted.  Those of the jobs are in docs/slurm.md.
 """
 
@@ -33,19 +32,17 @@ exit codes: 0 submitted; 2 refused, nothing was written or submitted.  Those of 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     from launchers._cli import cluster_file, command_parser, config_file, number
 
-    parser = command_parser("submit", __doc__, EPILOG)
-    parser.add_argument(
-        "--config", type=config_file, required=True, metavar="FILE", help="YAML file that describes the run"
-    )
-    parser.add_argument("--cluster", type=cluster_file, required=True, metavar="FILE", help="YAML file of the cluster")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the files")
-    parser.add_argument("--dry-run", action="store_true", help="print the job script and stop")
-    parser.add_argument("--phases-as-jobs", action="store_true", help="one job a phase, in a chain")
-    parser.add_argument("--after", action="append", default=[], metavar="JOB", help="wait until JOB has ended well")
-    parser.add_argument(
-        "--evaluate", default="", metavar="'OPTIONS'", help="of launchers/evaluate.py: a job for every kept checkpoint"
-    )
-    parser.add_argument("--prepare-data", type=number, metavar="N", help="prepare the run's data in N parts instead")
+    parser = command_parser("submit", __doc__, EXAMPLES, MORE, argv)
+    add = parser.add_argument
+    add("--config", type=config_file, required=True, metavar="FILE", help="YAML file that describes the run")
+    add("--cluster", type=cluster_file, required=True, metavar="FILE", help="YAML file of the cluster")
+    add("overrides", nargs="*", metavar="section.key=value", help="change single values of the files")
+    add("--dry-run", action="store_true", help="print the job script and stop")
+    add("--phases-as-jobs", action="store_true", help="one job a phase, in a chain")
+    add("--after", action="append", default=[], metavar="JOB", help="wait until JOB has ended well")
+    add("--evaluate", default="", metavar="'OPTIONS'",
+        help="of launchers/evaluate.py: a job for every kept checkpoint")  # fmt: skip
+    add("--prepare-data", type=number, metavar="N", help="prepare the run's data in N parts instead")
     options = parser.parse_intermixed_args(argv)
     if options.prepare_data is not None and options.prepare_data < 1:
         parser.error("--prepare-data needs 1 part or more")
@@ -56,15 +53,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse_arguments(argv)
-    # Imports after the arguments: --help answers at once.
-    from training.errors import BAD_INPUT, EXIT_BAD_INPUT
+    from launchers._cli import exit_code
 
-    try:
-        print("\n".join(submit(options)))
-    except BAD_INPUT as error:
-        print(error, file=sys.stderr)
-        return EXIT_BAD_INPUT
-    return 0
+    return exit_code(lambda: print("\n".join(submit(options))))
 
 
 def submit(options: argparse.Namespace) -> list[str]:

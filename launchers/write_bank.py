@@ -1,17 +1,4 @@
-"""Write a bank: every reference of a folder, encoded by a trained model, as the few keys and values it keeps.
-
-python launchers/write_bank.py --checkpoint runs/memory3_small \\
-    --references data/memory3_small/references --output banks/small
-torchrun --nproc_per_node 8 launchers/write_bank.py --checkpoint … --references … --output …
-    (or deepspeed, or srun) all ranks write, each its share; each holds the whole model
-sbatch --array=0-63 --wrap 'python launchers/write_bank.py … --share $SLURM_ARRAY_TASK_ID/64'
-    the same as an array: the last one to end puts index and manifest over all
-python launchers/write_bank.py … --quantise auto
-    keys and values as codes of a trained FAISS quantiser, at least 11 times smaller (needs the extra quantise)
-
-Started again it goes on where it was killed. Training the model further makes its bank worthless: write it anew.
-exit codes: 0 this share is written, 2 bad input and nothing written, anything else a failure
-"""
+"""Write a bank: the keys and values that a trained model keeps of every reference."""
 
 import argparse
 import os
@@ -29,25 +16,42 @@ if TYPE_CHECKING:
     from model.network import LanguageModel
 
 
+EXAMPLES = """\
+  python launchers/write_bank.py --checkpoint runs/memory3_small \\
+      --references data/memory3_small/references --output banks/small
+      the same command continues where it was killed
+  torchrun --nproc_per_node 8 launchers/write_bank.py --checkpoint … --references … --output …
+      (or deepspeed, or srun) all ranks write, each its share; each holds the whole model
+"""
+MORE = """\
+  sbatch --array=0-63 --wrap 'python launchers/write_bank.py … --share $SLURM_ARRAY_TASK_ID/64'
+      the same as an array: the last one to end puts index and manifest over all
+  python launchers/write_bank.py … --quantise auto
+      keys and values as codes of a trained FAISS quantiser, at least 11 times smaller (needs the extra quantise)
+
+A bank belongs to the weights that wrote it: after more training write it anew.
+
+exit codes: 0 this share is written; 2 bad input and nothing written; anything else a failure.
+"""
+
+
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     from launchers._cli import command_parser, number, path
 
-    parser = command_parser("write_bank", __doc__)
-    parser.add_argument("--checkpoint", type=path, required=True, metavar="PATH", help="run or checkpoint folder")
-    parser.add_argument("--references", type=path, required=True, metavar="FOLDER", help="prepared references")
-    parser.add_argument(
-        "--output", type=path, required=True, metavar="FOLDER", help="the bank to make, or to go on with"
-    )
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of a number")
-    parser.add_argument(
-        "--quantise", metavar="FACTORY", help="FAISS codec, as OPQ20x80-Residual2x14-PQ8x10; auto chooses by head width"
-    )
-    parser.add_argument(
-        "--quantise-sample", type=number, default=4096, metavar="N", help="references the codec is trained on (4096)"
-    )
-    parser.add_argument("--share", metavar="I/N", help="only part I of N (from 0); default: by the launcher's ranks")
-    parser.add_argument("--batch-size", type=number, default=32, metavar="N", help="references encoded at once (32)")
-    parser.add_argument("--local_rank", type=number, help=argparse.SUPPRESS)  # deepspeed passes it
+    parser = command_parser("write_bank", __doc__, EXAMPLES, MORE, argv)
+    add, more = parser.add_argument, parser.more
+    add("--checkpoint", type=path, required=True, metavar="PATH", help="run or checkpoint folder")
+    add("--references", type=path, required=True, metavar="FOLDER", help="prepared references")
+    add("--output", type=path, required=True, metavar="FOLDER", help="the bank to make, or to go on with")
+    add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16",
+        help="of a number (default bfloat16)")  # fmt: skip
+    add("--share", metavar="I/N", help="only part I of N (from 0); default: by the launcher's ranks")
+    add("--quantise", metavar="FACTORY",
+        help="FAISS codec, as OPQ20x80-Residual2x14-PQ8x10; auto chooses by head width")  # fmt: skip
+    add("--quantise-sample", type=number, default=4096, metavar="N",
+        help=more("references the codec is trained on (default 4096)"))  # fmt: skip
+    add("--batch-size", type=number, default=32, metavar="N", help=more("references encoded at once (default 32)"))
+    add("--local_rank", type=number, help=argparse.SUPPRESS)  # deepspeed passes it
     options = parser.parse_args(argv)
     try:
         options.part, options.parts = share_of(options.share)
@@ -76,15 +80,10 @@ def share_of(text: str | None) -> tuple[int, int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     options = parse_arguments(argv)
-    # Imports after the arguments: --help answers at once.
-    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
+    from launchers._cli import exit_code
+    from training.errors import TrainingError
 
-    try:
-        write_bank(options)
-    except (*BAD_INPUT, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    return 0
+    return exit_code(lambda: write_bank(options), bad_input=(TrainingError,))
 
 
 def write_bank(options: argparse.Namespace) -> None:

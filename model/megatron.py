@@ -9,13 +9,16 @@ import warnings
 import torch.distributed as dist
 from torch import nn
 
-with warnings.catch_warnings():  # megatron-core announces that TransformerEngine and Apex are absent; neither is used
-    warnings.simplefilter("ignore")
-    logging.getLogger("megatron.core").setLevel(logging.ERROR)
+logging.getLogger("megatron").addHandler(logging.NullHandler())  # a run's log gets what it says, a console does not
+with warnings.catch_warnings(record=True) as announced:
+    warnings.simplefilter("default")
     from megatron.core import ModelParallelConfig
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
     from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region as copy_to_region
     from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region as reduce_from_region
+
+for _warning in announced:  # megatron-core says that TransformerEngine and Apex are absent; neither is used
+    logging.getLogger("py.warnings").info("%s:%d: %s", _warning.filename, _warning.lineno, _warning.message)
 
 __all__ = ["ColumnWeight", "RowWeight", "TableWeight", "copy_to_region", "reduce_from_region"]
 

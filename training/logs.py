@@ -6,17 +6,17 @@ The other ranks write no warnings to the screen, because the same line from hund
 from __future__ import annotations
 
 import logging
+import logging.handlers
 import os
 import re
 import select
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-# Warnings of megatron-core at import, on every rank; both kernels are optional and need not be installed.
-OPTIONAL_KERNELS = (r".*Transformer Engine and Apex are not installed", r".*Apex is not installed")
+# Loggers of Python's warnings and of megatron-core; DeepSpeed's logger needs a filter, see `Divert`.
+LIBRARIES = ("py.warnings", "megatron")
 # Libraries that log every retry or migration at INFO.
 QUIET = ("mlflow", "alembic", "urllib3", "matplotlib", "PIL", "fsspec")
 
@@ -74,6 +74,19 @@ class StderrHandler(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
+class SpokenFormatter(logging.Formatter):
+    """`warning: …` and `error: …`, as the commands print theirs."""
+
+    def __init__(self) -> None:
+        """A formatter without time and place."""
+        super().__init__("%(levelname)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of `record`."""
+        level, _, text = super().format(record).partition(": ")
+        return f"{level.lower()}: {text}"
+
+
 class QuietFileHandler(logging.FileHandler):
     """A file handler that ignores a failed write: a full disk is reported by the checkpoint that cannot be written."""
 
@@ -101,31 +114,45 @@ class Divert(logging.Filter):
         return False
 
 
+def hold_warnings() -> None:
+    """Keep what libraries say while they are imported until `setup_logging` writes it to the run's log.
+
+    To be called before torch is imported.  A process that ends without a log prints the warnings at its end.
+    """
+    target = StderrHandler()
+    target.setFormatter(SpokenFormatter())
+    target.addFilter(lambda record: record.levelno >= logging.WARNING)  # a MemoryHandler asks for no level
+    held = logging.handlers.MemoryHandler(1000, flushLevel=logging.CRITICAL + 1, target=target)
+    _direct_libraries([held])
+
+
 def setup_logging(run_dir: Path, rank: int) -> logging.Logger:
     """Make the `memtrain` logger write `run_dir/log/rank-N.log`, and warnings of rank 0 to standard error.
 
-    The file is appended to, so a resumed run keeps the log of its earlier attempts. Python's warnings and DeepSpeed's
-    log go to the same file. Calling it again, for a new run in one process, replaces the handlers.
+    The file is appended to, so a resumed run keeps the log of its earlier attempts. It also gets Python's warnings, the
+    logs of DeepSpeed and megatron-core, and what `hold_warnings` kept. Calling it again (a new run in one process)
+    replaces the handlers.
     """
     handlers = _handlers(run_dir, rank)
     logger = logging.getLogger("memtrain")
     logger.setLevel(logging.INFO)
     _replace_handlers(logger, handlers)
+    _direct_libraries(handlers)
+    quiet_libraries()
+    return logger
 
-    warnings_logger = logging.getLogger("py.warnings")
-    _replace_handlers(warnings_logger, handlers[:1])  # libraries' deprecations belong in the file
+
+def _direct_libraries(handlers: list[logging.Handler]) -> None:
+    """Send warnings and megatron-core's log to the first handler, DeepSpeed's log to all."""
     logging.captureWarnings(True)
-    for message in OPTIONAL_KERNELS:
-        warnings.filterwarnings("ignore", message=message)
-
+    for name in LIBRARIES:
+        logging.getLogger(name).setLevel(logging.INFO)
+        _replace_handlers(logging.getLogger(name), handlers[:1])
     deepspeed = logging.getLogger("DeepSpeed")
     deepspeed.setLevel(logging.INFO)
     for old in [item for item in deepspeed.filters if isinstance(item, Divert)]:
         deepspeed.removeFilter(old)
     deepspeed.addFilter(Divert(handlers))
-
-    quiet_libraries()
-    return logger
 
 
 def quiet_libraries() -> None:
@@ -144,13 +171,15 @@ def _handlers(run_dir: Path, rank: int) -> list[logging.Handler]:
     if rank != 0:
         return [file_handler]
     stderr_handler = StderrHandler()
-    stderr_handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    stderr_handler.setFormatter(SpokenFormatter())
     return [file_handler, stderr_handler]
 
 
 def _replace_handlers(logger: logging.Logger, handlers: list[logging.Handler]) -> None:
     for old in list(logger.handlers):
         logger.removeHandler(old)
+        if isinstance(old, logging.handlers.MemoryHandler):
+            old.setTarget(handlers[0])  # which gets what was held, now that it is closed
         old.close()
     for handler in handlers:
         logger.addHandler(handler)

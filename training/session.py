@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import os
+import shlex
 import sys
 import time
 from functools import partial
@@ -18,7 +20,7 @@ from training.distributed.topology import Topology, broadcast, initialize
 from training.errors import EXIT_FINISHED, EXIT_INTERRUPTED, ConfigError, RankError, TrainingError
 from training.faults.signals import StopSignal
 from training.faults.watchdog import EXIT_HANGING, Watchdog
-from training.logs import quiet_libraries, setup_logging
+from training.logs import quiet_libraries, setup_logging, without_secret
 from training.monitoring.run_lock import RunLock, refuse_living_owner
 from training.planning import lines_at_start
 from training.preflight import check
@@ -63,12 +65,18 @@ def run(config: RunConfig, local_rank: int | None = None) -> int:
             if lock is not None:
                 signal.at_once = partial(_end_at_once, config)
             setup_logging(config.run.folder, info.rank)
+            log.info("rank %d of %d, process %d: %s", info.rank, info.world_size, os.getpid(), _command())
             return _train(config, topology, lock, tracker, signal)
         finally:
             if lock is not None:
                 lock.release()
             if dist.is_initialized():
                 dist.destroy_process_group()
+
+
+def _command() -> str:
+    """The command line of this process, as its launcher put it together, fit to be logged."""
+    return without_secret(shlex.join([sys.executable, *sys.argv]))
 
 
 def _meet_others(config: RunConfig, info: RankInfo) -> Topology:

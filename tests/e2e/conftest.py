@@ -1,5 +1,6 @@
 """Runs that several files of tests look at; each is trained once."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,4 +64,7 @@ def two_ranks(place: Place) -> Path:
     """The folder of a run that two data-parallel ranks trained without interruption."""
     done = run(deepspeed(2, *place.arguments("two")), place.folder)
     assert done.code == 0, done.err
+    of_the_launcher = [line for line in (done.out + done.err).splitlines() if re.match(r"\[\d{4}-", line)]
+    assert all("real_accelerator" in line for line in of_the_launcher), "deepspeed -q is quiet"
+    assert len(of_the_launcher) <= 2, "the ranks are, too"
     return place.runs("two")

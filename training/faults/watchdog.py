@@ -174,7 +174,7 @@ class Watchdog:
         first = min(rank for rank, beat in beats.items() if beat.where)
         if self.rank == first:  # one rank prints; the others only log
             with contextlib.suppress(OSError):  # the reader of standard error may be gone
-                print(f"failed: {message}", file=sys.stderr, flush=True)
+                print(f"error: {message}", file=sys.stderr, flush=True)
         else:
             self._stop.wait(1.0)  # a launcher ends all ranks once one has ended: let the first one print before
         log.error("%s", message)
