@@ -125,9 +125,9 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--form", "dens"], "--form: 'dens' is none of single, story, dense"),
+            (["--form", "dens"], "--form: 'dens' is not one of single, story, dense"),
             (["--form", "dense=x"], "--form: 'x' is no share"),
-            (["--noise", "many=1"], "--noise: 'many' is no number of tokens"),
+            (["--noise", "many=1"], "--noise: 'many' is not a number of tokens"),
             (["--permute"], "--permute: exchanges names in the stories of files; pass --babi"),
             (["--workers", "0"], "--workers: 0 must be at least 1"),
             (["--tasks", "qa7", "--form", "dense"], "qa7 has no dense stories"),
