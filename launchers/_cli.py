@@ -189,8 +189,8 @@ def exit_code(
 def run(main: Callable[..., int], *arguments: list[str]) -> int:
     """Call `main` and return its exit code; 130 after Ctrl-C, 141 when the reader of its output is gone.
 
-    Characters that the console's encoding lacks are written as escapes. A closed standard stream is opened to /dev/null:
-    the next file that is opened would otherwise take its number and get what libraries print.
+    Characters that the console's encoding lacks are written as escapes. A closed standard stream is opened to
+    /dev/null, because the next file that is opened would otherwise take its number and get what libraries print.
     """
     for number in range(3):
         try:

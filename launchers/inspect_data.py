@@ -52,8 +52,8 @@ def run(config: "RunConfig", options: argparse.Namespace, console: Console) -> N
     from data_prep.preparation.progress import print_summary
     from data_prep.shards.inspection import document_lengths, length_table, mix_table, sample_panel, write_histogram
     from training.errors import output_folder
-    from training.preflight import open_stream
     from training.schedule import position
+    from training.streams import open_stream
 
     if options.sample:
         stream = open_stream(config, options.split)

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_prep.errors import one_line
 from data_prep.files import write_text
-from training.checkpoint.manifest import latest_checkpoint, step_of
+from training.checkpoint.run_state import ResumePoint
 from training.config import RunConfig, dump_yaml
 from training.monitoring.console import Console
 from training.monitoring.goodput import Goodput
@@ -164,8 +164,8 @@ def start_tracker(config: RunConfig, world_size: int, lock: RunLock) -> tuple[Tr
     Raises `ConfigError` when a new run's store cannot be opened; nothing was written into the run's folder then.
     """
     folder = config.run.folder
-    latest = latest_checkpoint(folder / "checkpoints")
-    start = facts.this_start(step_of(latest) if latest else 0, world_size)
+    # found again, because another process may have trained the run until this one got its lock
+    start = facts.this_start(ResumePoint.of(folder).step, world_size)
     tags = facts.place_tags(world_size) | facts.start_tags([*facts.read_starts(folder), start])
     tracker = Tracker.start(
         config.tracking,

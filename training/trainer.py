@@ -30,9 +30,9 @@ from training.huggingface.weights import load_folder
 from training.logs import without_secrets
 from training.monitoring.records import EvalRecord, StepRecord
 from training.monitoring.run_lock import RunLock
-from training.preflight import open_references, open_stream, open_validation
 from training.reporter import Reporter
 from training.schedule import Position, learning_rate, position
+from training.streams import open_references, open_stream, open_validation
 from training.tracking import Status, Tracker
 from training.tracking.facts import End
 from training.version import __version__

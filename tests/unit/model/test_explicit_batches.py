@@ -15,8 +15,8 @@ from tests.unit.data_prep.references_folder import write_store
 from training.batches import Prefetcher, Share, read
 from training.config import parse_config
 from training.errors import ConfigError
-from training.preflight import open_references
 from training.references import ReferenceReader, explained, with_bos
+from training.streams import open_references
 
 pytestmark = pytest.mark.memory3
 LENGTH, CHUNKS, REFERENCES = 256, 4, 50
