@@ -31,6 +31,7 @@ exit codes: 0 all finished, or submitted; 2 bad input, nothing was started; else
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import cluster_file, command_parser, config_file, number
 
     parser = command_parser("ablation", __doc__, EXAMPLES, MORE, argv)
@@ -49,6 +50,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     arguments = parse_arguments(argv)
     from launchers._cli import exit_code
 

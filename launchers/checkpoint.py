@@ -23,6 +23,7 @@ WAY_OUT = "the checkpoint is damaged: copy it again, or use another"
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, path, place
 
     parser = command_parser("checkpoint", __doc__, EXAMPLES, MORE, argv)
@@ -44,6 +45,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     arguments = parse_arguments(argv)
     from launchers._cli import exit_code
     from training.checkpoint.manifest import DamagedError

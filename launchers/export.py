@@ -25,6 +25,7 @@ exit codes: 0 done; 1 the logits differ from the checkpoint's, nothing is left; 
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, path, place
 
     parser = command_parser("export", __doc__, EXAMPLES, MORE, argv)
@@ -48,6 +49,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     arguments = parse_arguments(argv)
     from launchers._cli import exit_code
 

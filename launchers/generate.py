@@ -28,6 +28,7 @@ exit codes: 0 done; 2 bad input.
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, config_file, number, path, place, seed
 
     parser = command_parser("generate", __doc__, EXAMPLES, MORE, argv)
@@ -65,6 +66,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     arguments = parse_arguments(argv)
     from launchers._cli import exit_code
     from training.errors import TrainingError

@@ -25,6 +25,7 @@ exit codes: 0 the stores have everything; 1 a store refused some of it; 2 bad in
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, path
 
     parser = command_parser("mlflow_sync", __doc__, EXAMPLES, MORE, argv)
@@ -36,6 +37,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     arguments = parse_arguments(argv)
     from launchers._cli import exit_code
     from training.errors import TrainingError

@@ -39,6 +39,7 @@ exit codes: 0 finished; 2 bad input, nothing was written; 75 saved, run the same
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, config_file, number
 
     parser = command_parser("pretrain", __doc__, EXAMPLES, MORE, argv)
@@ -58,6 +59,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     arguments = parse_arguments(argv)
     # Imports after the arguments: --help answers at once.
     from launchers._cli import say_error

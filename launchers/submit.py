@@ -30,6 +30,7 @@ exit codes: 0 submitted; 2 refused, nothing was written or submitted.  Those of 
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import cluster_file, command_parser, config_file, number
 
     parser = command_parser("submit", __doc__, EXAMPLES, MORE, argv)
@@ -52,6 +53,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     options = parse_arguments(argv)
     from launchers._cli import exit_code
 

@@ -36,6 +36,7 @@ exit codes: 0 this share is written; 2 bad input, nothing was written; anything 
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, number, path
 
     parser = command_parser("write_bank", __doc__, EXAMPLES, MORE, argv)

@@ -245,6 +245,7 @@ class Trainer:
         )
 
     def _share(self, at: Position) -> Share:
+        """Return the samples of this rank in the step after `at`."""
         phase = self.config.phases[at.phase_index]
         samples = phase.tokens_per_step // self.config.data.sequence_length
         indices = rank_share(at.samples, samples, self.topology.data_rank, self.topology.data_size)

@@ -60,6 +60,7 @@ class Wait:
 
     @property
     def over(self) -> bool:
+        """Whether the time to wait is over."""
         return time.monotonic() - self._began > self.seconds
 
     def pause(self, whom: Callable[[], str] | None) -> None:

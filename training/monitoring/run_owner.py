@@ -78,6 +78,7 @@ class RunOwner:
             return cls()
 
     def to_json(self) -> str:
+        """Return the owner as a line of JSON."""
         return json.dumps(asdict(self)) + "\n"
 
     def __str__(self) -> str:

@@ -66,6 +66,7 @@ class Kept:
 
     @property
     def total(self) -> float:
+        """Bytes kept without checkpointing."""
         return self.norms + self.attention + self.feed_forward + self.memory + self.banks
 
     def after(self, checkpointing: str) -> float:

@@ -46,6 +46,7 @@ class Memory:
 
     @property
     def total(self) -> float:
+        """Bytes of all parts on the device."""
         return sum(self.parts.values())
 
     @property
@@ -77,6 +78,7 @@ class Ranks:
 
     @property
     def world(self) -> int:
+        """Number of ranks."""
         return self.tensor * self.pipeline * self.segment * self.data
 
     @property

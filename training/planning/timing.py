@@ -38,6 +38,7 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
+        """Seconds of the whole step."""
         return sum(self.parts.values())
 
     @property

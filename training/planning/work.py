@@ -21,6 +21,7 @@ class Work:
 
     @property
     def total(self) -> float:
+        """Seconds without recomputation."""
         return self.inner + self.outer
 
     def repeated(self, checkpointing: str) -> float:
