@@ -128,7 +128,7 @@ class TestMistakes:
             (["--form", "dens"], "--form: 'dens' is not one of single, story, dense"),
             (["--form", "dense=x"], "--form: 'x' is no share"),
             (["--noise", "many=1"], "--noise: 'many' is not a number of tokens"),
-            (["--permute"], "--permute: exchanges names in the stories of files; pass --babi"),
+            (["--permute"], "--permute: exchanges names in the stories of bAbI's files; pass --babi"),
             (["--workers", "0"], "--workers: 0 must be at least 1"),
             (["--tasks", "qa7", "--form", "dense"], "qa7 has no dense stories"),
             (["--lengths", "4", "--tasks", "qa3"], "no story of qa3 fits into 4 tokens"),

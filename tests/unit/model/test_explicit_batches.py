@@ -114,7 +114,7 @@ def test_references_can_be_left_again() -> None:
     "changes, message",
     [
         ({"data__references": None}, r"data\.references is missing"),
-        ({"model__explicit__chunk_length": 32}, "every 64 tokens found; set it to 64"),
+        ({"model__explicit__chunk_length": 32}, "for every 64 tokens; set it to 64"),
         ({"phases__1__trains": "memory"}, "no parameters of its own"),
     ],
 )
