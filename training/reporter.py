@@ -125,9 +125,9 @@ class Reporter:
         if self._is_lost():  # another process owns the run and its MLflow run now
             self._console.close()
             return
-        with _said(self.folder / "metrics.jsonl"):
+        with _errors_logged(self.folder / "metrics.jsonl"):
             self._metrics.close()
-        with _said(self.folder / facts.END_FILE):
+        with _errors_logged(self.folder / facts.END_FILE):
             facts.write_end(self.folder, end, first=end.status == "FAILED")  # another rank may have written the reason
         self._tracker.tags({"state": end.state} | _phase_tags(self._config, step))
         try:
@@ -150,7 +150,7 @@ class Reporter:
 
 
 @contextmanager
-def _said(path: Path) -> Iterator[None]:
+def _errors_logged(path: Path) -> Iterator[None]:
     """Log an `OSError` instead of raising it, so that it does not replace the reason why the run ends."""
     try:
         yield

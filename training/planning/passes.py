@@ -7,7 +7,7 @@ PASSES = {  # reads and writes of the array, forward and backward together
     "mask": 5,  # an array of bytes: documents compared, causal mask applied, copied
     "swiglu": 9,  # gate and up: silu, product, their gradients, joined again
     "loss": 7,  # logits in fp32: log-softmax and its gradient
-    "decaying keys": 45,  # normalised, masked, squared, summed up, faded
+    "decaying keys": 45,  # normalised, masked, squared, summed up, multiplied by their decay
     "queries": 18,  # normalised and transposed
     "gates": 72,  # two gates, content, the norm of what is read, output gate
     "gates twice": 90,  # as gates, with the operands of products transposed
