@@ -3,7 +3,7 @@
 python -m evaluation.harness --checkpoint runs/mine --tasks hellaswag,arc_easy --limit 100
 python -m evaluation.harness --checkpoint runs/mine --tasks my_task --include tasks/ --output results.json
 
-Needs the extra `harness` (pip install -e ".[harness]").  After `import evaluation.harness` the harness itself knows
+Needs the extra `harness` (pip install -e ".[harness]"). After `import evaluation.harness` the harness itself knows
 the model as `memtrain`, with checkpoint=PATH.
 """
 
@@ -39,7 +39,7 @@ _MAX_TOKENS = 256  # of an answer, where the task does not say
 class HarnessModel(TemplateLM):
     """Our model as lm-evaluation-harness sees one.
 
-    Texts begin with BOS, as documents did in training.  There is no longest context: nothing is cut, and a document's
+    Texts begin with BOS, as documents did in training. There is no longest context: nothing is cut, and a document's
     perplexity is that of one stream, not of windows.
     """
 
@@ -110,7 +110,7 @@ class HarnessModel(TemplateLM):
         return [float(total) for total in totals]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy answers up to the first of the task's `until` texts.  Raises `ConfigError` when a task samples."""
+        """Greedy answers up to the first of the task's `until` texts. Raises `ConfigError` when a task samples."""
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(index)

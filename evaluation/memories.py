@@ -27,7 +27,7 @@ _CANDIDATES = 4  # times as many are looked at as are read
 class MemorySource:
     """Finds `each` references for a query of tokens and gives their memories on the model's device.
 
-    Without a bank the model writes them as they are found.  A `model.explicit.generation.Source`.
+    Without a bank the model writes them as they are found. A `model.explicit.generation.Source`.
     """
 
     def __init__(

@@ -59,7 +59,7 @@ class Problem:
 
 
 def read_problems(path: Path) -> list[Problem]:
-    """A CSV file without header: question, four choices, letter.  Raises `DataError` naming the row."""
+    """A CSV file without header: question, four choices, letter. Raises `DataError` naming the row."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))

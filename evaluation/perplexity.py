@@ -27,7 +27,7 @@ class Documents:
     seed: int = 0
 
     def ids(self, count: int, length: int) -> NDArray[np.int64]:
-        """int64 [count, length], each beginning with bos.  Raises `DataError` when no text is so long."""
+        """int64 [count, length], each beginning with bos. Raises `DataError` when no text is so long."""
         rng, found = Keyed("documents", self.seed, length), []
         for _ in range(_TRIES * count):
             text = self.texts.text(rng.below(self.texts.count))

@@ -1,7 +1,7 @@
 """Questions about passages: from the weights alone, with the passages in the prompt, with them as explicit memory.
 
 The corpus is JSONL of `question`, `answers` (any of them is right), `passage` and `title`, as Natural Questions with a
-gold passage each; also in SQuAD's form, `context` for `passage` and `{"text": [...]}` for answers.  References are the
+gold passage each; also in SQuAD's form, `context` for `passage` and `{"text": [...]}` for answers. References are the
 passages of all questions, so that each has to be found among all the others.
 """
 
@@ -142,7 +142,7 @@ def ask(
     """Greedy answers, up to a line's end.
 
     source: needed for "explicit memory", and for "text in prompt", where the same retriever chooses what is read; its
-    references stand before the question, the best one last.  Raises DataError when it is missing.
+    references stand before the question, the best one last. Raises DataError when it is missing.
     """
     if mode != "closed book" and source is None:
         raise DataError(f"nq: {mode} needs references; give --references FOLDER (and --bank FOLDER)")

@@ -1,7 +1,7 @@
 """Reads samples of unequal length in batches, segment by segment, carrying the memory: answers, likelihoods, losses.
 
-Nothing a batch holds grows with the length of its samples but their token ids.  All streams of a batch stand at one
-position: where one sample has ended and answers, the others still read.  So no sample is padded in front, and what a
+Nothing a batch holds grows with the length of its samples but their token ids. All streams of a batch stand at one
+position: where one sample has ended and answers, the others still read. So no sample is padded in front, and what a
 sample gets does not depend on what it was batched with.
 """
 
@@ -70,7 +70,7 @@ class Reader:
 
     def log_likelihoods(self, requests: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, bool]]:
         """For every (context, continuation), both not empty: ln P(continuation | context), and whether it is the greedy
-        one.  Requests that differ in their last token alone are read once.
+        one. Requests that differ in their last token alone are read once.
         """
         rows: dict[bytes, list[int]] = {}
         for index, (context, continuation) in enumerate(requests):

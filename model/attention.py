@@ -53,7 +53,7 @@ class Attention(nn.Module):
         return q.flatten(2, 3), k.squeeze(3), v.squeeze(3)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, span: SegmentSpan, extra: Extra | None = None) -> Tensor:
-        """q [B, n, H, d], k and v [B, c+n, Hkv, d] -> [B, n, H*d].  extra: keys of references before each segment."""
+        """q [B, n, H, d], k and v [B, c+n, Hkv, d] -> [B, n, H*d]. extra: keys of references before each segment."""
         batch, segments = q.size(0), span.segments
         if span.padding:
             k, v = (F.pad(x, (0, 0, 0, 0, span.padding, 0)) for x in (k, v))

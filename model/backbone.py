@@ -58,7 +58,7 @@ class BackboneConfig(BaseModel):
     def initial_std(self, fan_in: int) -> float:
         """Standard deviation of a matrix that sums over `fan_in` inputs: `init_std`, or by width, 1/sqrt(fan_in).
 
-        A normalised input of variance 1 then gives outputs of variance 1 at any width.  At hidden size 2,048 it is
+        A normalised input of variance 1 then gives outputs of variance 1 at any width. At hidden size 2,048 it is
         0.022, what large Llamas use; a fixed 0.02 is several times too small for models of width 64 to 256.
         """
         return self.init_std or fan_in**-0.5

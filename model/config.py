@@ -1,4 +1,4 @@
-"""Shape of the model and of its memory.  Every field is checked when the object is made."""
+"""Shape of the model and of its memory. Every field is checked when the object is made."""
 
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ Layers = Literal["all", "half"] | Annotated[int, Field(gt=0, strict=True)] | tup
 
 class ExplicitConfig(BaseModel):
     """Explicit memory (Memory3, arXiv 2407.01178): references, written as a few keys and values a head, that the
-    chunks of the context attend to.  It has no parameters of its own."""
+    chunks of the context attend to. It has no parameters of its own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -1,6 +1,6 @@
 """How many numbers a model holds and how much it computes: the basis of MFU, of planning and of the pipeline's cut.
 
-Everything is a closed formula of the configuration; tests hold the counts to models that are really built.  A list with
+Everything is a closed formula of the configuration; tests hold the counts to models that are really built. A list with
 an entry for each layer follows `model.stages.flat_layers`: embedding, decoder layer x n, norm, head.
 """
 
@@ -71,7 +71,7 @@ def roles(config: ModelConfig, memory_on: bool) -> list[Role]:
 
 
 def layer_parameters(config: ModelConfig, memory_on: bool) -> list[Parameters]:
-    """Parameters of each layer.  A tied head counts with the embedding; a last stage apart from it holds a copy."""
+    """Parameters of each layer. A tied head counts with the embedding; a last stage apart from it holds a copy."""
     hosts = config.memory.memory_layers(config.num_layers) if memory_on else frozenset()
     table = Parameters(split=config.vocab_size * config.hidden_size)
     backbone = Parameters(split=sum(_backbone_weights(config)), whole=2 * config.hidden_size)
@@ -91,7 +91,7 @@ def flops_per_token(config: ModelConfig, memory_on: bool) -> float:
     """Training FLOPs (forward and backward) of one token: 6 per weight of a matrix product, 12 per attended key.
 
     Embedding look-ups, norms and activations are not counted; recomputation is not counted either (it is not model
-    work).  Attention counts the half of the window that the causal mask leaves.
+    work). Attention counts the half of the window that the causal mask leaves.
     """
     return sum(stage_costs(config, memory_on))
 

@@ -40,7 +40,7 @@ class DecoderLayer(nn.Module):
     """Attention, then feed-forward with the memory beside it.
 
     The memory reads and writes tokens that have been through this block's attention, as in LM2 (section 2, E_attn);
-    its partial output joins the feed-forward's before that one's all-reduce, so a memory adds no collective.  Memories
+    its partial output joins the feed-forward's before that one's all-reduce, so a memory adds no collective. Memories
     whose segments are computed one after the other are entered by `step` instead of `forward`.
     """
 
@@ -82,7 +82,7 @@ class DecoderLayer(nn.Module):
         return hidden, state
 
     def compile_block(self) -> None:
-        """Compile `forward` as one graph.  Only for layers of one rank whose memory computes all segments at once."""
+        """Compile `forward` as one graph. Only for layers of one rank whose memory computes all segments at once."""
         self._compiled = torch.compile(self._eager, fullgraph=True, dynamic=False)
 
     def _eager(

@@ -64,7 +64,7 @@ def read(net: LanguageModel, ids: Tensor, state: StreamState | None, keep: int) 
 
 @torch.no_grad()
 def prefill(net: LanguageModel, ids: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
-    """Read a prompt int64 [B, L]; the last position's logits [B, V] and the state.  Memory does not grow with L."""
+    """Read a prompt int64 [B, L]; the last position's logits [B, V] and the state. Memory does not grow with L."""
     hidden, state = read(net, ids, state, keep=1)
     return net.tp.gather(net.head.logits(hidden[:, -1])), state
 
@@ -80,7 +80,7 @@ def generate(
 ) -> Iterator[Tensor]:
     """Yield up to `max_tokens` tokens int64 [B] after the prompt `ids` [B, L], one at a time.
 
-    Stops when every stream has produced `stop_id`.  The same seed gives the same text.
+    Stops when every stream has produced `stop_id`. The same seed gives the same text.
     """
     if ids.size(1) == 0:
         raise ModelError("prompt: it has no token; begin with the tokenizer's BOS")

@@ -28,7 +28,7 @@ _LAYER = {  # a weight of our decoder layer: Llama's weights that it is made of
 
 
 def load(net: "LanguageModel", state_dict: Mapping[str, Tensor]) -> None:
-    """Copy a Llama state dict into `net`'s backbone.  Raises `ModelError`, before anything is changed."""
+    """Copy a Llama state dict into `net`'s backbone. Raises `ModelError`, before anything is changed."""
     check_shapes({name: tuple(tensor.shape) for name, tensor in state_dict.items()}, net.config)
     own = dict(net.named_parameters())
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """Initial weights: a function of (seed, parameter name) alone, so no topology and no phase changes them.
 
 A weight is drawn row after row from one generator. A rank moves the generator past the rows and columns of the other
-tensor-parallel ranks, which costs less than half of drawing them, and holds no more than its own shard.  Weights are
+tensor-parallel ranks, which costs less than half of drawing them, and holds no more than its own shard. Weights are
 drawn side by side, by as many threads as torch uses.
 """
 

@@ -110,7 +110,7 @@ def _rope(given: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
 
 
 def _number_of(given: Mapping[str, Any], where: str, key: str) -> float:
-    """A number above 0.  Raises `ModelError` naming the key."""
+    """A number above 0. Raises `ModelError` naming the key."""
     name = f"{where}.{key}" if where else key
     if key not in given:
         raise ModelError(f"config.json: rope scaling llama3 lacks {name}")
@@ -126,7 +126,7 @@ def _first(error: ValueError) -> str:
 
 
 def differences(given: Mapping[str, Any], config: ModelConfig) -> list[str]:
-    """What a Llama's config.json says otherwise than `config`.  Raises as `from_llama`."""
+    """What a Llama's config.json says otherwise than `config`. Raises as `from_llama`."""
     try:
         wanted = ModelConfig(**from_llama(given), segment_length=config.segment_length)
     except ValidationError as error:

@@ -30,7 +30,7 @@ class HeadLoss:
         self._rows: _Rows = torch.compile(_rows, dynamic=False) if compiled and tp.size == 1 else _rows
 
     def __call__(self, hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        """The sum over all tokens of their weights times their nats, fp32 [].  Collective over the tensor group.
+        """The sum over all tokens of their weights times their nats, fp32 []. Collective over the tensor group.
 
         Args: hidden: the residual stream, normalised, [B, L, D] (with sequence parallelism [B, L/tp, D]); weight:
         [V/tp, D]; labels: int64 [B, L]; weights: fp32 [B, L].

@@ -1,4 +1,4 @@
-"""What is taken from megatron-core: sharded weights and the copy/reduce mappings.  The only importer of megatron-core.
+"""What is taken from megatron-core: sharded weights and the copy/reduce mappings. The only importer of megatron-core.
 
 `model/hf/one_rank.py` offers the same names without it, for exported folders.
 """

@@ -31,7 +31,7 @@ class ModelOutput:
 
 
 class LanguageModel(nn.Module):
-    """Embedding, decoder layers with their memories, norm, head.  Parameter names here are the canonical ones."""
+    """Embedding, decoder layers with their memories, norm, head. Parameter names here are the canonical ones."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class LanguageModel(nn.Module):
             input_ids: int64 [B, L], any L >= 1; L need not be a multiple of the segment length.
             document_ids: int64 [B, L], a document ends where the id changes; None: the document goes on.
             state: the previous call's `out.state`, to go on with the same B streams.
-            references: what the chunks that begin in this call may read; only with explicit memory.  None: nothing.
+            references: what the chunks that begin in this call may read; only with explicit memory. None: nothing.
 
         Raises `ModelError` for shapes that do not fit each other or a state of another model or batch.
         """

@@ -1,7 +1,7 @@
 """Tensor parallelism: megatron-core's sharded layers (`model/megatron.py`) behind one small object.
 
 megatron-core allocates and marks the shards (`tensor_model_parallel`, `partition_dim`) and gives the copy/reduce
-mappings.  The matrix products are plain ones on the local shard, so that every column-parallel projection of a
+mappings. The matrix products are plain ones on the local shard, so that every column-parallel projection of a
 block shares ONE copy-to-region and every row-parallel one joins ONE all-reduce, and so that a single process needs no
 process group at all.
 """
@@ -64,7 +64,7 @@ class TensorParallel:
     def gather(self, x: Tensor) -> Tensor:
         """[..., D/tp] of every rank -> [..., D] on each; backward keeps this rank's slice of the gradient.
 
-        For what all ranks then compute alike.  (megatron-core's gather needs CUDA.)
+        For what all ranks then compute alike. (megatron-core's gather needs CUDA.)
         """
         return x if self.size == 1 else _Gather.apply(x, self)
 
@@ -89,7 +89,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _GatherTokens(torch.autograd.Function):
-    """[B, L/tp, D] -> [B, L, D]; the gradient is reduce-scattered.  (megatron-core's needs CUDA.)"""
+    """[B, L/tp, D] -> [B, L, D]; the gradient is reduce-scattered. (megatron-core's needs CUDA.)"""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:

@@ -53,7 +53,7 @@ class SegmentParallel:
 
 @dataclass(frozen=True)
 class ParallelContext:
-    """Everything a layer must know about the other ranks.  The default is one process with nothing initialised.
+    """Everything a layer must know about the other ranks. The default is one process with nothing initialised.
 
     recompute: what the backward pass computes again instead of keeping it: `selective` the attention's core and the
     memory, `full` whole decoder layers.

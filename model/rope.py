@@ -52,7 +52,7 @@ def is_captured(device: torch.device) -> bool:
 
 def rotate(x: Tensor, start: int, config: ModelConfig, step: int = 1, rotary: Tensor | None = None) -> Tensor:
     """Rotate queries or keys [B, L, H, d] whose first token stands at position `start` of the stream, the next ones at
-    `step` positions from each other.  rotary: their `angles`, where they have been worked out."""
+    `step` positions from each other. rotary: their `angles`, where they have been worked out."""
     if rotary is None:
         rotary = angles(start, x.size(1), config, x.device, step)
     cos, sin = rotary.to(x.dtype)  # each [L, 1, d/2]

@@ -1,7 +1,7 @@
 """How a stream of tokens falls into segments, and which token may see what.
 
 A call on L tokens is cut at segment boundaries into at most three spans: the rest of an open segment, a run of S
-whole segments that are computed at once, and the beginning of a new one.  In training there is one span.
+whole segments that are computed at once, and the beginning of a new one. In training there is one span.
 
 B batch, S segments, T tokens of a segment, n tokens of a span, c cached tokens before it.
 """
@@ -147,7 +147,7 @@ def sequences(span: SegmentSpan, like: Tensor, changes: int | None = None) -> tu
 
     Args: like: int64 [B, L] on the device; changes: how often documents change in the span at most; None: it is
     counted, for which a GPU must be waited for once.
-    Returns int32 [N + 1] each, their last entries the totals.  N depends on `changes` and shapes only: entries that
+    Returns int32 [N + 1] each, their last entries the totals. N depends on `changes` and shapes only: entries that
     are not needed repeat the totals, as sequences of no token.
     """
     batch, queries, width = like.size(0), span.length // span.segments, span.window
@@ -193,7 +193,7 @@ def spans(
 ) -> Iterator[SegmentSpan]:
     """Cut `length` tokens that begin at stream position `start`; `documents` int64 [B, c+length], cached ones first.
 
-    in_turn: one segment a span, never a run of them.  chunk_length: of explicit memory; a chunk that is open at
+    in_turn: one segment a span, never a run of them. chunk_length: of explicit memory; a chunk that is open at
     `start` is a span of its own.
     """
     begin = 0

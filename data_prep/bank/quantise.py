@@ -27,7 +27,7 @@ def faiss_factory(name: str, width: int) -> str:
 
 
 def untrained(factory: str, width: int) -> Any:
-    """FAISS's codec for vectors of a head's width.  Raises DataError when FAISS is missing or the factory is none."""
+    """FAISS's codec for vectors of a head's width. Raises DataError when FAISS is missing or the factory is none."""
     faiss = import_extra("faiss", "quantise")
     try:
         return faiss.index_factory(width, faiss_factory(factory, width))

@@ -1,6 +1,6 @@
 """Our tokenizers as the files that Transformers' `AutoTokenizer` loads, with the same ids.
 
-A SentencePiece model becomes a byte-fallback BPE of the `tokenizers` library over the same pieces.  Their spaces are
+A SentencePiece model becomes a byte-fallback BPE of the `tokenizers` library over the same pieces. Their spaces are
 written as spaces, not as SentencePiece's mark U+2581: so a real U+2581 in a text becomes bytes, as in our tokenizer,
 and nothing has to be replaced on the way in or out.
 """

@@ -41,7 +41,7 @@ def turns_of(story: Story, noise: Sequence[str], gaps: Sequence[int]) -> list[Tu
 class SentenceEncoder:
     """A tokenizer that encodes sentences in their places and remembers them.
 
-    The ids are those of the whole text, since a tokenizer cuts at the space before a sentence.  That it does is
+    The ids are those of the whole text, since a tokenizer cuts at the space before a sentence. That it does is
     checked of every sentence.
     """
 
@@ -75,7 +75,7 @@ class SentenceEncoder:
         """(ids, where answers begin and end), as data_prep lays out an exercise: bos, the turns, each with its eos.
 
         A turn is `FINETUNED_LAYOUT` filled, then the answer, then eos, which ends the answer and not the story: where
-        stories end is told by document numbers.  The next turn's sentences follow after a space.
+        stories end is told by document numbers. The next turn's sentences follow after a space.
         """
         ids, answers = array(self.type, (self.tokenizer.bos_id,)), list[tuple[int, int]]()
         for turn in turns:

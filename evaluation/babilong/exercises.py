@@ -36,12 +36,12 @@ def write_exercises(
     """Write `count` exercises of every length and task, FOLDER/LENGTH/TASK.jsonl, and what they are.
 
     Exercises of a length have any number of tokens from the next shorter one's on (`exact`: all the same), as in the
-    benchmark's curriculum: facts and questions then stand anywhere in a segment.  `MIXED` as a length: as much noise as
-    the recipe says.  An exercise is a pure function of recipe, files, seed, task, length and number: any number of
+    benchmark's curriculum: facts and questions then stand anywhere in a segment. `MIXED` as a length: as much noise as
+    the recipe says. An exercise is a pure function of recipe, files, seed, task, length and number: any number of
     processes writes the same files.
 
     Args: lengths: ascending; advance: called with exercises written since the last call.
-    Returns the number of exercises of each file.  Raises `DataError` where a file or room for a story is missing.
+    Returns the number of exercises of each file. Raises `DataError` where a file or room for a story is missing.
     """
     spans = list(zip(lengths if exact else [lengths[0], *lengths], lengths, strict=False))
     files = [(task, *span) for task in recipe.tasks for span in spans]

@@ -15,7 +15,7 @@ _AHEAD = 3  # pieces of work a process: enough that none waits, few enough to ho
 def in_order(function: Callable[..., T], work: Iterable[tuple[Any, ...]], workers: int) -> Iterator[T]:
     """function(*arguments) of each piece of work, in order; in this process when `workers` is 1.
 
-    `work` may be endless.  `function` and arguments must be picklable.
+    `work` may be endless. `function` and arguments must be picklable.
     """
     if workers == 1:
         yield from starmap(function, work)

@@ -25,11 +25,11 @@ _TRIES = 1000  # stories that are too long, for one that fits
 
 @dataclass(frozen=True)
 class Recipe:
-    """What exercises are made of.  Shares need not add up to 1.
+    """What exercises are made of. Shares need not add up to 1.
 
-    tasks: task -> share.  share_of: what of, where tasks are mixed (rows): of the exercises, or of their tokens; qa3's
+    tasks: task -> share. share_of: what of, where tasks are mixed (rows): of the exercises, or of their tokens; qa3's
         stories are 20 times as long as qa4's, and have 15 times as many dense questions.
-    forms: form -> share.  single: one question at a story's end; story: all of a story's own questions; dense:
+    forms: form -> share. single: one question at a story's end; story: all of a story's own questions; dense:
         questions of every kind after any fact.
     simulated: share of the stories that the simulator tells; the others are those of bAbI's training files.
     permute: people, rooms and objects of the files' stories are exchanged (`stories.permuted`), with verbs.
@@ -89,8 +89,8 @@ class ExerciseMaker:
     def turns_of_length(self, task: str, least: int, most: int, rng: Keyed) -> list[Turn]:
         """An exercise with as much noise as an evaluation's sample of `least` … `most` tokens has beside its facts.
 
-        What stands in the middle of a story counts as facts do.  A story too long for `most` ends with the last
-        question that fits.  most = 0: without noise, as long as the story is.
+        What stands in the middle of a story counts as facts do. A story too long for `most` ends with the last
+        question that fits. most = 0: without noise, as long as the story is.
 
         Raises:
             DataError: no story fits.
@@ -168,7 +168,7 @@ class Places:
 
 @lru_cache(maxsize=1)
 def open_maker(places: Places, recipe: Recipe) -> ExerciseMaker:
-    """What a process makes exercises with, opened once.  Raises `DataError` where a file is missing."""
+    """What a process makes exercises with, opened once. Raises `DataError` where a file is missing."""
     background = None if places.books is None else open_background(places.books)
     material = load_material(places.babi, list(recipe.tasks))
     return ExerciseMaker(recipe, material, SentenceEncoder(load_tokenizer(places.tokenizer)), background)

@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
     tokens: uint16 (uint32 for more than 65,536 pieces) [L + 1]; inputs are tokens[:-1], targets tokens[1:].
     loss_mask: bool [L]; True at t where tokens[t + 1] belongs to an answer or is the eos that ends one.
-    document_ids: int32 [L + 1]; 0, 1, 2, … by exercise.  What stays free at the end is eos tokens of one more document.
+    document_ids: int32 [L + 1]; 0, 1, 2, … by exercise. What stays free at the end is eos tokens of one more document.
     """
 
     tokens: Tokens

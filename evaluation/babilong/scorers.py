@@ -14,7 +14,7 @@ _WORD = re.compile(r"\w+")
 def official(output: str, answer: str, question: str, task: Task) -> bool:
     """The released rule: the answer is the only label that is a part of the output's first sentence.
 
-    Labels that are part of the question do not count; of a list every label must be there and no other.  These are
+    Labels that are part of the question do not count; of a list every label must be there and no other. These are
     parts of the text, not words: "one" is part of "none", so that no output can be right where the answer is "none".
     """
     said = output.lower().split(".")[0]

@@ -1,6 +1,6 @@
 """Facts and questions of our own making, in the manner of bAbI's qa1–qa10, for a machine that has no bAbI.
 
-A story is told to a `World`; what is asked is answered by it.  Which stories are for training and which for evaluation
+A story is told to a `World`; what is asked is answered by it. Which stories are for training and which for evaluation
 depends on their text alone, so the two never share a question with the same facts before it.
 """
 

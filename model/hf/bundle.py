@@ -1,8 +1,8 @@
 """The source files that let an exported folder run without this project.
 
 Transformers copies a folder's Python files into a package of its own, all in one directory, and finds them by their
-relative imports.  So each file of `model/` that `model/hf/modeling.py` needs is written under a flat name with its
-`from model.x import` turned into `from .memtrain_x import`; nothing else in it changes.  megatron-core's place is taken
+relative imports. So each file of `model/` that `model/hf/modeling.py` needs is written under a flat name with its
+`from model.x import` turned into `from .memtrain_x import`; nothing else in it changes. megatron-core's place is taken
 by `model/hf/one_rank.py`, that of the search for installed memory kinds by `model/hf/carried_kinds.py`.
 
 A kind of another package comes along: its files, as far as they import each other by name, are written in the same way.

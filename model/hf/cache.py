@@ -34,7 +34,7 @@ class MemtrainCache:
 
     @classmethod
     def begin(cls, batch: int, mask: Tensor | None, device: torch.device) -> "MemtrainCache":
-        """Before the first token.  mask: int or bool [B, L], 0 for padding on the left; None: no padding."""
+        """Before the first token. mask: int or bool [B, L], 0 for padding on the left; None: no padding."""
         if mask is None:
             return cls([Streams(torch.arange(batch, device=device), 0, None)])
         padding = mask.size(1) - mask.bool().sum(dim=1)

@@ -77,7 +77,7 @@ class MemtrainForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: int64 [B, L], the tokens after those that `past_key_values` has read.
-            attention_mask: [B, past + L] or [B, L]; 0 for padding, which must be on the left.  On the right it is
+            attention_mask: [B, past + L] or [B, L]; 0 for padding, which must be on the left. On the right it is
                 taken when no cache is asked for: no token looks ahead.
             past_key_values: of an earlier call; it is changed in place, as Transformers' caches are.
             labels: int64 [B, L]; -100 is left out of the loss.
@@ -125,7 +125,7 @@ class MemtrainForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 def _left_padding(mask: Tensor | None) -> tuple[Tensor | None, bool]:
-    """The mask when it pads on the left, and whether it pads on the right.  Raises `ValueError` for any other."""
+    """The mask when it pads on the left, and whether it pads on the right. Raises `ValueError` for any other."""
     if mask is None or bool(mask.bool().all()):
         return None, False
     if mask.dim() != 2 or not bool(mask.bool().any(dim=1).all()):

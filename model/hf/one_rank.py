@@ -1,4 +1,4 @@
-"""`model/megatron.py` for a single process: the same weights in plain torch.  Takes its place in exported folders."""
+"""`model/megatron.py` for a single process: the same weights in plain torch. Takes its place in exported folders."""
 
 import torch
 import torch.distributed as dist
