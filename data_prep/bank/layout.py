@@ -5,7 +5,6 @@ A bank is a folder of Arrow files, a row a memory: `id`, `check` (xxh3 of the ro
 [L_mem, 2, H_kv, k, D] (memory layers; key, value; key/value heads; chosen tokens; head width).
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -141,13 +140,3 @@ def bank_factory(width: int) -> str:
     _, bits, part = max((m * min(left // m, 10), min(left // m, 10), m) for m in parts)
     rotation = max(m for m in (1, 2, 4, 5, 8, 10, 16, 20) if width % m == 0)
     return f"OPQ{rotation}_{width},Residual2x{coarse_bits},PQ{part}x{bits}"
-
-
-def compression(shape: MemoryShape, code_bytes: int) -> float:
-    """How many times smaller than in bfloat16."""
-    return shape.bytes("bfloat16") / shape.coded_bytes(code_bytes)
-
-
-def sparsity(layers: int, query_heads: int, length: int, memory: MemoryShape) -> float:
-    """How many times fewer numbers than keys and values of all layers, query heads and tokens (160 as published)."""
-    return math.prod([layers, query_heads, length]) / math.prod([memory.layers, memory.heads, memory.tokens])

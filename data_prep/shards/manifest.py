@@ -171,11 +171,6 @@ class Manifest(Sealed):
                 f"{self.tokenizer.fingerprint}; put that tokenizer back, or prepare the folder again"
             )
 
-    def verify_checksums(self, folder: Path) -> None:
-        """Reads every shard of `folder` and raises DataError at the first whose checksum differs."""
-        for shard in self.shards:
-            verify_shard(folder / shard.file, shard)
-
     @property
     def fingerprint(self) -> str:
         """xxh3 (hex) of all that determines the tokens and their order."""

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from model.config import ModelConfig
@@ -53,10 +52,6 @@ class References:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         cut: dict[str, Any] = {name: value[:, begin:end] for name, value in tensors.items()}
         return replace(self, **cut)
-
-    def none_found(self) -> "References":
-        """Return a copy whose lengths are all 0, so that no token sees a reference."""
-        return replace(self, lengths=torch.zeros_like(self.lengths))
 
     def check(self, batch: int, chunks: int, config: ModelConfig) -> None:
         """Raise `ModelError` when the references do not fit a call in which `chunks` chunks begin."""

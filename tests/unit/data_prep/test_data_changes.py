@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data_prep import DataError, Manifest, PrepareConfig, load_tokenizer, prepare
+from data_prep import DataError, Manifest, PrepareConfig, PreparedFolder, load_tokenizer, prepare
 from data_prep.preparation import task as tasks
 from data_prep.preparation.prepare import Preparation
 from data_prep.shards.reading import Shard
@@ -72,7 +72,7 @@ def run(inputs: Path, **changes: object) -> str:
 def fail(inputs: Path) -> None:
     """A first try that does a and b, and fails in c."""
     (inputs / "c.jsonl").write_text("{")
-    with pytest.raises(DataError, match=r"c\.jsonl:1: line is no JSON"):
+    with pytest.raises(DataError, match=r"c\.jsonl:1: line is not JSON"):
         run(inputs)
 
 
@@ -203,4 +203,4 @@ def test_a_full_disk_is_a_sentence_and_the_same_command_goes_on(tmp_path: Path, 
     assert "run the same command again" in limited.stderr and not (tmp_path / "data").exists()
     whole = subprocess.run([sys.executable, str(ROOT / "launchers/prepare_data.py"), *command], cwd=ROOT)
     assert whole.returncode == 0
-    Manifest.load(tmp_path / "data").verify_checksums(tmp_path / "data")
+    PreparedFolder(tmp_path / "data").verify()

@@ -133,8 +133,8 @@ def test_exercise_that_does_not_fit_is_named(tokenizer: Path, tmp_path: Path) ->
         ('{"context": "a", "question": "b"}', r"a\.jsonl:1: object has no key 'answer'"),
         ('{"context": "a", "question": "b", "answer": " "}', r"a\.jsonl:1: 'answer' is empty"),
         ('{"context": "a", "question": 3, "answer": "c"}', r"a\.jsonl:1: 'question' is a int"),
-        ('{"turns": {"context": "a"}}', r"a\.jsonl:1: 'turns' is no list of objects"),
-        ('{"turns": []}', r"a\.jsonl:1: 'turns' is no list of objects"),
+        ('{"turns": {"context": "a"}}', r"a\.jsonl:1: 'turns' is not a list of objects"),
+        ('{"turns": []}', r"a\.jsonl:1: 'turns' is not a list of objects"),
         (
             '{"turns": [{"context": "a", "question": "b", "answer": "c"}, {"context": "a", "question": "b"}]}',
             r"a\.jsonl:1, turn 2: object has no key 'answer'",

@@ -64,9 +64,9 @@ def test_bin_that_is_none_or_cut_short(tokenizer: Path, tmp_path: Path) -> None:
     whole = path.read_bytes()
     for damaged, message in (
         (whole[:-2], "cut short"),
-        (whole[:100], "it is no .bin"),
+        (whole[:100], "it is not a .bin"),
         (b"", "begins with 0"),
-        (b"\0" * 2000, "it is no .bin"),
+        (b"\0" * 2000, "it is not a .bin"),
     ):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=rf"a\.bin: .*{message}"):
@@ -182,12 +182,12 @@ def test_arrow_text(tokenizer: Path, tmp_path: Path, is_file: bool) -> None:
     assert [model.decode(ids[1:-1]) for ids in documents_in(tmp_path / "data")] == ["one memory", "two"]
     assert manifest.skipped["web"].empty == 1
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match=r"a\.arrow: is damaged or no Arrow file"):
+    with pytest.raises(DataError, match=r"a\.arrow: is damaged or not an Arrow file"):
         prepare(config_of("arrow", path, tokenizer), tmp_path / "other", QUIET)
 
 
 def test_imports_name_their_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"tokenizer\.path is missing: 'web' is tokens already"):
+    with pytest.raises(ValueError, match=r"tokenizer\.path is missing: 'web' is tokenized already"):
         PrepareConfig.model_validate({"sources": [{"kind": "bin", "path": "x", "name": "web"}]})
 
 

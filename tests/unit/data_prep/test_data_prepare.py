@@ -13,6 +13,7 @@ from data_prep import (
     DataError,
     Manifest,
     PrepareConfig,
+    PreparedFolder,
     SourceConfig,
     TokenizerConfig,
     load_tokenizer,
@@ -141,7 +142,7 @@ def test_duplicates_empties_and_damage_are_counted(prepared: Path, tmp_path: Pat
         "near_duplicates": 0,
     }
     assert manifest.skipped["again"].duplicates == 4
-    assert "web.jsonl:6: line is no JSON" in output.getvalue()
+    assert "web.jsonl:6: line is not JSON" in output.getvalue()
     assert "web: left out 1 empty, 1 damaged, 1 duplicates" in output.getvalue()
 
 
@@ -151,7 +152,7 @@ def test_nothing_is_left_after_a_failure(prepared: Path, tmp_path: Path, workers
     source = write_corpus(tmp_path / "in", [*lines, "{"])
     tokenizer = TokenizerConfig(path=prepared / "tokenizer.model")
     config = PrepareConfig(sources=[source], tokenizer=tokenizer, shard_bytes=4096, workers=workers)
-    with pytest.raises(DataError, match=r"web\.jsonl:2001: line is no JSON"):
+    with pytest.raises(DataError, match=r"web\.jsonl:2001: line is not JSON"):
         prepare(config, tmp_path / "data", QUIET)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
@@ -235,13 +236,13 @@ def flip(path: Path) -> None:
 
 def test_flipped_byte_is_found_at_first_touch(copy: Path) -> None:
     manifest = Manifest.load(copy)
-    manifest.verify_checksums(copy)
+    PreparedFolder(copy).verify()
     flip(copy / manifest.shards[1].file)
-    damaged = Manifest.load(copy)
+    damaged = PreparedFolder(copy)
     with pytest.raises(DataError, match=rf"{manifest.shards[1].file}: shard is damaged"):
         Shard(copy, manifest.shards[1], manifest.token_type).open()
     with pytest.raises(DataError, match=rf"{manifest.shards[1].file}: shard is damaged"):
-        damaged.verify_checksums(copy)
+        damaged.verify()
 
 
 def test_missing_short_and_foreign_files_are_found_at_opening(copy: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from data_prep import DataError, Manifest, PrepareConfig, prepare
+from data_prep import DataError, PrepareConfig, PreparedFolder, prepare
 from data_prep.preparation.plan import load_plan
 from data_prep.preparation.prepare import Preparation
 from data_prep.preparation.task import load_result
@@ -117,7 +117,7 @@ def test_bad_line_keeps_finished_tasks_and_skipping_it_goes_on(tmp_path: Path) -
     inputs = write_inputs(tmp_path / "in", 4, 60)
     bad = inputs / "3.jsonl"
     bad.write_bytes(bad.read_bytes() + b"{\n\xff\xff\n")
-    with pytest.raises(DataError, match=r"3\.jsonl:62: line is no JSON"):
+    with pytest.raises(DataError, match=r"3\.jsonl:62: line is not JSON"):
         prepare(
             config_of(inputs, max_bytes=None, tokenizer={"path": str(tokenizer_of(tmp_path))}), tmp_path / "d", QUIET
         )
@@ -200,4 +200,4 @@ def test_killed_at_ten_random_moments_and_continued(tmp_path: Path) -> None:
             finished = set()
     subprocess.run(command, check=True, capture_output=True)
     assert content(tmp_path / "data") == content(expected)
-    Manifest.load(tmp_path / "data").verify_checksums(tmp_path / "data")
+    PreparedFolder(tmp_path / "data").verify()
