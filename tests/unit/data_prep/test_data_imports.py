@@ -121,7 +121,7 @@ def test_upper_case_names_of_token_files(tokenizer: Path, tmp_path: Path) -> Non
     write_megatron(tmp_path / "in" / "other", documents[:3], 8, np.uint16, 2)
     (tmp_path / "in" / "other.idx").rename(tmp_path / "in" / "WEB.IDX")
     (tmp_path / "in" / "other.bin").unlink()
-    with pytest.raises(DataError, match=r"was prepared of other input; web: 1 changed \(.*WEB\.BIN"):
+    with pytest.raises(DataError, match=r"was prepared from other input; web: 1 changed \(.*WEB\.BIN"):
         prepare(config_of("megatron", tmp_path / "in", tokenizer), tmp_path / "data", QUIET)
 
 
