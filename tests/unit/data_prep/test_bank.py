@@ -267,5 +267,5 @@ def test_a_codec_that_cannot_be_trained_says_why() -> None:
     few = memories([0, 1])
     with pytest.raises(DataError, match="cannot be trained on 12 vectors"):
         Quantiser.train(few, "bfloat16", "PQ2x8")
-    with pytest.raises(DataError, match="is no FAISS codec"):
+    with pytest.raises(DataError, match="is not a FAISS codec"):
         Quantiser.train(few, "bfloat16", "nonsense")

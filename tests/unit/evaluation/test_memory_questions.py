@@ -122,7 +122,7 @@ def test_the_fingerprint_is_of_the_weights() -> None:
 def test_what_does_not_belong_together_is_refused(folder: Path, tmp_path: Path) -> None:
     store = ReferenceStore(folder / "refs")
     bank = write_bank(net_of(), store, tmp_path, range(2))
-    with pytest.raises(DataError, match="its keys and values mean nothing to other weights"):
+    with pytest.raises(DataError, match="whose weights cannot read its keys and values"):
         open_source(net_of(1), folder / "refs", bank, fingerprint(folder))
     with pytest.raises(DataError, match="was made with tokenizer"):
         open_source(net_of(), folder / "refs", bank, "other")
