@@ -38,11 +38,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--tokens", type=number, default=24, metavar="N", help="rows of a heatmap (default 24)")
     parser.add_argument("--slots", type=number, default=20, metavar="N", help="columns of a heatmap (default 20)")
-    parser.add_argument("--wiped", type=number, default=4, metavar="N", help="slots a block to wipe singly (default 4)")
+    parser.add_argument(
+        "--ablated", type=number, default=4, metavar="N", help="slots per block to ablate one at a time (default 4)"
+    )
     parser.add_argument("--output", type=path, metavar="FOLDER", help="default: RUN/interpretation")
     parser.add_argument("--data", type=path, default=None, metavar="FOLDER", help="tokenizer's folder, if it moved")
     arguments = parser.parse_args(argv)
-    for name, least in (("max_tokens", 0), ("tokens", 1), ("slots", 1), ("wiped", 0)):
+    for name, least in (("max_tokens", 0), ("tokens", 1), ("slots", 1), ("ablated", 0)):
         if getattr(arguments, name) < least:
             parser.error(f"--{name.replace('_', '-')}: {getattr(arguments, name)} must be at least {least}")
     return arguments
@@ -90,7 +92,7 @@ def interpret(arguments: argparse.Namespace, command: str) -> None:
         run=trained.config.run.name,
         checkpoint=str(trained.path),
         command=command,
-        size=Size(tokens=arguments.tokens, slots=arguments.slots, wiped=arguments.wiped),
+        size=Size(tokens=arguments.tokens, slots=arguments.slots, ablated=arguments.ablated),
     )
     folder = arguments.output or trained.path.parent.parent / "interpretation"
     save_analysis(analysis, folder)

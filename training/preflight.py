@@ -1,4 +1,4 @@
-"""What can be refused before anything is written or any process group is started."""
+"""Checks that run before anything is written and before any process group is started."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,11 @@ from training.schedule import position
 
 
 def check(config: RunConfig, info: RankInfo) -> None:
-    """Raise `ConfigError`, `DataError` or `ModelError` when the run cannot start.  Writes nothing."""
+    """Check everything a run needs to start; write nothing.
+
+    Raises:
+        ConfigError, DataError, ModelError: the run cannot start; the message says what to change.
+    """
     check_world(config, info)
     manifest = PreparedFolder(config.data.path, config.data.cache).manifest
     if manifest.tokenizer.vocab_size > config.model.vocab_size:
@@ -43,7 +47,10 @@ def check(config: RunConfig, info: RankInfo) -> None:
 
 
 def _begun(config: RunConfig) -> int:
-    """The phases that the run's checkpoint has begun: what they started from may be gone by now."""
+    """Return how many phases the run's latest checkpoint has begun.
+
+    Their `init_from` is not checked again, because it is not read again and may have been deleted.
+    """
     latest = latest_checkpoint(config.run.folder / "checkpoints")
     if latest is None:
         return 0
@@ -52,7 +59,15 @@ def _begun(config: RunConfig) -> int:
 
 
 def check_origin(address: str, field: str, config: RunConfig, memory: bool, tokenizer: str) -> None:
-    """Refuse a checkpoint to start from that is not there, not whole, or of another model or tokenizer."""
+    """Raise `ConfigError` when the checkpoint at `address` is missing, damaged, or of another model or tokenizer.
+
+    Args:
+        address: path or URL of the checkpoint.
+        field: name of the configuration field, for messages.
+        config: the run.
+        memory: whether the phase that starts from it has memory on.
+        tokenizer: fingerprint of the run's tokenizer.
+    """
     path = local_copy(address, field)
     try:
         check_sizes(path)
@@ -67,13 +82,13 @@ def check_origin(address: str, field: str, config: RunConfig, memory: bool, toke
             check_shapes(path, LanguageModel(config.model, memory_on=memory))
     except DamagedError as error:
         raise ConfigError(
-            f"{field}: {error}; it must be a whole checkpoint, such as RUN/checkpoints/step-XXXXXXXX: copy it again, "
-            "or use another"
+            f"{field}: {error}; pass a whole checkpoint, such as RUN/checkpoints/step-XXXXXXXX: copy it again, or use "
+            "another"
         ) from None
 
 
 def open_stream(config: RunConfig, split: str) -> TokenStream:
-    """The training stream (mixed by phase, shuffled) or the validation stream (in order)."""
+    """Open the stream of `split`: train (mixed by phase, shuffled) or valid (in order).  Raises `DataError`."""
     data, length, seed = config.data, config.data.sequence_length, config.run.seed
     checksums = data.checksums == "first touch"
     references = data.references.path if data.references else None
@@ -107,7 +122,10 @@ def open_stream(config: RunConfig, split: str) -> TokenStream:
 
 
 def open_validation(config: RunConfig) -> TokenStream | None:
-    """The validation stream; None where no document was to be held out (`data.prepare.valid_fraction: 0`)."""
+    """Open the validation stream; None when the data was prepared with `data.prepare.valid_fraction: 0`.
+
+    Raises `DataError` when validation documents were asked for and there are none.
+    """
     manifest = PreparedFolder(config.data.path, config.data.cache).manifest
     held_out = any(entry.split == "valid" for entry in manifest.shards)
     meant = config.data.prepare is not None and config.data.prepare.valid_fraction > 0
@@ -115,38 +133,43 @@ def open_validation(config: RunConfig) -> TokenStream | None:
 
 
 def open_references(config: RunConfig, stream: TokenStream) -> ReferenceReader | None:
-    """The references that the stream's chunks found; None for a model without explicit memory."""
+    """Open the references retrieved for the chunks of `stream`; None for a model without explicit memory.
+
+    Raises `ConfigError` when the stored references are longer than `model.explicit.reference_length`.
+    """
     explicit = config.model.explicit
     if explicit is None or stream.table is None:
         return None
     if stream.table.store.length > explicit.reference_length:
         raise ConfigError(
             f"model.explicit.reference_length: {explicit.reference_length}, but references in "
-            f"{stream.table.store.folder} have up to {stream.table.store.length} tokens; set it to that"
+            f"{stream.table.store.folder} have up to {stream.table.store.length} tokens; set it to "
+            f"{stream.table.store.length}"
         )
     return ReferenceReader(stream.table.store, explicit)
 
 
 def check_folder(config: RunConfig) -> None:
-    """Refuse a run folder that another configuration filled, or whose data has changed."""
+    """Raise `ConfigError` when the run's folder belongs to another configuration or was trained on other data."""
     folder = config.run.folder
     saved = folder / "config.yaml"
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"run.name: {folder} is a file, but must be the run's folder; choose another run.name")
     if not saved.exists():
-        # what submission leaves, and a start that was killed before its config.yaml was there
+        # files that submission leaves, and those of a start that was killed before it wrote config.yaml
         expected = ("lock", "log", "slurm", "submit.sbatch", "evaluate.sbatch")
         others = folder.iterdir() if folder.exists() else ()
         if any(path.name not in expected and not path.name.startswith(".config.yaml") for path in others):
             raise ConfigError(
-                f"run.name: {folder} is not empty and holds no config.yaml, so it is no run; choose another run.name"
+                f"run.name: {folder} is not empty and has no config.yaml, so it is not a run's folder; choose another "
+                "run.name"
             )
         return
     try:
         earlier = parse_config(read_yaml(saved))
     except ConfigError as error:
         raise ConfigError(
-            f"run.name: {saved} is no configuration ({error}); choose another run.name, or delete the folder"
+            f"run.name: {saved} is not a valid configuration ({error}); choose another run.name, or delete the folder"
         ) from None
     differences = list(_differences(earlier.identity(), config.identity()))
     if differences:
@@ -166,6 +189,7 @@ def check_folder(config: RunConfig) -> None:
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Return a sentence for each value that differs between two nested configurations."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]

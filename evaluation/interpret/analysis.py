@@ -14,7 +14,7 @@ from evaluation.interpret.reading import Reading, read
 from evaluation.interpret.retrieval import retrieved
 from model import LanguageModel
 from model.errors import ModelError
-from model.memory.interface import memories, wiped
+from model.memory.interface import ablated, memories
 
 FORMAT = 1
 FILE = "interpretation.json"
@@ -22,12 +22,12 @@ FILE = "interpretation.json"
 
 @dataclass(frozen=True)
 class Size:
-    """How much is shown: tokens of a heatmap, slots of a block, retrieved tokens of a read, slots that are wiped."""
+    """How much is shown: tokens of a heatmap, slots of a block, retrieved tokens of a read, slots that are ablated."""
 
     tokens: int = 24
     slots: int = 20
     retrieved: int = 5
-    wiped: int = 4
+    ablated: int = 4
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Analysis:
     tokens: list[str]
     loss: list[float]  # nats of each token but the first
     layers: list[dict[str, Any]]
-    wiped: list[dict[str, Any]]
+    ablated: list[dict[str, Any]]
 
 
 def analyse(
@@ -88,7 +88,7 @@ def analyse(
         tokens=tokens,
         loss=_numbers(nats),
         layers=[_layer(reading, tokens, length, size) for reading in readings],
-        wiped=_without(net, ids, readings, length, size),
+        ablated=_without(net, ids, readings, length, size),
     )
 
 
@@ -164,7 +164,7 @@ def _strength(queries: Tensor, writes: dict[str, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def _without(net: LanguageModel, ids: Sequence[int], readings: list[Reading], length: int, size: Size) -> list[Any]:
-    """Loss and accuracy of the tokens that can read a memory: whole, wiped, by block, and by single slot."""
+    """Loss and accuracy of the tokens that can read a memory: whole, ablated, by block, and by single slot."""
     stream = torch.tensor([list(ids)], device=next(net.parameters()).device)
     labels = stream[0, length + 1 :]
 
@@ -174,18 +174,18 @@ def _without(net: LanguageModel, ids: Sequence[int], readings: list[Reading], le
         return {"what": name, **where, "loss": float(F.cross_entropy(logits, labels)), "accuracy": right}
 
     rows = [score("nothing")]
-    with wiped(net):
+    with ablated(net):
         rows.append(score("the whole memory"))
     if net.config.memory.sequential:  # one bank for all blocks
-        for slot in _most_read(readings, length, size.wiped):
-            with wiped(net, [slot]):
+        for slot in _most_read(readings, length, size.ablated):
+            with ablated(net, [slot]):
                 rows.append(score("slot", slot=slot))
         return rows
     for reading, module in zip(readings, memories(net), strict=True):
-        with wiped(module):
+        with ablated(module):
             rows.append(score("block", layer=reading.layer))
-        for slot in _most_read([reading], length, size.wiped):
-            with wiped(module, [slot]):
+        for slot in _most_read([reading], length, size.ablated):
+            with ablated(module, [slot]):
                 rows.append(score("slot", layer=reading.layer, slot=slot))
     return rows
 
@@ -231,6 +231,9 @@ def save_analysis(analysis: Analysis, folder: Path) -> Path:
 def load_analysis(path: Path) -> Analysis:
     """Read what `save_analysis` wrote; raises `ModelError` naming the file when it is none."""
     try:
-        return Analysis(**json.loads(path.read_text(encoding="utf-8")))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if "wiped" in found:  # the key that earlier versions wrote
+            found["ablated"] = found.pop("wiped")
+        return Analysis(**found)
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{path}: no interpretation ({error}); write it anew with launchers/interpret.py") from None

@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from evaluation.interpret.analysis import Analysis
-from evaluation.interpret.plots import figures, shown, wiped_name
+from evaluation.interpret.plots import ablated_name, figures, shown
 from evaluation.report.figure import png, svg
 from evaluation.report.rendering import render
 from model.memory.registry import captions
@@ -21,13 +21,13 @@ MOMENTS = {
 def section(analysis: Analysis, name: str, brief: bool = False) -> Markup:
     """The section's HTML with inline SVG; `name` keeps figures of several models on one page apart.
 
-    brief: of the blocks only the one that loses most when its memory is wiped (the last one where blocks share a bank).
+    brief: show only the block that loses most when its memory is ablated (the last one where blocks share a bank).
     """
     blocks = len(analysis.layers)
     if brief:
         main = _main_block(analysis)
-        kept = [row for row in analysis.wiped if "slot" not in row or row.get("layer") in (None, main["layer"])]
-        analysis = replace(analysis, layers=[main], wiped=kept)
+        kept = [row for row in analysis.ablated if "slot" not in row or row.get("layer") in (None, main["layer"])]
+        analysis = replace(analysis, layers=[main], ablated=kept)
     pictures = {
         file: {"caption": caption, "svg": Markup(svg(figure, f"{name}-{file}"))}
         for file, caption, figure in figures(analysis)
@@ -42,14 +42,14 @@ def section(analysis: Analysis, name: str, brief: bool = False) -> Markup:
             moments=MOMENTS[through_time],
             through_time=through_time,
             shown=shown,
-            wiped_name=wiped_name,
+            ablated_name=ablated_name,
             blocks=blocks,
         )
     )
 
 
 def _main_block(analysis: Analysis) -> dict[str, Any]:
-    losses = {row["layer"]: row["loss"] for row in analysis.wiped if row["what"] == "block"}
+    losses = {row["layer"]: row["loss"] for row in analysis.ablated if row["what"] == "block"}
     return max(analysis.layers, key=lambda layer: (losses.get(layer["layer"], 0.0), layer["layer"]))
 
 

@@ -23,7 +23,7 @@ def figures(analysis: Analysis) -> Iterator[tuple[str, str, Figure]]:
             caption = f"{block}: what the prompt's last token would read after each segment"
             yield f"over-time-{layer['layer']:02}", caption, _over_time(analysis, layer)
     yield "course", "gates, reads and state from token to token", _course(analysis)
-    yield "wiped", "what the tokens lose when memory is wiped", _wiped(analysis)
+    yield "ablated", "what the tokens lose when memory is ablated", _ablated(analysis)
 
 
 def shown(token: str) -> str:
@@ -104,20 +104,20 @@ def _segments(analysis: Analysis) -> int:
     return -(-len(analysis.tokens) // analysis.segment_length)
 
 
-def _wiped(analysis: Analysis) -> Figure:
-    base, *rows = analysis.wiped
+def _ablated(analysis: Analysis) -> Figure:
+    base, *rows = analysis.ablated
     figure = new_figure(10, 0.8 + 0.2 * len(rows))
     axes = figure.subplots()
     tidy(axes)
     axes.barh(range(len(rows)), [row["loss"] - base["loss"] for row in rows], color=COLOURS[0])
-    axes.set_yticks(range(len(rows)), [wiped_name(row) for row in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [ablated_name(row) for row in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(f"loss above {base['loss']:.4f}, the one with the whole memory (nats per token)", color=INK)
     return figure
 
 
-def wiped_name(row: dict[str, Any]) -> str:
-    """What a row of `Analysis.wiped` took away, in words."""
+def ablated_name(row: dict[str, Any]) -> str:
+    """What a row of `Analysis.ablated` took away, in words."""
     if row["what"] not in ("slot", "block"):
         return str(row["what"])
     parts = [f"block {row['layer']}"] if "layer" in row else []

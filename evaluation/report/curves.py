@@ -48,17 +48,17 @@ def loss_section(runs: list[Run]) -> Section:
         for part, (_, lines) in enumerate(groupby(run.steps, key=lambda line: line["phase"])):
             tokens, loss = _thinned(list(lines))
             axes.plot(tokens, loss, color=colour, linewidth=1.2, alpha=0.7, label=None if part else run.name)
-        for name, filled in (("valid_loss", colour), ("wiped_valid_loss", "none")):
+        for name, filled in (("valid_loss", colour), ("ablated_valid_loss", "none")):
             points = [(e["tokens"], e[name]) for e in run.evaluations if e.get(name) is not None]
             axes.plot(*_columns(points), "o", markersize=4, color=colour, markerfacecolor=filled)
     _over_tokens(axes, "loss (nats per token)")
     _show_the_end(axes, [e["valid_loss"] for run in trained for e in run.evaluations if e.get("valid_loss")])
     axes.legend(fontsize=8, frameon=False, labelcolor=INK)
-    caption = "Lines: training loss; dots: validation; open dots: validation with the memory wiped"
+    caption = "Lines: training loss; dots: validation; open dots: validation with the memory ablated"
     rows = [
         Row(run.name, [Cell(blocks(run)), Cell(f"{run.steps[-1]['tokens']:,}"), *_last_losses(run)]) for run in trained
     ]
-    head = ["run", "blocks with memory", "tokens", "validation loss", "perplexity", "memory wiped"]
+    head = ["run", "blocks with memory", "tokens", "validation loss", "perplexity", "memory ablated"]
     return Section(
         "Training", tables=[Table("At the end", head, each(rows))], pictures=[Picture("loss", caption, figure)]
     )
@@ -71,8 +71,8 @@ def _last_losses(run: Run) -> Iterator[Cell]:
         return
     yield Cell(f"{last['valid_loss']:.3f}")
     yield Cell(f"{np.exp(last['valid_loss']):.1f}")
-    wiped = last.get("wiped_valid_loss")
-    yield Cell("–") if wiped is None else Cell(f"{wiped:.3f}", f"{wiped - last['valid_loss']:+.3f}")
+    ablated = last.get("ablated_valid_loss")
+    yield Cell("–") if ablated is None else Cell(f"{ablated:.3f}", f"{ablated - last['valid_loss']:+.3f}")
 
 
 def ablation_section(runs: list[Run], book: dict[str, Any]) -> Section:
@@ -87,7 +87,7 @@ def ablation_section(runs: list[Run], book: dict[str, Any]) -> Section:
             Row(run.name, [Cell(blocks(run)), Cell(f"{run.steps[-1]['tokens']:,}"), *_last_losses(run)])
             for run in family
         ]
-        head = ["run", "blocks with memory", "tokens", "validation loss", "perplexity", "memory wiped"]
+        head = ["run", "blocks with memory", "tokens", "validation loss", "perplexity", "memory ablated"]
         tables.append(Table("At the end of Figure 5's curves", head, each(rows)))
     missing = [] if families else [
         Missing(

@@ -18,14 +18,14 @@ GATES = ("in", "forget", "out")
 class Memory(nn.Module, ABC):
     """One decoder layer's memory, of any kind.
 
-    `wiped` makes every read find the initial memory, which is how its use is measured; `wiped_slots` the same for
+    `ablated` makes every read find the initial memory, which is how its use is measured; `ablated_slots` the same for
     single slots.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.wiped = False
-        self.wiped_slots: tuple[int, ...] = ()
+        self.ablated = False
+        self.ablated_slots: tuple[int, ...] = ()
         self.tape: Tape | None = None
         self._gates: dict[str, tuple[Tensor, int]] = {}
         self._compiled_gates: dict[str, Tensor | None] = dict.fromkeys(GATES)  # a compiled graph cannot add keys
@@ -117,21 +117,21 @@ def memories(module: nn.Module) -> list[Memory]:
 
 
 @contextmanager
-def wiped(module: nn.Module, slots: Sequence[int] | None = None) -> Iterator[None]:
+def ablated(module: nn.Module, slots: Sequence[int] | None = None) -> Iterator[None]:
     """Inside the context every read below `module` finds the initial memory (only in `slots`, when they are given)."""
     found = memories(module)
     try:
         for memory in found:
-            memory.wiped, memory.wiped_slots = slots is None, tuple(slots or ())
+            memory.ablated, memory.ablated_slots = slots is None, tuple(slots or ())
         yield
     finally:
         for memory in found:
-            memory.wiped, memory.wiped_slots = False, ()
+            memory.ablated, memory.ablated_slots = False, ()
 
 
 def lost_slots(found: Iterable[Memory], num_slots: int, device: torch.device) -> Tensor | None:
-    """bool [N], True = wiped in any of these memories; None: nothing is wiped."""
-    lost = {n for m in found for n in (range(num_slots) if m.wiped else m.wiped_slots)}
+    """bool [N], True = ablated in any of these memories; None: nothing is ablated."""
+    lost = {n for m in found for n in (range(num_slots) if m.ablated else m.ablated_slots)}
     if not lost:
         return None
     return torch.isin(torch.arange(num_slots, device=device), torch.tensor(sorted(lost), device=device))

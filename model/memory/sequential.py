@@ -40,7 +40,7 @@ class SequentialMemory(Memory):
     of both, and the memory of the first hosting block makes them. Blocks without a memory pass the carry on unchanged.
     """
 
-    num_slots: int  # of the carried memory, which `wiped` names by their number
+    num_slots: int  # of the carried memory, which `ablated` names by their number
 
     @abstractmethod
     def begin(self, hidden: Tensor, spans: Sequence[SegmentSpan], carried: Any) -> Any:

@@ -84,7 +84,7 @@ def test_writing_and_reading_a_bank_equal_one_rank(heads):
 
 
 def test_references_are_read():
-    assert one_rank("none")["wiped"] != pytest.approx(one_rank("none")["valid"], abs=1e-6)
+    assert one_rank("none")["ablated"] != pytest.approx(one_rank("none")["valid"], abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert found["loss"] == pytest.approx(expected["loss"], rel=2e-6)
     assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
     assert found["valid"] == pytest.approx(expected["valid"], rel=2e-6)
-    assert found["wiped"] == pytest.approx(expected["wiped"], rel=2e-6)
+    assert found["ablated"] == pytest.approx(expected["ablated"], rel=2e-6)
     assert found["gates"] == pytest.approx(expected["gates"], rel=1e-3)
     assert found["weights"].keys() == expected["weights"].keys()
     for name, value in expected["weights"].items():
@@ -115,7 +115,7 @@ def test_offload_changes_nothing(stage: int, offload: str) -> None:
 
 
 def test_the_memory_is_used_after_training() -> None:
-    assert one_rank(1, False)["wiped"] != one_rank(1, False)["valid"]
+    assert one_rank(1, False)["ablated"] != one_rank(1, False)["valid"]
 
 
 def test_a_phase_without_memory_holds_nothing_of_it() -> None:

@@ -133,7 +133,7 @@ def train(config: RunConfig, phase_index: int, steps: int) -> dict[str, Any]:
         "grad_norm": [r.grad_norm for r in results],
         "gates": results[-1].gates,
         "valid": engine.evaluate(batch),
-        "wiped": engine.evaluate(batch, wipe_memory=True),
+        "ablated": engine.evaluate(batch, ablate_memory=True),
         "weights": whole_weights(engine, topology),
         "counts": engine.counts(),
     }

@@ -101,7 +101,7 @@ def survivor(server: MlflowServer, site: Site) -> Path:
         assert second.follow() == [75, 75], second.text()
     (info, _, tags) = only_run(server, name)
     assert info["status"] == "KILLED"  # saved to go on is not finished
-    assert "by SIGTERM, saved; run the same again" in tags["state"]
+    assert "by SIGTERM, saved; run the same command again" in tags["state"]
     third = through(site, name, *recording(server))
     assert third.codes == [0, 0], third.text()
     return third.run_folder

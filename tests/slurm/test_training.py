@@ -95,7 +95,7 @@ def test_every_interruption_is_survived_in_one_run(
     assert len(curve) == STEPS
     output = site.output(name)
     assert PASSWORD not in output + (site.run(name) / "submit.sbatch").read_text()
-    assert output.count("saved; run the same again") >= 2, output  # USR2 and preemption lost no step
+    assert output.count("saved; run the same command again") >= 2, output  # USR2 and preemption lost no step
     assert "by SIGUSR2, saved" in output
 
 
@@ -231,5 +231,5 @@ def test_the_time_limit_is_survived_and_a_cancelled_job_stays_cancelled(site: Si
     box.ask("scancel", job)
     assert site.end(job) == "CANCELLED"
     until(lambda: "ends, the rest is Slurm's" in site.output(name), 60, "the script's last word")
-    assert site.output(name).count("saved; run the same again") == 2
+    assert site.output(name).count("saved; run the same command again") == 2
     assert box.job(job)["Restarts"] == "1"

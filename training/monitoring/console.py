@@ -72,12 +72,12 @@ class Console:
         self._advance(record)
 
     def evaluation(self, record: EvalRecord) -> None:
-        """Print the line of one evaluation, with what wiping the memory cost where that was measured."""
+        """Print the line of one evaluation, with what ablating the memory cost where that was measured."""
         fields = self._position("eval", record)
         fields.append(("valid loss", _fixed(record.valid_loss, 6, 4), ""))
-        if record.wiped_valid_loss is not None:
-            difference = record.wiped_valid_loss - record.valid_loss
-            fields.append(("memory wiped", f"{_fixed(record.wiped_valid_loss, 6, 4)} ({difference:+.4f})", ""))
+        if record.ablated_valid_loss is not None:
+            difference = record.ablated_valid_loss - record.valid_loss
+            fields.append(("memory ablated", f"{_fixed(record.ablated_valid_loss, 6, 4)} ({difference:+.4f})", ""))
         self._line(fields, "bold green")
 
     def note(self, text: str) -> None:

@@ -96,16 +96,16 @@ def _draw_evaluations(axes: Axes, evaluations: Sequence[dict[str, Any]]) -> None
         "zorder": 4,
     }
     axes.plot(tokens, _column(evaluations, "valid_loss"), label="validation", **point)
-    wiped = _column(evaluations, "wiped_valid_loss")
-    if np.isfinite(wiped).any():
-        axes.plot(tokens, wiped, label="validation, memory wiped", markerfacecolor="white", **point)
+    ablated = _column(evaluations, "ablated_valid_loss")
+    if np.isfinite(ablated).any():
+        axes.plot(tokens, ablated, label="validation, memory ablated", markerfacecolor="white", **point)
 
 
 def _limit_loss(axes: Axes, steps: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]) -> None:
     """Show the part that is read, not the fall of the first steps: those leave the frame at the top."""
     loss = _column(steps, "loss")
     after = loss[len(loss) // 50 :]
-    valid = [_column(evaluations, name)[len(evaluations) > 2 :] for name in ("valid_loss", "wiped_valid_loss")]
+    valid = [_column(evaluations, name)[len(evaluations) > 2 :] for name in ("valid_loss", "ablated_valid_loss")]
     shown = np.concatenate([after, *valid])
     shown = shown[np.isfinite(shown)]
     if not shown.size:

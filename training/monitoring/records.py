@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from data_prep.files import sync
 
+_FORMER_NAMES = {"wiped_valid_loss": "ablated_valid_loss"}  # keys that earlier versions wrote, and today's
 _TAIL = 64 * 1024  # bytes that hold the last steps and the last evaluation's line of nearly every run
 
 
@@ -77,24 +78,24 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """One evaluation on held-out data, in nats per token; `wiped_valid_loss` is with the memory wiped."""
+    """One evaluation on held-out data, in nats per token; `ablated_valid_loss` is with the memory ablated."""
 
     step: int
     tokens: int
     phase: str
     valid_loss: float
-    wiped_valid_loss: float | None = None
+    ablated_valid_loss: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The line in `metrics.jsonl`; without `wiped_valid_loss` where it was not measured."""
+        """The line in `metrics.jsonl`; without `ablated_valid_loss` where it was not measured."""
         line: dict[str, Any] = {
             "step": self.step,
             "tokens": self.tokens,
             "phase": self.phase,
             "valid_loss": self.valid_loss,
         }
-        if self.wiped_valid_loss is not None:
-            line["wiped_valid_loss"] = self.wiped_valid_loss
+        if self.ablated_valid_loss is not None:
+            line["ablated_valid_loss"] = self.ablated_valid_loss
         return line
 
 
@@ -202,6 +203,9 @@ def _parsed(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
         except ValueError:
             continue
         if isinstance(line, dict) and type(line.get("step")) is int and ("loss" in line or "valid_loss" in line):
+            for former, name in _FORMER_NAMES.items():
+                if former in line:
+                    line[name] = line.pop(former)
             yield line
 
 

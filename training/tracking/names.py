@@ -18,7 +18,11 @@ _STEP = {
     "data_wait": "data/wait",
     "goodput": "throughput/goodput",
 }
-_EVALUATION = {"valid_loss": "eval/valid_loss", "wiped_valid_loss": "eval/wiped_valid_loss", "tokens": "eval/tokens"}
+_EVALUATION = {
+    "valid_loss": "eval/valid_loss",
+    "ablated_valid_loss": "eval/ablated_valid_loss",
+    "tokens": "eval/tokens",
+}
 
 
 def metrics_of(line: Mapping[str, Any]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from model import LanguageModel
 from model.config import ExplicitConfig
 from model.explicit import References, write
-from model.memory.interface import wiped
+from model.memory.interface import ablated
 from model.rope import _table
 from model.stages import flat_layers
 from tests.reference.small import KINDS, tiny
@@ -73,7 +73,7 @@ def test_a_stream_in_parts(kind: str, packed: bool) -> None:
         out = net(zeros(2, length), zeros(2, length) if packed else None, state)
         state = out.state.select(zeros(2))
         assert out.logits.device == DEVICE
-    with wiped(net, [0]):
+    with ablated(net, [0]):
         net(zeros(2, 8))
 
 

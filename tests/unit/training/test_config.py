@@ -168,7 +168,7 @@ def test_batch_that_the_ranks_cannot_share(world: int, micro: int, multiple: int
     with pytest.raises(ConfigError) as caught:
         check_world(config, RankInfo(0, world, 0))
     (line,) = str(caught.value).split("\n")
-    assert line.startswith("phases.0.tokens_per_step: 256 are 4 samples of 64")
+    assert line.startswith("phases.0.tokens_per_step: 256 tokens are 4 samples of 64 tokens")
     assert f"{micro} x {world} data-parallel ranks" in line
     assert f"a multiple of {multiple}," in line
     fitting = changed(training__micro_batch_size=micro)

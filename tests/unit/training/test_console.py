@@ -47,7 +47,7 @@ def test_a_log_file_gets_exactly_these_lines() -> None:
     assert stream.getvalue() == (
         "phase memory: 240 steps\n"
         + LINE
-        + "memory  eval   120/480  tokens   983,040  valid loss 3.9876  memory wiped 4.2012 (+0.2136)\n"
+        + "memory  eval   120/480  tokens   983,040  valid loss 3.9876  memory ablated 4.2012 (+0.2136)\n"
         + "memory  eval   120/480  tokens   983,040  valid loss 3.9876\n"
     )
 
@@ -112,7 +112,7 @@ def test_a_narrow_terminal_shows_every_line_whole_and_a_bar_that_fits(
     shown = [part for part in re.split(r"[\r\n]+", plain) if part]
     assert shown.count(LINE.rstrip("\n")) == 2
     assert "phase memory " + "x" * 100 in shown
-    assert "memory  eval   120/480  tokens   983,040  valid loss 3.9876  memory wiped 4.2012 (+0.2136)" in shown
+    assert "memory  eval   120/480  tokens   983,040  valid loss 3.9876  memory ablated 4.2012 (+0.2136)" in shown
     bars = [part for part in shown if "━" in part]
     assert any("memory" in bar and "step 120/480" in bar and "3:21 left" in bar for bar in bars)
     assert max(len(bar) for bar in bars) <= 60

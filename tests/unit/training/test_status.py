@@ -134,7 +134,7 @@ def test_a_killed_run_is_dead_at_once_on_its_own_machine(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ended", "state"), [(("KILLED", "stopped after step 8, saved; run the same again"), "stopped"),
+    ("ended", "state"), [(("KILLED", "stopped after step 8, saved; run the same command again"), "stopped"),
                          (("FAILED", "failed after step 8: OSError: disk"), "failed")],
 )  # fmt: skip
 def test_how_it_ended_is_told_until_it_starts_again(run: Path, ended: tuple[str, str], state: str) -> None:
