@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from data_prep.errors import one_line
 from data_prep.files import encodes
 
 MOST_VALUES = 100_000  # of a file, because aliases of aliases can turn a few lines into any number of values
@@ -49,7 +50,7 @@ def read_yaml(text: str) -> Any:
         node = loader.get_single_node()
         return None if node is None else _Values().of(node)
     except yaml.YAMLError as error:
-        raise YamlError(" ".join(str(error).split())) from None
+        raise YamlError(one_line(error, limit=None)) from None
     except RecursionError:
         raise YamlError(f"it is nested more than {DEEPEST} levels deep") from None
 
@@ -61,7 +62,7 @@ def read_file(path: Path) -> Any:
     except FileNotFoundError:
         raise
     except (UnicodeDecodeError, OSError) as error:
-        raise YamlError(" ".join(str(error).split())) from None
+        raise YamlError(one_line(error, limit=None)) from None
 
 
 def read_argument(text: str) -> Any:

@@ -18,7 +18,7 @@ GATES = ("in", "forget", "out")
 class Memory(nn.Module, ABC):
     """One decoder layer's memory, of any kind.
 
-    `ablated` makes every read find the initial memory, which is how its use is measured; `ablated_slots` the same for
+    With `ablated` every read finds the initial memory, so that its use can be measured; `ablated_slots` is the same for
     single slots.
     """
 
@@ -130,7 +130,7 @@ def ablated(module: nn.Module, slots: Sequence[int] | None = None) -> Iterator[N
 
 
 def lost_slots(found: Iterable[Memory], num_slots: int, device: torch.device) -> Tensor | None:
-    """bool [N], True = ablated in any of these memories; None: nothing is ablated."""
+    """Return bool [N], True = the slot is ablated in any of these memories; None: no slot is ablated."""
     lost = {n for m in found for n in (range(num_slots) if m.ablated else m.ablated_slots)}
     if not lost:
         return None

@@ -126,7 +126,7 @@ class TestMistakes:
         ("options", "message"),
         [
             (["--form", "dens"], "--form: 'dens' is none of single, story, dense"),
-            (["--form", "dense=x"], "--form: 'x' is no share"),
+            (["--form", "dense=x"], "--form: 'x' is not a number"),
             (["--noise", "many=1"], "--noise: 'many' is no number of tokens"),
             (["--permute"], "--permute: exchanges names in the stories of files; pass --babi"),
             (["--workers", "0"], "--workers: 0 must be at least 1"),

@@ -200,13 +200,13 @@ def test_normalised() -> None:
 
 
 def test_questions_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds 0"):
+    with pytest.raises(DataError, match="has 0"):
         load_questions(tmp_path)
     (tmp_path / "a.jsonl").write_text('{"question": "q", "answers": ["a"], "passage": "p"}\n{"question": 1}\n')
     with pytest.raises(DataError, match=r"a\.jsonl:2: question is 1, it must be a text"):
         load_questions(tmp_path)
     (tmp_path / "a.jsonl").write_text("")
-    with pytest.raises(DataError, match="holds no question"):
+    with pytest.raises(DataError, match="has no question"):
         load_questions(tmp_path)
 
 
