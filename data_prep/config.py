@@ -86,7 +86,7 @@ class SourceConfig(_Settings):
         if self.kind != "python-stdlib" and self.path is None:
             raise ValueError(f"path is missing: kind {self.kind} needs a file, a folder or a glob")
         if self.kind == "task" and not all(key in self.prompt for key in ("{context}", "{question}")):
-            raise ValueError(f"prompt is {self.prompt!r}; it must say where {{context}} and {{question}} stand")
+            raise ValueError(f"prompt is {self.prompt!r}; it must contain {{context}} and {{question}}")
         return self
 
     @property

@@ -135,7 +135,7 @@ class _Values:
                 raise _at(key_node, "a key must be text, not a list or a section")
             key = str(self._scalar(key_node))
             if key in section:
-                raise _at(key_node, f"key '{key}' stands there twice; remove one")
+                raise _at(key_node, f"the section has key '{key}' twice; remove one")
             section[key] = self.of(value_node, depth + 1)
         return section
 
@@ -147,5 +147,5 @@ def _at(node: yaml.Node, problem: str) -> yaml.YAMLError:
 def _unusable(text: str) -> str:
     """Returns why no field can take the text, or an empty string."""
     if "\0" in text:
-        return "it holds a zero character; remove it"
-    return "" if encodes(text) else "it holds half of a character that UTF-8 cannot write; remove it"
+        return "it has a zero character; remove it"
+    return "" if encodes(text) else "it has half of a character, which UTF-8 cannot represent; remove it"

@@ -123,7 +123,7 @@ class ReferencePreparation:
         store = ReferenceStore(self.folder)
         if store.manifest.config_hash != self._store_hash:
             raise DataError(
-                f"{self.folder}: holds references cut with other settings; choose another data.references.path, or "
+                f"{self.folder}: has references cut with other settings; choose another data.references.path, or "
                 "delete that folder"
             )
         check_inputs(self.folder, self.settings.sources or (), self.console)

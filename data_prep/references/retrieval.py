@@ -79,7 +79,7 @@ def open_retriever(store: ReferenceStore, embed: Embed | None = None, checksums:
     folder = store.folder / INDEX_FOLDER
     manifest = IndexManifest.read(folder, "launchers/prepare_data.py (data.references.prepare)")
     if manifest.store_fingerprint != store.fingerprint:
-        raise DataError(f"{folder}: was made of other references; delete it and run launchers/prepare_data.py again")
+        raise DataError(f"{folder}: was made from other references; delete it and run launchers/prepare_data.py again")
     for entry in manifest.files:
         path = folder / entry.file
         size = path.stat().st_size if path.is_file() else None

@@ -77,13 +77,19 @@ class _File:
         batch = map_batch(path)
         names = batch.schema.names
         if names != ["tokens", "document"] or batch.num_rows != entry.references:
-            raise DataError(f"{path}: holds {names} of {batch.num_rows} references, the manifest differs")
+            raise DataError(
+                f"{path}: has columns {names} of {batch.num_rows} references, the manifest differs; copy it again, or "
+                "prepare the references again"
+            )
         lists = batch.column("tokens")
         self.tokens: Tokens = numpy_view(lists.values)
         self.offsets: Ids = numpy_view(lists.offsets)
         self.documents: NDArray[np.uint64] = numpy_view(batch.column("document"))
         if self.tokens.dtype != np.dtype(token_type) or len(self.tokens) != entry.tokens:
-            raise DataError(f"{path}: holds {len(self.tokens)} tokens of {self.tokens.dtype}, the manifest differs")
+            raise DataError(
+                f"{path}: has {len(self.tokens)} tokens of {self.tokens.dtype}, the manifest differs; copy it "
+                "again, or prepare the references again"
+            )
 
 
 class ReferenceStore:

@@ -53,9 +53,9 @@ def _warn_of_other_delimiters(
     ends = int(np.count_nonzero(tokens[:-1] == eos_id)) if eos_id != bos_id else 0
     if ends > begins + 1 or (ends and not begins):
         problems.warn(
-            f"{name}: eos ({eos_id}) stands {ends:,} times inside its {len(tokens):,} tokens, but only bos ({bos_id}), "
-            f"which stands {begins:,} times, begins a document: it is read as {max(begins, 1):,}. If "
-            "eos delimits its documents, name a tokenizer whose bos and eos are one token, as <|endoftext|>"
+            f"{name}: eos ({eos_id}) is {ends:,} times inside its {len(tokens):,} tokens, but only bos ({bos_id}) "
+            f"begins a document, {begins:,} times, so it is read as {max(begins, 1):,} documents. If eos delimits its "
+            "documents, name a tokenizer whose bos and eos are one token, such as <|endoftext|>"
         )
 
 

@@ -139,7 +139,7 @@ def _left_padding(mask: Tensor | None) -> tuple[Tensor | None, bool]:
     if not bool((steps < 0).any()):
         return mask, False
     if bool((steps > 0).any()):
-        raise ValueError("attention_mask: padding may stand before or after a row's tokens, not both, nor among them")
+        raise ValueError("attention_mask: a row's padding must all come before its tokens, or all after them")
     return None, True
 
 

@@ -35,7 +35,7 @@ def scan(
     """Compute M_{s+1} = transition_s M_s + added_s over the segments. Collective over `ranks`.
 
     Args: bank [B, H, N, d]; transition [B, S, H, N, 1], a factor for each slot, or [B, S, H, N, N], a matrix;
-        added [B, S, H, N, d]; the ranks that share each sample's segments, None: this rank has all. The bank comes from
+        added [B, S, H, N, d]; ranks: those that share each sample's segments, None: this one. The bank comes from
         the rank before (only the first uses `bank`) and goes to the rank after; its gradient goes the other way.
     Returns: the banks that enter the segments, [B, S, H, N, d], and the one that leaves the last, [B, H, N, d].
     """

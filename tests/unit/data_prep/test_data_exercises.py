@@ -162,7 +162,7 @@ def test_the_same_exercise_in_two_tasks_is_learned_once(tokenizer: Path, tmp_pat
 def test_pack_length_is_the_sample(tokenizer: Path) -> None:
     with pytest.raises(ValueError, match="pack_length of 'babi' is 64, but sequence_length is 128"):
         DataConfig(path=Path("x"), sequence_length=128, prepare=config_of(Path("y"), tokenizer, pack_length=64))
-    with pytest.raises(ValueError, match="must say where"):
+    with pytest.raises(ValueError, match=r"must contain \{context\} and \{question\}"):
         config_of(Path("y"), tokenizer, prompt="{context}")
     with pytest.raises(ValueError, match="that increase"):
         config_of(Path("y"), tokenizer, length_bins=[4, 4])

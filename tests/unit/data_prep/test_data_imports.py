@@ -87,7 +87,7 @@ def test_bin_that_eos_delimits_is_warned_of(tokenizer: Path, tmp_path: Path, for
     output = io.StringIO()
     prepare(config_of("bin", tmp_path / "a.bin", tokenizer), tmp_path / "data", Console(file=output, width=1000))
     count = 6 if form.startswith("more") else 1
-    assert "warning: " in output.getvalue() and f"it is read as {count}. If eos delimits" in output.getvalue()
+    assert "warning: " in output.getvalue() and f"it is read as {count} documents. If eos delimits" in output.getvalue()
     assert len(documents_in(tmp_path / "data")) == count
 
 

@@ -271,7 +271,7 @@ def test_an_index_that_is_damaged_or_foreign_is_refused(corpus: Path, tmp_path: 
         open_retriever(store)
     path.write_bytes(whole)
     store.fingerprint = "other"
-    with pytest.raises(DataError, match="made of other references"):
+    with pytest.raises(DataError, match="made from other references"):
         open_retriever(store)
 
 
