@@ -91,7 +91,7 @@ def _content_of_line(line: bytes, origin: str, source: SourceConfig, problems: P
         problems.bad(f"{origin}: byte {error.start} of the line is {line[error.start]:#04x}, which is not UTF-8")
         return None
     except ValueError as error:
-        problems.bad(f"{origin}: line is not JSON ({error})")
+        problems.bad(f"{origin}: line is no JSON ({error})")
         return None
     if not isinstance(record, dict):
         problems.bad(f"{origin}: line is a JSON {type(record).__name__}; it must be an object")

@@ -95,8 +95,8 @@ class TokenStream:
             )
         if not len(self):
             raise DataError(
-                f"{folder}: split {split!r} has {self.tokens} tokens in {len(entries)} shards, but none has the "
-                f"{sequence_length + 1} that a sample of sequence_length {sequence_length} needs; "
+                f"{folder}: split {split!r} has {self.tokens} tokens in {len(entries)} shards, and in none the "
+                f"{sequence_length + 1} that a sample of sequence_length {sequence_length} takes; "
                 f"lower sequence_length or prepare more text{', or raise valid_fraction' * (split == 'valid')}"
             )
         opened = [shard.entry for shard in self._shards]

@@ -69,7 +69,7 @@ class SentencePieceTokenizer:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except (RuntimeError, TypeError) as error:
             raise DataError(
-                f"{path}: is not a SentencePiece model; give a .model file that SentencePiece wrote"
+                f"{path}: is no SentencePiece model; give a .model file that SentencePiece wrote"
             ) from error
         self.vocab_size = int(self._processor.vocab_size())
         self.bos_id = int(self._processor.bos_id())

@@ -81,8 +81,8 @@ def _load_file(path: Path) -> Run:
 def _load_folder(folder: Path) -> Run:
     if not (folder / "config.yaml").is_file():
         raise ConfigError(
-            f"RUN: {folder} is no run's folder (it has no config.yaml) and no file of launchers/evaluate.py; pass "
-            "runs/NAME or a .json file"
+            f"RUN: {folder} is no run's folder (it has no config.yaml) and no file that launchers/evaluate.py wrote; "
+            "pass runs/NAME or a .json file"
         )
     results = sorted((load_results(p) for p in sorted((folder / "evaluation").glob("*.json"))), key=lambda r: r.date)
     steps, evaluations = read_metrics(folder / "metrics.jsonl")

@@ -72,7 +72,7 @@ def run(inputs: Path, **changes: object) -> str:
 def fail(inputs: Path) -> None:
     """A first try that does a and b, and fails in c."""
     (inputs / "c.jsonl").write_text("{")
-    with pytest.raises(DataError, match=r"c\.jsonl:1: line is not JSON"):
+    with pytest.raises(DataError, match=r"c\.jsonl:1: line is no JSON"):
         run(inputs)
 
 

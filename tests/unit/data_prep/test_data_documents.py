@@ -97,7 +97,7 @@ def test_bytes_read_add_up_to_the_files(tmp_path: Path) -> None:
 
 
 BAD_LINES = {
-    b"{broken\n": "line is not JSON",
+    b"{broken\n": "line is no JSON",
     b"[1]\n": "is a JSON list",
     b'{"txet": "x"}\n': r"no key 'text' \(did you mean 'txet'\?\)",
     b'{"text": 3}\n': "'text' is a int; it must be a string",

@@ -142,7 +142,7 @@ def test_duplicates_empties_and_damage_are_counted(prepared: Path, tmp_path: Pat
         "near_duplicates": 0,
     }
     assert manifest.skipped["again"].duplicates == 4
-    assert "web.jsonl:6: line is not JSON" in output.getvalue()
+    assert "web.jsonl:6: line is no JSON" in output.getvalue()
     assert "web: left out 1 empty, 1 damaged, 1 duplicates" in output.getvalue()
 
 
@@ -152,7 +152,7 @@ def test_nothing_is_left_after_a_failure(prepared: Path, tmp_path: Path, workers
     source = write_corpus(tmp_path / "in", [*lines, "{"])
     tokenizer = TokenizerConfig(path=prepared / "tokenizer.model")
     config = PrepareConfig(sources=[source], tokenizer=tokenizer, shard_bytes=4096, workers=workers)
-    with pytest.raises(DataError, match=r"web\.jsonl:2001: line is not JSON"):
+    with pytest.raises(DataError, match=r"web\.jsonl:2001: line is no JSON"):
         prepare(config, tmp_path / "data", QUIET)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 

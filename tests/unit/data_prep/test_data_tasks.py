@@ -117,7 +117,7 @@ def test_bad_line_keeps_finished_tasks_and_skipping_it_goes_on(tmp_path: Path) -
     inputs = write_inputs(tmp_path / "in", 4, 60)
     bad = inputs / "3.jsonl"
     bad.write_bytes(bad.read_bytes() + b"{\n\xff\xff\n")
-    with pytest.raises(DataError, match=r"3\.jsonl:62: line is not JSON"):
+    with pytest.raises(DataError, match=r"3\.jsonl:62: line is no JSON"):
         prepare(
             config_of(inputs, max_bytes=None, tokenizer={"path": str(tokenizer_of(tmp_path))}), tmp_path / "d", QUIET
         )
