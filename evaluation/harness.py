@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from data_prep import Tokenizer
+from data_prep.files import write_text
 from evaluation.reader import Reader
 from evaluation.results import Row, share_row
 from training.checkpoint.trained_model import LoadedModel, load_model
@@ -249,7 +250,7 @@ def main() -> int:
         print(f"{row.task}  {row.scorer}  {shown}  {row.samples} samples")
     if arguments.output is not None:
         content = [row.model_dump(exclude_none=True) for row in rows]
-        arguments.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_text(arguments.output, json.dumps(content, indent=1) + "\n")
     return 0
 
 

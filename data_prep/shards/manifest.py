@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from data_prep.config import TokenType
 from data_prep.errors import DataError
-from data_prep.files import file_checksum, replacing
+from data_prep.files import file_checksum, write_text
 
 MANIFEST_FILE = "manifest.json"
 Split = Literal["train", "valid"]
@@ -105,9 +105,8 @@ class Sealed(Record):
 
     def save(self, folder: Path) -> None:
         """Writes manifest.json into `folder` atomically."""
-        with replacing(folder / MANIFEST_FILE) as temporary:
-            whole = self.model_copy(update={"checksum": self._own_checksum})
-            temporary.write_text(whole.model_dump_json(indent=1) + "\n")
+        whole = self.model_copy(update={"checksum": self._own_checksum})
+        write_text(folder / MANIFEST_FILE, whole.model_dump_json(indent=1) + "\n")
 
     @property
     def _own_checksum(self) -> str:
