@@ -132,7 +132,7 @@ class TestMistakes:
             (["--workers", "0"], "--workers: 0 must be at least 1"),
             (["--tasks", "qa7", "--form", "dense"], "qa7 has no dense stories"),
             (["--lengths", "4", "--tasks", "qa3"], "no story of qa3 fits into 4 tokens"),
-            (["--babi", "NOWHERE"], "--babi: NOWHERE is not a folder"),
+            (["--babi", "NOWHERE"], "--babi: NOWHERE is no folder"),
             (["--background", "NOWHERE"], "--background: NOWHERE is neither a text file"),
             (["--part", "test", "--form", "dense"], "--form: is for --part train"),
         ],
