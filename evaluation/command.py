@@ -138,7 +138,7 @@ def device_name(device: torch.device) -> str:
 def kind_of(config: ModelConfig, memory_on: bool) -> str:
     """Return the label of the memory (`lm2-time`, `delta`, ...), or none when the memory is off."""
     kind = config.memory.label if memory_on else NoMemoryConfig.label
-    return kind + ("+explicit" if memory_on and getattr(config, "explicit", None) is not None else "")
+    return kind + ("+explicit" if memory_on and config.explicit is not None else "")
 
 
 def _measure(cells: list[Cell], reader: Reader, suite: Suite, results: Results, output: Path, console: Console) -> None:
