@@ -1,11 +1,11 @@
 """The model as one flat list of layers, which the pipeline engine cuts into stages.
 
-A stage sends (hidden, documents) to the next one.  hidden: [B, L, D], or [B, L/tp, D] with sequence parallelism.
+A stage sends (hidden, documents) to the next one. hidden: [B, L, D], or [B, L/tp, D] with sequence parallelism.
 documents: int64 [B, 1 + L], the document ids of the token before the first (-1: a sample begins) and of the tokens.
 
-With explicit memory a stage sends (hidden, documents, reference_lengths, reference_document_ids).  hidden then holds
+With explicit memory a stage sends (hidden, documents, reference_lengths, reference_document_ids). hidden then holds
 the tokens, the reference BOS and, up to the last memory layer, the references: [B, L + P + M*R, D], because a pipeline
-sends one float tensor.  The last two are int64 [B, M]: each reference's number of tokens, and the document whose tokens
+sends one float tensor. The last two are int64 [B, M]: each reference's number of tokens, and the document whose tokens
 retrieved it.
 """
 

@@ -1,4 +1,4 @@
-"""An interpretation as HTML: a section that the report takes over, and a page of its own with its pictures."""
+"""Show an interpretation as HTML: a section of the report, and a page of its own with pictures."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from data_prep.files import write_text
 from evaluation.interpret.analysis import Analysis
 from evaluation.interpret.plots import ablated_name, figures, shown
 from evaluation.report.figure import png, svg
@@ -19,7 +20,7 @@ MOMENTS = {
 
 
 def section(analysis: Analysis, name: str, brief: bool = False) -> Markup:
-    """The section's HTML with inline SVG; `name` keeps figures of several models on one page apart.
+    """Return the section's HTML with inline SVG; name: makes figures' ids differ between models on one page.
 
     brief: show only the block that loses most when its memory is ablated (the last one where blocks share a bank).
     """
@@ -54,11 +55,9 @@ def _main_block(analysis: Analysis) -> dict[str, Any]:
 
 
 def write_page(analysis: Analysis, folder: Path) -> None:
-    """Write `folder`/index.html and a PNG of every figure."""
+    """Write `folder`/index.html and a PNG of every figure, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     for file, _, figure in figures(analysis):
         png(figure, folder / f"{file}.png")
     values: dict[str, Any] = {"title": f"The memory of {analysis.run}", "body": section(analysis, analysis.run)}
-    aside = folder / "index.html.tmp"
-    aside.write_text(render("plain.html.j2", **values), encoding="utf-8")
-    aside.replace(folder / "index.html")
+    write_text(folder / "index.html", render("plain.html.j2", **values))

@@ -1,4 +1,4 @@
-"""An interpretation as pictures: one set of SVGs for the page, the same as PNGs for files."""
+"""Draw an interpretation's figures, for SVGs of the page and for PNG files."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,11 +11,11 @@ from evaluation.interpret.analysis import Analysis
 from evaluation.report.figure import COLOURS, INK, new_figure, tidy
 
 TOKEN_WIDTH = 14  # characters of a token on an axis
-POINTS = 500  # of a line
+POINTS = 500  # of a line, at most
 
 
 def figures(analysis: Analysis) -> Iterator[tuple[str, str, Figure]]:
-    """File name, caption and figure, block by block."""
+    """Yield file name, caption and figure, block by block."""
     for layer in analysis.layers:
         block = f"block {layer['layer']}"
         yield f"heatmap-{layer['layer']:02}", f"{block}: tokens × slots", _heatmaps(analysis, layer)
@@ -27,7 +27,7 @@ def figures(analysis: Analysis) -> Iterator[tuple[str, str, Figure]]:
 
 
 def shown(token: str) -> str:
-    """A token as an axis can show it."""
+    """Return a token's text for an axis: white space as signs, long texts cut."""
     text = token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·").replace("▁", "·").replace("$", r"\$")
     return text if len(text) <= TOKEN_WIDTH else text[: TOKEN_WIDTH - 1] + "…"
 
@@ -63,7 +63,7 @@ def _heatmap(figure: Figure, axes: Axes, values: list[list[float]], slots: list[
 
 
 def _course(analysis: Analysis) -> Figure:
-    """Gates, norm of the read and of the state along the stream; a line a block."""
+    """Draw gates, norm of the read and norm of the state along the stream, with a line for each block."""
     names = [name for name in ("gates", "read_norm", "state_norm") if any(layer.get(name) for layer in analysis.layers)]
     panels = [("loss", "loss of each token\n(nats)")]
     panels += [("out", "output gate"), ("in", "input gate"), ("forget", "forget gate")] if "gates" in names else []
@@ -95,7 +95,7 @@ def _course(analysis: Analysis) -> Figure:
 
 
 def _thinned(places: np.ndarray[Any, Any], values: list[float]) -> tuple[list[float], list[float]]:
-    """At most POINTS points, means of as many stretches."""
+    """Return at most POINTS points, the means of consecutive values."""
     parts = min(POINTS, len(values))
     return tuple([float(part.mean()) for part in np.array_split(x, parts)] for x in (places, np.array(values)))  # type: ignore[return-value]
 
@@ -117,7 +117,7 @@ def _ablated(analysis: Analysis) -> Figure:
 
 
 def ablated_name(row: dict[str, Any]) -> str:
-    """What a row of `Analysis.ablated` took away, in words."""
+    """Return what a row of `Analysis.ablated` left out, in words."""
     if row["what"] not in ("slot", "block"):
         return str(row["what"])
     parts = [f"block {row['layer']}"] if "layer" in row else []

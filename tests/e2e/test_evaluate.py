@@ -221,15 +221,15 @@ def watch(monkeypatch: pytest.MonkeyPatch, before: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tasks", "babylong"], "--tasks: 'babylong' is no task (did you mean 'babilong'?)"),
-        (["--tasks", "mmlu/virologie"], "--tasks: 'mmlu/virologie' is no task (did you mean 'mmlu/virology'?)"),
+        (["--tasks", "babylong"], "--tasks: 'babylong' is not a task (did you mean 'babilong'?)"),
+        (["--tasks", "mmlu/virologie"], "--tasks: 'mmlu/virologie' is not a task (did you mean 'mmlu/virology'?)"),
         (["--tasks", "mmlu"], "--mmlu: is missing; MMLU's files (MIT) are at https://"),
-        (["--lengths", "4kb"], "--lengths: '4kb' is no length"),
+        (["--lengths", "4kb"], "--lengths: '4kb' is not a length"),
         (["--samples", "0"], "--samples: 0 must be at least 1"),
-        (["--babi", "nowhere"], "--babi: nowhere is no folder; bAbI v1.2"),
+        (["--babi", "nowhere"], "--babi: nowhere is not a folder; bAbI v1.2"),
         (["--released", "nowhere"], "--released: nowhere has no qa1/0k.json; https://huggingface.co"),
         (["--background", "nowhere"], "--background: nowhere is no text file"),
-        (["--tasks", "perplexity", "--lengths", "0k"], "--lengths: perplexity needs one above 0k"),
+        (["--tasks", "perplexity", "--lengths", "0k"], "--lengths: perplexity needs a length above 0k"),
         (["--data", "nowhere"], "nowhere"),
     ],
 )

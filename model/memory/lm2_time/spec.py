@@ -1,4 +1,4 @@
-"""`lm2`, `flow: time`: a bank of gated slots per block, all segments at once.  N slots a head, D hidden."""
+"""Configuration and costs of `lm2` with `flow: time`: a bank of gated slots in each block. N slots, D hidden."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class LM2TimeConfig(MemoryConfig):
-    """See docs/memory.md."""
+    """Fields of `memory.kind: lm2` with `flow: time`, the default; docs/memory.md describes the kind."""
 
     label = "lm2-time"
     selects: ClassVar[dict[str, str]] = {"kind": "lm2"}  # time is the default flow
@@ -38,7 +38,7 @@ class LM2TimeConfig(MemoryConfig):
         return LM2TimeMemory(self, model, parallel)
 
     def parameters(self, model: BackboneConfig, first: bool) -> tuple[int, int]:
-        return self.weights(model) + 2 * model.hidden_size + self.heads, 0  # and the biases of the gates
+        return self.weights(model) + 2 * model.hidden_size + self.heads, 0  # weights, and the biases of three gates
 
     def weights(self, model: BackboneConfig) -> int:
         # query and key; content, two gates and out; the forget gate

@@ -271,7 +271,7 @@ def test_an_index_that_is_damaged_or_foreign_is_refused(corpus: Path, tmp_path: 
         open_retriever(store)
     path.write_bytes(whole)
     store.fingerprint = "other"
-    with pytest.raises(DataError, match="made of other references"):
+    with pytest.raises(DataError, match="made from other references"):
         open_retriever(store)
 
 
@@ -323,5 +323,5 @@ def test_references_of_a_corpus_that_has_changed_are_not_already_prepared(corpus
     prepare_references(config, QUIET)
     prepare_references(config, QUIET)  # nothing has changed
     (tmp_path / "wiki" / "late.txt").write_text(article("violin", 7))
-    with pytest.raises(DataError, match=r"refs: was prepared of other input; wiki: 1 new \(.*late\.txt\)"):
+    with pytest.raises(DataError, match=r"refs: was prepared from other input; wiki: 1 new \(.*late\.txt\)"):
         prepare_references(config, QUIET)

@@ -130,7 +130,7 @@ def test_rmt_gives_memory_what_its_softmax_leaves():
 @pytest.mark.parametrize("kind", WITH_MEMORY)
 def test_ablating_every_slot_is_ablating_the_memory_and_one_is_less(kind):
     net, ids = new_net(WITH_MEMORY[kind]), random_ids(1, 2, LENGTH)
-    slots = range(net.config.slots if kind != "delta" else 8)
+    slots = range(net.config.num_slots if kind != "delta" else 8)
     with ablated(net):
         without = net(ids).logits
     with ablated(net, list(slots)):

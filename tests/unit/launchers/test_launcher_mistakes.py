@@ -67,7 +67,7 @@ def file(tmp_path: Path) -> Path:
         ("plan.py", ["--config", "configs/quickstart.yaml", "--devices", "h200:" + "9" * 23], "more than 1,000,000"),
         ("export.py", ["runs/x", "n" * 300], "a name in it has 300 bytes"),
         ("report.py", ["runs/" + "n" * 300], "a name in it has 300 bytes"),
-        ("status.py", ["~nobody-here/run"], "the home of a user who is not there"),
+        ("status.py", ["~nobody-here/run"], "the home of an unknown user"),
         ("import_hf.py", ["FILE/x"], "FOLDER: FILE/x does not exist"),
         ("import_hf.py", ["FILE"], "FOLDER: FILE is a file"),
         ("checkpoint.py", ["copy", "FILE/x", "FILE/y"], "PATH: FILE/x does not exist"),

@@ -157,7 +157,7 @@ def test_another_batch_and_padding_in_what_goes_on_are_refused(pair):
         theirs(random_ids(0, 1, 1), past_key_values=cache)
     with pytest.raises(ValueError, match="cannot be padded"):
         theirs(random_ids(0, 2, 2), past_key_values=cache, attention_mask=torch.tensor([[1] * 5, [1, 1, 1, 0, 1]]))
-    with pytest.raises(ValueError, match="cannot forget"):
+    with pytest.raises(ValueError, match="cannot be removed from a memory"):
         cache.crop(2)
 
 
