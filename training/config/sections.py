@@ -66,6 +66,8 @@ class LearningRate(Section):
 
 
 class Phase(Section):
+    """One phase of a run: its length, batch, learning rate, data mix, and whether the memory is on."""
+
     name: str = Field(min_length=1, description="name of the phase in logs and plots")
     memory: bool = Field(description="on: the memories are computed and trained, references are read; off: plain Llama")
     tokens: Positive = Field(description="length of the phase, tokens (rounded up to whole steps)")
@@ -101,6 +103,8 @@ class Phase(Section):
 
 
 class TrainingSection(Section):
+    """How a step is computed: micro-batch, precision, ZeRO, recomputation, optimizer, evaluation."""
+
     micro_batch_size: Positive = Field(description="samples a rank computes at once")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 keeps fp32 master weights and accumulation")
     zero_stage: Literal[1, 2, 3] = Field(1, description="1: shards optimizer state; 2: gradients too; 3: weights too")
