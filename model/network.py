@@ -165,14 +165,14 @@ class LanguageModel(nn.Module):
         return [(name, p) for name, p in self.named_parameters() if is_memory_name(name)]
 
     def load_hf(self, state_dict: dict[str, Tensor]) -> None:
-        """Load a Hugging Face `LlamaForCausalLM` state dict into the backbone; the memory does not change.
+        """Load a Hugging Face `LlamaForCausalLM` state dict, weights [out, in], into the backbone; the memory stays.
 
         Raises `ModelError` when it does not fit, and changes nothing.
         """
         load_llama(self, state_dict)
 
     def to_hf(self) -> dict[str, Tensor]:
-        """Return the backbone's weights under Hugging Face `LlamaForCausalLM` names."""
+        """Return the backbone's weights [out, in] under Hugging Face `LlamaForCausalLM` names."""
         return export_llama(self)
 
 

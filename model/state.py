@@ -40,6 +40,7 @@ class StreamState:
 
     @property
     def batch(self) -> int:
+        """Number of streams, B."""
         if self.layers:
             return self.layers[0].keys.size(0)
         return 0 if self.bank_document is None else len(self.bank_document)

@@ -117,7 +117,10 @@ class NeighbourTable:
         return xxhash.xxh3_64_hexdigest(repr((self.store.fingerprint, parts)).encode())
 
     def look_up(self, shard: int, first_token: int, chunks: int) -> NDArray[np.int64]:
-        """Returns the references int64 [chunks] of chunks from `first_token`, a multiple of 64, on; -1: none."""
+        """Returns the references int64 [chunks] of chunks from `first_token`, a multiple of 64, on; -1: none.
+
+        Raises DataError when no chunk begins at `first_token`, or the table of the shard is damaged.
+        """
         column = self._columns.get(shard)
         if column is None:
             column = self._columns[shard] = self._open(shard)

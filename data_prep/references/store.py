@@ -122,6 +122,7 @@ class ReferenceStore:
 
     @property
     def tokens(self) -> int:
+        """Number of tokens of all references."""
         return sum(entry.tokens for entry in self.manifest.files)
 
     def read(self, ids: Ids) -> tuple[Ids, Ids]:
@@ -150,7 +151,7 @@ class ReferenceStore:
         return numbers
 
     def texts(self, ids: Ids, tokenizer: Tokenizer | None = None) -> list[str]:
-        """Returns the references as texts; "" for id -1."""
+        """Returns the references of ids int64 [n] as n texts; "" for id -1. Raises DataError for an unknown id."""
         tokenizer = tokenizer or self.tokenizer()
         tokens, lengths = self.read(ids)
         return [

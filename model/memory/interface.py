@@ -141,7 +141,8 @@ def lost_slots(found: Iterable[Memory], num_slots: int, device: torch.device) ->
 def recording(module: nn.Module) -> Iterator[list[Tape]]:
     """Record the tensors that the memories below `module` `show` inside the context.
 
-    Yields a tape for each memory, in order of depth; a tape has, by name, one tensor for each call.
+    Yields a tape for each memory, in order of depth; a tape has, by name, one tensor for each call. Its shape
+    depends on the kind and the name; `lm2` through time shows its keys as [B, S, H, T, N].
     """
     found = memories(module)
     tapes: list[Tape] = [{} for _ in found]

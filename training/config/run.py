@@ -41,12 +41,12 @@ class RunConfig(Section):
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of all phases."""
+        """Number of optimizer steps of all phases."""
         return sum(phase.steps for phase in self.phases)
 
     @property
     def total_tokens(self) -> int:
-        """Tokens of all phases, all ranks together."""
+        """Number of tokens of all steps; at least what the phases ask for, as each is rounded up to whole steps."""
         return sum(phase.steps * phase.tokens_per_step for phase in self.phases)
 
     def problems(self) -> list[str]:
