@@ -114,7 +114,7 @@ class SegmentalMemory(RecurrentMemory):
     def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         if name == "out.weight" or name.endswith("_bias"):
             return torch.zeros(shape)
-        return torch.randn(shape, generator=generator) * self.init_std
+        return torch.randn(shape, generator=generator).mul_(self.init_std)
 
     def drawn_as(self, name: str) -> str:
         # Queries begin as keys do: a token finds what was written under the same token from the first step on.
