@@ -1,9 +1,9 @@
 """Initial weights. They depend on the seed and the parameter's name alone, so no topology and no phase changes them.
 
-A weight is drawn row after row from one generator, and a rank allocates only its own shard. It jumps over the rows of the
-tensor-parallel ranks before it (`model.generator_jump`). The others' columns of a row are too few for a jump: a rank moves
-the generator past them, which costs less than half of drawing them, or draws and discards them. As many threads as torch
-uses draw different weights at the same time.
+A weight is drawn row after row from one generator, and a rank allocates only its own shard. It jumps over the rows of
+the tensor-parallel ranks before it (`model.generator_jump`). The others' columns of a row are too few for a jump: a
+rank moves the generator past them, which costs less than half of drawing them, or draws and discards them. As many
+threads as torch uses draw different weights at the same time.
 """
 
 import hashlib
