@@ -52,6 +52,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="HOURS",
         help="between two failures of one device (default 50000): the share of time that trains, for --scale's numbers",
     )
+    parser.add_argument(
+        "--document-tokens",
+        type=int,
+        metavar="N",
+        help="of each document; attention stays inside documents (default: they fill its windows)",
+    )
     parser.add_argument("--out", type=path, default=Path(), metavar="FOLDER", help="where the picture goes")
     return parser.parse_intermixed_args(argv)
 
@@ -68,11 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config, (name, count) = load_config(options.config, options.overrides), parse_devices(options.devices)
         if options.mtbf is not None:
-            plan_failures(config, name, options.scale or "", options.mtbf, options.out)
+            plan_failures(config, name, options.scale or "", options.mtbf, options.out, options.document_tokens)
         elif options.scale is None:
-            plan_one(config, name, count, options.as_is)
+            plan_one(config, name, count, options.as_is, options.document_tokens)
         else:
-            plan_many(config, name, options.scale, options.out)
+            plan_many(config, name, options.scale, options.out, options.document_tokens)
     except BAD_INPUT as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT

@@ -4,6 +4,7 @@ Everything is a closed formula of the configuration; tests hold the counts to mo
 an entry for each layer follows `model.stages.flat_layers`: embedding, decoder layer x n, norm, head.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,18 +88,19 @@ def count_parameters(config: ModelConfig, memory_on: bool = True) -> Parameters:
     return sum(layer_parameters(config, memory_on), Parameters())
 
 
-def flops_per_token(config: ModelConfig, memory_on: bool) -> float:
+def flops_per_token(config: ModelConfig, memory_on: bool, document_tokens: float = math.inf) -> float:
     """Training FLOPs (forward and backward) of one token: 6 per weight of a matrix product, 12 per attended key.
 
     Embedding look-ups, norms and activations are not counted; recomputation is not counted either (it is not model
-    work).  Attention counts the half of the window that the causal mask leaves.
+    work).  Attention counts the half of the window that the causal mask leaves, and of that no more than documents of
+    `document_tokens` leave.
     """
-    return sum(stage_costs(config, memory_on))
+    return sum(stage_costs(config, memory_on, document_tokens))
 
 
-def stage_costs(config: ModelConfig, memory_on: bool) -> list[float]:
+def stage_costs(config: ModelConfig, memory_on: bool, document_tokens: float = math.inf) -> list[float]:
     """Training FLOPs of one token in each layer: what `training.planning.cut_stages` balances."""
-    window = config.segment_length * (config.attention_span - 0.5)
+    window = min(config.segment_length * (config.attention_span - 0.5), document_tokens / 2)
     attention = 2 * config.num_heads * config.head_width * window  # scores and their use
     backbone = 6.0 * (sum(_backbone_weights(config)) + attention)
     memory = 6.0 * (config.memory.weights(config) + config.memory.products(config))

@@ -1,5 +1,7 @@
 """What `launchers/plan.py` does once its arguments are read."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 from training.config import RunConfig
@@ -22,9 +24,13 @@ from training.planning.search import best_plan
 SHOWN = 5  # of the fastest plans
 
 
-def plan_one(config: RunConfig, name: str, count: int, as_is: bool) -> None:
-    """Print the plan for `count` devices; raises `ConfigError` for what cannot be arranged or does not fit."""
-    device = device_named(name, count)
+def plan_one(config: RunConfig, name: str, count: int, as_is: bool, documents: int | None) -> None:
+    """Print the plan for `count` devices.
+
+    documents: tokens of each; None: they fill attention's windows.  Raises `ConfigError` for what cannot be arranged or
+    does not fit.
+    """
+    device = device_named(name, count, documents)
     own = _own(config, count, device, needed=as_is)
     console = new_console()
     if as_is and own is not None:
@@ -41,11 +47,11 @@ def plan_one(config: RunConfig, name: str, count: int, as_is: bool) -> None:
     show_conclusion(console, found.best, own)
 
 
-def plan_many(config: RunConfig, name: str, scale: str, folder: Path) -> None:
+def plan_many(config: RunConfig, name: str, scale: str, folder: Path, documents: int | None) -> None:
     """Print the best plan for each number of devices and draw them; raises `ConfigError` when there is none at all."""
     from training.planning.scale import plot_scale  # matplotlib, for a picture alone
 
-    plans, problems = _plans(config, name, scale, "--scale")
+    plans, problems = _plans(config, name, scale, "--scale", documents)
     console = new_console()
     show_model(console, config)
     for plan in plans:
@@ -62,13 +68,13 @@ def plan_many(config: RunConfig, name: str, scale: str, folder: Path) -> None:
     console.print(f"drawn: {out}")
 
 
-def plan_failures(config: RunConfig, name: str, scale: str, mtbf: str, folder: Path) -> None:
+def plan_failures(config: RunConfig, name: str, scale: str, mtbf: str, folder: Path, documents: int | None) -> None:
     """Print which part of the time trains when devices fail, for each number of them, and draw it; raises `ConfigError`
     when no number of devices has a plan."""
     from training.planning.scale import plot_goodput
 
     seconds = parse_mtbf(mtbf)
-    plans, problems = _plans(config, name, scale, "--mtbf")
+    plans, problems = _plans(config, name, scale, "--mtbf", documents)
     console, found = new_console(), [Goodput(plan, seconds) for plan in plans]
     show_model(console, config)
     show_goodput(console, found, default=not mtbf)
@@ -79,23 +85,32 @@ def plan_failures(config: RunConfig, name: str, scale: str, mtbf: str, folder: P
     console.print(f"drawn: {out}")
 
 
-def _plans(config: RunConfig, name: str, scale: str, option: str) -> tuple[list[Plan], list[str]]:
+def _plans(
+    config: RunConfig, name: str, scale: str, option: str, documents: int | None
+) -> tuple[list[Plan], list[str]]:
     """The best plan for each number of devices that has one, and why the others have none."""
     from training.planning.scale import parse_scale, plan_scale
 
     counts = parse_scale(scale)
     if name == "cpu":
         raise ConfigError(f"{option}: cpu is this machine, which has as many cores as it has; name a GPU, as h200")
-    plans, problems = plan_scale(config, counts, device_named(name, max(counts)))
+    plans, problems = plan_scale(config, counts, device_named(name, max(counts), documents))
     if not plans:
         raise ConfigError("\n".join(problems))
     return plans, problems
 
 
-def device_named(name: str, count: int) -> Device:
-    """A device of the table, or this machine's CPU with a core for each of `count` ranks."""
+def device_named(name: str, count: int, documents: int | None) -> Device:
+    """A device of the table, or this machine's CPU with a core for each of `count` ranks; documents: tokens of each."""
+    if documents is not None and documents < 1:
+        raise ConfigError(f"--document-tokens: {documents} must be 1 or more, or leave the option out")
     if name != "cpu":
-        return DEVICES[name]
+        return replace(DEVICES[name], document_tokens=documents or math.inf)
+    if documents is not None:
+        raise ConfigError(
+            "--document-tokens: attention on a CPU computes what documents hide, too; leave the option out, or name a "
+            "GPU, as h200"
+        )
     from training.planning.probe import Cpu  # torch, which GPUs are planned without
 
     return Cpu(count)

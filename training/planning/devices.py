@@ -4,18 +4,19 @@ import math
 from dataclasses import dataclass
 
 from training.errors import ConfigError
-from training.planning.passes import PASSES
+from training.planning.passes import FUSED, PASSES
 
 GIB, GB = 2.0**30, 1e9
 
-# What an eager bf16 step reaches of a data sheet's numbers.  They are assumptions, said in every plan: large products
-# run at about two thirds of the dense peak on all four devices, elementwise kernels at four fifths of the memory's
-# bandwidth, NCCL's rings at about 70 % of the links'.
-PRODUCT_EFFICIENCY, STREAM_EFFICIENCY, LINK_EFFICIENCY = 0.65, 0.8, 0.7
-ATTENTION_EFFICIENCY = 0.4  # of the peak, for the half of the window that the mask leaves
+# What a bf16 step reaches of a data sheet's numbers.  Products, elementwise kernels and attention: as measured in a
+# compiled step on one H200 (torch 2.11, 2026-11-27), and assumed of the other devices; that NCCL's rings reach about
+# 70 % of the links' speed is an assumption.  Every plan says so.
+PRODUCT_EFFICIENCY, STREAM_EFFICIENCY, LINK_EFFICIENCY = 0.78, 0.5, 0.7
+ATTENTION_EFFICIENCY = 0.26  # of the peak, in long sequences, for the half of the window that causality leaves
+ATTENTION_HALF = 1500  # tokens of a sequence in which FlashAttention-2 reaches half of that
 COLLECTIVE_LATENCY = 20e-6  # seconds to start one, for every doubling of its ranks
 HEADROOM = 0.96  # of the memory: the allocator's blocks are never filled to the last byte
-ADAMW_BYTES = 110  # an element's optimizer step: 20 passes of AdamW over fp32, norm, clipping, and copies of gradients
+ADAMW_BYTES = 44  # an element's optimizer step: weight, gradient and moments by one kernel, norm, clipping, bf16 copy
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class Device:
     node_size: int  # devices of a node
     overhead: float = 2 * GIB  # CUDA context, cuBLAS and NCCL workspaces
     fused_norms: bool = True  # torch has one kernel for an RMSNorm; on a CPU it is a handful
+    compiled: bool = False  # what runs on it is
+    tf32: bool = False  # its fp32 products are computed in TF32, at half the speed of bf16
+    document_tokens: float = math.inf  # of each document, which attention does not look beyond: of the data, not of it
 
     def linear(self, rows: int, inner: int, outer: int, precision: str) -> float:
         """Seconds of a linear layer's forward and backward: three products of [rows, inner] by [inner, outer]."""
@@ -39,12 +43,16 @@ class Device:
 
     def attention(self, windows: int, heads: int, queries: int, keys: int, width: int, precision: str) -> float:
         """Seconds of causal attention's forward and backward; `windows`: of all samples and segments."""
-        seen = queries * (keys - queries / 2)  # (query, key) pairs of a window
-        return 12.0 * windows * heads * seen * width / (self.peak[precision] * ATTENTION_EFFICIENCY)
+        length = min(queries, self.document_tokens)
+        ahead = min(keys - queries, self.document_tokens - length)
+        seen = queries * (ahead + length / 2)  # (query, key) pairs of a window
+        reached = ATTENTION_EFFICIENCY * length / (length + ATTENTION_HALF)
+        return 12.0 * windows * heads * seen * width / (self.peak[precision] * reached)
 
     def batched(self, batch: int, rows: int, inner: int, outer: int) -> float:
         """Seconds of an fp32 batched product's forward and backward."""
-        return 6.0 * batch * rows * inner * outer / (self.peak["fp32"] * PRODUCT_EFFICIENCY)
+        peak = self.peak["bf16"] / 2 if self.tf32 else self.peak["fp32"]
+        return 6.0 * batch * rows * inner * outer / (peak * PRODUCT_EFFICIENCY)
 
     def stream(self, size: float, array: float) -> float:
         """Seconds to read or write `size` bytes in arrays of `array` bytes."""
@@ -54,7 +62,8 @@ class Device:
     def passes(self, what: str, rows: int, size: float, item: int, width: int = 64) -> float:
         """Seconds of the pattern `what` of `training.planning.patterns` on [rows, size] numbers of `item` bytes."""
         del width
-        return self.stream(PASSES[what] * rows * size * item, rows * size * item)
+        count = FUSED.get(what, PASSES[what]) if self.compiled else PASSES[what]
+        return self.stream(count * rows * size * item, rows * size * item)
 
     def adamw(self, elements: float) -> float:
         """Seconds of an optimizer step on that many elements."""
@@ -80,9 +89,10 @@ class Device:
     def assumptions(self) -> str:
         """What a plan on this device takes for granted."""
         return (
-            f"assumed: products at {PRODUCT_EFFICIENCY:.0%} of {self.name}'s dense peak, attention at "
-            f"{ATTENTION_EFFICIENCY:.0%}, elementwise work at {STREAM_EFFICIENCY:.0%} of its memory bandwidth, links "
-            f"at {LINK_EFFICIENCY:.0%}; nothing overlaps"
+            f"assumed, as measured on one H200: products at {PRODUCT_EFFICIENCY:.0%} of {self.name}'s dense peak, "
+            f"attention at {ATTENTION_EFFICIENCY:.0%} and less in short documents, elementwise work at "
+            f"{STREAM_EFFICIENCY:.0%} of its memory bandwidth; not measured: links at {LINK_EFFICIENCY:.0%}; nothing "
+            "overlaps"
         )
 
 

@@ -1,5 +1,17 @@
 """What happens to arrays between the products, by name."""
 
+FUSED = {  # the same in compiled layers, as inductor's schedule of them has it (benchmarks/traced.py)
+    "norm": 5,
+    "residual": 6,
+    "heads": 7,
+    "mask": 0,  # attention goes by sequences
+    "swiglu": 4,
+    "loss": 3,  # of logits as the product makes them: read for the sum, read again, gradient written
+    "decaying keys": 17,
+    "queries": 7,
+    "gates": 28,
+    "gates twice": 35,
+}
 PASSES = {  # reads and writes of the array, forward and backward together
     "norm": 5,  # x and y; x, dy and dx: one kernel each way
     "residual": 6,  # a sum, and the sum of its gradients

@@ -1,6 +1,7 @@
 """How long one optimizer step takes."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from model.cost import flops_per_token
 from model.memory.planning import FP32
@@ -29,6 +30,7 @@ class StepTime:
     traffic: Traffic
     tokens: int
     mfu: float
+    document_mfu: float  # by the FLOPs that documents leave of attention's
 
     @property
     def parts(self) -> dict[str, float]:
@@ -70,9 +72,12 @@ def step_time(config: RunConfig, phase: Phase, ranks: Ranks, device: Device) -> 
         "optimizer": _optimizer(config, stage, ranks, device) + traffic.host.seconds,
     }
     tokens = micro_batches * config.training.micro_batch_size * ranks.data * config.data.sequence_length
-    achieved = flops_per_token(config.model, phase.memory) * tokens / sum(parts.values())
-    mfu = achieved / (ranks.world * device.peak[config.training.precision])
-    return StepTime(micro_batches, **parts, traffic=traffic, tokens=tokens, mfu=mfu)
+    tokens_of_peak = tokens / sum(parts.values()) / (ranks.world * device.peak[config.training.precision])
+    mfu, document_mfu = (
+        flops_per_token(config.model, phase.memory, length) * tokens_of_peak
+        for length in (math.inf, device.document_tokens)
+    )
+    return StepTime(micro_batches, **parts, traffic=traffic, tokens=tokens, mfu=mfu, document_mfu=document_mfu)
 
 
 def bubble_fraction(micro_batches: int, stages: int) -> float:
@@ -83,6 +88,9 @@ def bubble_fraction(micro_batches: int, stages: int) -> float:
 def _compute(config: RunConfig, shape: Shape, stage: Stage, device: Device, micro_batches: int) -> float:
     """Seconds of one micro-batch's forward and backward on one stage."""
     precision, checkpointing = config.training.precision, config.training.activation_checkpointing
+    if device.name != "CPU":
+        documents = device.document_tokens if shape.varlen else math.inf  # a mask saves no work
+        device = replace(device, compiled=shape.compiled, tf32=precision == "bf16", document_tokens=documents)
     seconds = 0.0
     for role in set(stage.decoders):
         layer = decoder_work(shape, role, device, precision).repeated(checkpointing)

@@ -49,6 +49,9 @@ class LM2TimeConfig(MemoryConfig):
 
     def kept(self, share: RankShare) -> tuple[float, float]:
         size, rows = share.model.hidden_size, self.num_slots(share.model)
+        if share.compiled:  # three arrays of slots and three of tokens in fp32, and what the products make
+            fp32, made = 3 * size + 3 * self.heads * rows, 4 * size + 2 * self.heads * rows + self.heads
+            return (FP32 * fp32 + share.item * made) / share.tensor, share.states_kept(rows * size)
         slots = 7 * self.heads * rows  # keys: features, unit, own document's, fading, faded; queries and a copy
         numbers = 6 * size + slots + 5 * self.heads + 2 * self.heads * rows / share.segment
         return (FP32 * numbers + share.item * size) / share.tensor, share.states_kept(rows * size)
