@@ -208,9 +208,7 @@ PROVOKED: dict[str, Provoke] = {
     "Unknown key": lambda place: place.pretrain("training.micro_batchsize=2"),
     "An override with dashes": lambda place: place.pretrain("--training.precision=bf16"),
     "An override without a value": lambda place: place.pretrain("training.precision"),
-    "A size that tensor ranks cannot share": lambda place: place.pretrain(
-        "parallel.tensor=2", "model.memory.heads=1"
-    ),
+    "A size that tensor ranks cannot share": lambda place: place.pretrain("parallel.tensor=2", "model.memory.heads=1"),
     "A step that is not whole micro-batches": lambda place: place.pretrain("training.micro_batch_size=3"),
     "Nothing says what to prepare": lambda place: place("prepare_data", "--config", "tiny.yaml"),
     "No file in a source": lambda place: place.prepare(sources=[{"kind": "jsonl", "path": "none/*.jsonl"}]),
