@@ -135,7 +135,7 @@ class _Values:
                 raise _at(key_node, "a key must be text, not a list or a section")
             key = str(self._scalar(key_node))
             if key in section:
-                raise _at(key_node, f"the section has key '{key}' twice; remove one")
+                raise _at(key_node, f"key '{key}' stands there twice; remove one")
             section[key] = self.of(value_node, depth + 1)
         return section
 

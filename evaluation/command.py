@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from dataclasses import asdict
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from model.config import ModelConfig
 from model.memory.none.spec import NoMemoryConfig
 from training.checkpoint.trained_model import LoadedModel, load_model
 from training.config import RunConfig
+from training.monitoring.units import clock
 
 
 def evaluate(
@@ -138,7 +139,7 @@ def device_name(device: torch.device) -> str:
 def kind_of(config: ModelConfig, memory_on: bool) -> str:
     """Return the label of the memory (`lm2-time`, `delta`, ...), or none when the memory is off."""
     kind = config.memory.label if memory_on else NoMemoryConfig.label
-    return kind + ("+explicit" if memory_on and getattr(config, "explicit", None) is not None else "")
+    return kind + ("+explicit" if memory_on and config.explicit is not None else "")
 
 
 def _measure(cells: list[Cell], reader: Reader, suite: Suite, results: Results, output: Path, console: Console) -> None:
@@ -174,7 +175,7 @@ def _measure(cells: list[Cell], reader: Reader, suite: Suite, results: Results, 
             results.data = merged(results.data, suite.describe())
             results.save(output)
             left = sum(other.tokens for other in cells[number:]) * seconds / max(1, done)
-            console.print(f"{cell.name}: {_said(outcome.rows)}, {duration(left)} left", soft_wrap=True)
+            console.print(f"{cell.name}: {_said(outcome.rows)}, {clock(left)} left", soft_wrap=True)
 
 
 def _said(rows: list[Row]) -> str:
@@ -186,11 +187,6 @@ def _said(rows: list[Row]) -> str:
         for row in rows
     ]
     return f"{', '.join(parts)} ({rows[0].samples} samples)"
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as h:mm:ss."""
-    return str(timedelta(seconds=round(seconds)))
 
 
 def _keep(outcome: Outcome, cell: Cell, results: Results, output: Path) -> None:

@@ -66,7 +66,7 @@ def parse_tasks(text: str) -> tuple[str, ...]:
     names = _parts(text)
     for name in names:
         if name not in known and not name.startswith(HARNESS):
-            raise DataError(f"--tasks: {name!r} is not a task{did_you_mean(name, known)}")
+            raise DataError(f"--tasks: {name!r} is no task{did_you_mean(name, known)}")
     return names
 
 

@@ -1,4 +1,4 @@
-"""`memtrain COMMAND …`: the code of `launchers/COMMAND.py`, started by name."""
+"""The program `memtrain COMMAND …`, which runs `launchers/COMMAND.py`."""
 
 import difflib
 import importlib
@@ -11,7 +11,7 @@ from training.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that the first argument names.  Returns its exit code; 2 when there is no such command."""
+    """Run the command that the first argument names; return its exit code, 2 when there is no such command."""
     name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if name in ("-h", "--help"):
         print(overview())
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in command_names():
         close = difflib.get_close_matches(command, command_names(), n=1)
         way_out = f"did you mean {close[0]!r}?" if close else f"the commands are {', '.join(command_names())}"
-        say_error(f"{name!r} is no command; {way_out}")
+        say_error(f"{name!r} is not a command; {way_out}")
         return 2
     module = importlib.import_module(f"launchers.{command}")
     code = run(module.main, rest)
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def overview() -> str:
-    """The commands, a line each, and the configurations that `--config` knows by name."""
+    """Return a text with a line for each command, and the configurations that `--config` knows by name."""
     lines = [f"memtrain {__version__}: pretrain language models that have a memory", ""]
     lines += ["usage: memtrain COMMAND …", ""]
     for name in command_names():

@@ -26,11 +26,12 @@ A family file has a base configuration, overrides for all members, and the runs 
 configs/ablation/figure5.yaml is LM2's Figure 5, the blocks that host a memory.
 Then: python launchers/report.py runs/FAMILY-*
 
-exit codes: 0 all finished, or submitted; 2 bad input, nothing was started; else that of the member that stopped it.
+exit codes: 0 all finished, or submitted; 2 bad input, nothing was started; else that of the member that failed.
 """
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import cluster_file, command_parser, config_file, number
 
     parser = command_parser("ablation", __doc__, EXAMPLES, MORE, argv)
@@ -49,6 +50,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     arguments = parse_arguments(argv)
     from launchers._cli import exit_code
 
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def members_of(arguments: argparse.Namespace) -> "list[Member]":
-    """The runs of the family, checked, as is the cluster's file: before the first one starts."""
+    """Return the members of the family, after checking all of them and the cluster's file.  Raises `ConfigError`."""
     from training.cluster.profile import load_profile
     from training.config.family import load_family
     from training.errors import ConfigError
@@ -70,7 +72,7 @@ def members_of(arguments: argparse.Namespace) -> "list[Member]":
 
 
 def run_all(members: "list[Member]", arguments: argparse.Namespace) -> int:
-    """Run them in turn; the exit code of the first that did not finish, and 0 when all did."""
+    """Run the members in turn; return the exit code of the first that did not finish, 0 when all did."""
     from launchers._cli import say_error
 
     for number, member in enumerate(members, 1):
@@ -81,7 +83,7 @@ def run_all(members: "list[Member]", arguments: argparse.Namespace) -> int:
             continue
         code = subprocess.run(command, check=False).returncode
         if code:
-            say_error(f"{member.config.run.name} ended with {code}; the same command goes on from here")
+            say_error(f"{member.config.run.name} ended with exit code {code}; the same command continues from here")
             return code
     if not arguments.dry_run and arguments.cluster is None:
         folders = shlex.join(str(member.config.run.folder) for member in members)
@@ -90,7 +92,7 @@ def run_all(members: "list[Member]", arguments: argparse.Namespace) -> int:
 
 
 def command_of(member: "Member", arguments: argparse.Namespace) -> list[str]:
-    """What one would type for this member."""
+    """Return the command line that trains or submits one member."""
     given = ["--config", str(member.base), *member.overrides]
     if arguments.cluster is not None:
         return [sys.executable, str(HERE / "submit.py"), "--cluster", str(arguments.cluster), *given]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from evaluation.babilong.recipe import Form, Recipe
 
-FACTS = 100  # tokens of a sample's facts, about
+FACTS = 100  # approximate number of tokens of a sample's facts, for the progress bar
 FORMS = ("single", "story", "dense")
 
 EXAMPLES = """\
@@ -32,16 +32,16 @@ in the phases' mixes are the curriculum (docs/evaluation.md shows a whole config
       one question at the end; half of the facts from files with names, rooms and objects exchanged, half simulated;
       no book sentences for 45 %, 0 to 200 tokens of them for 15 %, 0 to 600 for 40 %
 
-Without --babi a simulator of our own tells the facts; without --background the text between them is documentation
-strings of Python's standard library.  A question that stands with the same facts before it in both *_train.txt and
-*_test.txt (or *_valid.txt) is left out of what is written, and counted.  Give other books for training than for tests.
+Without --babi a simulator of this project makes the facts; without --background the text between them is documentation
+strings of Python's standard library.  A question that occurs with the same facts in both *_train.txt and *_test.txt (or
+*_valid.txt) is left out, and such questions are counted.  Use different books for training and for tests.
 
 exit codes: 0 written; 2 bad input.
 """
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, number, path, place, seed
 
     parser = command_parser("babilong", __doc__, EXAMPLES, MORE, argv)
@@ -76,7 +76,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
+    """Run the command and return its exit code."""
     options = parse_arguments(argv)
     from launchers._cli import exit_code
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Writes the files and prints what is in them. Raises DataError before anything is written."""
+    """Write the files and print what is in them.  Raises `DataError` before anything is written."""
     from data_prep import DataError
     from evaluation.babilong.tasks import find_tasks
     from evaluation.options import check_positive, parse_lengths
@@ -94,18 +94,20 @@ def run(options: argparse.Namespace) -> None:
     lengths = parse_lengths(options.lengths)
     if options.part == "train":
         if options.permute and not options.babi:
-            raise DataError("--permute: exchanges names in the stories of files; pass --babi, or leave it out")
+            raise DataError("--permute: exchanges names in the stories of bAbI's files; pass --babi, or leave it out")
         write_train(options, tasks, lengths)
     else:
         given = {"--noise": options.noise, "--simulated": options.simulated, "--workers": options.workers}
         given |= {"--permute": options.permute, "--form": options.form != "single", "--exact": options.exact}
         for option in (option for option, value in given.items() if value not in (None, False)):
-            raise DataError(f"{option}: is for --part train; test samples have one question at the end")
+            raise DataError(
+                f"{option}: is for --part train only; leave it out, test samples have one question at the end"
+            )
         write_test(options, tasks, lengths)
 
 
 def write_train(options: argparse.Namespace, tasks: list[str], lengths: tuple[str, ...]) -> None:
-    """Exercises, by all cores."""
+    """Write exercises to train on, in several processes."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -134,6 +136,7 @@ def write_train(options: argparse.Namespace, tasks: list[str], lengths: tuple[st
 
 
 def recipe_of(options: argparse.Namespace, tasks: list[str]) -> "Recipe":
+    """Return the recipe of the exercises.  Raises `DataError` for wrong options."""
     from data_prep import DataError
     from evaluation.babilong.recipe import Recipe
     from evaluation.options import parse_shares
@@ -141,9 +144,9 @@ def recipe_of(options: argparse.Namespace, tasks: list[str]) -> "Recipe":
     forms = parse_shares("--form", options.form)
     noise = parse_shares("--noise", options.noise or "0")
     if unknown := [form for form in forms if form not in FORMS]:
-        raise DataError(f"--form: {unknown[0]!r} is none of {', '.join(FORMS)}")
+        raise DataError(f"--form: {unknown[0]!r} is not one of {', '.join(FORMS)}")
     if wrong := [most for most in noise if not most.isdecimal()]:
-        raise DataError(f"--noise: {wrong[0]!r} is no number of tokens; write 0=0.5,600=0.5")
+        raise DataError(f"--noise: {wrong[0]!r} is not a number of tokens; write 0=0.5,600=0.5")
     simulated = (0.0 if options.babi else 1.0) if options.simulated is None else options.simulated
     return Recipe(
         dict.fromkeys(tasks, 1.0),
@@ -156,7 +159,7 @@ def recipe_of(options: argparse.Namespace, tasks: list[str]) -> "Recipe":
 
 
 def write_test(options: argparse.Namespace, tasks: list[str], lengths: tuple[str, ...]) -> None:
-    """Samples in the published form."""
+    """Write test samples in the published format."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -181,7 +184,7 @@ def write_test(options: argparse.Namespace, tasks: list[str], lengths: tuple[str
             for length in lengths:
                 samples = list(source.samples(task, length, options.samples))
                 if not samples:
-                    console.print(f"{task} {length}: no question's facts fit into it")
+                    console.print(f"{task} {length}: no sample, because the facts of no question fit into this length")
                     continue
                 progress.advance(bar, options.samples * (tokens_of(length) + FACTS))
                 console.print(f"{save_released(samples, options.output)}: {len(samples):,} samples")
@@ -190,6 +193,7 @@ def write_test(options: argparse.Namespace, tasks: list[str], lengths: tuple[str
 
 
 def tokenizer_path(options: argparse.Namespace) -> Path:
+    """Return the file of the tokenizer that counts tokens."""
     from data_prep import PreparedFolder
 
     return options.tokenizer or PreparedFolder(options.data).tokenizer_path

@@ -23,18 +23,19 @@ WAY_OUT = "the checkpoint is damaged: copy it again, or use another"
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, path, place
 
     parser = command_parser("checkpoint", __doc__, EXAMPLES, MORE, argv)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    command = commands.add_parser("list", help="the checkpoints of a run: step, phase, tokens, size, whether whole")
+    command = commands.add_parser("list", help="list the checkpoints of a run: step, phase, tokens, size, damage")
     command.add_argument("run", type=path, metavar="RUN")
     command = commands.add_parser("verify", help="read every byte and compare the checksums")
     command.add_argument("paths", type=place, nargs="+", metavar="PATH", help="of a run's folder: all its checkpoints")
-    command = commands.add_parser("copy", help="a verified copy, whole or not at all")
+    command = commands.add_parser("copy", help="copy a checkpoint and verify the copy")
     command.add_argument("source", type=place, metavar="PATH")
     command.add_argument("target", type=path, metavar="NEW")
-    command = commands.add_parser("average", help="the mean of several checkpoints' weights, to start a phase from")
+    command = commands.add_parser("average", help="average the weights of checkpoints, to start a phase from")
     command.add_argument("target", type=path, metavar="NEW")
     command.add_argument("sources", type=place, nargs="+", metavar="PATH", help="two or more checkpoints of one model")
     arguments = parser.parse_args(argv)
@@ -44,6 +45,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     arguments = parse_arguments(argv)
     from launchers._cli import exit_code
     from training.checkpoint.manifest import DamagedError
@@ -59,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def act(arguments: argparse.Namespace) -> int:
+    """Run the subcommand and return its exit code.  Raises what `training.checkpoint.tools` raises."""
     from training.checkpoint import tools
 
     if arguments.command == "list":
@@ -70,12 +73,12 @@ def act(arguments: argparse.Namespace) -> int:
         print(f"copied to {arguments.target}")
     else:
         tools.average([one_of(text) for text in arguments.sources], arguments.target)
-        print(f"the mean of {len(arguments.sources)}: {arguments.target}; use it as init_from: checkpoint:PATH")
+        print(f"mean of {len(arguments.sources)} checkpoints: {arguments.target}; use it as init_from: checkpoint:PATH")
     return 0
 
 
 def show(run: Path) -> None:
-    """One line a checkpoint."""
+    """Print a line for each checkpoint of a run."""
     from training.checkpoint.tools import listed
 
     for found in listed(run):
@@ -85,6 +88,7 @@ def show(run: Path) -> None:
 
 
 def verify(paths: list[Path]) -> int:
+    """Verify checkpoints and print the result of each; return 1 when one is damaged, else 0."""
     from launchers._cli import say_error
     from training.checkpoint.manifest import DamagedError
     from training.checkpoint.manifest import verify as verify_one
@@ -103,7 +107,7 @@ def verify(paths: list[Path]) -> int:
 
 
 def one_of(text: str) -> Path:
-    """The checkpoint that `text` names, or the latest of the run it is."""
+    """Return the checkpoint at the path or address `text`, or the latest one when it is a run's folder."""
     from training.checkpoint.remote import local_copy
     from training.checkpoint.trained_model import find_checkpoint
 
@@ -111,6 +115,7 @@ def one_of(text: str) -> Path:
 
 
 def all_of(text: str) -> list[Path]:
+    """Return the checkpoint at the path or address `text`, or all of them when it is a run's folder."""
     from training.checkpoint.manifest import steps_of
     from training.checkpoint.remote import local_copy
     from training.errors import ConfigError

@@ -17,16 +17,16 @@ MORE = """\
   python launchers/evaluate.py --checkpoint runs/mine --tasks babilong/qa1,mmlu --mmlu data/mmlu --mode prompt …
       a pretrained model, asked with an instruction and examples; single tasks are SUITE/TASK
   python launchers/evaluate.py --checkpoint runs/llama --tasks babilong --retrieval bm25 --top-k 5 --unit sentence …
-      the retrieval baseline: the model reads the five sentences that look most like the question
+      the retrieval baseline: the model reads the five sentences that are most similar to the question
   python launchers/evaluate.py --checkpoint runs/mine --tasks lm_eval:piqa,lm_eval:arc_easy --samples 500
       tasks of lm-evaluation-harness (extra `harness`), with their own prompts and shots; --include FOLDER adds yours
   python launchers/evaluate.py --checkpoint runs/memory3 --tasks nq,perplexity --questions nq.jsonl --references refs
-      a model with explicit memory: questions closed book, with the references found as text, as memories; perplexity
+      a model with explicit memory: questions without references, with references as text, and as memories; perplexity
       with and without them; --bank FOLDER reads memories that launchers/write_bank.py wrote
 
-BABILong's facts: --babi (bAbI's files), or --released (the published samples), else a simulator of our own, which
+BABILong's facts: --babi (bAbI's files), or --released (the published samples), else a simulator of this project, which
 results and tables name.  Background: --background, else documentation strings of Python's standard library.
-An evaluation that was interrupted goes on by the same command; tasks and lengths can be added to a finished one.
+The same command continues an interrupted evaluation; tasks and lengths can be added to a finished one.
 Every answer is kept beside the results, in FILE.answers/.
 
 exit codes: 0 done; 2 bad input, nothing measured; 130 interrupted, what was measured is written.
@@ -34,7 +34,7 @@ exit codes: 0 done; 2 bad input, nothing measured; 130 interrupted, what was mea
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, number, path, place, seed
 
     parser = command_parser("evaluate", __doc__, EXAMPLES, MORE, argv)
@@ -44,7 +44,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="babilong, mmlu, perplexity, nq, lm_eval:TASK, babilong/qa1, … (default babilong)")  # fmt: skip
     add("--lengths", default="0k,1k,2k,4k", metavar="L,…", help="0k, 4k, 128k, 1M or tokens (default 0k,1k,2k,4k)")
     add("--samples", type=number, default=100, metavar="N",
-        help="of a task at a length; questions of an MMLU subject (default 100)")  # fmt: skip
+        help="for a task and length; questions of an MMLU subject (default 100)")  # fmt: skip
     add("--mode", choices=("prompt", "finetuned"), default="prompt", help="how BABILong is asked (default prompt)")
     add("--output", type=path, metavar="FILE.json", help="default RUN/evaluation/STEP-MODE.json")
     add("--babi", type=place, metavar="FOLDER", help="bAbI's files, qa1_test.txt or qa1_…_test.txt; or hf:NAME")
@@ -57,18 +57,18 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--retrieval", choices=("none", "bm25", "dense"), default="none", help=more("read only what retrieval finds"))
     add("--top-k", type=number, default=5, metavar="K", help=more("retrieval: parts to read (default 5)"))
     add("--unit", choices=("sentence", "chunk"), default="sentence",
-        help=more("retrieval: a part (a chunk: 512 tokens)"))  # fmt: skip
+        help=more("retrieval: what a part is (chunk: 512 tokens)"))  # fmt: skip
     add("--dense-model", default="sentence-transformers/all-MiniLM-L6-v2", metavar="NAME",
-        help=more("retrieval: embeddings"))  # fmt: skip
+        help=more("retrieval: model of the embeddings"))  # fmt: skip
     add("--questions", type=path, metavar="FILE",
         help=more("nq: JSONL, a line {question, answers, passage}, or as SQuAD"))  # fmt: skip
     add("--references", type=path, metavar="FOLDER",
         help=more("explicit memory: references that prepare_data.py cut"))  # fmt: skip
     add("--bank", type=path, metavar="FOLDER",
-        help=more("explicit memory: their memories (default: written when found)"))  # fmt: skip
+        help=more("explicit memory: memories of the references (default: written when retrieved)"))  # fmt: skip
     add("--include", type=path, metavar="FOLDER", help=more("lm_eval: task files of your own"))
     add("--seed", type=seed, default=0, metavar="N",
-        help=more("of the samples: same seed, same text everywhere (default 0)"))  # fmt: skip
+        help=more("seed of the samples: the same seed gives the same text (default 0)"))  # fmt: skip
     add("--batch-size", type=number, default=8, metavar="N", help=more("samples read at once (default 8)"))
     add("--data", type=path, metavar="FOLDER", help=more("tokenizer's folder, if the run's data moved"))
     options = parser.parse_args(argv)
@@ -79,7 +79,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
+    """Run the command and return its exit code."""
     options = parse_arguments(argv)
     from launchers._cli import EXIT_INTERRUPTED, exit_code, say_error, typed
     from training.errors import TrainingError
@@ -87,11 +87,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return exit_code(lambda: run(options, typed("evaluate", argv)), bad_input=(TrainingError,))
     except KeyboardInterrupt:
-        say_error("interrupted; the same command goes on")
+        say_error("interrupted; the same command continues")
         return EXIT_INTERRUPTED
 
 
 def run(given: argparse.Namespace, command: str) -> None:
+    """Evaluate the checkpoint; command: the command line that the results name.  Raises one of `BAD_INPUT`."""
     from evaluation.command import evaluate
     from evaluation.options import Options, check_positive, parse_lengths, parse_tasks
 

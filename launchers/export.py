@@ -20,11 +20,12 @@ A model without a memory becomes a plain LlamaForCausalLM.  One with a memory be
   AutoModelForCausalLM.from_pretrained(OUT, trust_remote_code=True)
 and generate carries the memory in the cache.  Either comes back by init_from: hf:OUT.  docs/huggingface.md says more.
 
-exit codes: 0 done; 1 the folder's logits are not the checkpoint's, nothing is left; 2 bad input, nothing was written.
+exit codes: 0 done; 1 the logits differ from the checkpoint's, nothing is left; 2 bad input, nothing was written.
 """
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, path, place
 
     parser = command_parser("export", __doc__, EXAMPLES, MORE, argv)
@@ -43,11 +44,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--no-tokenizer", action="store_true", help=more("leave the tokenizer out"))
     arguments = parser.parse_args(argv)
     if not re.fullmatch(r"[1-9]\d*([KMGT]B)?", arguments.shard_size):
-        parser.error(f"--shard-size: {arguments.shard_size!r} is no size; write it like 500MB or 5GB")
+        parser.error(f"--shard-size: {arguments.shard_size!r} is not a size; write it like 500MB or 5GB")
     return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     arguments = parse_arguments(argv)
     from launchers._cli import exit_code
 
@@ -55,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def act(arguments: argparse.Namespace) -> None:
+    """Export the checkpoint and print the result.  Raises one of `BAD_INPUT`, or `TrainingError`."""
     from training.checkpoint.remote import local_copy
     from training.checkpoint.trained_model import find_checkpoint, load_model
     from training.huggingface.export import export
@@ -78,9 +81,9 @@ def act(arguments: argparse.Namespace) -> None:
     if done.rounding:
         print(f"rounding to {arguments.dtype} changes a logit by {done.rounding:.3g} at most")
     if done.left_out:
-        print(f"{done.left_out:,} parameters of the memory have no place in a Llama and are left out")
+        print(f"{done.left_out:,} parameters of the memory are left out, because a Llama has no memory")
     if done.exact_tokens:
-        print(f"its logits are the checkpoint's for texts of up to {done.exact_tokens:,} tokens")
+        print(f"its logits equal the checkpoint's for texts of up to {done.exact_tokens:,} tokens")
     if name := arguments.register:
         print(f"registered: models:/{name}/{register_model(name, arguments.target, trained.path)}")
 

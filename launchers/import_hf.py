@@ -14,15 +14,16 @@ EXAMPLES = """\
       compare the logits with those of Transformers
 """
 MORE = """\
-FOLDER holds config.json and *.safetensors, in one file or several with an index, as `hf download` leaves them.
-Nothing in it is executed.  The run then says  init_from: hf:FOLDER  in its first phase, which checks everything again.
-A folder that launchers/export.py wrote comes back with its memory.
+FOLDER has config.json and *.safetensors, one file or several with an index, as `hf download` writes them.  Nothing in
+it is executed.  Set  init_from: hf:FOLDER  in the run's first phase; the run checks the folder again.
+A folder that launchers/export.py wrote keeps its memory.
 
-exit codes: 0 done; 1 the logits are not the same; 2 bad input.
+exit codes: 0 done; 1 the logits differ; 2 bad input.
 """
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, number, path
     from model.memory.registry import choices  # without torch: --help answers at once
 
@@ -31,7 +32,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("folder", type=path, metavar="FOLDER", help="the Llama: config.json, *.safetensors")
     add("--segment-length", type=number, default=None, metavar="T", help="tokens of a segment (default: at most 2048)")
     add("--memory", choices=choices(), default=None,
-        help="memory to add (default: what FOLDER has); its sizes are as by default, docs/memory.md explains them"
+        help="memory to add (default: that of FOLDER), with its default sizes (docs/memory.md)"
     )  # fmt: skip
     add("--prove", action="store_true",
         help="compare with Transformers' LlamaForCausalLM in fp32 (needs both in memory)")  # fmt: skip
@@ -41,6 +42,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     arguments = parse_arguments(argv)
     from launchers._cli import exit_code
 
@@ -48,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def act(arguments: argparse.Namespace) -> None:
+    """Print the model section, or compare the logits.  Raises one of `BAD_INPUT`, or `TrainingError`."""
     from pydantic import ValidationError
 
     from training.errors import ConfigError

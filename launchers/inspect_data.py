@@ -1,4 +1,4 @@
-"""Show what a run's prepared data holds: sources, lengths, single samples."""
+"""Show the content of a run's prepared data: sources, lengths, single samples."""
 
 import argparse
 import sys
@@ -23,7 +23,7 @@ MORE = "exit codes: 0 done; 2 bad input; anything else a failure"
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, config_file, number, path
 
     parser = command_parser("inspect_data", __doc__, EXAMPLES, MORE, argv)
@@ -38,7 +38,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
+    """Run the command and return its exit code."""
     options = parse_arguments(argv)
     from launchers._cli import exit_code
     from training.config import load_config
@@ -47,13 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: "RunConfig", options: argparse.Namespace, console: Console) -> None:
-    """Prints what was asked for. Raises DataError."""
+    """Print samples, or a summary of the data with a histogram of lengths.  Raises `DataError`."""
     from data_prep import PreparedFolder
     from data_prep.preparation.progress import print_summary
     from data_prep.shards.inspection import document_lengths, length_table, mix_table, sample_panel, write_histogram
     from training.errors import output_folder
-    from training.preflight import open_stream
     from training.schedule import position
+    from training.streams import open_stream
 
     if options.sample:
         stream = open_stream(config, options.split)

@@ -1,18 +1,18 @@
-"""Show what a model's memory does with a prompt: what is read, and what it is worth."""
+"""Show what a model's memory does with a prompt: what is read, and how much it helps."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-LONGEST = 4096  # tokens of a prompt that are looked at: reads are kept whole
+LONGEST = 4096  # most tokens of a prompt that are analysed, because all reads are kept in memory
 
 EXAMPLES = """\
   python launchers/interpret.py --checkpoint runs/quickstart --prompt-file launchers/generate.py
       writes index.html with its pictures and interpretation.json into RUN/interpretation
   python launchers/interpret.py --checkpoint runs/quickstart --prompt-file notes.txt \\
       --max-tokens 16 --output seen
-      let the model go on for 16 tokens; into another folder
+      let the model generate 16 more tokens; write into another folder
 """
 MORE = """\
 launchers/report.py finds what was written into RUN/interpretation.
@@ -22,18 +22,19 @@ exit codes: 0 written; 2 bad input, nothing was written.
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, number, path, place
 
     parser = command_parser("interpret", __doc__, EXAMPLES, MORE, argv)
     add, more = parser.add_argument, parser.more
     add("--checkpoint", type=path, required=True, metavar="PATH", help="run folder or checkpoint folder")
     prompt = parser.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", metavar="TEXT", help="text to read; longer than a segment, or nothing is written")
+    prompt.add_argument("--prompt", metavar="TEXT", help="text to read; it must be longer than a segment")
     prompt.add_argument(
         "--prompt-file", type=place, metavar="FILE", help=f"its first {LONGEST:,} tokens; - reads standard input"
     )
     add("--max-tokens", type=number, default=0, metavar="N",
-        help="let the model go on for N tokens, greedily (default 0)")  # fmt: skip
+        help="generate N more tokens greedily (default 0)")  # fmt: skip
     add("--output", type=path, metavar="FOLDER", help="default: RUN/interpretation")
     add("--tokens", type=number, default=24, metavar="N", help=more("rows of a heatmap (default 24)"))
     add("--slots", type=number, default=20, metavar="N", help=more("columns of a heatmap (default 20)"))
@@ -48,6 +49,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     arguments = parse_arguments(argv)
     from launchers._cli import exit_code, typed
     from training.errors import TrainingError
@@ -56,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def interpret(arguments: argparse.Namespace, command: str) -> None:
+    """Analyse the prompt and write JSON, page and pictures; command: the command line that the page names."""
     import torch
 
     from evaluation.interpret import analyse, save_analysis
@@ -70,7 +73,7 @@ def interpret(arguments: argparse.Namespace, command: str) -> None:
     tokenizer = trained.tokenizer(arguments.data)
     ids = [tokenizer.bos_id, *tokenizer.encode(read_prompt(arguments.prompt, arguments.prompt_file))]
     if len(ids) > LONGEST:
-        print(f"the first {LONGEST:,} of the prompt's {len(ids):,} tokens are read", file=sys.stderr)
+        print(f"warning: only the first {LONGEST:,} of the prompt's {len(ids):,} tokens are read", file=sys.stderr)
         ids = ids[:LONGEST]
     stream = torch.tensor([ids], device=device)
     going_on = generate(trained.net, stream, arguments.max_tokens, Sampling(temperature=0))

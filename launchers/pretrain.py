@@ -29,16 +29,17 @@ Values of overrides are YAML; some more:
   training.stop_after_steps=10  save and stop early (exit code 75)
   phases.0.tokens=1000000       a list element is named by its number
 
-One Ctrl-C saves at the end of the step, a second one ends at once (130).
-launchers/submit.py makes a Slurm job of it (docs/slurm.md).
+The first Ctrl-C saves at the end of the step and stops, a second one ends at once (130).
+launchers/submit.py submits the run as a Slurm job (docs/slurm.md).
 The number of ranks that the launcher starts must be a multiple of parallel.tensor x parallel.pipeline x
-parallel.segment; what is left over is data parallel.
+parallel.segment; the quotient is the number of data-parallel ranks.
 
 exit codes: 0 finished; 2 bad input, nothing was written; 75 saved, run the same command again; else a failure.
 """
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, config_file, number
 
     parser = command_parser("pretrain", __doc__, EXAMPLES, MORE, argv)
@@ -46,7 +47,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--config", type=config_file, required=True, metavar="FILE", help="YAML file that describes the run")
     add("overrides", nargs="*", metavar="section.key=value", help="change single values of the file")
     add("--dry-run", action="store_true",
-        help="check the file, print parameters, FLOPs and phases, and stop; the data is not looked at"
+        help="check the file, print parameters, FLOPs and phases, and stop; the data is not read"
     )  # fmt: skip
     add("--print-config", action="store_true", help="print the resolved configuration and stop")
     add("--local_rank", type=number, default=None, help=argparse.SUPPRESS)  # from the deepspeed launcher
@@ -58,6 +59,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     arguments = parse_arguments(argv)
     # Imports after the arguments: --help answers at once.
     from launchers._cli import say_error
@@ -72,18 +74,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rank == 0 or isinstance(error, RankConfigError):
             say_error(error)
         else:
-            time.sleep(3)  # the launcher ends all ranks when one has left: rank 0 speaks first
+            time.sleep(3)  # a launcher ends all ranks once one has ended: let rank 0 print its message before
         return EXIT_BAD_INPUT
     except TrainingError as error:
         if rank == 0 or isinstance(error, RankError):
             say_error(error)
         return 1
-    except KeyboardInterrupt:  # once the run has begun, Ctrl-C saves it
-        say_error("interrupted before the run began; nothing was changed")
+    except KeyboardInterrupt:  # after its start, a run handles Ctrl-C itself
+        say_error("interrupted before the run started; nothing was changed")
         return EXIT_INTERRUPTED
 
 
 def launch(arguments: argparse.Namespace) -> int:
+    """Train the run, or print what was asked for; return the exit code.  Raises as `training.session.run` does."""
     from training.config import dump_yaml, load_config
 
     config = load_config(arguments.config, arguments.overrides)
@@ -104,9 +107,9 @@ def launch(arguments: argparse.Namespace) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process with `code`; after a failure without waiting for its threads."""
+    """End the process with `code`; after a failure do not wait for its threads."""
     if code == 1:
-        # other ranks may be gone: threads that still wait for them must not keep this one
+        # other ranks may be gone, and threads that wait for them would keep this process from ending
         sys.stdout.flush()
         sys.stderr.flush()
         logging.shutdown()

@@ -1,4 +1,4 @@
-"""Write one page that shows runs beside published results, as tables and figures."""
+"""Write one page that compares runs with published results, as tables and figures."""
 
 import argparse
 import sys
@@ -7,18 +7,19 @@ from pathlib import Path
 
 EXAMPLES = """\
   python launchers/report.py runs/lm2 runs/llama runs/delta
-      writes report/index.html, which needs nothing else, and report.md with its pictures
+      writes report/index.html, which needs no other file, and report.md with its pictures
   python launchers/report.py results.json --output page
       of a file that launchers/evaluate.py wrote, into another folder
 """
 MORE = """\
-A run's folder brings its evaluation/*.json and its interpretation/, where evaluate.py and interpret.py made them.
+A run's folder may have evaluation/*.json and interpretation/, which evaluate.py and interpret.py write.
 
 exit codes: 0 written; 2 bad input, nothing was written.
 """
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, path
 
     parser = command_parser("report", __doc__, EXAMPLES, MORE, argv)
@@ -32,6 +33,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     arguments = parse_arguments(argv)
     from launchers._cli import exit_code, typed
 
@@ -39,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write(arguments: argparse.Namespace, command: str) -> None:
+    """Write the page and print its files; command: the command line that the page names."""
     from evaluation.report.page import write_report
 
     print(*write_report(arguments.runs, arguments.output, arguments.scorer, command), sep="\n")

@@ -1,4 +1,4 @@
-"""Show how a run stands: job, step, loss, time left, checkpoint, ranks, errors."""
+"""Show the status of a run: job, step, loss, time left, checkpoint, ranks, errors."""
 
 import argparse
 import json
@@ -15,39 +15,41 @@ EXAMPLES = """\
 """
 MORE = """\
 state: finished; training; hanging (a rank gives no sign of life); waiting (its Slurm job waits); starting; stopped
-(saved, the same command continues it); failed; dead (killed: it left no word); new.
-It reads the run's folder, and asks squeue, scontrol, then sacct where there is Slurm. It writes nothing.
+(saved, the same command continues it); failed; dead (killed without a message); new.
+It reads the run's folder, and asks squeue, scontrol and sacct where there is Slurm. It writes nothing.
 
-exit codes: 0 told; 2 no run's folder.
+exit codes: 0 shown; 2 not a run's folder.
 """
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, path
 
     parser = command_parser("status", __doc__, EXAMPLES, MORE, argv)
     add = parser.add_argument
     add("run", type=path, metavar="RUN", help="a run's folder, such as runs/quickstart")
-    add("--watch", type=float, metavar="SECONDS", help="again and again, until the run ends or Ctrl-C")
-    add("--json", action="store_true", help="one JSON object a time, for programs")
+    add("--watch", type=float, metavar="SECONDS", help="repeat every so many seconds, until the run ends or Ctrl-C")
+    add("--json", action="store_true", help="print one JSON object each time, for programs")
     arguments = parser.parse_args(argv)
     if arguments.watch is not None and arguments.watch <= 0:
-        parser.error(f"--watch: {arguments.watch:g} is no number of seconds above 0")
+        parser.error(f"--watch: {arguments.watch:g} must be a number of seconds above 0")
     return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     arguments = parse_arguments(argv)
     from launchers._cli import exit_code
 
     try:
         return exit_code(lambda: show(arguments.run, arguments.watch, arguments.json))
-    except KeyboardInterrupt:  # how --watch is ended
+    except KeyboardInterrupt:  # the normal end of --watch
         return 0
 
 
 def show(run: Path, every: float | None, as_json: bool) -> None:
-    """Once, or every so many seconds until the run is finished."""
+    """Show the status once (every: None), or every so many seconds until the run is finished."""
     from rich.console import Console
     from rich.live import Live
 

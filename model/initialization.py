@@ -1,7 +1,8 @@
 """Initial weights. They depend on the seed and the parameter's name alone, so no topology and no phase changes them.
 
-A weight is drawn row after row from one generator. A rank moves the generator past the rows and columns of the other
-tensor-parallel ranks, which costs less than half of drawing them, and allocates only its own shard. As many threads as
+A weight is drawn row after row from one generator, and a rank holds only its own shard. It jumps over the rows of the
+tensor-parallel ranks before it (`model.generator_jump`). Within a row, the columns of other ranks are too few for a
+jump: the rank passes them, which costs less than half of drawing them, or draws and drops them. As many threads as
 torch uses draw different weights at the same time.
 """
 
@@ -14,13 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.generator_jump import jump
 from model.memory.interface import Memory
 from model.parallel import TensorParallel, is_sharded
 
 Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
 GRAIN = 16  # torch draws normal fp32 numbers 16 at a time from as many 32-bit numbers of the generator
-BLOCK = 1 << 20  # numbers that are drawn at once
+BLOCK = 1 << 17  # numbers that are drawn at once; they fit into the processor's cache
+FEW = 1 << 12  # up to so many numbers of a row are drawn and dropped, because passing them would take longer
+JUMP = 1 << 21  # from so many numbers on a jump (2 ms, the first one 30 ms) takes less time than passing them
 SCRATCH = 1 << 15  # 64-bit numbers that are drawn at once to be discarded; they fit into the processor's cache
 
 
@@ -73,16 +77,19 @@ def _fill(values: Tensor, draw: Draw, generator: torch.Generator, dim: int, rank
         values.copy_(first)
         return
     generator.set_state(begin)
-    columns = values.size(1) * (ranks if dim == 1 else 1)
-    _skip(_unused(rank * own * (columns if dim == 0 else 1)), generator)
-    if dim == 0:
-        for rows in values.split(max(1, BLOCK // columns)):
-            rows.copy_(draw(tuple(rows.shape), generator))
+    first_column, columns = (rank * own, own * ranks) if dim == 1 else (0, values.size(1))
+    if dim == 1 and columns - own > FEW:
+        _skip(_unused(first_column), generator)
+        others = _unused(columns - own)
+        for row in values.split(1):
+            row.copy_(draw((1, own), generator))
+            _skip(others, generator)
         return
-    others = _unused(columns - own)
-    for row in values.split(1):
-        row.copy_(draw((1, own), generator))
-        _skip(others, generator)
+    before = rank * own * columns if dim == 0 else 0
+    if before < JUMP or not jump(generator, before):
+        _skip(_unused(before), generator)
+    for rows in values.split(max(1, BLOCK // columns)):
+        rows.copy_(draw((len(rows), columns), generator).narrow(1, first_column, rows.size(1)))
 
 
 def _unused(count: int) -> list[Tensor]:
@@ -109,7 +116,7 @@ def _owner(module: nn.Module, child_name: str, name: str) -> tuple[nn.Module, st
 
 
 def _backbone_value(std: float | None, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.ones(shape) if std is None else torch.randn(shape, generator=generator) * std
+    return torch.ones(shape) if std is None else torch.randn(shape, generator=generator).mul_(std)
 
 
 def _backbone_std(name: str, parameter: nn.Parameter, config: ModelConfig, tp: TensorParallel) -> float | None:

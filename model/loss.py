@@ -63,6 +63,8 @@ class _Blocks(torch.autograd.Function):
         nats = torch.empty_like(weights, dtype=torch.float32)
         dx = torch.empty_like(x) if of_x else None
         dw: Tensor | None = None
+        gradient: Tensor | None
+        product: Tensor | None
         for begin in range(0, len(x), step):
             part = slice(begin, begin + step)
             own = x[part]
@@ -77,6 +79,7 @@ class _Blocks(torch.autograd.Function):
                 if step < len(x):  # several blocks are summed in fp32
                     product = product.float() if dw is None else dw.add_(product)
                 dw = product
+            gradient = product = None  # else they stand beside the next block's logits
         ctx.save_for_backward(dx, dw)
         ctx.dtype = weight.dtype
         return (nats * weights).sum()

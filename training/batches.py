@@ -44,6 +44,7 @@ class MicroBatch:
         return replace(self, **changed)
 
     def to(self, device: torch.device) -> "MicroBatch":
+        """Return a copy on `device`; the copy to a GPU does not block when the tensors are pinned."""
         return self._each(lambda x: x.to(device, non_blocking=True))
 
     def pinned(self) -> "MicroBatch":

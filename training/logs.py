@@ -44,7 +44,7 @@ def without_secrets(value: Any) -> Any:
     return without_secret(value) if isinstance(value, str) else value
 
 
-def send_nowhere_what_nobody_reads() -> bool:
+def discard_unread_output() -> bool:
     """Redirect standard output and error to /dev/null where their reader is gone; return whether any was.
 
     With a closed terminal or pipe every write fails, also Python's last flush, which would change the exit code.
@@ -75,14 +75,14 @@ class StderrHandler(logging.StreamHandler[TextIO]):
 
 
 class SpokenFormatter(logging.Formatter):
-    """`warning: …` and `error: …`, as the commands print theirs."""
+    """Formats records as `warning: …` and `error: …`, the form in which the commands print theirs."""
 
     def __init__(self) -> None:
-        """A formatter without time and place."""
+        """Format level and message only, without time and logger."""
         super().__init__("%(levelname)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line of `record`."""
+        """Return the line of `record`."""
         level, _, text = super().format(record).partition(": ")
         return f"{level.lower()}: {text}"
 
@@ -115,9 +115,9 @@ class Divert(logging.Filter):
 
 
 def hold_warnings() -> None:
-    """Keep what libraries say while they are imported until `setup_logging` writes it to the run's log.
+    """Keep the messages of libraries at import until `setup_logging` writes them to the run's log.
 
-    To be called before torch is imported.  A process that ends without a log prints the warnings at its end.
+    Call it before torch is imported. A process that ends without a log prints the warnings at its end.
     """
     target = StderrHandler()
     target.setFormatter(SpokenFormatter())

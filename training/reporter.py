@@ -9,7 +9,7 @@ from typing import Any
 
 from data_prep.errors import one_line
 from data_prep.files import write_text
-from training.checkpoint.manifest import latest_checkpoint, step_of
+from training.checkpoint.run_state import ResumePoint
 from training.config import RunConfig, dump_yaml
 from training.monitoring.console import Console
 from training.monitoring.goodput import Goodput
@@ -125,9 +125,9 @@ class Reporter:
         if self._is_lost():  # another process owns the run and its MLflow run now
             self._console.close()
             return
-        with _said(self.folder / "metrics.jsonl"):
+        with _errors_logged(self.folder / "metrics.jsonl"):
             self._metrics.close()
-        with _said(self.folder / facts.END_FILE):
+        with _errors_logged(self.folder / facts.END_FILE):
             facts.write_end(self.folder, end, first=end.status == "FAILED")  # another rank may have written the reason
         self._tracker.tags({"state": end.state} | _phase_tags(self._config, step))
         try:
@@ -150,7 +150,7 @@ class Reporter:
 
 
 @contextmanager
-def _said(path: Path) -> Iterator[None]:
+def _errors_logged(path: Path) -> Iterator[None]:
     """Log an `OSError` instead of raising it, so that it does not replace the reason why the run ends."""
     try:
         yield
@@ -164,8 +164,8 @@ def start_tracker(config: RunConfig, world_size: int, lock: RunLock) -> tuple[Tr
     Raises `ConfigError` when a new run's store cannot be opened; nothing was written into the run's folder then.
     """
     folder = config.run.folder
-    latest = latest_checkpoint(folder / "checkpoints")
-    start = facts.this_start(step_of(latest) if latest else 0, world_size)
+    # found again, because another process may have trained the run until this one got its lock
+    start = facts.this_start(ResumePoint.of(folder).step, world_size)
     tags = facts.place_tags(world_size) | facts.start_tags([*facts.read_starts(folder), start])
     tracker = Tracker.start(
         config.tracking,

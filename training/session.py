@@ -46,8 +46,7 @@ def run(config: RunConfig, local_rank: int | None = None) -> int:
     """
     info = RankInfo.discover(local_rank)
     config = with_bos(config)
-    check(config, info)
-    if is_finished(config):
+    if check(config, info).step >= config.total_steps:
         if info.rank == 0:
             folder = config.run.folder
             print(f"{folder} is finished: {config.total_steps} steps, {config.total_tokens:,} tokens.")
@@ -186,14 +185,3 @@ def _take_run(config: RunConfig, info: RankInfo) -> tuple[RunLock | None, Tracke
 def _end_at_once(config: RunConfig) -> None:
     """Record the end of this attempt, right before a second Ctrl-C ends the process."""
     write_end(config.run.folder, End("KILLED", "interrupted twice, not saved", EXIT_INTERRUPTED, signal="SIGINT"))
-
-
-def is_finished(config: RunConfig) -> bool:
-    """Return whether the run's latest checkpoint is at its last step.
-
-    Raises `TrainingError` when checkpoints exist and none is whole.
-    """
-    from training.checkpoint.folder import latest_checkpoint, read_run_state
-
-    latest = latest_checkpoint(config.run.folder / "checkpoints")
-    return latest is not None and read_run_state(latest).step >= config.total_steps

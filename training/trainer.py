@@ -30,9 +30,9 @@ from training.huggingface.weights import load_folder
 from training.logs import without_secrets
 from training.monitoring.records import EvalRecord, StepRecord
 from training.monitoring.run_lock import RunLock
-from training.preflight import open_references, open_stream, open_validation
 from training.reporter import Reporter
 from training.schedule import Position, learning_rate, position
+from training.streams import open_references, open_stream, open_validation
 from training.tracking import Status, Tracker
 from training.tracking.facts import End
 from training.version import __version__
@@ -245,6 +245,7 @@ class Trainer:
         )
 
     def _share(self, at: Position) -> Share:
+        """Return the samples of this rank in the step after `at`."""
         phase = self.config.phases[at.phase_index]
         samples = phase.tokens_per_step // self.config.data.sequence_length
         indices = rank_share(at.samples, samples, self.topology.data_rank, self.topology.data_size)

@@ -77,7 +77,7 @@ def babi_files(folder: Path, task: str) -> dict[str, Path]:
     Raises `DataError` when `folder` is not a folder.
     """
     if not folder.is_dir():
-        raise DataError(f"--babi: {folder} is not a folder; {WHERE}")
+        raise DataError(f"--babi: {folder} is no folder; {WHERE}")
     return {path.stem.rpartition("_")[2]: path for path in sorted(folder.glob(f"{task}_*.txt"))}
 
 

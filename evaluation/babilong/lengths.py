@@ -12,7 +12,7 @@ def tokens_of(length: str) -> int:
     """Return the tokens of a length as in BABILong: "4k" is 4,000, "1M" 1,000,000, "512" 512. Raises `DataError`."""
     match = _NAME.fullmatch(length.strip())
     if match is None:
-        raise DataError(f"--lengths: {length!r} is not a length; write 0k, 4k, 128k, 1M, or a number of tokens")
+        raise DataError(f"--lengths: {length!r} is no length; write 0k, 4k, 128k, 1M, or a number of tokens")
     if len(match[1]) > 9:
         raise DataError(f"--lengths: {length!r} is more than 999 million tokens; write 0k, 4k, 128k, 1M")
     return int(match[1]) * {"": 1, "k": 1000, "m": 1_000_000}[match[2].lower()]

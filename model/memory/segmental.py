@@ -115,7 +115,7 @@ class SegmentalMemory(RecurrentMemory):
     def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         if name == "out.weight" or name.endswith("_bias"):
             return torch.zeros(shape)
-        return torch.randn(shape, generator=generator) * self.init_std
+        return torch.randn(shape, generator=generator).mul_(self.init_std)
 
     def drawn_as(self, name: str) -> str:
         # Queries and keys have equal initial weights, so that a token reads what an equal token wrote from the start.

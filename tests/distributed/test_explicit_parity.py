@@ -88,7 +88,8 @@ def test_references_are_read():
 
 
 @pytest.mark.parametrize(
-    "parallel, words", [({"segment": 2}, "found; set parallel.segment=1"), ({"tensor": 2, "sequence": True}, "travel")]
+    "parallel, words",
+    [({"segment": 2}, "rank; set parallel.segment=1"), ({"tensor": 2, "sequence": True}, "split")],
 )
 def test_what_would_split_references_is_refused(parallel, words):
     with pytest.raises(ConfigError, match=words):

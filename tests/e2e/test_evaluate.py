@@ -173,7 +173,7 @@ def test_every_suite_at_the_default_place(place: Path, tmp_path: Path, capsys: p
     assert row.value == pytest.approx(np.average(curve["loss"], weights=spans))
     shown = capsys.readouterr().out
     assert "facts: simulator" in shown
-    assert "0:00:00 left" in shown
+    assert "0:00 left" in shown
     assert "how the scorers agree on 12 answers" in shown
     evaluate(place, *options, "--background", str(tmp_path / "abstract.txt"), "--retrieval", "bm25", "--top-k", "2")
     rag = load_results(place / "runs" / "tiny" / "evaluation" / f"step-{STEPS:08d}-prompt-bm25.json")
@@ -221,14 +221,14 @@ def watch(monkeypatch: pytest.MonkeyPatch, before: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tasks", "babylong"], "--tasks: 'babylong' is not a task (did you mean 'babilong'?)"),
-        (["--tasks", "mmlu/virologie"], "--tasks: 'mmlu/virologie' is not a task (did you mean 'mmlu/virology'?)"),
+        (["--tasks", "babylong"], "--tasks: 'babylong' is no task (did you mean 'babilong'?)"),
+        (["--tasks", "mmlu/virologie"], "--tasks: 'mmlu/virologie' is no task (did you mean 'mmlu/virology'?)"),
         (["--tasks", "mmlu"], "--mmlu: is missing; MMLU's files (MIT) are at https://"),
-        (["--lengths", "4kb"], "--lengths: '4kb' is not a length"),
+        (["--lengths", "4kb"], "--lengths: '4kb' is no length"),
         (["--samples", "0"], "--samples: 0 must be at least 1"),
-        (["--babi", "nowhere"], "--babi: nowhere is not a folder; bAbI v1.2"),
+        (["--babi", "nowhere"], "--babi: nowhere is no folder; bAbI v1.2"),
         (["--released", "nowhere"], "--released: nowhere has no qa1/0k.json; https://huggingface.co"),
-        (["--background", "nowhere"], "--background: nowhere is no text file"),
+        (["--background", "nowhere"], "--background: nowhere is neither a text file"),
         (["--tasks", "perplexity", "--lengths", "0k"], "--lengths: perplexity needs a length above 0k"),
         (["--data", "nowhere"], "nowhere"),
     ],

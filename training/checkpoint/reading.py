@@ -70,6 +70,7 @@ class BoxReader(SafeReader):
         self._stored: dict[str, Any] = dict(metadata.state_dict_metadata)
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Read the items of the plan into the planner's tensors; the future is done on return."""
         places: dict[str, list[tuple[_StorageInfo, ReadItem]]] = defaultdict(list)
         for item in plan.items:
             place = self.storage_data[item.storage_index]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.checkpoint.manifest import STATE_FILE
+from training.checkpoint.manifest import STATE_FILE, latest_checkpoint
 from training.errors import ConfigError
 
 
@@ -36,3 +36,22 @@ def read_run_state(checkpoint: Path) -> RunState:
         raise ConfigError(
             f"{checkpoint}: has no readable {STATE_FILE} ({error}); pass a folder like RUN/checkpoints/step-XXXXXXXX"
         ) from None
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """The checkpoint from which a run continues, found without reading its tensors; both None: nothing was saved."""
+
+    checkpoint: Path | None
+    state: RunState | None
+
+    @classmethod
+    def of(cls, run_folder: Path) -> "ResumePoint":
+        """Find the latest checkpoint of a run.  Raises `TrainingError` when there are checkpoints and none is whole."""
+        latest = latest_checkpoint(run_folder / "checkpoints")
+        return cls(latest, read_run_state(latest) if latest else None)
+
+    @property
+    def step(self) -> int:
+        """Step of the checkpoint; 0 when there is none."""
+        return self.state.step if self.state else 0

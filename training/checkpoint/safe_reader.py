@@ -58,6 +58,7 @@ class SafeReader(dcp.FileSystemReader):
     """DCP's reader for checkpoints of tensors only.  `read_metadata` raises `DamagedError` for anything else."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:
+        """Return the checkpoint's list of tensors, checked by `read_metadata`."""
         found = read_metadata(Path(self.path))
         found.storage_meta = metadata.StorageMeta(load_id=self.load_id)
         return found

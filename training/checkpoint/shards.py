@@ -89,10 +89,12 @@ class SharePlanner(DefaultSavePlanner):
         self._share = {(box.key, box.offsets): box for box in share}
 
     def create_local_plan(self) -> SavePlan:
+        """Return the list of boxes that this rank writes."""
         self.plan = SavePlan([_write_item(box) for box in self._share.values()])
         return self.plan
 
     def lookup_object(self, index: MetadataIndex) -> Any:
+        """Return the values of the box at `index`."""
         assert index.offset is not None
         return _with_own_storage(self._share[index.fqn, index.offset].values)
 

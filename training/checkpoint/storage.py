@@ -51,6 +51,7 @@ class HashedFile(io.FileIO):
             os.posix_fadvise(self.fileno(), chunk * _CHUNK, _CHUNK, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
+        """Sync the file to disk and close it."""
         if self.closed:
             return
         self._disk.shutdown()
@@ -61,6 +62,7 @@ class HashedFile(io.FileIO):
 
     @property
     def entry(self) -> FileEntry:
+        """Size and checksum of what was written."""
         return FileEntry(self._written, self._digest.hexdigest())
 
 
@@ -98,7 +100,8 @@ class Storage(dcp.FileSystemWriter):
         self.fs = _Files(self.entries)
 
     def storage_meta(self) -> None:
-        return None
+        """Store no metadata, because DCP's would contain the folder's path."""
+        return
 
 
 @contextmanager

@@ -166,7 +166,7 @@ class Writer:
 
 
 def prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
-    """See `Writer.prune`."""
+    """Delete old checkpoints in `folder`, as `Writer.prune` says."""
     for path in folder.glob(f".step-*{TRASH}*"):
         _delete(path)
     try:

@@ -27,6 +27,7 @@ class Job:
 
     @property
     def runs(self) -> bool:
+        """Whether its processes run."""
         return self.state in ("RUNNING", "COMPLETING")
 
 

@@ -87,6 +87,8 @@ HostList = Annotated[tuple[Text, ...], BeforeValidator(_as_host_list), AfterVali
 
 
 class Container(Section):
+    """The container in which Python runs."""
+
     image: Folder = Field(description="image: a .sif file, a .sqsh file or an address such as docker://…")
     runtime: Literal["apptainer", "singularity", "pyxis"] = Field(
         "apptainer", description="apptainer, singularity: that command; pyxis: srun's --container-image"
@@ -183,6 +185,7 @@ class ClusterProfile(Section):
 
     @property
     def ranks(self) -> int:
+        """Number of ranks on all nodes."""
         return self.nodes * self.ranks_per_node
 
     def python(self, visible: Sequence[Path]) -> list[str]:

@@ -35,6 +35,7 @@ class RunJob:
 
     @property
     def script(self) -> Path:
+        """The job script's file."""
         return self.run / "submit.sbatch"
 
     @property

@@ -63,7 +63,7 @@ def submit_run(job: RunJob, profile: ClusterProfile, wish: SubmitOptions) -> lis
     jobs = _submit_chain(job, wish)
     with (state / "jobs").open("a", encoding="utf-8") as file:
         file.writelines(f"{number}\n" for number, _ in jobs)
-    return lines + _told(job, profile, jobs)
+    return lines + _summary(job, profile, jobs)
 
 
 def _check_run(job: RunJob, profile: ClusterProfile, wish: SubmitOptions) -> None:
@@ -127,7 +127,7 @@ def _submit_chain(job: RunJob, wish: SubmitOptions) -> list[tuple[str, str]]:
     return jobs
 
 
-def _told(job: RunJob, profile: ClusterProfile, jobs: Sequence[tuple[str, str]]) -> list[str]:
+def _summary(job: RunJob, profile: ClusterProfile, jobs: Sequence[tuple[str, str]]) -> list[str]:
     where = f"{profile.nodes} nodes x {profile.ranks_per_node} ranks"
     lines = [f"submitted job {number}: {name or job.config.run.name}, {where}" for number, name in jobs]
     first, run = jobs[0][0], shlex.quote(str(job.run))

@@ -27,6 +27,8 @@ class Section(BaseModel):
 
 
 class RunSection(Section):
+    """The `run` section: name, folder and seed of the run."""
+
     name: str = Field(min_length=1, description="name of the run and of its folder below output_dir")
     output_dir: Annotated[Path, AfterValidator(local_path)] = Field(Path("runs"), description="folder of all runs")
     seed: int = Field(0, ge=0, le=2**64 - 1, description="seed of the initial weights and of the data order")
@@ -47,6 +49,8 @@ class RunSection(Section):
 
 
 class ParallelSection(Section):
+    """The `parallel` section: sizes of the topology."""
+
     tensor: Positive = Field(1, description="ranks that share the heads and neurons of every layer")
     pipeline: Positive = Field(1, description="stages the layers are cut into")
     segment: Positive = Field(1, description="ranks that share the segments of one sample (1: not shared)")
@@ -66,7 +70,7 @@ class LearningRate(Section):
 
 
 class Phase(Section):
-    """One phase of a run: its length, batch, learning rate, data mix, and whether the memory is on."""
+    """One entry of `phases`: what is trained, for how long, on what and from which weights."""
 
     name: str = Field(min_length=1, description="name of the phase in logs and plots")
     memory: bool = Field(description="on: the memories are computed and trained, references are read; off: plain Llama")
@@ -103,7 +107,7 @@ class Phase(Section):
 
 
 class TrainingSection(Section):
-    """How a step is computed: micro-batch, precision, ZeRO, recomputation, optimizer, evaluation."""
+    """The `training` section: batch, precision, memory saving, optimizer and evaluation."""
 
     micro_batch_size: Positive = Field(description="samples a rank computes at once")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 keeps fp32 master weights and accumulation")
@@ -128,6 +132,8 @@ class TrainingSection(Section):
 
 
 class CheckpointSection(Section):
+    """The `checkpoint` section: when checkpoints are written and which are kept."""
+
     every_steps: Positive = Field(100, description="write a checkpoint every so many steps, and at every phase's end")
     asynchronous: bool = Field(
         True, description="write while training goes on, from a copy of each rank's share in CPU memory"

@@ -38,14 +38,17 @@ class Topology:
 
     @property
     def tensor(self) -> TensorParallel:
+        """The tensor-parallel group."""
         return self.parallel.tensor
 
     @property
     def data_size(self) -> int:
+        """Number of data-parallel ranks, without those of segment parallelism."""
         return self.mesh.size(1)
 
     @property
     def data_rank(self) -> int:
+        """Index of this rank among them."""
         return self.mesh.get_local_rank("data")
 
     @property
@@ -55,10 +58,12 @@ class Topology:
 
     @property
     def pipeline_size(self) -> int:
+        """Number of pipeline stages."""
         return self.mesh.size(0)
 
     @property
     def is_main(self) -> bool:
+        """Whether this is rank 0."""
         return self.info.rank == 0
 
 

@@ -90,13 +90,16 @@ class PartitionedState(FlatState):
             yield groups[self.zero.sub_group_to_group_id[index]]["family"], partition
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
+        """Return the whole weight, gathered from its slices.  Collective over the data-parallel ranks."""
         with GatheredParameters([parameter]):
             return parameter.detach().clone()
 
     def held(self, parameter: nn.Parameter) -> int:
+        """Return how many elements this rank has of the parameter: its slice."""
         return parameter.ds_tensor.numel()  # type: ignore[attr-defined]
 
     def own(self, parameter: nn.Parameter, moment: str | None = None) -> tuple[int, Tensor]:
+        """Return (start, values) of this rank's slice, as `FlatState.own`."""
         size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         start = size * self.zero.dp_process_group.rank()
         # private; the public getters of deepspeed.utils would first copy offloaded values to the GPU
@@ -104,12 +107,14 @@ class PartitionedState(FlatState):
         return start, values[: max(0, min(size, parameter.ds_numel - start))]  # type: ignore[attr-defined]
 
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Set the whole weight and this rank's fp32 slice.  Collective over the data-parallel ranks."""
         with GatheredParameters([parameter], modifier_rank=0):  # the weight is partitioned again at the block's end
             parameter.copy_(value)
         if parameter.requires_grad:
             safe_set_local_fp32_param(parameter, self._slice(parameter, value))
 
     def update_weights(self) -> None:
+        """Copy the fp32 slices into the weights' slices.  Collective over the data-parallel ranks."""
         zero = self.zero  # private methods, called as DeepSpeed's step calls them; persistent weights are gathered
         zero._partition_all_parameters()
         for group in range(len(zero.fp32_partitioned_groups_flat)):

@@ -80,6 +80,7 @@ class LossModel(nn.Module):
         self.net, self.guard, self.loss = net, guard, loss or HeadLoss(net.tp)
 
     def forward(self, micro: MicroBatch) -> Tensor:
+        """Return the weighted loss of a micro-batch, a scalar tensor with its graph."""
         net, before, documents = self.net, micro.documents[:, 0], micro.documents[:, 1:]
         begin = net.parallel.segments.rank * micro.ids.size(1)
         references = None

@@ -17,9 +17,9 @@ import rich.console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from training.logs import send_nowhere_what_nobody_reads
+from training.logs import discard_unread_output
 from training.monitoring.records import EvalRecord, StepRecord
-from training.units import clock, short
+from training.monitoring.units import clock, short
 
 log = logging.getLogger("memtrain")
 
@@ -135,7 +135,7 @@ class Console:
                 return  # such as a full disk under a redirected output, which may have space later
             self._lost, self._rich, self._progress = True, None, None
             discard(self._stream)
-            send_nowhere_what_nobody_reads()  # with the terminal, standard error may be gone too
+            discard_unread_output()  # with the terminal, standard error may be gone too
             log.warning("the console cannot be written any more (%s); the run goes on and writes metrics.jsonl", error)
 
     def _advance(self, record: StepRecord) -> None:

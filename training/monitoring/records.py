@@ -106,7 +106,7 @@ class MetricsFile:
     """The open `metrics.jsonl` of a run; a record has been handed to the operating system when `write` returns."""
 
     def __init__(self, stream: TextIO, kept: frozenset[tuple[bool, int]]) -> None:
-        """Use `MetricsFile.open`."""
+        """Wrap an open file; call `MetricsFile.open` instead."""
         self._stream = stream
         self._kept = kept
 

@@ -61,7 +61,7 @@ class RunLock:
     """The lock of one run, held by this process from `take` to `release`."""
 
     def __init__(self, path: Path, number: int, owner: RunOwner, timing: Timing) -> None:
-        """Use `RunLock.take`."""
+        """Start the heartbeat of a lock that `RunLock.take` has created; not to be called directly."""
         self.path, self.owner = path, owner
         self._number, self._timing = number, timing
         self._file = os.open(path, os.O_RDONLY)

@@ -15,7 +15,7 @@ from data_prep.files import parse_json
 from training.cluster.job_state import job_state
 
 Liveness = Literal["alive", "dead", "unknown"]
-# Slurm's states of a job whose processes have ended
+# states in Slurm of a job whose processes have ended
 _ENDED = (
     *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL"),
     *("DEADLINE", "PENDING", "REQUEUED", "REQUEUE_HOLD"),
@@ -78,6 +78,7 @@ class RunOwner:
             return cls()
 
     def to_json(self) -> str:
+        """Return the owner as a line of JSON."""
         return json.dumps(asdict(self)) + "\n"
 
     def __str__(self) -> str:

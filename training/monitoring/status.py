@@ -70,6 +70,7 @@ class Status:
 
     @property
     def restarts(self) -> int:
+        """Number of starts after the first."""
         return max(0, len(self.starts) - 1)
 
     def to_json(self) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class Plan:
 
     @property
     def days(self) -> float:
+        """Days of all steps of all phases."""
         return self.seconds / DAY
 
     @property

@@ -53,7 +53,7 @@ class Tracker:
         opened: bool,
         confirm: Callable[[], None],
     ) -> None:
-        """Use `Tracker.start`."""
+        """Start the threads of an opened run; call `Tracker.start` instead."""
         self.run_id, self.uri = delivery.run_id, delivery.store.uri
         self._delivery, self._opening, self._opened = delivery, opening, opened
         self._every = config.log_every_steps
@@ -229,7 +229,7 @@ class Tracker:
 
 
 class NullTracker(Tracker):
-    """Does nothing: tracking is switched off, or this is not rank 0."""
+    """A tracker that does nothing, for a run with `tracking.enabled: false`."""
 
     def __init__(self) -> None:
         """Open no store and start no thread."""

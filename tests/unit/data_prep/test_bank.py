@@ -78,7 +78,7 @@ def test_another_models_bank_is_refused(tmp_path: Path) -> None:
     merge_bank(tmp_path)
     with pytest.raises(DataError, match="written by model model-a, this one is model-b"):
         Bank(tmp_path, "model-b")
-    with pytest.raises(DataError, match="written of references refs-a"):
+    with pytest.raises(DataError, match="written from references refs-a"):
         Bank(tmp_path, "model-a", store_fingerprint="refs-b")
     with BankWriter(tmp_path, SHAPE, "bfloat16", "model-b", "refs-a", part="9") as writer:
         writer.write(np.array([4]), memories([4]))

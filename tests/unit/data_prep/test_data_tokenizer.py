@@ -110,7 +110,7 @@ def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:
             load_tokenizer(tmp_path / name)
     with pytest.raises(DataError, match=r"absent\.model.*check tokenizer\.path"):
         load_tokenizer(tmp_path / "absent.model")
-    with pytest.raises(DataError, match=r"no bos and eos"):
+    with pytest.raises(DataError, match=r"no known pair of bos and eos"):
         load_tokenizer(write_hf(tmp_path / "tokenizer.json", ["<pad>"]))
 
 

@@ -141,8 +141,8 @@ def test_a_list_where_text_must_be_names_the_quoted_form() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: 1\nb: {c: 1, c: 2}", "line 2: the section has key 'c' twice"),
-        ("a: 1\n'a': 2", "the section has key 'a' twice"),
+        ("a: 1\nb: {c: 1, c: 2}", "line 2: key 'c' stands there twice"),
+        ("a: 1\n'a': 2", "key 'a' stands there twice"),
         ("a: !!python/object/apply:os.system [x]", "python/object/apply"),
         ("a: !!int 010", "tag 'tag:yaml.org,2002:int' is not read"),
         ("a: !x y", "'!x'"),

@@ -109,7 +109,7 @@ class TestFacts:
         source = Generated(Generator(None, Bytes()), str(tmp_path))
         with pytest.raises(DataError, match=r"has no qa1_test\.txt or qa1_valid\.txt; bAbI v1\.2 .* is at https://"):
             source.check("qa1", "0k")
-        with pytest.raises(DataError, match="is not a folder; bAbI"):
+        with pytest.raises(DataError, match="is no folder; bAbI"):
             Generated(Generator(None, Bytes()), str(tmp_path / "no")).check("qa1", "0k")
 
     def test_questions_of_both_files_are_in_neither_part(self, tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_lengths(name: str, tokens: int) -> None:
 
 
 def test_length_that_is_none() -> None:
-    with pytest.raises(DataError, match="--lengths: '4kk' is not a length; write 0k"):
+    with pytest.raises(DataError, match="--lengths: '4kk' is no length; write 0k"):
         tokens_of("4kk")
 
 

@@ -58,7 +58,7 @@ def file(tmp_path: Path) -> Path:
             ["--config", "configs/quickstart.yaml", "--training.precision=bf16"],
             "overrides have no dashes: training.precision=bf16",
         ),
-        ("export.py", ["runs/x", "OUT", "--shard-size", "5XB"], "--shard-size: '5XB' is no size"),
+        ("export.py", ["runs/x", "OUT", "--shard-size", "5XB"], "--shard-size: '5XB' is not a size"),
         ("generate.py", ["--checkpoint", "runs/x", "--seed", "9" * 23], "must be from 0 to 18446744073709551615"),
         ("generate.py", ["--checkpoint", "runs/x", "--top-k", "9" * 23], "must be at most 9223372036854775807"),
         ("evaluate.py", ["--checkpoint", "runs/x", "--seed=-1"], "must be from 0 to"),

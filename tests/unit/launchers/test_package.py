@@ -86,9 +86,9 @@ def test_overview_names_every_command_and_unknown_ones_are_refused(capsys: pytes
     shown = capsys.readouterr().out
     assert all(re.search(rf"^  {name} +\S", shown, re.MULTILINE) for name in command_names())
     assert memtrain.main(["pretrian"]) == 2
-    assert "'pretrian' is no command; did you mean 'pretrain'?" in capsys.readouterr().err
+    assert "'pretrian' is not a command; did you mean 'pretrain'?" in capsys.readouterr().err
     assert memtrain.main(["xyz"]) == 2
-    assert "'xyz' is no command; the commands are ablation" in capsys.readouterr().err
+    assert "'xyz' is not a command; the commands are ablation" in capsys.readouterr().err
 
 
 def test_configurations_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ from tests.unit.data_prep.references_folder import write_store
 from training.batches import Prefetcher, Share, read
 from training.config import parse_config
 from training.errors import ConfigError
-from training.preflight import open_references
 from training.references import ReferenceReader, explained, with_bos
+from training.streams import open_references
 
 pytestmark = pytest.mark.memory3
 LENGTH, CHUNKS, REFERENCES = 256, 4, 50
@@ -114,7 +114,7 @@ def test_references_can_be_left_again() -> None:
     "changes, message",
     [
         ({"data__references": None}, r"data\.references is missing"),
-        ({"model__explicit__chunk_length": 32}, "every 64 tokens found; set it to 64"),
+        ({"model__explicit__chunk_length": 32}, "for every 64 tokens; set it to 64"),
         ({"phases__1__trains": "memory"}, "no parameters of its own"),
     ],
 )

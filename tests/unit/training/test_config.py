@@ -147,7 +147,7 @@ def test_world_that_does_not_fit_is_told_what_would(tensor: int, world: int, fit
             {"parallel__tensor": 2, "parallel__sequence": True, "model__memory": {"kind": "rmt"}},
             "parallel.sequence: on",
         ),
-        ({"training__offload": "all"}, "needs training.zero_stage=3"),
+        ({"training__offload": "all"}, "needs training.zero_stage 3"),
         ({"training__offload": "optimizer", "parallel__pipeline": 2}, "training.offload=none or parallel.pipeline=1"),
     ],
 )

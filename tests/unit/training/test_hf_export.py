@@ -130,7 +130,7 @@ def read_into(net: LanguageModel, folder: Path) -> None:
     ("call", "said"),
     [
         ({"attention_mask": torch.tensor([[1, 1, 0]]), "use_cache": True}, "padding_side='left'"),
-        ({"attention_mask": torch.tensor([[0, 1, 0]])}, "not both"),
+        ({"attention_mask": torch.tensor([[0, 1, 0]])}, "all come before its tokens, or all after them"),
         ({"attention_mask": torch.tensor([[0, 0, 0]])}, "a token in each row"),
         ({"output_attentions": True}, "output_attentions"),
     ],

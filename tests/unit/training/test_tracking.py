@@ -1,4 +1,4 @@
-"""Tracking against a real MLflow store in a SQLite file: one run for life, no step twice, no password."""
+"""Tracking against a real MLflow store in a SQLite file: one run for all attempts, no step twice, no password."""
 
 from __future__ import annotations
 
@@ -345,7 +345,7 @@ def test_the_machine_is_sampled_at_the_steps(runs: Path) -> None:
     assert "system/cpu_utilization_percentage" in client(runs).get_run(tracker.run_id).data.metrics
 
 
-def test_a_run_goes_on_without_its_server_and_catches_up_in_the_same_life(
+def test_a_run_goes_on_without_its_server_and_catches_up_in_the_same_attempt(
     server: Callable[..., Serving], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server is away at the start, comes, goes while training, and comes back; no call waits for it."""
@@ -370,7 +370,7 @@ def test_a_run_goes_on_without_its_server_and_catches_up_in_the_same_life(
     second.metrics(200, {"loss": 0.0})
     second.close("KILLED")
     assert len(read_entries(spool(tmp_path))) == 2
-    never = start(tmp_path, run_id=first.run_id, uri=uri, tags={"restarts": "2"})  # nor does this life see a server
+    never = start(tmp_path, run_id=first.run_id, uri=uri, tags={"restarts": "2"})  # nor does this attempt see a server
     never.close("KILLED")
     up = server(up.port)
     third = start(tmp_path, run_id=first.run_id, uri=uri)
