@@ -6,7 +6,6 @@ import json
 import multiprocessing as mp
 import os
 import runpy
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from tests.distributed.spawn import PRELOADED
+from tests.distributed.spawn import PRELOADED, free_port
 
 ROOT = Path(__file__).parents[2]
 PRETRAIN = ROOT / "launchers" / "pretrain.py"
@@ -43,12 +42,6 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if k not in FOREIGN and not k.startswith(FOREIGN_FAMILIES)}
     settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     return kept | settings | dict(extra or {})
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def plain(script: Path, *arguments: str) -> list[str]:

@@ -1,10 +1,12 @@
 """Runs that several files of tests look at; each is trained once."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from tests.e2e.commands import (
     PRETRAIN,
@@ -49,18 +51,26 @@ def place(prepared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Plac
     return Place(folder)
 
 
+def trained(place: Place, shared: Path, name: str, command: list[str]) -> Path:
+    """The folder of run `name` in `place`: trained by the first worker that asks, copied for the others."""
+    kept, own = shared / f"run-{name}", place.runs(name)
+    with FileLock(f"{kept}.lock"):
+        if kept.exists():
+            return shutil.copytree(kept, own)
+        done = run(command, place.folder)
+        assert done.code == 0, done.err
+        assert f"finished: {STEPS} steps" in done.out
+        shutil.copytree(own, kept)
+    return own
+
+
 @pytest.fixture(scope="session")
-def finished(place: Place) -> Path:
+def finished(place: Place, shared_folder: Path) -> Path:
     """The folder of a run that one process trained without interruption."""
-    done = run(plain(PRETRAIN, *place.arguments("finished")), place.folder)
-    assert done.code == 0, done.err
-    assert f"finished: {STEPS} steps" in done.out
-    return place.runs("finished")
+    return trained(place, shared_folder, "finished", plain(PRETRAIN, *place.arguments("finished")))
 
 
 @pytest.fixture(scope="session")
-def two_ranks(place: Place) -> Path:
+def two_ranks(place: Place, shared_folder: Path) -> Path:
     """The folder of a run that two data-parallel ranks trained without interruption."""
-    done = run(deepspeed(2, *place.arguments("two")), place.folder)
-    assert done.code == 0, done.err
-    return place.runs("two")
+    return trained(place, shared_folder, "two", deepspeed(2, *place.arguments("two")))

@@ -26,6 +26,8 @@ from tests.e2e.commands import (
     wait_until,
 )
 from tests.e2e.place import EVERY, PHASE_STEPS, STEPS, TOKENS_PER_STEP, Place, needs_deepspeed
+from tests.pictures import coloured
+from training.monitoring import plots
 
 # -- a run from beginning to end --------------------------------------------------------------------------
 
@@ -38,9 +40,10 @@ def test_run_folder_has_the_promised_layout(finished: Path) -> None:
     resolved = yaml.safe_load((finished / "config.yaml").read_text(encoding="utf-8"))
     assert resolved["run"]["name"] == "finished"
     assert resolved["training"]["zero_stage"] == 1  # a default is written down too
-    picture = (finished / "loss.png").read_bytes()
-    assert picture.startswith(b"\x89PNG\r\n\x1a\n")
-    assert picture.endswith(b"IEND\xaeB`\x82")
+    curves = {
+        colour: coloured(finished / "loss.png", colour) for colour in (plots.TRAIN, plots.VALID, *plots.SPANS[:2])
+    }
+    assert all(curve > 200 for curve in curves.values()), curves
     saved = finished / "checkpoints"
     assert {path.name for path in saved.iterdir()} == {"latest", "step-00000010", "step-00000012"}
     assert (saved / "latest").read_text(encoding="utf-8").strip() == "step-00000012"
@@ -86,7 +89,7 @@ def test_metrics_have_the_evaluations(finished: Path) -> None:
     assert [line.keys() - plain_keys for line in lines] == [set(), set(), set(), {"wiped_valid_loss"}]
     assert all(plain_keys <= line.keys() for line in lines)
     assert lines[0]["valid_loss"] > lines[-1]["valid_loss"]
-    assert lines[-1]["wiped_valid_loss"] != lines[-1]["valid_loss"]
+    assert abs(lines[-1]["wiped_valid_loss"] - lines[-1]["valid_loss"]) > 1e9
 
 
 def test_running_a_finished_run_again_changes_nothing(place: Place, finished: Path) -> None:

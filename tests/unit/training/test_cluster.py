@@ -41,8 +41,10 @@ def test_shipped_profiles_load_and_make_scripts_that_bash_can_read(path: Path, t
         evaluation_script(run, profile, ("--tasks", "mmlu")),
         preparation_script(run, profile, tmp_path / "data.slurm", 8),
     ]
-    for script in scripts:
-        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    for script, command in zip(scripts, ("pretrain", "evaluate", "prepare_data"), strict=True):
+        assert f"launchers/{command}.py" in script
+        checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+        assert (checked.returncode, checked.stderr) == (0, "")
 
 
 def test_gpu_script_reads_as_a_person_would_write_it(tmp_path: Path) -> None:

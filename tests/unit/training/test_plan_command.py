@@ -6,14 +6,14 @@ import time
 from pathlib import Path
 
 import pytest
-from matplotlib.image import imread
 
+from tests.pictures import coloured
 from tests.reference.small import one_thread
 from training.config import load_config
 from training.errors import ConfigError
 from training.planning import summary
 from training.planning.devices import DEVICES
-from training.planning.scale import SCALE, parse_scale
+from training.planning.scale import IDEAL, SCALE, SPEED, parse_scale
 
 __all__ = ["one_thread"]  # measuring a CPU sets the number of threads
 
@@ -82,7 +82,8 @@ def test_scale_draws_what_can_be_planned(tmp_path: Path, capsys: pytest.CaptureF
     assert plan("--config", SMALL, "--devices", "a100", "--scale", "1,2,4,7", "--out", tmp_path / "plans") == 0
     out = capsys.readouterr().out
     assert "left out: --devices: 7" in out
-    assert imread(tmp_path / "plans" / "plan-quickstart.png").size > 0
+    picture = tmp_path / "plans" / "plan-quickstart.png"
+    assert coloured(picture, SPEED) > 1000 and coloured(picture, IDEAL) > 500
     assert [path.name for path in (tmp_path / "plans").iterdir()] == ["plan-quickstart.png"]
 
 
