@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,11 @@ PHASE = {"tokens": 1024, "tokens_per_step": 512, "lr": {"schedule": "wsd", "peak
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was trained with references for two steps."""
     root = tmp_path_factory.mktemp("bank")
-    data = {"path": "data", "sequence_length": 128, "references": {"path": "refs", "prepare": {"workers": 1}}}
+    data: dict[str, Any] = {
+        "path": "data",
+        "sequence_length": 128,
+        "references": {"path": "refs", "prepare": {"workers": 1}},
+    }
     texts = [path.read_text() for path in sorted((ROOT / "data_prep").rglob("*.py"))]  # our own: small, and there
     (root / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     source = {"kind": "jsonl", "path": "texts.jsonl"}

@@ -225,7 +225,13 @@ def test_of_two_that_differ_nobody_is_blamed() -> None:
 
 def test_what_a_node_lacks(tmp_path: Path) -> None:
     def lacks(**values: Any) -> str:
-        usual = {"gpus": 0, "memory_gib": 0.01, "disk_gib": 0.001, "folders": [tmp_path], "clock_skew": 5.0}
+        usual: dict[str, Any] = {
+            "gpus": 0,
+            "memory_gib": 0.01,
+            "disk_gib": 0.001,
+            "folders": [tmp_path],
+            "clock_skew": 5.0,
+        }
         return local_problem(Wanted(**(usual | {"all_reduce_mib": 1, "timeout": 5.0} | values)))
 
     assert lacks() == ""

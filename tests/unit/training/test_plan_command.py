@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 LARGE, SMALL = ROOT / "configs" / "lm2_1.7b.yaml", ROOT / "configs" / "quickstart.yaml"
 
 
-def plan(*arguments: str) -> int:
+def plan(*arguments: str | Path) -> int:
     main = runpy.run_path(str(ROOT / "launchers" / "plan.py"), run_name="plan")["main"]
     return int(main([str(argument) for argument in arguments]))
 
