@@ -8,6 +8,36 @@ import pytest
 from filelock import FileLock
 
 TOKENIZER_PIECES = 512
+# The files that take longest, by CPU time: begun first, so that no worker is left with one of them at the end.
+LONGEST = (
+    "distributed/test_parity",
+    "e2e/test_pretrain",
+    "e2e/test_own_memory",
+    "e2e/test_starts",
+    "e2e/test_mlflow",
+    "e2e/test_bank_launcher",
+    "e2e/test_evaluate",
+    "e2e/test_report",
+    "unit/benchmarks/test_gpu_benchmark",
+    "distributed/test_checkpoint",
+    "unit/training/test_plan_state",
+    "e2e/test_checkpoint_launcher",
+    "e2e/test_export_launcher",
+    "e2e/test_as_typed",
+    "unit/launchers/test_package",
+    "distributed/test_resume",
+    "distributed/test_explicit_parity",
+    "unit/data_prep/test_data_tasks",
+    "unit/test_front_door",
+    "unit/model/test_model_contract",
+    "unit/evaluation/test_harness",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; within a file the order stays."""
+    places = {Path(__file__).parent / f"{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Runs that several files of tests look at; each is trained once."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from filelock import FileLock
 
 from tests.e2e.commands import (
     PRETRAIN,
+    Done,
     deepspeed,
-    plain,
     run,
+    run_warm,
 )
 from tests.e2e.place import EVERY, LENGTH, PHASE_STEPS, SEGMENT, STEPS, TOKENS_PER_STEP, Place
 
@@ -51,13 +53,13 @@ def place(prepared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Plac
     return Place(folder)
 
 
-def trained(place: Place, shared: Path, name: str, command: list[str]) -> Path:
+def trained(place: Place, shared: Path, name: str, train: Callable[[], Done]) -> Path:
     """The folder of run `name` in `place`: trained by the first worker that asks, copied for the others."""
     kept, own = shared / f"run-{name}", place.runs(name)
     with FileLock(f"{kept}.lock"):
         if kept.exists():
             return shutil.copytree(kept, own)
-        done = run(command, place.folder)
+        done = train()
         assert done.code == 0, done.err
         assert f"finished: {STEPS} steps" in done.out
         shutil.copytree(own, kept)
@@ -67,10 +69,12 @@ def trained(place: Place, shared: Path, name: str, command: list[str]) -> Path:
 @pytest.fixture(scope="session")
 def finished(place: Place, shared_folder: Path) -> Path:
     """The folder of a run that one process trained without interruption."""
-    return trained(place, shared_folder, "finished", plain(PRETRAIN, *place.arguments("finished")))
+    arguments = place.arguments("finished")
+    return trained(place, shared_folder, "finished", lambda: run_warm(PRETRAIN, *arguments, cwd=place.folder))
 
 
 @pytest.fixture(scope="session")
 def two_ranks(place: Place, shared_folder: Path) -> Path:
     """The folder of a run that two data-parallel ranks trained without interruption."""
-    return trained(place, shared_folder, "two", deepspeed(2, *place.arguments("two")))
+    command = deepspeed(2, *place.arguments("two"))
+    return trained(place, shared_folder, "two", lambda: run(command, place.folder))

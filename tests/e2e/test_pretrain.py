@@ -16,15 +16,16 @@ from tests.e2e.commands import (
     deepspeed,
     losses,
     metrics,
-    plain,
     reproducible,
     run,
+    run_warm,
     started,
     steps_of,
     tree,
     valid_losses,
     wait_until,
 )
+from tests.e2e.lives import Site, through
 from tests.e2e.place import EVERY, PHASE_STEPS, STEPS, TOKENS_PER_STEP, Place, needs_deepspeed
 from tests.pictures import coloured
 from training.monitoring import plots
@@ -94,7 +95,7 @@ def test_metrics_have_the_evaluations(finished: Path) -> None:
 
 def test_running_a_finished_run_again_changes_nothing(place: Place, finished: Path) -> None:
     before = tree(place.folder)
-    again = run(plain(PRETRAIN, *place.arguments("finished")), place.folder)
+    again = run_warm(PRETRAIN, *place.arguments("finished"), cwd=place.folder)
     assert again.code == 0
     assert again.err == ""
     assert f"{Path('runs') / 'finished'} is finished: {STEPS} steps" in again.out
@@ -143,8 +144,8 @@ class TestManyRanks:
     )
     def test_model_parallel(self, place: Place, finished: Path, ranks: int, overrides: list[str]) -> None:
         name = "-".join([str(ranks), *overrides])
-        done = run(deepspeed(ranks, *place.arguments(name, *overrides)), place.folder, timeout=200)
-        assert done.code == 0, done.err
+        done = through(Site(place.folder), name, *overrides, ranks=ranks)
+        assert set(done.codes) == {0}, done.text()
         assert_same_training(place.runs(name), finished)
 
 
@@ -161,7 +162,7 @@ def recorded(place: Place, name: str) -> tuple[str, str, list[int]]:
 
 def test_stopped_run_continues_as_if_it_had_not_stopped(place: Place, finished: Path) -> None:
     arguments = place.arguments("stopped", "tracking.enabled=true")
-    stopped = run(plain(PRETRAIN, *arguments, "training.stop_after_steps=4"), place.folder)
+    stopped = run_warm(PRETRAIN, *arguments, "training.stop_after_steps=4", cwd=place.folder)
     assert stopped.code == 75, stopped.err
     assert f"stopped after step 4 of {STEPS}" in stopped.out
     folder = place.runs("stopped")
@@ -170,7 +171,7 @@ def test_stopped_run_continues_as_if_it_had_not_stopped(place: Place, finished: 
     run_id, status, steps = recorded(place, "stopped")
     assert (status, steps) == ("KILLED", [1, 2, 3, 4])
 
-    continued = run(plain(PRETRAIN, *arguments), place.folder)
+    continued = run_warm(PRETRAIN, *arguments, cwd=place.folder)
     assert continued.code == 0, continued.err
     assert "resuming after step 4" in continued.out
     assert reproducible(folder) == reproducible(finished)  # to the last bit
@@ -197,9 +198,9 @@ class TestKilled:
         assert max(losses_so_far(folder)) < STEPS, f"rank {rank} was killed at step {step}, but the run had ended"
         run_id = (folder / "mlflow_run_id").read_text(encoding="utf-8")
 
-        again = run(deepspeed(2, *arguments), place.folder)
-        assert again.code == 0, again.err
-        assert "resuming after step" in again.out
+        again = through(Site(place.folder), "killed", "tracking.enabled=true")
+        assert again.codes == [0, 0], again.text()
+        assert "resuming after step" in again.text()
         assert reproducible(folder) == reproducible(two_ranks)  # to the last bit
         assert (folder / "mlflow_run_id").read_text(encoding="utf-8") == run_id
         assert recorded(place, "killed") == (run_id.strip(), "FINISHED", list(range(1, STEPS + 1)))
