@@ -22,7 +22,7 @@ from training.monitoring import run_owner
 from training.monitoring.run_lock import LostLockError, OwnedError, RunLock, Timing, owner_of
 from training.monitoring.run_owner import RunOwner, life_of
 
-QUICK = Timing(renew=0.1, lease=0.8, watch=0.2)
+QUICK = Timing(renew=0.1, lease=3, watch=0.2)
 SILENT = Timing(renew=60, lease=0.4, watch=0.2)  # an owner that gives no sign of life
 
 

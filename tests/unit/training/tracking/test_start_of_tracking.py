@@ -1,7 +1,6 @@
 """What is refused before a run is recorded, what no message shows, and tracking that is switched off."""
 
 import os
-import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 from mlflow import MlflowClient
 from pydantic import ValidationError
 
-from tests.e2e.commands import ROOT
 from tests.unit.training.tracking.case import Serving, start
 from training.errors import ConfigError
 from training.tracking import NullTracker, TrackingConfig
@@ -86,11 +84,3 @@ def test_unknown_keys_and_bad_values_are_refused() -> None:
     for wrong in ({"experimant": "x"}, {"log_every_steps": 0}, {"experiment": ""}):
         with pytest.raises(ValidationError):
             TrackingConfig(**wrong)  # type: ignore[arg-type]
-
-
-def test_one_file_imports_mlflow() -> None:
-    importing = re.compile(r"^\s*(import|from) mlflow\b", re.MULTILINE)
-    rooms = ("data_prep", "model", "training", "evaluation", "launchers")
-    files = [path for room in rooms for path in (ROOT / room).rglob("*.py")]
-    found = [path.relative_to(ROOT).as_posix() for path in files if importing.search(path.read_text(encoding="utf-8"))]
-    assert found == ["training/tracking/store.py"]
