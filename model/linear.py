@@ -1,7 +1,7 @@
-"""The matrix product of every layer: `F.linear`, except in fp32 on a CPU, where oneDNN beats the default BLAS.
+"""The matrix product of every layer: `F.linear`, or oneDNN in fp32 on a CPU, where it is faster.
 
-torch sends fp32 products on x86 to MKL, which is slow on processors that are not Intel's (about half as fast as
-oneDNN, benchmarks/linear.py); other dtypes and devices already take the best library.
+torch computes fp32 products on x86 with MKL, which is about half as fast as oneDNN on processors that are not Intel's
+(benchmarks/linear.py). For other dtypes and devices torch uses the fastest library.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_MIN_ROWS = 32  # below this the call costs more than it saves
+_MIN_ROWS = 32  # with fewer rows the call costs more than it saves
 
 
 def _onednn_available() -> bool:
@@ -21,9 +21,9 @@ _ONEDNN = _onednn_available()
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., in], weight [out, in] -> [..., out]."""
+    """Return x [..., in] times weight [out, in]: [..., out]."""
     ours = _ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    if ours and not torch.compiler.is_compiling():  # a compiled graph cannot hold it
+    if ours and not torch.compiler.is_compiling():  # a compiled graph cannot contain the operator
         rows = x.reshape(-1, x.size(-1))
         if rows.size(0) >= _MIN_ROWS:
             return _OneDnnLinear.apply(rows, weight).view(*x.shape[:-1], weight.size(0))

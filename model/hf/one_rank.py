@@ -1,4 +1,4 @@
-"""`model/megatron.py` for a single process: the same weights in plain torch.  Takes its place in exported folders."""
+"""Replaces `model/megatron.py` in exported folders, which run in a single process: the same weights in plain torch."""
 
 import torch
 import torch.distributed as dist

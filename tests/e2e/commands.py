@@ -53,7 +53,7 @@ def plain(script: Path, *arguments: str) -> list[str]:
 
 def deepspeed(ranks: int, *arguments: str) -> list[str]:
     """The command line of `ranks` processes of the main job."""
-    launcher = [sys.executable, str(DEEPSPEED), "--num_gpus", str(ranks), "--master_port", str(free_port())]
+    launcher = [sys.executable, str(DEEPSPEED), "-q", "--num_gpus", str(ranks), "--master_port", str(free_port())]
     return [*launcher, str(PRETRAIN), *arguments]
 
 

@@ -1,5 +1,6 @@
 """Runs that several files of tests look at; each is trained once."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -76,5 +77,12 @@ def finished(place: Place, shared_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def two_ranks(place: Place, shared_folder: Path) -> Path:
     """The folder of a run that two data-parallel ranks trained without interruption."""
-    command = deepspeed(2, *place.arguments("two"))
-    return trained(place, shared_folder, "two", lambda: run(command, place.folder))
+
+    def train() -> Done:
+        done = run(deepspeed(2, *place.arguments("two")), place.folder)
+        of_the_launcher = [line for line in (done.out + done.err).splitlines() if re.match(r"\[\d{4}-", line)]
+        assert all("real_accelerator" in line for line in of_the_launcher), "deepspeed -q is quiet"
+        assert len(of_the_launcher) <= 2, "the ranks are, too"
+        return done
+
+    return trained(place, shared_folder, "two", train)

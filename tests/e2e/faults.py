@@ -247,7 +247,7 @@ def bad_losses(bench: Bench, claims: list[bool]) -> None:
     site = bench.site("losses", SHORT)
     once = through(site, "once", fault=Scaled(1, 6, 6))
     line = next(line for line in steps_of(site.run("once")) if line["step"] == 6)
-    ok = once.codes == [0, 0] and "its update is left out" in once.text() and line["loss"] is None
+    ok = once.codes == [0, 0] and "the update of this step is left out" in once.text() and line["loss"] is None
     ok = ok and all(line["loss"] for line in steps_of(site.run("once")) if line["step"] != 6)
     check(claims, "one step that is not finite is left out", float(ok), "1", ok)
 
@@ -255,7 +255,7 @@ def bad_losses(bench: Bench, claims: list[bool]) -> None:
     samples = range(8 * SAMPLES + SAMPLES // 2, 9 * SAMPLES)  # rank 1's half of step 9
     named = f"rank 1: samples {samples[0]}..{samples[1]}, {samples[2]}..{samples[3]}" in often.text()
     ok = set(often.codes) == {1} and "step 9 (warmup)" in often.text() and named and saved_step(site.run("often")) == 8
-    bench.say(next((line for line in often.text().splitlines() if line.startswith("failed")), often.text()[-1500:]))
+    bench.say(next((line for line in often.text().splitlines() if line.startswith("error: ")), often.text()[-1500:]))
     check(claims, "too many are an error that names rank and samples", float(ok), "1", ok)
 
     spiked = through(site, "spiked", "faults.spike_factor=3", fault=Scaled(-1, 11, 11, 50.0))
@@ -282,7 +282,7 @@ def hangs(bench: Bench, claims: list[bool]) -> None:
     stacks = site.run("hanging") / "log" / f"stacks-rank-{rank}.txt"
     kept = stacks.exists() and "wait_for_ever" in stacks.read_text(encoding="utf-8")
     seconds = re.search(rf"no progress for {HANG_SECONDS} s", text) is not None
-    bench.say(next((line for line in text.splitlines() if line.startswith("failed")), text[-1500:]))
+    bench.say(next((line for line in text.splitlines() if line.startswith("error: ")), text[-1500:]))
     ok = set(codes) == {1} and where in text and "injected.py" in text and kept and seconds
     check(claims, "a hanging rank is named with step, phase and stack, and the job ends", float(ok), "1", ok)
 
@@ -293,7 +293,7 @@ def hangs(bench: Bench, claims: list[bool]) -> None:
         codes = running.follow(300)
     named = re.search(rf"Hanging: rank {rank}, .* giving no sign of life", running.text()) is not None
     text = running.text()
-    bench.say(next((line for line in text.splitlines() if line.startswith("failed")), text[-1500:]))
+    bench.say(next((line for line in text.splitlines() if line.startswith("error: ")), text[-1500:]))
     check(claims, "a frozen rank is named by the others, and the job ends", float(named), "1", named)
 
 
@@ -301,9 +301,9 @@ def machines(bench: Bench, claims: list[bool]) -> None:
     """A full disk, a full memory, a rank that dies: said clearly, the last good checkpoint stays."""
     site = bench.site("machines", SHORT)
     full = through(site, "full", fault=FullDisk(2))
-    ok = set(full.codes) == {1} and "step-00000008 is the last good one" in full.text()
+    ok = set(full.codes) == {1} and "step-00000008 is the last whole one" in full.text()
     ok = ok and "are free on its disk" in full.text() and saved_step(site.run("full")) == 8
-    bench.say(next((line for line in full.text().splitlines() if line.startswith("failed")), full.text()[-1500:]))
+    bench.say(next((line for line in full.text().splitlines() if line.startswith("error: ")), full.text()[-1500:]))
     again = through(site, "full")
     ok = ok and again.codes == [0, 0] and "resuming after step 8" in again.text()
     check(claims, "a full disk is said, and the last good checkpoint stays", float(ok), "1", ok)
@@ -311,13 +311,17 @@ def machines(bench: Bench, claims: list[bool]) -> None:
     through(site, "filled", "training.stop_after_steps=8")
     filled = through(site, "filled", fault=ShortFiles(100_000))
     ok = set(filled.codes) == {1} and "step 12 could not be written" in filled.text()
-    ok = ok and "step-00000008 is the last good one" in filled.text() and saved_step(site.run("filled")) == 8
-    bench.say(next((line for line in filled.text().splitlines() if line.startswith("failed")), filled.text()[-1500:]))
+    ok = ok and "step-00000008 is the last whole one" in filled.text() and saved_step(site.run("filled")) == 8
+    bench.say(next((line for line in filled.text().splitlines() if line.startswith("error: ")), filled.text()[-1500:]))
     check(claims, "a disk that fills up while a checkpoint is written leaves the last good one", float(ok), "1", ok)
 
     room = through(site, "room", fault=NoRoom(0, 6, 6))
     ok = set(room.codes) == {1} and saved_step(site.run("room")) == 4 and "Traceback" not in room.text()
-    ok = ok and "failed: rank 0: no room left where" in room.text() and "run the same command again" in room.text()
+    ok = (
+        ok
+        and "error: rank 0: no space left on the disk of" in room.text()
+        and "run the same command again" in room.text()
+    )
     check(claims, "a disk without room for a line of metrics is said", float(ok), "1", ok)
 
     memory = through(site, "memory", fault=SlowDisk(1.0, OutOfMemory(1, 5, 5)))

@@ -55,7 +55,7 @@ def metrics(folder: Path) -> list[dict[str, object]]:
 def test_without_held_out_documents_a_run_trains_and_does_not_evaluate(place: Path) -> None:
     done = train(place, "", "run.name=exp #5", "run.output_dir=~/runs", "phases.0.name=wärmen")
     assert done.returncode == 0, done.stderr
-    assert "no document is held out (data.prepare.valid_fraction: 0): there is no evaluation" in done.stdout
+    assert "no evaluation: no document is held out (data.prepare.valid_fraction: 0)" in done.stdout
     assert "w\\xe4rmen" in done.stdout
     folder = place / "runs" / "exp #5"
     lines = metrics(folder)

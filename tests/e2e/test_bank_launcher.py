@@ -102,7 +102,7 @@ def test_a_bank_of_other_weights_is_refused(folder: Path) -> None:
     common = ("--checkpoint", "runs/other", "--prompt", "x", "--references", "refs", "--bank", "old")
     done = run_warm(GENERATE, *common, cwd=folder)
     assert done.code == 2
-    assert "mean nothing to other weights" in done.err
+    assert "whose weights cannot read its keys and values" in done.err
     before = manifest.read_bytes()
     refused = write(folder, "old", checkpoint="runs/other")
     assert refused.code == 2

@@ -56,7 +56,7 @@ def test_copies_are_whole_and_overwrite_nothing(site: Site, tmp_path: Path) -> N
     target = tmp_path / "backup" / "step-00000005"
     command(site, "copy", "runs/two", str(target))
     assert command(site, "verify", str(target)).count("whole, 4 files") == 1
-    assert "is there already" in command(site, "copy", "runs/two", str(target), code=2)
+    assert "exists already" in command(site, "copy", "runs/two", str(target), code=2)
 
 
 def test_the_average_starts_another_run(site: Site, tmp_path: Path) -> None:

@@ -228,8 +228,8 @@ def watch(monkeypatch: pytest.MonkeyPatch, before: Any) -> None:
         (["--samples", "0"], "--samples: 0 must be at least 1"),
         (["--babi", "nowhere"], "--babi: nowhere is no folder; bAbI v1.2"),
         (["--released", "nowhere"], "--released: nowhere has no qa1/0k.json; https://huggingface.co"),
-        (["--background", "nowhere"], "--background: nowhere is no text file"),
-        (["--tasks", "perplexity", "--lengths", "0k"], "--lengths: perplexity needs one above 0k"),
+        (["--background", "nowhere"], "--background: nowhere is neither a text file"),
+        (["--tasks", "perplexity", "--lengths", "0k"], "--lengths: perplexity needs a length above 0k"),
         (["--data", "nowhere"], "nowhere"),
     ],
 )

@@ -102,7 +102,7 @@ def survivor(server: MlflowServer, site: Site) -> Path:
         assert second.follow() == [75, 75], second.text()
     (info, _, tags) = only_run(server, name)
     assert info["status"] == "KILLED"  # saved to go on is not finished
-    assert "by SIGTERM, saved; run the same again" in tags["state"]
+    assert "by SIGTERM, saved; run the same command again" in tags["state"]
     third = through(site, name, *recording(server))
     assert third.codes == [0, 0], third.text()
     return third.run_folder
@@ -290,7 +290,7 @@ def test_a_server_that_dies_holds_up_no_step_and_misses_nothing(server: MlflowSe
     assert max(outage) < HELD, sorted(outage)[-5:]
     assert statistics.median(outage) < 3 * statistics.median(before)
     warned = (folder / "log" / "rank-0.log").read_text()
-    assert warned.count("is away, training goes on") == 1
+    assert warned.count("cannot be reached; training goes on") == 1
     assert warned.count("is back") == 1
 
 

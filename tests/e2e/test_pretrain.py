@@ -87,10 +87,10 @@ def test_metrics_have_the_evaluations(finished: Path) -> None:
     lines = [line for line in metrics(finished) if "loss" not in line]
     assert [line["step"] for line in lines] == [4, PHASE_STEPS, 8, STEPS]
     plain_keys = {"step", "tokens", "phase", "valid_loss"}
-    assert [line.keys() - plain_keys for line in lines] == [set(), set(), set(), {"wiped_valid_loss"}]
+    assert [line.keys() - plain_keys for line in lines] == [set(), set(), set(), {"ablated_valid_loss"}]
     assert all(plain_keys <= line.keys() for line in lines)
     assert lines[0]["valid_loss"] > lines[-1]["valid_loss"]
-    assert abs(lines[-1]["wiped_valid_loss"] - lines[-1]["valid_loss"]) > 1e9
+    assert abs(lines[-1]["ablated_valid_loss"] - lines[-1]["valid_loss"]) > 1e9
 
 
 def test_running_a_finished_run_again_changes_nothing(place: Place, finished: Path) -> None:

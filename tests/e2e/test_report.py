@@ -66,7 +66,7 @@ def test_interpretation_of_a_trained_run(finished: Path, place: Path) -> None:
     found = json.loads((folder / "interpretation.json").read_text())
     assert found["kind"] == "delta" and len(found["tokens"]) == found["prompt_tokens"] + 3
     assert all(layer["error"] < 1e-5 for layer in found["layers"])
-    for name in ("heatmap-00", "heatmap-01", "over-time-00", "course", "wiped"):
+    for name in ("heatmap-00", "heatmap-01", "over-time-00", "course", "ablated"):
         assert inked(folder / f"{name}.png") > 0.02, name
     assert "got back" in (folder / "index.html").read_text()
 

@@ -1,4 +1,4 @@
-"""Which decoder layers `training.compile` compiles, and what is said about it at start."""
+"""Decides whether `training.compile` applies and which attention kernel is used, and logs both."""
 
 import logging
 
@@ -13,7 +13,7 @@ log = logging.getLogger("memtrain")
 
 
 def compiles(config: RunConfig, phase: Phase, topology: Topology) -> bool:
-    """Whether this phase's decoder layers and loss are compiled; said once, with the reason where they are not."""
+    """Return whether this phase's decoder layers and loss are compiled; log it, with the reason when they are not."""
     wanted = config.training.compile
     if wanted == "off" or (wanted == "auto" and topology.device.type != "cuda"):
         return False
@@ -25,7 +25,7 @@ def compiles(config: RunConfig, phase: Phase, topology: Topology) -> bool:
 
 
 def _obstacle(config: RunConfig, phase: Phase) -> str | None:
-    """What a layer does that one graph cannot hold."""
+    """Return what prevents a layer from being compiled as one graph; None when nothing does."""
     model, parallel, training = config.model, config.parallel, config.training
     if phase.memory and model.memory.sequential:
         return f"memory {model.memory_name}, whose segments are computed one after the other"
@@ -42,14 +42,14 @@ def _obstacle(config: RunConfig, phase: Phase) -> str | None:
 
 
 def compile_layers(module: nn.Module) -> None:
-    """Have every decoder layer below `module` compiled when it is first called."""
+    """Make every decoder layer below `module` compile when it is first called."""
     for layer in module.modules():
         if isinstance(layer, DecoderLayer):
             layer.compile_block()
 
 
 def choose_attention(config: RunConfig, phase: Phase, topology: Topology) -> None:
-    """Take FlashAttention-3 where it is installed, and say what attention runs on."""
+    """Switch on FlashAttention-3 where it is installed, and log which attention kernel a GPU uses."""
     if topology.device.type != "cuda":
         return
     newest = activate_flash_attention_3(topology.device)

@@ -1,4 +1,4 @@
-"""What `launchers/plan.py` does once its arguments are read."""
+"""The work of `launchers/plan.py` after its arguments are parsed."""
 
 from pathlib import Path
 
@@ -19,11 +19,15 @@ from training.planning.report import (
 )
 from training.planning.search import best_plan
 
-SHOWN = 5  # of the fastest plans
+SHOWN = 5  # number of the fastest plans that are shown
 
 
 def plan_one(config: RunConfig, name: str, count: int, as_is: bool) -> None:
-    """Print the plan for `count` devices; raises `ConfigError` for what cannot be arranged or does not fit."""
+    """Print the plan for `count` devices of the table's entry `name`, or of this machine's CPU.
+
+    as_is: plan the configured topology instead of searching the fastest one. Raises `ConfigError` when no topology is
+    valid or none fits.
+    """
     device = device_named(name, count)
     own = _own(config, count, device, needed=as_is)
     console = new_console()
@@ -42,8 +46,11 @@ def plan_one(config: RunConfig, name: str, count: int, as_is: bool) -> None:
 
 
 def plan_many(config: RunConfig, name: str, scale: str, folder: Path) -> None:
-    """Print the best plan for each number of devices and draw them; raises `ConfigError` when there is none at all."""
-    from training.planning.scale import plot_scale  # matplotlib, for a picture alone
+    """Print the best plan for each number of devices, and draw them into `folder`.
+
+    scale: numbers of devices as text. Raises `ConfigError` when no number has a plan.
+    """
+    from training.planning.scale import plot_scale  # imports matplotlib, which only the picture needs
 
     plans, problems = _plans(config, name, scale, "--scale")
     console = new_console()
@@ -63,8 +70,11 @@ def plan_many(config: RunConfig, name: str, scale: str, folder: Path) -> None:
 
 
 def plan_failures(config: RunConfig, name: str, scale: str, mtbf: str, folder: Path) -> None:
-    """Print which part of the time trains when devices fail, for each number of them, and draw it; raises `ConfigError`
-    when no number of devices has a plan."""
+    """Print and draw the fraction of time spent training when devices fail, for each number of devices.
+
+    mtbf: hours between failures of one device, as text; empty: the default. Raises `ConfigError` when no number has a
+    plan.
+    """
     from training.planning.scale import plot_goodput
 
     seconds = parse_mtbf(mtbf)
@@ -80,12 +90,12 @@ def plan_failures(config: RunConfig, name: str, scale: str, mtbf: str, folder: P
 
 
 def _plans(config: RunConfig, name: str, scale: str, option: str) -> tuple[list[Plan], list[str]]:
-    """The best plan for each number of devices that has one, and why the others have none."""
+    """Return the best plans for the numbers of devices that have one, and why the others have none."""
     from training.planning.scale import parse_scale, plan_scale
 
     counts = parse_scale(scale)
     if name == "cpu":
-        raise ConfigError(f"{option}: cpu is this machine, which has as many cores as it has; name a GPU, as h200")
+        raise ConfigError(f"{option}: cpu is this machine, whose number of cores is fixed; name a GPU, such as h200")
     plans, problems = plan_scale(config, counts, device_named(name, max(counts)))
     if not plans:
         raise ConfigError("\n".join(problems))
@@ -93,16 +103,19 @@ def _plans(config: RunConfig, name: str, scale: str, option: str) -> tuple[list[
 
 
 def device_named(name: str, count: int) -> Device:
-    """A device of the table, or this machine's CPU with a core for each of `count` ranks."""
+    """Return a device of the table, or this machine's CPU with a core for each of `count` ranks."""
     if name != "cpu":
         return DEVICES[name]
-    from training.planning.probe import Cpu  # torch, which GPUs are planned without
+    from training.planning.probe import Cpu  # imports torch, which plans for GPUs do not need
 
     return Cpu(count)
 
 
 def _own(config: RunConfig, count: int, device: Device, needed: bool) -> Plan | None:
-    """The configuration's own topology.  One that was asked for, but is impossible, is refused."""
+    """Return the plan of the configured topology; None when it is not valid.
+
+    Raises `ConfigError` when it is not valid and either `needed` or not the default of one rank.
+    """
     parallel = config.parallel
     problems = topology_problems(config, count, device)
     if problems and (needed or (parallel.tensor, parallel.pipeline, parallel.segment) != (1, 1, 1)):
@@ -111,7 +124,7 @@ def _own(config: RunConfig, count: int, device: Device, needed: bool) -> Plan | 
 
 
 def _nearest(config: RunConfig, count: int, device: Device) -> str:
-    """What to change so that it fits."""
+    """Return the way out of a plan that does not fit: the fastest topology that does."""
     try:
         return f"the fastest that fits: {' '.join(best_plan(config, count, device).best.overrides())}"
     except ConfigError as error:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from data_prep import DataError, Manifest, PrepareConfig, prepare
+from data_prep import DataError, PrepareConfig, PreparedFolder, prepare
 from data_prep.preparation.plan import load_plan
 from data_prep.preparation.prepare import Preparation
 from data_prep.preparation.task import load_result
@@ -201,4 +201,4 @@ def test_killed_at_ten_random_moments_and_continued(tmp_path: Path) -> None:
             finished = set()
     subprocess.run(command, check=True, capture_output=True)
     assert content(tmp_path / "data") == content(expected)
-    Manifest.load(tmp_path / "data").verify_checksums(tmp_path / "data")
+    PreparedFolder(tmp_path / "data").verify()

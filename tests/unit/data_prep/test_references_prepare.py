@@ -244,7 +244,7 @@ def test_the_command_makes_both_folders(corpus: Path, tokenizer: Path, tmp_path:
     assert main(["--config", str(tmp_path / "run.yaml")]) == 0
     assert "references are used" in capsys.readouterr().out
     assert main(["--config", str(tmp_path / "run.yaml"), "--references", "--verify"]) == 0
-    assert "are as they were written" in capsys.readouterr().out
+    assert "undamaged" in capsys.readouterr().out
     missing = ["--config", str(tmp_path / "run.yaml"), "--references", "--plan", "data.references=null"]
     assert main(missing) == 2
     assert "data.references.prepare is missing" in capsys.readouterr().err
@@ -274,7 +274,7 @@ def test_an_index_that_is_damaged_or_foreign_is_refused(corpus: Path, tmp_path: 
         open_retriever(store)
     path.write_bytes(whole)
     store.fingerprint = "other"
-    with pytest.raises(DataError, match="made of other references"):
+    with pytest.raises(DataError, match="made from other references"):
         open_retriever(store)
 
 
@@ -326,5 +326,5 @@ def test_references_of_a_corpus_that_has_changed_are_not_already_prepared(corpus
     prepare_references(config, QUIET)
     prepare_references(config, QUIET)  # nothing has changed
     (tmp_path / "wiki" / "late.txt").write_text(article("violin", 7))
-    with pytest.raises(DataError, match=r"refs: was prepared of other input; wiki: 1 new \(.*late\.txt\)"):
+    with pytest.raises(DataError, match=r"refs: was prepared from other input; wiki: 1 new \(.*late\.txt\)"):
         prepare_references(config, QUIET)

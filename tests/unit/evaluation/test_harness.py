@@ -115,7 +115,7 @@ def test_sampling_is_refused(models):
 
 
 def test_an_unknown_task_is_named(prepared_data, own_tasks_only):
-    with pytest.raises(ConfigError, match="knows no no_such_task_at_all"):
+    with pytest.raises(ConfigError, match="has no no_such_task_at_all"):
         run_harness(made(NONE, prepared_data), ["no_such_task_at_all"])
 
 

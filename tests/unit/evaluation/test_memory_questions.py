@@ -131,7 +131,7 @@ def test_the_fingerprint_is_of_the_weights() -> None:
 def test_what_does_not_belong_together_is_refused(folder: Path, tmp_path: Path) -> None:
     store = ReferenceStore(folder / "refs")
     bank = write_bank(net_of(), store, tmp_path, range(2))
-    with pytest.raises(DataError, match="its keys and values mean nothing to other weights"):
+    with pytest.raises(DataError, match="whose weights cannot read its keys and values"):
         open_source(net_of(1), folder / "refs", bank, fingerprint(folder))
     with pytest.raises(DataError, match="was made with tokenizer"):
         open_source(net_of(), folder / "refs", bank, "other")
@@ -209,13 +209,13 @@ def test_normalised() -> None:
 
 
 def test_questions_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds 0"):
+    with pytest.raises(DataError, match="has 0"):
         load_questions(tmp_path)
     (tmp_path / "a.jsonl").write_text('{"question": "q", "answers": ["a"], "passage": "p"}\n{"question": 1}\n')
     with pytest.raises(DataError, match=r"a\.jsonl:2: question is 1, it must be a text"):
         load_questions(tmp_path)
     (tmp_path / "a.jsonl").write_text("")
-    with pytest.raises(DataError, match="holds no question"):
+    with pytest.raises(DataError, match="has no question"):
         load_questions(tmp_path)
 
 

@@ -39,7 +39,7 @@ def drawn_spans(draw: st.DrawFn) -> tuple[list[SegmentSpan], Tensor]:
 def test_sequences_are_the_mask(drawn: tuple[list[SegmentSpan], Tensor], seed: int) -> None:
     cut, documents = drawn
     config = tiny(attention_span=cut[0].attention_span)
-    attention = Attention(config, build_model(config).layout)
+    attention = Attention(config, build_model(config).parallel)
     for span in cut:
         generator = torch.Generator().manual_seed(seed)
         shapes = ((2, span.length, 4, 4), *[(2, span.cached + span.length, 2, 4)] * 2)

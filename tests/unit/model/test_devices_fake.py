@@ -7,6 +7,7 @@ without CUDA cannot fake a GPU, and it is made to take the branches of one.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from model import LanguageModel
 from model.config import ExplicitConfig
 from model.explicit import References, write
-from model.memory.interface import wiped
+from model.memory.interface import ablated
 from model.rope import _table
 from model.stages import flat_layers
 from tests.reference.small import KINDS, tiny
@@ -60,8 +61,9 @@ def zeros(*shape: int) -> Tensor:
 def micro_batch(length: int, references: bool = False) -> MicroBatch:
     """As the loader hands it over, then moved."""
     ids, chunks = torch.zeros(2, length, dtype=torch.int64), length // EXPLICIT.chunk_length
-    found = (ids.new_zeros(2, chunks, EXPLICIT.reference_length), ids.new_zeros(2, chunks, 2)) if references else ()
-    return MicroBatch(ids, ids.new_zeros(2, length + 1), ids, torch.zeros(2, length), *found).to(DEVICE)
+    shapes = ((2, chunks, EXPLICIT.reference_length), (2, chunks), (2, chunks)) if references else ()
+    explicit: Any = [ids.new_zeros(shape) for shape in shapes]
+    return MicroBatch(ids, ids.new_zeros(2, length + 1), ids, torch.zeros(2, length), *explicit).to(DEVICE)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -72,7 +74,7 @@ def test_a_stream_in_parts(kind: str, packed: bool) -> None:
         out = net(zeros(2, length), zeros(2, length) if packed else None, state)
         state = out.state.select(zeros(2))
         assert out.logits.device == DEVICE
-    with wiped(net, [0]):
+    with ablated(net, [0]):
         assert net(zeros(2, 8)).logits.device == DEVICE
 
 
@@ -112,8 +114,8 @@ def test_explicit_memory(kind: str, heads: str | tuple[int, ...]) -> None:
 def test_the_stages_of_a_pipeline(kind: str) -> None:
     config = tiny(KINDS[kind], num_layers=1)
     parts: tuple[Tensor, ...] | Tensor = micro_batch(config.segment_length).pipeline_item[0]
-    net = LanguageModel(config)  # for its layout
-    for layer in flat_layers(config, net.layout, memory_on=True):
+    net = LanguageModel(config)  # for its parallel context
+    for layer in flat_layers(config, net.parallel, memory_on=True):
         stage = layer.type(*layer.arguments)
         moved(stage)
         parts = stage(parts)

@@ -76,8 +76,8 @@ def test_an_override_has_no_comment(file: Path) -> None:
         ("run.output_dir=a/" + "n" * 300, "run.output_dir: "),
         ("data.path=" + "n" * 300, "data.path: "),
         ("tracking.experiment=" + "e" * 501, "at most 500 characters"),
-        ("run.output_dir=~nobody-here/x", "the home of a user who is not there"),
-        ("run.name=\udcff", "UTF-8 cannot write"),
+        ("run.output_dir=~nobody-here/x", "the home of an unknown user"),
+        ("run.name=\udcff", "UTF-8 cannot represent"),
     ],
 )
 def test_what_was_typed_is_refused_with_its_rule(file: Path, override: str, said: str) -> None:

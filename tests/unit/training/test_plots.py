@@ -25,8 +25,8 @@ def write_run(folder: Path, steps: int, bad_step: int = 0) -> Path:
             shown = math.nan if step == bad_step else loss
             metrics.write(StepRecord(step, step * 1000, phase, shown, 1.0, 1e-3, 100.0))
             if step % max(1, steps // 10) == 0:
-                wiped = loss + 0.5 if phase == "memory" else None
-                metrics.write(EvalRecord(step, step * 1000, phase, loss + 0.1, wiped))
+                ablated = loss + 0.5 if phase == "memory" else None
+                metrics.write(EvalRecord(step, step * 1000, phase, loss + 0.1, ablated))
     return path
 
 
@@ -61,11 +61,11 @@ def test_the_picture_shows_phases_curves_and_units(tmp_path: Path, figures: list
         "gradient norm",
     )
     assert [text.get_text() for text in top.texts] == ["warmup", "memory"]
-    assert top.get_legend_handles_labels()[1] == ["training", "validation", "validation, memory wiped"]
+    assert top.get_legend_handles_labels()[1] == ["training", "validation", "validation, memory ablated"]
     lines = {line.get_label(): line for line in top.lines}
     assert list(np.asarray(lines["validation"].get_xdata())) == [20_000.0 * part for part in range(1, 11)]
-    wiped = np.asarray(lines["validation, memory wiped"].get_ydata(), dtype=float)
-    assert np.isnan(wiped).tolist() == [True] * 5 + [False] * 5
+    ablated = np.asarray(lines["validation, memory ablated"].get_ydata(), dtype=float)
+    assert np.isnan(ablated).tolist() == [True] * 5 + [False] * 5
     begin, end = (patch.get_extents().transformed(top.transData.inverted()) for patch in top.patches)
     assert (begin.x0, begin.x1, end.x1) == pytest.approx((0, 100_000, 200_000), abs=1e-3)
     assert begin.x1 == pytest.approx(end.x0)

@@ -9,7 +9,7 @@ from rich.console import Console
 from data_prep import DataError, PrepareConfig, SourceConfig, TokenizerConfig, prepare
 from tests.unit.training.config_case import TINY
 from training.config import RunConfig, parse_config
-from training.preflight import open_stream, open_validation
+from training.streams import open_stream, open_validation
 
 
 def test_held_out_documents_are_evaluated_unless_none_was_to_be(prepared_data: Path, tmp_path: Path) -> None:

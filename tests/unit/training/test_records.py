@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.monitoring.records import EvalRecord, MetricsFile, StepRecord, read_metrics
+from training.monitoring.records import EvalRecord, MetricsFile, StepRecord, last_lines, read_metrics
 
 
 def step(number: int, loss: float = 2.0, **other: Any) -> StepRecord:
@@ -56,8 +56,19 @@ def test_the_lines_have_exactly_the_promised_keys(tmp_path: Path) -> None:
         "tokens": 16384,
         "phase": "memory",
         "valid_loss": 2.5,
-        "wiped_valid_loss": 2.75,
+        "ablated_valid_loss": 2.75,
     }
+
+
+def test_a_file_of_an_earlier_version_is_read_and_resumed_under_todays_names(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    line = {"step": 2, "tokens": 16384, "phase": "memory", "valid_loss": 2.5}
+    path.write_text(json.dumps(line | {"wiped_valid_loss": 2.75}) + "\n")
+    expected = line | {"ablated_valid_loss": 2.75}
+    assert read_metrics(path) == ([], [expected])
+    assert last_lines(path) == [expected]
+    MetricsFile.open(path, 2).close()
+    assert [json.loads(text) for text in path.read_text().splitlines()] == [expected]
 
 
 def test_a_line_is_in_the_file_before_the_next_step(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_second_interrupt_ends_at_once_and_a_hasty_repetition_does_not(how: st
     assert time.monotonic() - began < 1.5
     assert (tmp_path / "end").read_text() == "ended"
     assert err.count("SIGINT: the run is saved at the end of this step") == 1
-    assert "once more ends at once" in err
+    assert "a second Ctrl-C ends it at once" in err
 
 
 def test_an_interrupt_and_a_termination_save_once() -> None:
