@@ -129,7 +129,8 @@ print(json.dumps({"tokens": stream.tokens, "open": opened, "memory": memory, "sa
 
 def huge_manifest(console: Console, work: Path) -> None:
     """Opening 1 T tokens in 4,000 shards, and first looks at samples anywhere in three epochs of them, mostly in
-    shards that are not open yet. Checksums are off: reading a shard whole takes what the disk takes."""
+    shards that are not open yet. Checksums are off: reading a shard whole takes what the disk takes.
+    """
     folder = write_huge(work / "huge")
     root = Path(__file__).resolve().parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root)}

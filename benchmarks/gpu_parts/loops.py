@@ -92,7 +92,8 @@ def plain_step(config: RunConfig, phase: int, setting: Setting, compiled: bool) 
 
 def micro_loss(net: LanguageModel, compiled: bool) -> Callable[[MicroBatch], Tensor]:
     """The product's own forward and loss: a loop differs from the engine by DeepSpeed alone.  Without DeepSpeed, all
-    logits at once in their place."""
+    logits at once in their place.
+    """
     if compiled:
         compile_layers(net)
     if not has_deepspeed():

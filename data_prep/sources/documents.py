@@ -80,7 +80,8 @@ class DocumentReader:
         self, source: SourceConfig, cache: RemoteCache | None = None, delimiters: tuple[int, int] = (-1, -1)
     ) -> None:
         """cache: copies of remote files, required for a URL. delimiters: the ids of bos, which begins a document of a
-        .bin, and of eos."""
+        .bin, and of eos.
+        """
         self.source, self.name = source, source.label
         self._cache, self._delimiters = cache, delimiters
 
