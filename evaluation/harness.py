@@ -52,8 +52,12 @@ class HarnessModel(TemplateLM):
         data: str | None = None,
         max_batch_size: int | None = None,
     ) -> None:
-        """Args: checkpoint: a run's folder, a checkpoint's folder or a loaded model; data: the tokenizer's folder, if
-        it has moved; max_batch_size: the harness passes it, and it is not used.
+        """Load the model, unless it is loaded already.
+
+        Args:
+            checkpoint: a run's folder, a checkpoint's folder or a loaded model.
+            data: the tokenizer's folder, if it has moved.
+            max_batch_size: the harness passes it, and it is not used.
         """
         super().__init__()
         if isinstance(checkpoint, str):

@@ -35,7 +35,9 @@ class ShardWriter:
         prefix: str = "",
         tail: int | None = None,
     ) -> None:
-        """masked: shards get a loss_mask column. prefix: comes before the number in the shards' names. tail: a token
+        """Begin without a shard.
+
+        masked: shards get a loss_mask column. prefix: comes before the number in the shards' names. tail: a token
         that ends each shard and is not learned, so that the last window of packed rows is whole.
         """
         self.entries: list[ShardEntry] = []

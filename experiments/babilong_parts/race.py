@@ -40,7 +40,9 @@ class Goal:
 
 
 def curriculum(row_length: int) -> tuple[Goal, ...]:
-    """One task in stories of two to five facts, then two tasks until they are learned, then five, then five among book
+    """Return the stages in their order.
+
+    One task in stories of two to five facts, then two tasks until they are learned, then five, then five among book
     sentences.
     """
     shortest = Stage("one", (("qa1", 1.0),), facts=5)
