@@ -22,8 +22,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 import yaml
 
-from tests.distributed.spawn import PRELOADED
-from tests.e2e.commands import PRETRAIN, environment, free_port
+from tests.distributed.spawn import PRELOADED, free_port
+from tests.e2e.commands import PRETRAIN, environment
 from training.checkpoint.manifest import latest_checkpoint
 from training.checkpoint.safe_reader import SafeReader, read_metadata
 
