@@ -135,7 +135,7 @@ class Attempt:
 def attempt(
     site: Site, name: str, *overrides: str, ranks: int = 2, fault: Fault | None = None, output: str = ""
 ) -> Iterator[Attempt]:
-    """Run an attempt of run `name`; its processes are gone afterwards. Their output is in files named after `output`."""
+    """Run an attempt of run `name`; its processes are gone afterwards. Their output is in files that `output` names."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     port, outputs, processes = free_port(), [], []
