@@ -27,7 +27,7 @@ from model.config import ModelConfig
 from model.memory.none.spec import NoMemoryConfig
 from training.checkpoint.trained_model import LoadedModel, load_model
 from training.config import RunConfig
-from training.units import clock
+from training.monitoring.units import clock
 
 
 def evaluate(

@@ -7,12 +7,12 @@ from rich.table import Table
 
 from model.cost import count_parameters, flops_per_token
 from training.config import RunConfig
+from training.monitoring.units import short
 from training.planning.devices import GB, GIB, Device
 from training.planning.goodput import HELD_LEAST, HOUR, RESTART, STORAGE, Goodput
 from training.planning.memory import Memory
 from training.planning.plan import DAY, Plan
 from training.planning.timing import bubble_fraction
-from training.units import short
 
 PIPED_WIDTH = 160  # columns when the output is not a terminal
 

@@ -268,5 +268,5 @@ def test_the_message_of_the_page_is_what_is_printed(
     PROVOKED[title](place)
     printed = capfd.readouterr().err.strip()
     words = re.split(r"<[a-z ]+>", MESSAGES[title])
-    assert max(map(len, words)) >= 20, "a placeholder for everything compares nothing"
+    assert sum(map(len, words)) >= 20, "a placeholder for everything compares nothing"
     assert re.fullmatch(".+?".join(map(re.escape, words)), printed), printed
