@@ -12,12 +12,13 @@ is in FOLDER/log.jsonl.
 """
 
 import argparse
+import hashlib
 import os
 import platform
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
 
@@ -29,11 +30,13 @@ from data_prep.errors import DataError
 from data_prep.tokenizers.tokenizer import train_sentencepiece
 from evaluation.babilong.background import open_background
 from evaluation.babilong.generator import Generator
+from evaluation.babilong.lengths import tokens_of
 from evaluation.babilong.randomness import Keyed
 from evaluation.babilong.sources import Generated
-from experiments.babilong_parts.kinds import KINDS, SEGMENTS, Kind, Shape
+from experiments.babilong_parts.folder import Log, keep_settings, measured, open_log
+from experiments.babilong_parts.kinds import KINDS, LLAMAS, SEGMENTS, Kind, Shape
 from experiments.babilong_parts.measuring import Asked
-from experiments.babilong_parts.race import Entry, Racer, described, open_log, race
+from experiments.babilong_parts.race import Entry, Racer, described, race
 from experiments.babilong_parts.rows import Feed, Places
 from experiments.babilong_parts.samples import Cell, make_cells
 from experiments.babilong_parts.stories import TASKS
@@ -43,36 +46,85 @@ SIZES = {
     "cpu": Shape(2048, 64, 4, heads=4, memory_heads=2, slots=64, row_length=1024),
     "gpu": Shape(2048, 256, 4, heads=4, memory_heads=4, slots=64, row_length=1024),
 }
+SENTENCES = 20  # that retrieval gives a Llama to read, as in BABILong's own baseline (arXiv 2406.10149)
+Cells = list[tuple[str, dict[str, list[Asked]]]]  # of each length: task -> questions
 LENGTHS = "0k:100 1k:40 2k:40 4k:40 8k:40 16k:40 32k:20 64k:10 128k:8"
 
 
-def main() -> None:
+def main() -> int:
     options = parse_arguments()
     torch.set_float32_matmul_precision("high")
     device = torch.device("cuda" if options.size == "gpu" else "cpu")
     began = time.monotonic()
-    options.work.mkdir(parents=True, exist_ok=True)
-    log, shape = open_log(options.work / "log.jsonl"), SIZES[options.size]
+    log = open_log(options.work / "log.jsonl")
     log({"command": sys.argv, "began": time.strftime("%Y-%m-%d %H:%M"), "machine": machine(device)})
     train_tokenizer(options.tokenizer, options.babi, options.books)
-    places = Places(options.babi, options.books, options.tokenizer)
-    racers = [Racer(entry, shape, options.batch, options.steps, device, options.work) for entry in options.entries]
+    (_, held), *_ = cells(options, [("0k", 200)], skip=max(count for _, count in options.lengths))
+    lost = set[str]()
+    with ThreadPoolExecutor(1) as beside:
+        plain = beside.submit(lambda: list(cells(options, options.lengths)))
+        llamas = any(len(readings(entry)) > 1 for entry in options.entries)
+        wanted = options.lengths if llamas else []
+        short = beside.submit(lambda: list(cells(options, wanted, retrieved=SENTENCES)))
+        for together in groups(options):
+            racers = [
+                Racer(e, SIZES[options.size], options.batch, options.steps, device, options.work) for e in together
+            ]
+            lost |= train(racers, options, held, log, began + 60 * options.minutes)
+            for racer in racers:
+                if racer.entry.name not in lost:
+                    measure(racer, plain, short, log)
+    return 1 if lost else 0
+
+
+def groups(options: argparse.Namespace) -> Iterator[list[Entry]]:
+    """Entries that train side by side; without those whose every length is in the log."""
+    done = measured(options.work / "log.jsonl")
+
+    def missing(entry: Entry) -> bool:
+        names = [entry.name + suffix for suffix in readings(entry)]
+        return any((name, length) not in done for name in names for length, _ in options.lengths)
+
+    left = iter([entry for entry in options.entries if missing(entry)])
+    while together := list(islice(left, options.side_by_side)):
+        yield together
+
+
+def train(
+    racers: list[Racer], options: argparse.Namespace, held: dict[str, list[Asked]], log: Log, deadline: float
+) -> set[str]:
+    """Train to the last step and keep states and weights.  Returns the names of those that failed."""
     for racer in racers:
         racer.resume()
         log(described(racer))
-    feed = Feed(places, 0, options.batch, shape.row_length, options.workers, 2 * options.workers, options.keep)
-    (_, held), *_ = cells(options, [("0k", 200)], skip=max(count for _, count in options.lengths))
-    with ThreadPoolExecutor(1) as beside:
-        later = beside.submit(lambda: list(cells(options, options.lengths)))
-        race(racers, feed, held, log, options.every, began + 60 * options.minutes)
+    places = Places(options.babi, options.books, options.tokenizer)
+    length = SIZES[options.size].row_length
+    feed = Feed(places, 0, options.batch, length, options.workers, 2 * options.workers, options.keep)
+    try:
+        lost = race(racers, feed, held, log, options.every, deadline)
+    finally:
         feed.close()
-        for length, samples in later.result():
-            for racer in racers:
-                count = {"samples": min(map(len, samples.values()))}
-                log({"entry": racer.entry.name, "length": length, **count, **racer.measure(samples)})
     for racer in racers:
-        racer.save()
-        save_weights(racer.learner.net, options.work / f"{racer.entry.name}.safetensors")
+        if racer.entry.name not in lost:
+            racer.save()
+            save_weights(racer.learner.net, options.work / f"{racer.entry.name}.safetensors")
+    return lost
+
+
+def readings(entry: Entry) -> tuple[str, ...]:
+    """How a model is measured: on the whole text, and a Llama also on the sentences that retrieval finds."""
+    return ("", "+rag") if entry.kind in LLAMAS else ("",)
+
+
+def measure(racer: Racer, plain: Future[Cells], short: Future[Cells], log: Log) -> None:
+    """Accuracy at every length; a Llama's also with retrieval, as an entry of its own in the log."""
+    for suffix in readings(racer.entry):
+        name = racer.entry.name + suffix
+        if suffix:
+            log(described(racer) | {"entry": name, "kind": racer.entry.kind + suffix, "sentences": SENTENCES})
+        for length, samples in (short if suffix else plain).result():
+            count = {"samples": min(map(len, samples.values()))}
+            log({"entry": name, "length": length, **count, **racer.measure(samples)})
 
 
 def machine(device: torch.device) -> str:
@@ -102,6 +154,12 @@ def parse_arguments() -> argparse.Namespace:
         "--minutes", type=float, default=1e6, help="on a GPU: end training after so long, for all alike"
     )
     parser.add_argument("--workers", type=int, default=1, help="processes that make rows")
+    parser.add_argument(
+        "--side-by-side",
+        type=int,
+        metavar="N",
+        help="models that train at once (default: on a CPU one after the other, on a GPU all)",
+    )
     parser.add_argument("--lengths", nargs="+", default=LENGTHS.split(), metavar="LENGTH:SAMPLES")
     options = parser.parse_args()
     try:
@@ -121,8 +179,33 @@ def check(options: argparse.Namespace) -> None:
         raise DataError("--size gpu: this machine has no CUDA device; use --size cpu")
     options.tokenizer = options.work / "tokenizer.model"
     options.entries = [entry for text in options.kinds for entry in entries(text, options.peaks, options.seeds)]
-    options.lengths = [(name, int(count)) for name, _, count in (text.partition(":") for text in options.lengths)]
+    options.lengths = [length_and_count(text) for text in options.lengths]
+    cores = os.cpu_count() or 1
+    if options.side_by_side is None:
+        options.side_by_side = 1 if options.size == "cpu" else len(options.entries)
+    if options.side_by_side < 1 or (options.size == "cpu" and options.side_by_side > cores):
+        raise DataError(f"--side-by-side: is {options.side_by_side}; this machine has cores for 1 to {cores} models")
+    keep_settings(
+        options.work,
+        {
+            "size": options.size,
+            "steps": options.steps,
+            "batch": options.batch,
+            "every": options.every,
+            "babi": fingerprint(sorted(options.babi.glob("qa[1-5]_*.txt"))),
+            "background": fingerprint(sorted(options.background.glob("*.txt"))),
+        },
+    )
     options.keep = 10**6 if options.size == "gpu" else 4  # blocks of rows in memory
+
+
+def length_and_count(text: str) -> tuple[str, int]:
+    """LENGTH:SAMPLES as typed.  Raises `DataError` where it is none."""
+    length, _, count = text.partition(":")
+    tokens_of(length)
+    if not count.isdecimal() or int(count) == 0:
+        raise DataError(f"--lengths: {text!r} has no number of samples; write for example 4k:40")
+    return length, int(count)
 
 
 def split_books(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -164,14 +247,20 @@ def train_tokenizer(path: Path, babi: Path, books: Sequence[str]) -> None:
 
 
 def cells(
-    options: argparse.Namespace, lengths: list[tuple[str, int]], skip: int = 0
+    options: argparse.Namespace, lengths: list[tuple[str, int]], skip: int = 0, retrieved: int | None = None
 ) -> Iterator[tuple[str, dict[str, list[Asked]]]]:
     """For each length, every task's questions after the first `skip`: what judges a stage is in no result."""
-    wanted = [Cell(task, length, count, skip) for length, count in lengths for task in TASKS]
+    wanted = [Cell(task, length, count, skip, retrieved) for length, count in lengths for task in TASKS]
     made = make_cells(wanted, options.babi, options.held_out, options.tokenizer, options.workers)
     for length, _ in lengths:
         yield length, {cell.task: asked for cell, asked in islice(made, len(TASKS))}
 
 
+def fingerprint(paths: Sequence[Path]) -> str:
+    """Names and sizes of the files that material is made of, as one short text."""
+    listed = " ".join(f"{path.name}:{path.stat().st_size}" for path in paths)
+    return f"{len(paths)} files, {hashlib.sha256(listed.encode()).hexdigest()[:12]}"
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

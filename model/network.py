@@ -68,9 +68,10 @@ class LanguageModel(nn.Module):
         """
         cut, documents, last_document = _stream(self, input_ids, document_ids, state)
         reading = self._reading(input_ids, document_ids, state, references)
-        cut = prepare(self.config, cut, input_ids, self.final_norm.weight.dtype, reading is not None, changes)
         travelling = input_ids if reading is None else with_references(input_ids, reading)
         hidden, carried = self.embedding(travelling), state.carried if state else None
+        # the dtype of what was embedded: to ask a weight outside its own module would make ZeRO 3 fetch it here
+        cut = prepare(self.config, cut, input_ids, hidden.dtype, reading is not None, changes)
         given = state.layers if state else ()
         states = list(given) or [layer.initial_state(hidden) for layer in self.decoder_layers]
         if self.is_sequential:

@@ -9,6 +9,7 @@ from model.cost import count_parameters
 Kind = Literal["delta", "lm2-time", "lm2-depth", "rmt", "llama-full", "llama-window"]
 KINDS: tuple[Kind, ...] = ("delta", "lm2-time", "lm2-depth", "rmt", "llama-full", "llama-window")
 OURS: tuple[Kind, ...] = ("delta", "lm2-time")
+LLAMAS: tuple[Kind, ...] = ("llama-full", "llama-window")  # measured a second time, with retrieval
 TITLES: dict[Kind, str] = {
     "delta": "delta",
     "lm2-time": "LM2, through time",

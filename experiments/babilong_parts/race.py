@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from experiments.babilong_parts.folder import Log
 from experiments.babilong_parts.kinds import Kind, Shape, model_config
 from experiments.babilong_parts.measuring import Asked, right_answers
 from experiments.babilong_parts.rows import Feed, Stage
@@ -85,7 +86,6 @@ def by_errors(stage: Stage, right: dict[str, float]) -> Stage:
 
 
 ABREAST = 100  # steps after which racers on a GPU wait for each other
-Log = Callable[[dict[str, Any]], None]
 
 
 class Racer:
@@ -199,8 +199,11 @@ def race(
     log: Log,
     every: int,
     deadline: float,
-) -> None:
-    """Train all racers at once; a thread that fails says so in the log and leaves the others alone."""
+) -> set[str]:
+    """Train all racers at once.
+
+    A thread that fails writes its error to the log and leaves the others alone.  Returns the names of the failed.
+    """
     lost = set[str]()
     for racer in racers:  # one after the other: nothing else may use the device while a graph is captured
         if racer.device.type == "cuda":
@@ -225,6 +228,7 @@ def race(
             with torch.cuda.stream(racer.learner.stream):
                 racer.run(feed, held, log, every, deadline, abreast)
         except Exception as error:
+            lost.add(racer.entry.name)
             log({"entry": racer.entry.name, "failed": repr(error)[:500]})
         finally:
             meeting.abort()
@@ -234,19 +238,7 @@ def race(
         thread.start()
     for thread in threads:
         thread.join()
-
-
-def open_log(path: Path) -> Log:
-    """Lines to a JSONL file and to the screen, from any thread."""
-    lock = threading.Lock()
-
-    def log(line: dict[str, Any]) -> None:
-        short = {key: round(value, 4) if isinstance(value, float) else value for key, value in line.items()}
-        with lock, path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(short) + "\n")
-            print(json.dumps(short), flush=True)
-
-    return log
+    return lost
 
 
 def described(racer: Racer) -> dict[str, Any]:

@@ -4,14 +4,13 @@ A block of steps is a pure function of (seed, stage, block): any number of proce
 was stopped goes on with the rows it would have had.
 """
 
-import os
 import random
 import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from evaluation.babilong.background import Background, open_background
 from evaluation.babilong.randomness import Keyed
 from experiments.babilong_parts.stories import Material, Turn, load_material, story
 from experiments.babilong_parts.training import Rows
+from experiments.babilong_parts.workers import begin
 
 BLOCK = 32  # steps made at once
 
@@ -156,18 +156,9 @@ _worker: dict[str, tuple[Writer, Material]] = {}  # what a worker process has re
 
 
 def _begin(places: Places) -> None:
-    os.nice(5)  # what trains must not wait for a core
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    begin(5)
     background = open_background(list(places.books)) if places.books else None
     _worker["it"] = Writer(load_tokenizer(places.tokenizer), background), load_material(places.babi)
-
-
-def _end_with_parent() -> None:
-    """A killed parent leaves its workers waiting for work for ever."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _make(path: str, stage: Stage, key: tuple[int, int], batch: int, length: int) -> str:

@@ -22,6 +22,7 @@ _GROUPS = (
     ("apple", "football", "milk"),
     ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office"),
 )
+RELATIONS = 3  # questions of a story of qa4
 _WORD = re.compile(r"[A-Za-z]+")
 
 
@@ -137,7 +138,7 @@ def _question(task: str, world: World, rng: random.Random) -> str | None:
 
 
 def _relations(facts: Sequence[str], held_out: frozenset[int], rng: random.Random) -> list[Turn]:
-    """qa4: two facts, then every question they answer, in any order."""
+    """qa4: two facts, then some of the questions they answer: each answer given says more about those that follow."""
     world = World()
     for fact in facts:
         world.tell(fact)
@@ -151,4 +152,4 @@ def _relations(facts: Sequence[str], held_out: frozenset[int], rng: random.Rando
         answer = world.ask(question)
         if answer is not None and Question(tuple(facts), question, "").identity not in held_out:
             asked.append((question, answer))
-    return [*(Turn(fact, ()) for fact in facts[:-1]), Turn(facts[-1], tuple(asked))]
+    return [*(Turn(fact, ()) for fact in facts[:-1]), Turn(facts[-1], tuple(asked[:RELATIONS]))]

@@ -1,6 +1,6 @@
 """The parity matrix: warmup, switch and memory phase on every topology against one rank.
 
-    make parity                                       all cells, a table, docs/parity.json
+    make parity                                       all cells, a table, runs/parity.json; goes on where it was ended
     python -m tests.distributed.parity --only delta   the cells whose name contains a text
 
 Every cell trains the same 10 steps of a 4-layer model on the same random tokens, packed documents and unequal counts
@@ -10,7 +10,9 @@ gradient norms, every updated weight and the greedily generated text.  fp32, glo
 
 import argparse
 import json
+import math
 import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -40,6 +42,12 @@ from training.errors import ConfigError
 WARMUP, STEPS, RATE = 3, 10, 3e-3
 TOLERANCE = {"loss": 1e-5, "grad_norm": 1e-5, "weights": 1e-4}  # relative, relative, absolute
 TEXT = 16  # tokens generated
+FAILED = {
+    "loss": math.inf,
+    "grad_norm": math.inf,
+    "weights": math.inf,
+    "same_text": 0.0,
+}  # of a cell that ended in an error
 
 SIZES: dict[str, dict[str, Any]] = {
     "lm2": {"slots": 4, "heads": 2},
@@ -236,9 +244,22 @@ def table(results: dict[Cell, dict[str, float]]) -> Table:
     return out
 
 
+def code() -> str:
+    """The commit that is measured, with a mark where files of it were edited."""
+    return subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+
+
+def measured(path: Path) -> dict[str, dict[str, float]]:
+    """Cells that an earlier run of the same commit left in `path`, by name."""
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    same = record.get("commit") == code() and record.get("torch") == torch.__version__
+    return {cell.pop("cell"): cell for cell in record["cells"]} if same else {}
+
+
 def save(results: dict[Cell, dict[str, float]], path: Path) -> None:
     """What was measured so far."""
-    record = {"torch": torch.__version__, "machine": platform.machine(), "tolerance": TOLERANCE}
+    record = {"commit": code(), "torch": torch.__version__, "machine": platform.machine(), "tolerance": TOLERANCE}
+    path.parent.mkdir(parents=True, exist_ok=True)
     differences = [{"cell": str(cell), **difference} for cell, difference in results.items()]
     write_text(path, json.dumps(record | {"cells": differences}, indent=0) + "\n")
 
@@ -246,19 +267,24 @@ def save(results: dict[Cell, dict[str, float]], path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cells whose name contains this")
-    parser.add_argument("--out", type=Path, default=Path("docs/parity.json"), help="what was measured, as JSON")
+    parser.add_argument("--out", type=Path, default=Path("runs/parity.json"), help="what was measured, as JSON")
     options = parser.parse_args()
     console = Console()
     chosen = [cell for cell in cells() if options.only in str(cell)]
     references: dict[tuple[str, bool], dict[str, Any]] = {}
-    results: dict[Cell, dict[str, float]] = {}
+    known = {} if options.only else measured(options.out)
+    results: dict[Cell, dict[str, float]] = {cell: known[str(cell)] for cell in chosen if str(cell) in known}
     started = time.monotonic()
     with Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()) as progress:
-        for cell in progress.track(chosen, description="cells"):
+        for cell in progress.track([cell for cell in chosen if cell not in results], description="cells"):
             key = (cell.kind, cell.tied)
             if key not in references:
                 references[key] = run(Cell(*key))
-            results[cell] = compare(run(cell), references[key])
+            try:
+                results[cell] = compare(run(cell), references[key])
+            except (AssertionError, TimeoutError) as error:
+                progress.console.print(f"FAILS {cell}: {str(error).strip().splitlines()[-1][:300]}")
+                results[cell] = FAILED
             if not holds(results[cell]):
                 progress.console.print(f"DIFFERS {cell}: {results[cell]}")
             if not options.only:
