@@ -60,7 +60,7 @@ def _varlen() -> Iterator[None]:
 @contextlib.contextmanager
 def _chunked_loss() -> Iterator[None]:
     """The loss of all tokens in one block."""
-    with replaced(module("model.loss"), "BLOCK", {"cpu": 2**62, "cuda": 2**62}):
+    with replaced(module("model.loss"), "LOSS_BLOCK", {"cpu": 2**62, "cuda": 2**62}):
         yield
 
 

@@ -1,4 +1,4 @@
-"""Which decoder layers `training.compile` compiles, and what is said about it at start."""
+"""Decides whether `training.compile` applies and which attention kernel is used, and logs both."""
 
 import logging
 
@@ -7,49 +7,33 @@ from torch import nn
 from model.decoder import DecoderLayer
 from model.sdpa import activate_flash_attention_3
 from training.config import Phase, RunConfig
+from training.config.compiling import compile_obstacle
 from training.distributed.topology import Topology
 
 log = logging.getLogger("memtrain")
 
 
 def compiles(config: RunConfig, phase: Phase, topology: Topology) -> bool:
-    """Whether this phase's decoder layers and loss are compiled; said once, with the reason where they are not."""
+    """Return whether this phase's decoder layers and loss are compiled; log it, with the reason when they are not."""
     wanted = config.training.compile
     if wanted == "off" or (wanted == "auto" and topology.device.type != "cuda"):
         return False
-    if reason := _obstacle(config, phase):
+    if reason := compile_obstacle(config, phase):
         log.info("training.compile: phase %s runs without compilation, because of %s", phase.name, reason)
         return False
     log.info("training.compile: decoder layers and loss of phase %s are compiled in its first steps", phase.name)
     return True
 
 
-def _obstacle(config: RunConfig, phase: Phase) -> str | None:
-    """What a layer does that one graph cannot hold."""
-    model, parallel, training = config.model, config.parallel, config.training
-    if phase.memory and model.memory.sequential:
-        return f"memory {model.memory_name}, whose segments are computed one after the other"
-    if phase.memory and model.explicit is not None:
-        return "explicit memory, whose attention needs a mask for each call"
-    for name, size in (("tensor", parallel.tensor), ("segment", parallel.segment)):
-        if size > 1:
-            return f"parallel.{name} {size}: layers exchange tensors with other ranks"
-    if training.zero_stage == 3:
-        return "training.zero_stage 3, which fetches each weight when it is used"
-    if training.activation_checkpointing == "selective":
-        return "training.activation_checkpointing selective, which recomputes parts of a layer"
-    return None
-
-
 def compile_layers(module: nn.Module) -> None:
-    """Have every decoder layer below `module` compiled when it is first called."""
+    """Make every decoder layer below `module` compile when it is first called."""
     for layer in module.modules():
         if isinstance(layer, DecoderLayer):
             layer.compile_block()
 
 
 def choose_attention(config: RunConfig, phase: Phase, topology: Topology) -> None:
-    """Take FlashAttention-3 where it is installed, and say what attention runs on."""
+    """Switch on FlashAttention-3 where it is installed, and log which attention kernel a GPU uses."""
     if topology.device.type != "cuda":
         return
     newest = activate_flash_attention_3(topology.device)

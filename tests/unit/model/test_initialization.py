@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from model import LanguageModel, build_model
-from model.initialization import _skip, _unused
+from model.generator_jump import WORDS, jump
+from model.initialization import _fill, _skip, _unused
 from model.memory.interface import Memory
 from tests.reference.small import KINDS, tiny
 
@@ -29,6 +30,43 @@ def test_skipping_passes_as_many_numbers_as_drawing(monkeypatch: pytest.MonkeyPa
     torch.randn(160, generator=drawn)
     _skip(_unused(160), skipped)
     assert torch.equal(torch.randn(32, generator=drawn), torch.randn(32, generator=skipped))
+
+
+@pytest.mark.parametrize("count", [0, 2, WORDS, 5 * WORDS - 2, 19_936, 19_938, 3_000_000])
+@pytest.mark.parametrize("seed", [0, 2**62 + 12_345])
+def test_a_jump_ends_where_passing_the_numbers_does(count: int, seed: int) -> None:
+    passed, jumped = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
+    _skip(_unused(count), passed)
+    assert jump(jumped, count)
+    assert torch.equal(torch.randn(4 * WORDS, generator=passed), torch.randn(4 * WORDS, generator=jumped))
+
+
+def test_only_a_generator_that_has_drawn_nothing_jumps() -> None:
+    generator = torch.Generator().manual_seed(1)
+    torch.randn(16, generator=generator)
+    before = generator.get_state()
+    assert not jump(generator, 1000)
+    assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 30])
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("rank", range(3))
+def test_every_way_past_the_other_ranks_leads_to_the_same_shard(
+    rank: int, dim: int, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows by a jump or without, columns passed or dropped."""
+    monkeypatch.setattr("model.initialization.JUMP", limit)
+    monkeypatch.setattr("model.initialization.FEW", limit)
+    monkeypatch.setattr("model.initialization.BLOCK", 200)
+    shape, own = (36, 96), {0: (12, 96), 1: (36, 32)}[dim]
+
+    def draw(part: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return torch.randn(part, generator=generator)
+
+    whole, values = draw(shape, torch.Generator().manual_seed(SEED)), torch.empty(own)
+    _fill(values, draw, torch.Generator().manual_seed(SEED), dim, rank, 3)
+    assert torch.equal(values, whole.narrow(dim, rank * own[dim], own[dim]))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "none"])

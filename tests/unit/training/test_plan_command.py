@@ -6,14 +6,14 @@ import time
 from pathlib import Path
 
 import pytest
-from matplotlib.image import imread
 
+from tests.pictures import coloured
 from tests.reference.small import one_thread
 from training.config import load_config
 from training.errors import ConfigError
 from training.planning import summary
 from training.planning.devices import DEVICES
-from training.planning.scale import SCALE, parse_scale
+from training.planning.scale import IDEAL, SCALE, SPEED, parse_scale
 
 __all__ = ["one_thread"]  # measuring a CPU sets the number of threads
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 LARGE, SMALL = ROOT / "configs" / "lm2_1.7b.yaml", ROOT / "configs" / "quickstart.yaml"
 
 
-def plan(*arguments: str) -> int:
+def plan(*arguments: str | Path) -> int:
     main = runpy.run_path(str(ROOT / "launchers" / "plan.py"), run_name="plan")["main"]
     return int(main([str(argument) for argument in arguments]))
 
@@ -32,11 +32,38 @@ def test_a_plan_ends_with_what_to_paste(capsys: pytest.CaptureFixture[str]) -> N
     assert err == ""
     for part in ("1,638,795,392 parameters", "64 H200", "optimizer state", "pipeline bubble", "a checkpoint: 19.7 GB"):
         assert part in out
-    assert "assumed: products at" in out
+    assert "products at 78% of H200's dense peak" in out
     assert "\nparallel.tensor=" in out
     assert "the configuration's own topology takes" in out
     assert "─" not in out  # plain in a pipe
     assert max(map(len, out.splitlines())) < 250
+
+
+def test_documents_leave_less_of_attention(capsys: pytest.CaptureFixture[str]) -> None:
+    shares, speeds = [], []
+    for more in ((), ("--document-tokens", "700")):
+        assert plan("--config", LARGE, "--devices", "h200:8", "--as-is", *more) == 0
+        lines = capsys.readouterr().out.splitlines()
+        heading = next(i for i, line in enumerate(lines) if "in documents" in line)
+        memory = lines[heading + 2].split()
+        shares.append([float(value.rstrip("%")) for value in memory[-3:-1]])
+        speeds.append(float(memory[8]))
+    assert shares[0][0] == shares[0][1] < shares[1][0]
+    assert shares[1][0] - 1 > shares[1][1] > shares[1][0] / 2
+    assert speeds[1] < 0.97 * speeds[0]  # seconds of a step
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("h200:8", "0"), "0 must be 1 or more"), (("cpu:1", "700"), "attention on a CPU computes what documents hide")],
+)
+def test_documents_that_cannot_be_planned(
+    arguments: tuple[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    devices, documents = arguments
+    assert plan("--config", SMALL, "--devices", devices, "--document-tokens", documents) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("--document-tokens: ") and message in err
 
 
 def test_a_small_models_checkpoint_is_told_in_megabytes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,7 +109,8 @@ def test_scale_draws_what_can_be_planned(tmp_path: Path, capsys: pytest.CaptureF
     assert plan("--config", SMALL, "--devices", "a100", "--scale", "1,2,4,7", "--out", tmp_path / "plans") == 0
     out = capsys.readouterr().out
     assert "left out: --devices: 7" in out
-    assert imread(tmp_path / "plans" / "plan-quickstart.png").size > 0
+    picture = tmp_path / "plans" / "plan-quickstart.png"
+    assert coloured(picture, SPEED) > 1000 and coloured(picture, IDEAL) > 500
     assert [path.name for path in (tmp_path / "plans").iterdir()] == ["plan-quickstart.png"]
 
 
@@ -102,9 +130,9 @@ def test_scales() -> None:
 
 def test_a_run_begins_with_a_few_lines_at_once() -> None:
     config = load_config(LARGE)
-    begin = time.perf_counter()
+    begin = time.process_time()
     lines = summary(config, 64, DEVICES["h200"])
-    assert time.perf_counter() - begin < 0.2
+    assert time.process_time() - begin < 0.2
     assert 2 <= len(lines) <= 4
     assert "1,638.8 M parameters" in lines[0]
     assert "planned memory" in lines[1]
@@ -117,7 +145,7 @@ def test_planning_needs_no_trainer() -> None:
 
     code = (
         "import sys; from training.planning.command import plan_one; from training.config import load_config; "
-        f"from pathlib import Path; plan_one(load_config(Path({str(SMALL)!r})), 'h200', 2, False); "
+        f"from pathlib import Path; plan_one(load_config(Path({str(SMALL)!r})), 'h200', 2, False, None); "
         "print(sorted({'torch', 'deepspeed', 'megatron', 'mlflow'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
