@@ -12,7 +12,7 @@ from data_prep.tokenizers.tokenizer import train_sentencepiece
 from evaluation.babilong.facts import Question
 from evaluation.babilong.simulator import simulate
 from evaluation.babilong.world import OPPOSITE, answer
-from experiments.babilong_parts.kinds import KINDS, SEGMENTS, Shape, model_config
+from experiments.babilong_parts.kinds import KINDS, SETTINGS, Shape, model_config
 from experiments.babilong_parts.measuring import Asked, right_answers
 from experiments.babilong_parts.race import by_errors
 from experiments.babilong_parts.rows import BLOCK, Stage, Writer, make_block
@@ -105,7 +105,7 @@ def test_rows_are_a_function_of_their_key_and_learn_answers_alone(material, writ
 
 
 def test_kinds_have_equal_parameters():
-    counts = {kind: count_parameters(model_config(kind, SHAPE, SEGMENTS[kind][0])).total for kind in KINDS}
+    counts = {kind: count_parameters(model_config(kind, SHAPE, SETTINGS[kind][0])).total for kind in KINDS}
     assert max(counts.values()) <= 1.05 * min(counts.values()), counts
 
 
@@ -189,7 +189,7 @@ def of_qa4(writer: Writer, rows: list[Rows]) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_that_are_kept_are_those_that_were_trained(tmp_path, kind):
-    trained, fresh = (build_model(model_config(kind, SHAPE, SEGMENTS[kind][0]), seed=seed) for seed in (1, 2))
+    trained, fresh = (build_model(model_config(kind, SHAPE, SETTINGS[kind][0]), seed=seed) for seed in (1, 2))
     save_weights(trained, tmp_path / "kept.safetensors")
     load_weights(fresh, tmp_path / "kept.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), fresh.parameters(), strict=True))
