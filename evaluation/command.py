@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from dataclasses import asdict
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from model.config import ModelConfig
 from model.memory.none.spec import NoMemoryConfig
 from training.checkpoint.trained_model import LoadedModel, load_model
 from training.config import RunConfig
+from training.monitoring.units import clock
 
 
 def evaluate(
@@ -176,7 +177,7 @@ def _measure(cells: list[Cell], reader: Reader, suite: Suite, results: Results, 
             results.data = merged(results.data, suite.describe())
             results.save(output)
             left = sum(other.tokens for other in cells[number:]) * seconds / max(1, done)
-            console.print(f"{cell.name}: {_said(outcome.rows)}, {duration(left)} left", soft_wrap=True)
+            console.print(f"{cell.name}: {_said(outcome.rows)}, {clock(left)} left", soft_wrap=True)
 
 
 def _said(rows: list[Row]) -> str:
@@ -188,11 +189,6 @@ def _said(rows: list[Row]) -> str:
         for row in rows
     ]
     return f"{', '.join(parts)} ({rows[0].samples} samples)"
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as h:mm:ss."""
-    return str(timedelta(seconds=round(seconds)))
 
 
 def _keep(outcome: Outcome, cell: Cell, results: Results, output: Path) -> None:

@@ -250,7 +250,7 @@ def main() -> int:
     try:
         rows = run_harness(arguments.checkpoint, tasks, **options)
     except (*BAD_INPUT, TrainingError) as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT if isinstance(error, BAD_INPUT) else 1
     for row in rows:
         shown = f"{row.accuracy:.4f} ({row.low:.3f}–{row.high:.3f})" if row.accuracy is not None else f"{row.value:.4f}"

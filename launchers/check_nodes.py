@@ -27,7 +27,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add, more = parser.add_argument, parser.more
     add("results", type=path, metavar="RESULTS", help="folder shared by all nodes, for a file of each node")
     add("--gpus", type=number, default=0, metavar="N", help="GPUs the node must have (default 0)")
-    add("--folder", type=path, action="append", default=[], dest="folders",
+    add("--folder", type=path, action="append", default=[], dest="folders", metavar="FOLDER",
         help="a folder that must be writable; may be repeated")  # fmt: skip
     add("--min-memory-gib", type=float, default=1.0, metavar="X", help="memory that must be available (default 1)")
     add("--min-disk-gib", type=float, default=1.0, metavar="X", help="free space in every --folder (default 1)")

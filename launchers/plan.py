@@ -41,6 +41,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--mtbf", nargs="?", const="", metavar="HOURS",
         help="time between failures of one device (default 50000): time spent training, for --scale's numbers"
     )  # fmt: skip
+    add("--document-tokens", type=int, metavar="N",
+        help=parser.more("tokens of each document; attention stays inside documents (default: they fill its windows)")
+    )  # fmt: skip
     add("--out", type=path, default=Path(), metavar="FOLDER", help="where the picture goes")
     return parser.parse_intermixed_args(argv)
 
@@ -60,12 +63,13 @@ def plan(options: argparse.Namespace) -> None:
     from training.planning.devices import parse_devices
 
     config, (name, count) = load_config(options.config, options.overrides), parse_devices(options.devices)
+    documents = options.document_tokens
     if options.mtbf is not None:
-        plan_failures(config, name, options.scale or "", options.mtbf, options.out)
+        plan_failures(config, name, options.scale or "", options.mtbf, options.out, documents)
     elif options.scale is None:
-        plan_one(config, name, count, options.as_is)
+        plan_one(config, name, count, options.as_is, documents)
     else:
-        plan_many(config, name, options.scale, options.out)
+        plan_many(config, name, options.scale, options.out, documents)
 
 
 if __name__ == "__main__":

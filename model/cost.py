@@ -4,6 +4,7 @@ All are closed formulas of the configuration; tests compare the counts with mode
 for each layer follows `model.stages.flat_layers`: embedding, decoder layers, norm, head.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,18 +92,19 @@ def count_parameters(config: ModelConfig, memory_on: bool = True) -> Parameters:
     return sum(layer_parameters(config, memory_on), Parameters())
 
 
-def flops_per_token(config: ModelConfig, memory_on: bool) -> float:
+def flops_per_token(config: ModelConfig, memory_on: bool, document_tokens: float = math.inf) -> float:
     """Return the training FLOPs (forward and backward) of one token: 6 for each weight that multiplies it.
 
-    Attention adds 12 FLOPs for each key that the causal mask leaves on average, per query head and unit of its width.
-    Embedding look-ups, norms, activations and recomputation do not count.
+    Attention adds 12 FLOPs for each key that the causal mask leaves on average, per query head and unit of its width;
+    documents of `document_tokens` tokens leave no more keys than they have. Embedding look-ups, norms, activations and
+    recomputation do not count.
     """
-    return sum(stage_costs(config, memory_on))
+    return sum(stage_costs(config, memory_on, document_tokens))
 
 
-def stage_costs(config: ModelConfig, memory_on: bool) -> list[float]:
+def stage_costs(config: ModelConfig, memory_on: bool, document_tokens: float = math.inf) -> list[float]:
     """Return the training FLOPs of one token in each layer, which `training.planning.cut_stages` balances."""
-    window = config.segment_length * (config.attention_span - 0.5)
+    window = min(config.segment_length * (config.attention_span - 0.5), document_tokens / 2)
     attention = 2 * config.num_heads * config.head_width * window  # scores, and the weighted sum of values
     backbone = 6.0 * (sum(_backbone_weights(config)) + attention)
     memory = 6.0 * (config.memory.weights(config) + config.memory.products(config))

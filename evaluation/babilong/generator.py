@@ -88,7 +88,7 @@ class Generator:
         return sample
 
     def _joined(self, task: str, length: str, question: Question, noise: list[str], gaps: list[int]) -> Sample:
-        """Join facts and noise to a sample; gaps: the background sentence before each fact's, ascending."""
+        """Join facts and noise to a sample; gaps: the index in `noise` before which each fact is put, ascending."""
         parts: list[str] = []
         places, position, told = [], 0, 0
         for index in range(len(noise) + 1):

@@ -73,7 +73,7 @@ class RowMaker:
 
     def _exercises(self, rng: Keyed) -> Iterator[Exercise]:
         shares = {task: share for task, share in self._maker.recipe.tasks.items() if share}
-        # tokens of each task divided by its share, at random begins, so that not all blocks begin with one task
+        # tokens of each task so far, divided by its share; random at first, so that blocks begin with different tasks
         had = {task: rng.share() * self._capacity for task in shares}
         while True:
             task = drawn(shares, rng)

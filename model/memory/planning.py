@@ -20,6 +20,7 @@ class RankShare:
     sequence: bool  # sequence parallelism: norms and residual stream are split over these ranks too
     item: int  # bytes of an activation: 4 in fp32, 2 in bf16
     fused_norms: bool  # the device has one kernel for an RMSNorm
+    compiled: bool = False  # layers are compiled: elementwise work is fused, and its intermediate results are not kept
 
     @property
     def tokens(self) -> int:

@@ -1,4 +1,4 @@
-"""Faults that a life's ranks bring about themselves, at a step and a rank that the test chose."""
+"""Faults that the ranks of an attempt bring about themselves, at a step and a rank that the test chose."""
 
 import errno
 import math

@@ -173,7 +173,7 @@ def test_every_suite_at_the_default_place(place: Path, tmp_path: Path, capsys: p
     assert row.value == pytest.approx(np.average(curve["loss"], weights=spans))
     shown = capsys.readouterr().out
     assert "facts: simulator" in shown
-    assert "0:00:00 left" in shown
+    assert "0:00 left" in shown
     assert "how the scorers agree on 12 answers" in shown
     evaluate(place, *options, "--background", str(tmp_path / "abstract.txt"), "--retrieval", "bm25", "--top-k", "2")
     rag = load_results(place / "runs" / "tiny" / "evaluation" / f"step-{STEPS:08d}-prompt-bm25.json")

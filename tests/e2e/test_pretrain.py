@@ -11,6 +11,7 @@ import psutil
 import pytest
 import yaml
 
+from tests.e2e.attempts import Site, through
 from tests.e2e.commands import (
     PRETRAIN,
     deepspeed,
@@ -25,7 +26,6 @@ from tests.e2e.commands import (
     valid_losses,
     wait_until,
 )
-from tests.e2e.lives import Site, through
 from tests.e2e.place import EVERY, PHASE_STEPS, STEPS, TOKENS_PER_STEP, Place, needs_deepspeed
 from tests.pictures import coloured
 from training.monitoring import plots

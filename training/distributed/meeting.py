@@ -14,7 +14,7 @@ import torch.distributed as dist
 from data_prep.errors import one_line
 from training.distributed.ranks import RankInfo
 from training.errors import ConfigError, RankConfigError, RankError, TrainingError
-from training.units import duration
+from training.monitoring.units import duration
 
 FIRST_WORD = 5.0  # seconds until a waiting rank first says so; each following pause is twice as long
 LONGEST_PAUSE = 300.0  # seconds

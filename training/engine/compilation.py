@@ -7,6 +7,7 @@ from torch import nn
 from model.decoder import DecoderLayer
 from model.sdpa import activate_flash_attention_3
 from training.config import Phase, RunConfig
+from training.config.compiling import compile_obstacle
 from training.distributed.topology import Topology
 
 log = logging.getLogger("memtrain")
@@ -17,28 +18,11 @@ def compiles(config: RunConfig, phase: Phase, topology: Topology) -> bool:
     wanted = config.training.compile
     if wanted == "off" or (wanted == "auto" and topology.device.type != "cuda"):
         return False
-    if reason := _obstacle(config, phase):
+    if reason := compile_obstacle(config, phase):
         log.info("training.compile: phase %s runs without compilation, because of %s", phase.name, reason)
         return False
     log.info("training.compile: decoder layers and loss of phase %s are compiled in its first steps", phase.name)
     return True
-
-
-def _obstacle(config: RunConfig, phase: Phase) -> str | None:
-    """Return what prevents a layer from being compiled as one graph; None when nothing does."""
-    model, parallel, training = config.model, config.parallel, config.training
-    if phase.memory and model.memory.sequential:
-        return f"memory {model.memory_name}, whose segments are computed one after the other"
-    if phase.memory and model.explicit is not None:
-        return "explicit memory, whose attention needs a mask for each call"
-    for name, size in (("tensor", parallel.tensor), ("segment", parallel.segment)):
-        if size > 1:
-            return f"parallel.{name} {size}: layers exchange tensors with other ranks"
-    if training.zero_stage == 3:
-        return "training.zero_stage 3, which fetches each weight when it is used"
-    if training.activation_checkpointing == "selective":
-        return "training.activation_checkpointing selective, which recomputes parts of a layer"
-    return None
 
 
 def compile_layers(module: nn.Module) -> None:

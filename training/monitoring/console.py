@@ -19,7 +19,7 @@ from rich.text import Text
 
 from training.logs import discard_unread_output
 from training.monitoring.records import EvalRecord, StepRecord
-from training.units import clock, short
+from training.monitoring.units import clock, short
 
 log = logging.getLogger("memtrain")
 

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from data_prep.files import replacing
 from training.monitoring.records import read_metrics
-from training.units import short
+from training.monitoring.units import short
 
 TRAIN, VALID, RATE, NORM, INK, GRID = "#2f6db3", "#d1495b", "#3b7d4f", "#8a6fb0", "#333333", "#e3e3e3"
 SPANS = ("#f1f3f6", "#fdf3e1", "#eaf5ee", "#f6ecf5")

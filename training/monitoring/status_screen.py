@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from training.monitoring.status import Heartbeat, Status
-from training.units import duration
+from training.monitoring.units import duration
 
 COLORS = {"finished": "green", "training": "green", "waiting": "yellow", "starting": "yellow", "stopped": "yellow"}
 

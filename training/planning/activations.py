@@ -16,7 +16,12 @@ class Shape(RankShare):
     """Sizes of what one rank computes for a micro-batch, with those of explicit memory."""
 
     model: ModelConfig
-    memory_on: bool
+    memory_on: bool = True
+
+    @property
+    def varlen(self) -> bool:
+        """Whether attention takes sequence lengths, so that it needs no mask for documents."""
+        return self.fused_norms and self.item < FP32 and (self.model.explicit is None or not self.memory_on)
 
     @property
     def loss_rows(self) -> int:
@@ -88,9 +93,11 @@ def layer_kept(shape: Shape, role: Role) -> Kept:
     through = more if role.references == "whole" else 0
     norms = (2 * n + more + through) * shape.norm_kept / (t if shape.sequence else 1)
     width = model.head_width * (2 * model.num_heads + 2 * model.num_kv_heads)  # q, k, v and the result
-    attention = n * (width * a / t + FP32 * model.num_heads / t + shape.window * a)  # log-sums, mask
+    mask = 0 if shape.varlen else shape.window * a
+    attention = n * (width * a / t + FP32 * model.num_heads / t + mask)  # log-sums
     attention += _references_kept(shape, role)
-    feed_forward = (n + through) * 4 * model.ffn_size * a / t  # gate and up, silu of the gate, their product
+    arrays = 3 if shape.compiled else 4  # gate and up, their product; eager also silu of the gate
+    feed_forward = (n + through) * arrays * model.ffn_size * a / t
     if not (role.hosts and shape.memory_on):
         return Kept(entering, norms, attention, feed_forward)
     own, (memory, banks) = model.memory.attention_kept(shape, n), model.memory.kept(shape)
@@ -129,8 +136,11 @@ def head_transient(shape: Shape) -> float:
     """Return the bytes needed in addition while a block of the loss is computed.
 
     These are logits and log-probabilities in fp32, in bf16 the logits again, and the block's gradient of the weight.
+    Compiled, there are only logits and their gradient beside the gradient of the weight.
     """
     logits = shape.loss_rows * (2 * FP32 + (shape.item if shape.item < FP32 else 0))
+    if shape.compiled:
+        logits = shape.loss_rows * 2 * shape.item
     return shape.model.vocab_size / shape.tensor * (logits + shape.model.hidden_size * shape.item)
 
 

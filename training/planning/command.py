@@ -1,5 +1,7 @@
 """The work of `launchers/plan.py` after its arguments are parsed."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 from training.config import RunConfig
@@ -22,13 +24,14 @@ from training.planning.search import best_plan
 SHOWN = 5  # number of the fastest plans that are shown
 
 
-def plan_one(config: RunConfig, name: str, count: int, as_is: bool) -> None:
+def plan_one(config: RunConfig, name: str, count: int, as_is: bool, documents: int | None) -> None:
     """Print the plan for `count` devices of the table's entry `name`, or of this machine's CPU.
 
-    as_is: plan the configured topology instead of searching the fastest one. Raises `ConfigError` when no topology is
-    valid or none fits.
+    as_is: plan the configured topology instead of searching the fastest one.
+    documents: tokens of each document; None: documents fill the windows of attention.
+    Raises `ConfigError` when no topology is valid or none fits.
     """
-    device = device_named(name, count)
+    device = device_named(name, count, documents)
     own = _own(config, count, device, needed=as_is)
     console = new_console()
     if as_is and own is not None:
@@ -45,14 +48,16 @@ def plan_one(config: RunConfig, name: str, count: int, as_is: bool) -> None:
     show_conclusion(console, found.best, own)
 
 
-def plan_many(config: RunConfig, name: str, scale: str, folder: Path) -> None:
+def plan_many(config: RunConfig, name: str, scale: str, folder: Path, documents: int | None) -> None:
     """Print the best plan for each number of devices, and draw them into `folder`.
 
-    scale: numbers of devices as text. Raises `ConfigError` when no number has a plan.
+    scale: numbers of devices as text.
+    documents: tokens of each document; None: documents fill the windows of attention.
+    Raises `ConfigError` when no number has a plan.
     """
     from training.planning.scale import plot_scale  # imports matplotlib, which only the picture needs
 
-    plans, problems = _plans(config, name, scale, "--scale")
+    plans, problems = _plans(config, name, scale, "--scale", documents)
     console = new_console()
     show_model(console, config)
     for plan in plans:
@@ -69,16 +74,17 @@ def plan_many(config: RunConfig, name: str, scale: str, folder: Path) -> None:
     console.print(f"drawn: {out}")
 
 
-def plan_failures(config: RunConfig, name: str, scale: str, mtbf: str, folder: Path) -> None:
+def plan_failures(config: RunConfig, name: str, scale: str, mtbf: str, folder: Path, documents: int | None) -> None:
     """Print and draw the fraction of time spent training when devices fail, for each number of devices.
 
-    mtbf: hours between failures of one device, as text; empty: the default. Raises `ConfigError` when no number has a
-    plan.
+    mtbf: hours between failures of one device, as text; empty: the default.
+    documents: tokens of each document; None: documents fill the windows of attention.
+    Raises `ConfigError` when no number has a plan.
     """
     from training.planning.scale import plot_goodput
 
     seconds = parse_mtbf(mtbf)
-    plans, problems = _plans(config, name, scale, "--mtbf")
+    plans, problems = _plans(config, name, scale, "--mtbf", documents)
     console, found = new_console(), [Goodput(plan, seconds) for plan in plans]
     show_model(console, config)
     show_goodput(console, found, default=not mtbf)
@@ -89,23 +95,36 @@ def plan_failures(config: RunConfig, name: str, scale: str, mtbf: str, folder: P
     console.print(f"drawn: {out}")
 
 
-def _plans(config: RunConfig, name: str, scale: str, option: str) -> tuple[list[Plan], list[str]]:
+def _plans(
+    config: RunConfig, name: str, scale: str, option: str, documents: int | None
+) -> tuple[list[Plan], list[str]]:
     """Return the best plans for the numbers of devices that have one, and why the others have none."""
     from training.planning.scale import parse_scale, plan_scale
 
     counts = parse_scale(scale)
     if name == "cpu":
         raise ConfigError(f"{option}: cpu is this machine, whose number of cores is fixed; name a GPU, such as h200")
-    plans, problems = plan_scale(config, counts, device_named(name, max(counts)))
+    plans, problems = plan_scale(config, counts, device_named(name, max(counts), documents))
     if not plans:
         raise ConfigError("\n".join(problems))
     return plans, problems
 
 
-def device_named(name: str, count: int) -> Device:
-    """Return a device of the table, or this machine's CPU with a core for each of `count` ranks."""
+def device_named(name: str, count: int, documents: int | None) -> Device:
+    """Return a device of the table, or this machine's CPU with a core for each of `count` ranks.
+
+    documents: tokens of each document; None: documents fill the windows of attention.
+    Raises `ConfigError` for a wrong `documents`.
+    """
+    if documents is not None and documents < 1:
+        raise ConfigError(f"--document-tokens: {documents} must be at least 1, or leave the option out")
     if name != "cpu":
-        return DEVICES[name]
+        return replace(DEVICES[name], document_tokens=documents or math.inf)
+    if documents is not None:
+        raise ConfigError(
+            "--document-tokens: attention on a CPU computes also what documents hide; leave the option out, or name a "
+            "GPU, such as h200"
+        )
     from training.planning.probe import Cpu  # imports torch, which plans for GPUs do not need
 
     return Cpu(count)

@@ -4,19 +4,20 @@ import math
 from dataclasses import dataclass
 
 from training.errors import ConfigError
-from training.planning.passes import PASSES
+from training.planning.passes import FUSED, PASSES
 
 GIB, GB = 2.0**30, 1e9
 
-# Fraction of a data sheet's numbers that an eager bf16 step reaches. They are assumptions, which every plan prints:
-# large products at about two thirds of the dense peak on all four devices, elementwise kernels at four fifths of the
-# memory bandwidth, NCCL's rings at about 70 % of the links' bandwidth.
-PRODUCT_EFFICIENCY, STREAM_EFFICIENCY, LINK_EFFICIENCY = 0.65, 0.8, 0.7
-ATTENTION_EFFICIENCY = 0.4  # of the peak; FLOPs are counted only for the half of the window that the mask leaves
+# Fraction of a data sheet's numbers that a bf16 step reaches. Those of products, elementwise kernels and attention are
+# measured in a compiled step on one H200 (torch 2.11, 2026-11-27), and assumed for the other devices. That NCCL's rings
+# reach about 70 % of the links' bandwidth is an assumption. Every plan prints both.
+PRODUCT_EFFICIENCY, STREAM_EFFICIENCY, LINK_EFFICIENCY = 0.78, 0.5, 0.7
+ATTENTION_EFFICIENCY = 0.26  # of the peak, in long sequences; FLOPs are counted for the half that the mask leaves
+ATTENTION_HALF = 1500  # tokens of a sequence in which FlashAttention-2 reaches half of that
 COLLECTIVE_LATENCY = 20e-6  # seconds to start a collective, for every doubling of its ranks
 HEADROOM = 0.96  # fraction of the memory for tensors, because the allocator's blocks are never completely full
-# bytes read and written for an element in a step: 20 fp32 passes of AdamW, norm, clipping, gradient copies
-ADAMW_BYTES = 110
+# bytes read and written for an element in a step: weight, gradient and moments by one kernel, norm, clipping, bf16 copy
+ADAMW_BYTES = 44
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Device:
     node_size: int  # devices of a node
     overhead: float = 2 * GIB  # CUDA context, cuBLAS and NCCL workspaces
     fused_norms: bool = True  # torch computes an RMSNorm with one kernel; on a CPU it takes several
+    compiled: bool = False  # decoder layers and loss are compiled
+    tf32: bool = False  # fp32 products are computed in TF32, at half the speed of bf16
+    document_tokens: float = math.inf  # tokens of each document, beyond which attention does not look
 
     def linear(self, rows: int, inner: int, outer: int, precision: str) -> float:
         """Return the seconds of a linear layer's forward and backward: three products of [rows, inner, outer]."""
@@ -43,12 +47,16 @@ class Device:
 
         windows: number of attention windows in all samples and segments; width: of a head.
         """
-        seen = queries * (keys - queries / 2)  # (query, key) pairs of a window
-        return 12.0 * windows * heads * seen * width / (self.peak[precision] * ATTENTION_EFFICIENCY)
+        length = min(queries, self.document_tokens)
+        ahead = min(keys - queries, self.document_tokens - length)
+        seen = queries * (ahead + length / 2)  # (query, key) pairs of a window
+        reached = ATTENTION_EFFICIENCY * length / (length + ATTENTION_HALF)
+        return 12.0 * windows * heads * seen * width / (self.peak[precision] * reached)
 
     def batched(self, batch: int, rows: int, inner: int, outer: int) -> float:
         """Return the seconds of the forward and backward of `batch` fp32 products [rows, inner] x [inner, outer]."""
-        return 6.0 * batch * rows * inner * outer / (self.peak["fp32"] * PRODUCT_EFFICIENCY)
+        peak = self.peak["bf16"] / 2 if self.tf32 else self.peak["fp32"]
+        return 6.0 * batch * rows * inner * outer / (peak * PRODUCT_EFFICIENCY)
 
     def stream(self, size: float, array: float) -> float:
         """Return the seconds to read or write `size` bytes in arrays of `array` bytes."""
@@ -61,7 +69,8 @@ class Device:
         width: as in `training.planning.patterns.sample`.
         """
         del width
-        return self.stream(PASSES[what] * rows * size * item, rows * size * item)
+        count = FUSED.get(what, PASSES[what]) if self.compiled else PASSES[what]
+        return self.stream(count * rows * size * item, rows * size * item)
 
     def adamw(self, elements: float) -> float:
         """Return the seconds of AdamW's step on so many elements."""
@@ -89,9 +98,10 @@ class Device:
     def assumptions(self) -> str:
         """Return a sentence with the assumptions of plans on this device."""
         return (
-            f"assumed: products at {PRODUCT_EFFICIENCY:.0%} of {self.name}'s dense peak, attention at "
-            f"{ATTENTION_EFFICIENCY:.0%}, elementwise work at {STREAM_EFFICIENCY:.0%} of its memory bandwidth, links "
-            f"at {LINK_EFFICIENCY:.0%}; nothing overlaps"
+            f"assumed, as measured on one H200: products at {PRODUCT_EFFICIENCY:.0%} of {self.name}'s dense peak, "
+            f"attention at {ATTENTION_EFFICIENCY:.0%} and less in short documents, elementwise work at "
+            f"{STREAM_EFFICIENCY:.0%} of its memory bandwidth; not measured: links at {LINK_EFFICIENCY:.0%}; nothing "
+            "overlaps"
         )
 
 

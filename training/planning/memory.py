@@ -7,6 +7,7 @@ from model.config import ModelConfig
 from model.cost import Role, layer_parameters, roles, stage_costs
 from model.memory.planning import FP32
 from training.config import Phase, RunConfig
+from training.config.compiling import compile_obstacle
 from training.planning.activations import Shape, head_kept, head_transient, layer_kept, layer_transient
 from training.planning.devices import Device
 from training.planning.stages import cut_stages
@@ -112,6 +113,12 @@ def stages_of(model: ModelConfig, memory_on: bool, memory_alone: bool, tensor: i
     return stages
 
 
+def is_compiled(config: RunConfig, phase: Phase, device: Device) -> bool:
+    """Return whether the run compiles the layers and the loss of the phase on this device."""
+    wanted = device.name != "CPU" and config.training.compile != "off"
+    return wanted and compile_obstacle(config, phase) is None
+
+
 def shape_of(config: RunConfig, phase: Phase, device: Device) -> Shape:
     """Return the sizes of what one rank computes for a micro-batch."""
     return Shape(
@@ -123,6 +130,7 @@ def shape_of(config: RunConfig, phase: Phase, device: Device) -> Shape:
         sequence=config.parallel.sequence,
         item=ITEM[config.training.precision],
         fused_norms=device.fused_norms,
+        compiled=is_compiled(config, phase, device),
     )
 
 

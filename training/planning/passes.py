@@ -1,5 +1,17 @@
 """Patterns of elementwise work between the products, and how often each reads or writes its array."""
 
+FUSED = {  # the same in compiled layers, counted in inductor's schedule (benchmarks/traced.py)
+    "norm": 5,
+    "residual": 6,
+    "heads": 7,
+    "mask": 0,  # attention takes sequence lengths instead of a mask
+    "swiglu": 4,
+    "loss": 3,  # of logits in the product's dtype: read for the sum, read again, gradient written
+    "decaying keys": 17,
+    "queries": 7,
+    "gates": 28,
+    "gates twice": 35,
+}
 PASSES = {  # reads and writes of the array, forward and backward together
     "norm": 5,  # forward x and y, backward x, dy and dx: one kernel each
     "residual": 6,  # a sum, and the sum of its gradients

@@ -7,12 +7,12 @@ from rich.table import Table
 
 from model.cost import count_parameters, flops_per_token
 from training.config import RunConfig
+from training.monitoring.units import short
 from training.planning.devices import GB, GIB, Device
 from training.planning.goodput import HELD_LEAST, HOUR, RESTART, STORAGE, Goodput
 from training.planning.memory import Memory
 from training.planning.plan import DAY, Plan
 from training.planning.timing import bubble_fraction
-from training.units import short
 
 PIPED_WIDTH = 160  # columns when the output is not a terminal
 
@@ -64,11 +64,12 @@ def show_details(console: Console, plan: Plan) -> None:
         memory.add_row("in addition, in CPU memory", f"{plan.memory.host / GIB:.2f}")
     console.print(memory)
     console.print("\nseconds of a step, on the slowest stage")
-    steps = _table("phase", *plan.steps[0].parts, "total", "tokens/s", "MFU", "days")
+    steps = _table("phase", *plan.steps[0].parts, "total", "tokens/s", "MFU", "in documents", "days")
     for phase, step in zip(plan.config.phases, plan.steps, strict=True):
         seconds = [f"{value:.3g}" for value in (*step.parts.values(), step.seconds)]
         days = phase.steps * step.seconds / DAY
-        steps.add_row(phase.name, *seconds, short(step.tokens_per_second), f"{step.mfu:.1%}", f"{days:.3g}")
+        mfu = f"{step.mfu:.1%}", f"{step.document_mfu:.1%}"
+        steps.add_row(phase.name, *seconds, short(step.tokens_per_second), *mfu, f"{days:.3g}")
     console.print(steps)
     console.print("\nGB a rank sends in a step")
     links = ("tensor", "pipeline", "segment", "data", "host")
@@ -81,7 +82,7 @@ def show_details(console: Console, plan: Plan) -> None:
     size = plan.checkpoint_bytes / GB
     amount = f"{size:.1f} GB" if size >= 1 else f"{1000 * size:.1f} MB"
     console.print(f"\na checkpoint: {amount} (fp32 weights and two moments)")
-    console.print(plan.device.assumptions())
+    console.print(plan.device.assumptions(), soft_wrap=True)
 
 
 def show_conclusion(console: Console, best: Plan, own: Plan | None) -> None:

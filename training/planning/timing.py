@@ -1,6 +1,7 @@
 """The time of one optimizer step."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from model.cost import flops_per_token
 from model.memory.planning import FP32
@@ -29,6 +30,7 @@ class StepTime:
     traffic: Traffic
     tokens: int
     mfu: float
+    document_mfu: float  # MFU that counts attention only inside documents
 
     @property
     def parts(self) -> dict[str, float]:
@@ -74,9 +76,12 @@ def step_time(config: RunConfig, phase: Phase, ranks: Ranks, device: Device) -> 
         "optimizer": _optimizer(config, stage, ranks, device) + traffic.host.seconds,
     }
     tokens = micro_batches * config.training.micro_batch_size * ranks.data * config.data.sequence_length
-    achieved = flops_per_token(config.model, phase.memory) * tokens / sum(parts.values())
-    mfu = achieved / (ranks.world * device.peak[config.training.precision])
-    return StepTime(micro_batches, **parts, traffic=traffic, tokens=tokens, mfu=mfu)
+    tokens_of_peak = tokens / sum(parts.values()) / (ranks.world * device.peak[config.training.precision])
+    mfu, document_mfu = (
+        flops_per_token(config.model, phase.memory, length) * tokens_of_peak
+        for length in (math.inf, device.document_tokens)
+    )
+    return StepTime(micro_batches, **parts, traffic=traffic, tokens=tokens, mfu=mfu, document_mfu=document_mfu)
 
 
 def bubble_fraction(micro_batches: int, stages: int) -> float:
@@ -87,6 +92,9 @@ def bubble_fraction(micro_batches: int, stages: int) -> float:
 def _compute(config: RunConfig, shape: Shape, stage: Stage, device: Device, micro_batches: int) -> float:
     """Return the seconds of one micro-batch's forward and backward on one stage."""
     precision, checkpointing = config.training.precision, config.training.activation_checkpointing
+    if device.name != "CPU":
+        documents = device.document_tokens if shape.varlen else math.inf  # attention with a mask computes all pairs
+        device = replace(device, compiled=shape.compiled, tf32=precision == "bf16", document_tokens=documents)
     seconds = 0.0
     for role in set(stage.decoders):
         layer = decoder_work(shape, role, device, precision).repeated(checkpointing)

@@ -43,7 +43,8 @@ def decoder_work(shape: Shape, role: Role, device: Device, precision: str) -> Wo
     attention = device.linear(all_tokens, size, width * (heads + 2 * kv_heads), precision)
     attention += device.attention(windows, heads, segment, window, width, precision)
     attention += device.passes("heads", all_tokens, (heads + 2 * kv_heads) * width, a, width)
-    attention += device.passes("mask", tokens, window, 1, segment) + _references_work(shape, role, device, precision)
+    attention += 0.0 if shape.varlen else device.passes("mask", tokens, window, 1, segment)
+    attention += _references_work(shape, role, device, precision)
     if role.references == "whole":
         tokens = all_tokens
     attention += device.linear(tokens, heads * width, size, precision)
@@ -74,10 +75,12 @@ def head_work(shape: Shape, device: Device, precision: str) -> float:
     """Return the seconds of final norm, output head and loss."""
     model, tokens, a = shape.model, shape.tokens, shape.item
     vocabulary = model.vocab_size // shape.tensor
-    casts = 2.0 * (FP32 + a) if a < FP32 else 0.0  # to fp32, and the gradient back
-    loss = device.passes("loss", tokens, vocabulary, FP32) + device.stream(
-        casts * tokens * vocabulary, tokens * vocabulary
-    )
+    casts = 2.0 * (FP32 + a) if a < FP32 and not shape.compiled else 0.0  # to fp32, and the gradient back
+    loss = device.passes("loss", tokens, vocabulary, a if shape.compiled else FP32)
+    loss += device.stream(casts * tokens * vocabulary, tokens * vocabulary)
+    table, blocks = vocabulary * model.hidden_size, -(-tokens // shape.loss_rows)
+    if blocks > 1:  # each block's gradient of the weight is added to an fp32 sum
+        loss += device.stream(blocks * (a + 2 * FP32) * table, table * FP32)
     return (
         device.passes("norm", tokens, model.hidden_size, a)
         + loss

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from model.parallel_context import ParallelContext
 
 BLOCK = 4  # tokens; `model.memory.delta.chunks` inverts triangular systems of this size by their series
+COMPOSE_PASSES = 9  # reads and writes of the maps of chunks where pairs of them are composed, forward and backward
 SYSTEM_PASSES = 30  # reads and writes of the chunks' triangular systems, forward and backward together
 
 
@@ -89,6 +90,8 @@ class DeltaConfig(MemoryConfig):
         products = speeds.batched(chunks, width, width, chunk) * 3 + speeds.batched(chunks, chunk, width, chunk) * 2
         if share.fused_norms:  # a GPU composes pairs of chunks; a CPU carries the bank through them in order
             products += 2 * speeds.batched(chunks, width, width, width)
+            maps = 2.0 * chunks * width * width * FP32
+            products += speeds.stream(COMPOSE_PASSES * maps, maps)
         system = tokens * heads * chunk * FP32
         streams = speeds.stream(SYSTEM_PASSES * system, system)
         for what in ("gates twice", "queries"):

@@ -49,11 +49,13 @@ class LM2TimeConfig(MemoryConfig):
 
     def kept(self, share: RankShare) -> tuple[float, float]:
         size, num_slots = share.model.hidden_size, self.num_slots(share.model)
-        addresses = (
-            7 * self.heads * num_slots
-        )  # keys: features, unit, own document's, decays, decayed; queries and a copy
-        numbers = 6 * size + addresses + 5 * self.heads + 2 * self.heads * num_slots / share.segment
-        return (FP32 * numbers + share.item * size) / share.tensor, share.states_kept(num_slots * size)
+        banks, addresses = share.states_kept(num_slots * size), self.heads * num_slots
+        if share.compiled:  # three arrays of slots and three of tokens in fp32, and the results of products
+            fp32, made = 3 * size + 3 * addresses, 4 * size + 2 * addresses + self.heads
+            return (FP32 * fp32 + share.item * made) / share.tensor, banks
+        # keys: features, unit, own document's, decays, decayed; queries and a copy
+        numbers = 6 * size + 7 * addresses + 5 * self.heads + 2 * addresses / share.segment
+        return (FP32 * numbers + share.item * size) / share.tensor, banks
 
     def seconds(self, share: RankShare, speeds: Speeds, precision: str) -> float:
         size, tokens, num_slots = share.model.hidden_size, share.tokens, self.num_slots(share.model)

@@ -285,7 +285,7 @@ def test_questions_that_cannot_be_scored_name_line_and_key(
 
 @pytest.mark.parametrize("line", ["[1]", "5", "{", "[" * 100_000])
 def test_lines_that_are_no_question(tmp_path: Path, line: str) -> None:
-    with pytest.raises(DataError, match=r"q\.jsonl:1: is (no JSON|a JSON)"):
+    with pytest.raises(DataError, match=r"q\.jsonl:1: is (not JSON|a JSON)"):
         load_questions(write_question(tmp_path, line))
 
 

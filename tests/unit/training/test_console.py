@@ -217,19 +217,19 @@ logging.getLogger("alembic.runtime.migration").info("upgrade")
 @pytest.mark.parametrize("rank", [0, 3])
 def test_each_rank_logs_to_its_file_and_only_rank_0_speaks(rank: int, tmp_path: Path) -> None:
     command = [sys.executable, "-c", SPEAK, str(tmp_path), str(rank)]
-    lives = [
+    attempts = [
         subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
         for _ in range(2)
     ]
-    for life in lives:
-        assert life.stdout == ""
-        lines = life.stderr.splitlines()
+    for attempt in attempts:
+        assert attempt.stdout == ""
+        lines = attempt.stderr.splitlines()
         # what libraries warn of goes to the file alone
         assert lines == (["warning: careful", "error: broken"] if rank == 0 else [])
     text = (tmp_path / "log" / f"rank-{rank}.log").read_text()
     imports = ("UserWarning: at import", "announced at import", "a fork")
     for said in ("loaded", "careful", "chatter", "broken", "UserWarning: look here", *imports):
-        assert text.count(said) == 2, said  # once a life: the second appended, the repeated call doubled nothing
+        assert text.count(said) == 2, said  # once an attempt: the second appended, the repeated call doubled nothing
     assert "upgrade" not in text
     assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ INFO    memtrain  loaded$", text, re.MULTILINE)
 

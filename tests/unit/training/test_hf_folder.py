@@ -94,7 +94,7 @@ def test_the_command_prints_the_difference_and_fails_above_the_tolerance(llama_1
     done = command(str(llama_1b), "--prove", "--length", "64", "--tolerance", "-1")
     assert done.code == 1 and "largest logit difference to Transformers' Llama" in done.out and "above -1" in done.err
     done = command(str(llama_1b), "--segment-length", "0")
-    assert done.code == 2 and done.err.startswith("model.segment_length: ")
+    assert done.code == 2 and done.err.startswith("error: model.segment_length: ")
 
 
 def test_the_section_is_yaml_that_a_run_takes(llama_1b: Path) -> None:

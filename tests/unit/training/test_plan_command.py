@@ -32,11 +32,38 @@ def test_a_plan_ends_with_what_to_paste(capsys: pytest.CaptureFixture[str]) -> N
     assert err == ""
     for part in ("1,638,795,392 parameters", "64 H200", "optimizer state", "pipeline bubble", "a checkpoint: 19.7 GB"):
         assert part in out
-    assert "assumed: products at" in out
+    assert "products at 78% of H200's dense peak" in out
     assert "\nparallel.tensor=" in out
     assert "the configuration's own topology takes" in out
     assert "─" not in out  # plain in a pipe
     assert max(map(len, out.splitlines())) < 250
+
+
+def test_documents_leave_less_of_attention(capsys: pytest.CaptureFixture[str]) -> None:
+    shares, speeds = [], []
+    for more in ((), ("--document-tokens", "700")):
+        assert plan("--config", LARGE, "--devices", "h200:8", "--as-is", *more) == 0
+        lines = capsys.readouterr().out.splitlines()
+        heading = next(i for i, line in enumerate(lines) if "in documents" in line)
+        memory = lines[heading + 2].split()
+        shares.append([float(value.rstrip("%")) for value in memory[-3:-1]])
+        speeds.append(float(memory[8]))
+    assert shares[0][0] == shares[0][1] < shares[1][0]
+    assert shares[1][0] - 1 > shares[1][1] > shares[1][0] / 2
+    assert speeds[1] < 0.97 * speeds[0]  # seconds of a step
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("h200:8", "0"), "0 must be 1 or more"), (("cpu:1", "700"), "attention on a CPU computes what documents hide")],
+)
+def test_documents_that_cannot_be_planned(
+    arguments: tuple[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    devices, documents = arguments
+    assert plan("--config", SMALL, "--devices", devices, "--document-tokens", documents) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("--document-tokens: ") and message in err
 
 
 def test_a_small_models_checkpoint_is_told_in_megabytes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +145,7 @@ def test_planning_needs_no_trainer() -> None:
 
     code = (
         "import sys; from training.planning.command import plan_one; from training.config import load_config; "
-        f"from pathlib import Path; plan_one(load_config(Path({str(SMALL)!r})), 'h200', 2, False); "
+        f"from pathlib import Path; plan_one(load_config(Path({str(SMALL)!r})), 'h200', 2, False, None); "
         "print(sorted({'torch', 'deepspeed', 'megatron', 'mlflow'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -92,7 +92,7 @@ def test_memory_falls_with_what_shares_it(large: RunConfig) -> None:
 
 
 def test_the_bubble_is_the_textbooks(large: RunConfig) -> None:
-    config = copy_of(large, parallel={"pipeline": 4}, training={"zero_stage": 1})
+    config = copy_of(large, parallel={"pipeline": 4}, training={"zero_stage": 1, "micro_batch_size": 1})
     step = step_time(config, config.phases[0], ranks_of(config, 8), H200)
     assert step.micro_batches == 64
     busy = step.compute + step.tensor + step.segment
@@ -124,7 +124,7 @@ def test_an_impossible_topology_is_told_the_nearest(large: RunConfig) -> None:
     assert "12 is not a multiple of parallel.tensor 8" in message
     assert "nearest are 8 or 16 devices, or parallel.tensor=4" in message
     (message,) = topology_problems(large, 48, H200)
-    assert "128 samples, which is not a multiple of training.micro_batch_size 1 x 48" in message
+    assert "128 samples, which is not a multiple of training.micro_batch_size 2 x 48" in message
     assert "nearest are 32 or 64 devices" in message
 
 

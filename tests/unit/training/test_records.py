@@ -21,7 +21,7 @@ def step(number: int, loss: float = 2.0, **other: Any) -> StepRecord:
 
 
 def write(path: Path, steps: range, resume_step: int) -> None:
-    """One life of a run: opens the file, writes `steps`, ends."""
+    """One attempt of a run: opens the file, writes `steps`, ends."""
     with MetricsFile.open(path, resume_step) as metrics:
         for number in steps:
             metrics.write(step(number))
@@ -139,12 +139,12 @@ def test_a_missing_file_reads_as_empty(tmp_path: Path) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(lives=st.lists(st.tuples(st.integers(1, 8), st.integers(0, 8), st.integers(0, 400)), min_size=1, max_size=5))
-def test_every_step_is_there_once_after_any_kills(lives: list[tuple[int, int, int]]) -> None:
-    """A life makes some steps, saves a checkpoint somewhere on the way, and loses the end of its file."""
+@given(attempts=st.lists(st.tuples(st.integers(1, 8), st.integers(0, 8), st.integers(0, 400)), min_size=1, max_size=5))
+def test_every_step_is_there_once_after_any_kills(attempts: list[tuple[int, int, int]]) -> None:
+    """An attempt makes some steps, saves a checkpoint somewhere on the way, and loses the end of its file."""
     with tempfile.TemporaryDirectory() as folder:
         path, saved = Path(folder) / "metrics.jsonl", 0
-        for steps, since_checkpoint, torn in lives:
+        for steps, since_checkpoint, torn in attempts:
             write(path, range(saved + 1, saved + steps + 1), saved)
             kept = saved + max(0, steps - since_checkpoint)
             lines = path.read_bytes().splitlines(keepends=True)

@@ -22,8 +22,8 @@ from training.errors import ConfigError
 from training.faults.watchdog import Beat
 from training.monitoring.status import Status, status_of
 from training.monitoring.status_screen import screen
+from training.monitoring.units import duration
 from training.tracking import facts
-from training.units import duration
 
 STEPS, TOKENS = 20, 256
 

@@ -79,7 +79,7 @@ def test_a_run_goes_on_without_its_server_and_catches_up_in_the_same_life(
     second.metrics(200, {"loss": 0.0})
     second.close("KILLED")
     assert len(read_entries(spool(tmp_path))) == 2
-    never = start(tmp_path, run_id=first.run_id, uri=uri, tags={"restarts": "2"})  # nor does this life see a server
+    never = start(tmp_path, run_id=first.run_id, uri=uri, tags={"restarts": "2"})  # nor does this attempt see a server
     never.close("KILLED")
     up = server(up.port)
     third = start(tmp_path, run_id=first.run_id, uri=uri)
