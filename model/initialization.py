@@ -19,7 +19,7 @@ from model.generator_jump import jump
 from model.memory.interface import Memory
 from model.parallel import TensorParallel, is_sharded
 
-Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
+Draw = Callable[[Tensor, torch.Generator], object]  # fills a contiguous tensor
 
 GRAIN = 16  # torch draws normal fp32 numbers 16 at a time from as many 32-bit numbers of the generator
 BLOCK = 1 << 17  # numbers that are drawn at once; they fit into the processor's cache
@@ -54,9 +54,9 @@ def initialize(
                 drawn_as = owner.drawn_as(full_name) if isinstance(owner, Memory) else full_name
                 generator = torch.Generator().manual_seed(_seed(seed, drawn_as))
                 if isinstance(owner, Memory):
-                    draw: Draw = partial(owner.initial_value, local)
+                    draw: Draw = partial(_draw_memory, owner, local)
                 else:
-                    draw = partial(_backbone_value, _backbone_std(full_name, parameter, config, tp))
+                    draw = partial(_draw_backbone, _backbone_std(full_name, parameter, config, tp))
                 ranks, rank = (tp.size, tp.rank) if is_sharded(parameter) else (1, 0)
                 dim = parameter.partition_dim if is_sharded(parameter) else 0  # type: ignore[attr-defined]
                 filled.append(pool.submit(_fill, values, draw, generator, dim, rank, ranks))
@@ -68,11 +68,12 @@ def _fill(values: Tensor, draw: Draw, generator: torch.Generator, dim: int, rank
     """Fill `values`, shard `rank` of `ranks` along `dim`, with its part of the whole tensor that `draw` makes."""
     own = values.size(dim)
     if values.dim() != 2 or values.size(1) % GRAIN:  # a shard could begin or end inside a grain
-        whole = [size * ranks if d == dim else size for d, size in enumerate(values.shape)]
-        values.copy_(draw(tuple(whole), generator).narrow(dim, rank * own, own))
+        whole = torch.empty([size * ranks if d == dim else size for d, size in enumerate(values.shape)])
+        draw(whole, generator)
+        values.copy_(whole.narrow(dim, rank * own, own))
         return
-    begin = generator.get_state()
-    first = draw((1, values.size(1)), generator)
+    begin, first = generator.get_state(), torch.empty(1, values.size(1))
+    draw(first, generator)
     if torch.equal(generator.get_state(), begin):  # `draw` took no random numbers, so all rows are equal
         values.copy_(first)
         return
@@ -82,14 +83,19 @@ def _fill(values: Tensor, draw: Draw, generator: torch.Generator, dim: int, rank
         _skip(_unused(first_column), generator)
         others = _unused(columns - own)
         for row in values.split(1):
-            row.copy_(draw((1, own), generator))
+            draw(row, generator)
             _skip(others, generator)
         return
     before = rank * own * columns if dim == 0 else 0
     if before < JUMP or not jump(generator, before):
         _skip(_unused(before), generator)
     for rows in values.split(max(1, BLOCK // columns)):
-        rows.copy_(draw((len(rows), columns), generator).narrow(1, first_column, rows.size(1)))
+        if dim == 0:
+            draw(rows, generator)
+        else:
+            drawn = torch.empty(len(rows), columns)
+            draw(drawn, generator)
+            rows.copy_(drawn.narrow(1, first_column, own))
 
 
 def _unused(count: int) -> list[Tensor]:
@@ -115,8 +121,15 @@ def _owner(module: nn.Module, child_name: str, name: str) -> tuple[nn.Module, st
     return module, name
 
 
-def _backbone_value(std: float | None, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.ones(shape) if std is None else torch.randn(shape, generator=generator).mul_(std)
+def _draw_backbone(std: float | None, out: Tensor, generator: torch.Generator) -> None:
+    if std is None:
+        out.fill_(1.0)
+    else:
+        out.normal_(generator=generator).mul_(std)
+
+
+def _draw_memory(owner: Memory, name: str, out: Tensor, generator: torch.Generator) -> None:
+    out.copy_(owner.initial_value(name, tuple(out.shape), generator))
 
 
 def _backbone_std(name: str, parameter: nn.Parameter, config: ModelConfig, tp: TensorParallel) -> float | None:

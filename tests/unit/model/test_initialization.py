@@ -61,10 +61,10 @@ def test_every_way_past_the_other_ranks_leads_to_the_same_shard(
     monkeypatch.setattr("model.initialization.BLOCK", 200)
     shape, own = (36, 96), {0: (12, 96), 1: (36, 32)}[dim]
 
-    def draw(part: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        return torch.randn(part, generator=generator)
+    def draw(out: Tensor, generator: torch.Generator) -> None:
+        out.normal_(generator=generator)
 
-    whole, values = draw(shape, torch.Generator().manual_seed(SEED)), torch.empty(own)
+    whole, values = torch.randn(shape, generator=torch.Generator().manual_seed(SEED)), torch.empty(own)
     _fill(values, draw, torch.Generator().manual_seed(SEED), dim, rank, 3)
     assert torch.equal(values, whole.narrow(dim, rank * own[dim], own[dim]))
 
