@@ -74,7 +74,7 @@ def started(command: list[str], cwd: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def run(command: list[str], cwd: Path, timeout: float = 120) -> Done:
+def run(command: list[str], cwd: Path, timeout: float = 240) -> Done:
     """`command`, to its end."""
     with started(command, cwd) as process:
         out, err = process.communicate(timeout=timeout)

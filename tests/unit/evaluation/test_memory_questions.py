@@ -163,7 +163,7 @@ def test_perplexity_with_memory_equals_one_call_and_differs_from_without(folder:
         logits = net(tokens[:, :-1]).logits.flatten(0, 1)
     expected = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="sum")
     assert without == (pytest.approx(float(expected), rel=1e-5), 2 * 109)
-    assert abs(read[0] - without[0]) > 1e9 * without[0]
+    assert abs(read[0] - without[0]) > 2e-3 * without[0]
     rows = perplexity_rows(net, texts, source)
     assert [row.task for row in rows] == ["perplexity/without memory", "perplexity/explicit memory"]
     assert rows[1].value == pytest.approx(read[0] / read[1])
@@ -285,7 +285,7 @@ def test_questions_that_cannot_be_scored_name_line_and_key(
 
 @pytest.mark.parametrize("line", ["[1]", "5", "{", "[" * 100_000])
 def test_lines_that_are_no_question(tmp_path: Path, line: str) -> None:
-    with pytest.raises(DataError, match=r"q\.jsonl:1: is (no JSON|a JSON)"):
+    with pytest.raises(DataError, match=r"q\.jsonl:1: is (not JSON|a JSON)"):
         load_questions(write_question(tmp_path, line))
 
 
