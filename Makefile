@@ -36,8 +36,9 @@ SHORT := run.name=quickstart-short phases.0.tokens=163840 phases.0.lr.warmup_tok
 quickstart-short:
 	@$(MAKE) --no-print-directory quickstart OVERRIDES="$(SHORT)"
 
+# files are shared out to one process a core, the longest first (tests/conftest.py); a core computes one test at a time
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # the whole matrix of topologies against one rank: 486 cells, some seconds each on 2 cores
 parity: $(READY)

@@ -28,6 +28,8 @@ _PASSAGES_TOKENS = 700
 
 @dataclass
 class Outcome:
+    """What one cell of an evaluation gives: rows, answers, and series by name."""
+
     rows: list[Row]
     answers: list[Answered] | list[QuestionAnswered] = field(default_factory=list)
     series: dict[str, dict[str, list[float]]] = field(default_factory=dict)

@@ -117,6 +117,7 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def model_facts(trained: LoadedModel, options: Options) -> ModelFacts:
+    """Return what a results file says of the model that was evaluated."""
     config = trained.config.model
     return ModelFacts(
         name=trained.config.run.name,
@@ -131,6 +132,7 @@ def model_facts(trained: LoadedModel, options: Options) -> ModelFacts:
 
 
 def device_name(device: torch.device) -> str:
+    """Return the GPU's name, or the CPU's with its number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"

@@ -52,8 +52,13 @@ class HarnessModel(TemplateLM):
         data: str | None = None,
         max_batch_size: int | None = None,
     ) -> None:
-        """Args: checkpoint: a run's folder, a checkpoint's folder or a loaded model; data: the tokenizer's folder, if
-        it has moved; max_batch_size: the harness passes it, and it is not used."""
+        """Load the model, unless it is loaded already.
+
+        Args:
+            checkpoint: a run's folder, a checkpoint's folder or a loaded model.
+            data: the tokenizer's folder, if it has moved.
+            max_batch_size: the harness passes it, and it is not used.
+        """
         super().__init__()
         if isinstance(checkpoint, str):
             checkpoint = load_model(Path(checkpoint), torch.device(device) if device else None)
@@ -222,6 +227,7 @@ def _rows(results: dict[str, Any]) -> Iterator[Row]:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Return the arguments of `python -m evaluation.harness`."""
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.harness", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -237,6 +243,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
+    """Run the harness's tasks, print and write the rows, and return the exit code."""
     arguments = parse_arguments()
     tasks = [task for task in arguments.tasks.split(",") if task]
     options = {name: getattr(arguments, name) for name in ("limit", "shots", "batch_size", "data", "include")}

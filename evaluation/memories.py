@@ -39,7 +39,8 @@ class MemorySource:
         each: int | None = None,
         max_overlap: float = EVALUATION_OVERLAP,
     ) -> None:
-        """
+        """Check that model, references and bank fit each other.
+
         Args:
             each: references that a chunk reads; None: as many as in training.
             max_overlap: a reference with a larger overlap with the query is not read.

@@ -14,6 +14,8 @@ FORMAT: Literal[1] = 1
 
 
 class Record(BaseModel):
+    """An entry of a results file; unknown keys are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 

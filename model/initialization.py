@@ -1,9 +1,9 @@
 """Initial weights. They depend on the seed and the parameter's name alone, so no topology and no phase changes them.
 
-A weight is drawn row after row from one generator, and a rank holds only its own shard. It jumps over the rows of the
-tensor-parallel ranks before it (`model.generator_jump`). Within a row, the columns of other ranks are too few for a
-jump: the rank passes them, which costs less than half of drawing them, or draws and drops them. As many threads as
-torch uses draw different weights at the same time.
+A weight is drawn row after row from one generator, and a rank allocates only its own shard. It jumps over the rows of
+the tensor-parallel ranks before it (`model.generator_jump`). The others' columns of a row are too few for a jump: a
+rank moves the generator past them, which costs less than half of drawing them, or draws and discards them. As many
+threads as torch uses draw different weights at the same time.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
 GRAIN = 16  # torch draws normal fp32 numbers 16 at a time from as many 32-bit numbers of the generator
 BLOCK = 1 << 17  # numbers that are drawn at once; they fit into the processor's cache
-FEW = 1 << 12  # up to so many numbers of a row are drawn and dropped, because passing them would take longer
-JUMP = 1 << 21  # from so many numbers on a jump (2 ms, the first one 30 ms) takes less time than passing them
+FEW = 1 << 12  # up to this many numbers of a row are drawn and discarded, because moving past them takes longer
+JUMP = 1 << 21  # from this many numbers on, a jump (2 ms; the first takes 30 ms) takes less time than moving past them
 SCRATCH = 1 << 15  # 64-bit numbers that are drawn at once to be discarded; they fit into the processor's cache
 
 

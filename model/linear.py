@@ -1,7 +1,8 @@
-"""The matrix product of every layer: `F.linear`, or oneDNN in fp32 on a CPU, where it is faster.
+"""The matrix product of every layer: `F.linear`, except in fp32 on a CPU, where oneDNN may be faster.
 
-torch computes fp32 products on x86 with MKL, which is about half as fast as oneDNN on processors that are not Intel's
-(benchmarks/linear.py). For other dtypes and devices torch uses the fastest library.
+torch computes fp32 products on x86 with MKL, which takes up to twice as long as oneDNN on some processors and as long
+on others (benchmarks/linear.py). A training run measures which is faster (`training.engine.cpu_products`). For other
+dtypes and devices torch uses the fastest library.
 """
 
 from typing import Any
@@ -17,12 +18,21 @@ def _onednn_available() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-_ONEDNN = _onednn_available()
+_library = {"onednn": _onednn_available()}  # of fp32 products on a CPU, for the whole process
+
+
+def choose_library(onednn: bool) -> bool:
+    """Send fp32 products on a CPU to oneDNN from now on, or to torch's default BLAS.
+
+    Returns whether it is oneDNN now, which not every build of torch has.
+    """
+    _library["onednn"] = onednn and _onednn_available()
+    return _library["onednn"]
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """Return x [..., in] times weight [out, in]: [..., out]."""
-    ours = _ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    ours = _library["onednn"] and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
     if ours and not torch.compiler.is_compiling():  # a compiled graph cannot contain the operator
         rows = x.reshape(-1, x.size(-1))
         if rows.size(0) >= _MIN_ROWS:

@@ -52,8 +52,10 @@ class MicroBatch:
         return self._each(lambda x: x.pin_memory())
 
     def scaled(self, factor: float) -> "MicroBatch":
-        """Return a copy whose weights are multiplied by `factor`; pinned weights stay pinned, so that the copy to a GPU
-        does not block."""
+        """Return a copy whose weights are multiplied by `factor`.
+
+        Pinned weights stay pinned, so that the copy to a GPU does not block.
+        """
         weights = self.weights * factor
         return replace(self, weights=weights.pin_memory() if self.weights.is_pinned() else weights)
 
@@ -189,8 +191,10 @@ class Prefetcher:
 
 
 def evaluation_shares(samples: int, data_rank: int, data_size: int, micro_batch_size: int) -> list[int]:
-    """Return one rank's share of the samples 0..samples-1, padded with -1 so that all ranks have equally many
-    micro-batches."""
+    """Return one rank's share of the samples 0..samples-1, padded with -1.
+
+    All ranks have equally many micro-batches.
+    """
     step = data_size * micro_batch_size
     padded = [i if i < samples else -1 for i in range(-(-samples // step) * step)]
     share = len(padded) // data_size

@@ -98,6 +98,7 @@ def _train(
 
     Errors of libraries (out of memory, full disk, lost rank) become a `TrainingError` that says what to do.
     """
+    from training.engine.cpu_products import choose_cpu_products
     from training.faults.postmortem import is_lost_peer
     from training.trainer import Trainer
 
@@ -120,9 +121,11 @@ def _train(
     watchdog = Watchdog(config.run.folder, rank, world, seconds, hangs, lambda: is_busy(topology.device))
     trainer = None
     try:
+        products = choose_cpu_products(config, topology)
         trainer = Trainer(config, topology, lock, tracker, signal, watchdog)
         name = torch.cuda.get_device_name(topology.device) if topology.device.type == "cuda" else "CPU"
-        for line in [*explained(config), *lines_at_start(config, topology.info.world_size, name)]:
+        said = [products] if products else []
+        for line in [*explained(config), *lines_at_start(config, topology.info.world_size, name), *said]:
             trainer.reporter.note(line)
         code = trainer.run()
         # rank 0 closes MLflow after the others are done; a launcher would end it once another rank exits with a code

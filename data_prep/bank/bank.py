@@ -39,7 +39,8 @@ class Bank:
         write_missing: WriteMissing | None = None,
         shard_bytes: int = 1 << 28,
     ) -> None:
-        """
+        """Open the bank in a folder.
+
         Args:
             model_fingerprint: of the weights that read; a bank that other weights wrote is refused.
             store_fingerprint: of the references that the ids number; None: it is not compared.

@@ -46,6 +46,7 @@ class TaskResult(Record):
 
 
 def task_folder(work: Path, number: int) -> Path:
+    """Return the folder below `work` that holds the result of task `number`."""
     return work / "tasks" / f"{number:05d}"
 
 

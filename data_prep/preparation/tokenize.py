@@ -107,6 +107,7 @@ def _tokenize_batch(contents: list[_Content], path: Path, token_type: TokenType)
 
 @functools.lru_cache(maxsize=1)
 def worker_tokenizer(path: Path) -> Tokenizer:
+    """Return the tokenizer at `path`, loaded once per worker process."""
     # A worker process serves one `prepare` with one tokenizer, so it loads it once.
     return load_tokenizer(path)
 

@@ -31,6 +31,8 @@ class Retriever(Protocol):
 
 
 class IndexFile(Record):
+    """A file of the index with its size in bytes and its xxh3 (hex)."""
+
     file: FileName
     bytes: int
     xxh3: str

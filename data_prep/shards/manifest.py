@@ -28,6 +28,8 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Record(BaseModel):
+    """An entry of a manifest; unknown keys are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 

@@ -35,8 +35,11 @@ class ShardWriter:
         prefix: str = "",
         tail: int | None = None,
     ) -> None:
-        """masked: shards get a loss_mask column. prefix: comes before the number in the shards' names. tail: a token
-        that ends each shard and is not learned, so that the last window of packed rows is whole."""
+        """Begin without a shard.
+
+        masked: shards get a loss_mask column. prefix: comes before the number in the shards' names. tail: a token
+        that ends each shard and is not learned, so that the last window of packed rows is whole.
+        """
         self.entries: list[ShardEntry] = []
         self.identities: list[NDArray[np.uint64]] = []
         self._folder, self._split, self._source, self._prefix = folder, split, source, prefix

@@ -79,8 +79,11 @@ class DocumentReader:
     def __init__(
         self, source: SourceConfig, cache: RemoteCache | None = None, delimiters: tuple[int, int] = (-1, -1)
     ) -> None:
-        """cache: copies of remote files, required for a URL. delimiters: the ids of bos, which begins a document of a
-        .bin, and of eos."""
+        """Read nothing yet.
+
+        cache: copies of remote files, required for a URL. delimiters: the ids of bos, which begins a document of a
+        .bin, and of eos.
+        """
         self.source, self.name = source, source.label
         self._cache, self._delimiters = cache, delimiters
 

@@ -51,6 +51,7 @@ class Opened:
 
 
 def read_text(file: Opened, problems: Problems) -> Records:
+    """Yield the one document of a UTF-8 text file; a file in another encoding becomes a problem."""
     content = file.path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -61,6 +62,7 @@ def read_text(file: Opened, problems: Problems) -> Records:
 
 
 def read_jsonl(file: Opened, problems: Problems) -> Records:
+    """Yield a document per JSON line; a line without a text becomes a problem."""
     with file.path.open("rb") as opened:
         number = 0
         try:
@@ -167,6 +169,7 @@ def _unpack_zstd(file: BinaryIO) -> Iterator[bytes]:
 
 
 def read_parquet(file: Opened, problems: Problems) -> Records:
+    """Yield a document per row of a Parquet file; a damaged file becomes a problem."""
     try:
         with pq.ParquetFile(file.path) as opened:
             if _has_texts(opened.schema_arrow, file, problems):

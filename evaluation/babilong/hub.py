@@ -28,8 +28,10 @@ def _named(place: str, task: str) -> tuple[str, str]:
 
 
 def _story(story: Any) -> list[Question]:
-    """Return the questions of a row; its columns id, text, type (0: fact, 1: question), supporting_ids and answer have
-    an entry for each line."""
+    """Return the questions of a row.
+
+    Its columns id, text, type (0: fact, 1: question), supporting_ids and answer have an entry for each line.
+    """
     if isinstance(story, list):
         story = {key: [line[key] for line in story] for key in story[0]}
     facts: dict[str, str] = {}

@@ -32,6 +32,7 @@ class Line:
 
 
 def our_lines(runs: list[Run], scorer: str) -> list[Line]:
+    """Return the table's lines of the evaluated `runs`, scored by `scorer`."""
     return [_line(model, scorer) for model in evaluated(runs, TASKS_HERE)]
 
 
@@ -46,6 +47,7 @@ def _line(model: Evaluated, scorer: str) -> Line:
 
 
 def published_lines(table: dict[str, Any]) -> list[Line]:
+    """Return the table's lines of the models in `published.yaml`."""
     return [
         Line(
             model["name"],

@@ -62,6 +62,7 @@ class Cell:
 
 
 def cell(score: Score | None) -> Cell:
+    """Return the cell of a score; a dash where nothing was measured."""
     return Cell("–") if score is None else score.cell()
 
 
@@ -86,6 +87,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
+    """A table of a section: its head, and rows in groups with a rule between them."""
+
     caption: str
     head: Sequence[str]
     groups: Sequence[Group]
@@ -112,6 +115,8 @@ class Missing:
 
 @dataclass(frozen=True)
 class Section:
+    """One section of the page, from its title to what it lacks."""
+
     title: str
     paragraphs: Sequence[str] = ()
     tables: Sequence[Table] = ()

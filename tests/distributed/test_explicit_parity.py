@@ -84,7 +84,8 @@ def test_writing_and_reading_a_bank_equal_one_rank(heads):
 
 
 def test_references_are_read():
-    assert one_rank("none")["ablated"] != pytest.approx(one_rank("none")["valid"], abs=1e-6)
+    found = one_rank("none")
+    assert abs(found["ablated"] - found["valid"]) > 2e-4  # twenty times what topologies may differ by
 
 
 @pytest.mark.parametrize(

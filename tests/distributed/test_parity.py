@@ -115,7 +115,8 @@ def test_offload_changes_nothing(stage: int, offload: str) -> None:
 
 
 def test_the_memory_is_used_after_training() -> None:
-    assert one_rank(1, False)["ablated"] != one_rank(1, False)["valid"]
+    found = one_rank(1, False)
+    assert abs(found["ablated"] - found["valid"]) > 1e-3  # a hundred times what topologies may differ by
 
 
 def test_a_phase_without_memory_holds_nothing_of_it() -> None:

@@ -134,7 +134,7 @@ def test_finetuned_prompt_is_the_training_samples_beginning(place: Path, trained
     found = set()
     for tokens, stops in zip(batch.tokens, ends, strict=True):
         start = 0
-        for stop in np.flatnonzero(stops):
+        for stop in np.flatnonzero(stops).tolist():
             found.add(tuple(tokens[start : stop + 1].tolist()))
             start = stop + 1
     asker = Asker(tokenizer, "finetuned", exercise_layout(trained.config))

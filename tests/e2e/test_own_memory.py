@@ -10,8 +10,8 @@ import pytest
 import transformers.dynamic_module_utils as dynamic
 import yaml
 
+from tests.e2e.attempts import Site
 from tests.e2e.commands import GENERATE, PRETRAIN, ROOT, Done, environment, run_warm
-from tests.e2e.lives import Site
 from tests.e2e.own_memory import example, installed
 from training.checkpoint.manifest import latest_checkpoint
 

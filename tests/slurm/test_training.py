@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.commands import PRETRAIN, ROOT, free_port, losses, reproducible, run, run_warm
+from tests.distributed.spawn import free_port
+from tests.e2e.commands import PRETRAIN, ROOT, losses, reproducible, run, run_warm
 from tests.e2e.mlflow_server import CREDENTIALS, PASSWORD, MlflowServer
 from tests.slurm.conftest import ENDED, STEPS, STEPS_A_PHASE, TWO_BY_TWO, Site, scratch
 from tests.slurm.sandbox import until

@@ -17,6 +17,11 @@ from training.logs import without_secret
 CACHE_VARIABLE = "MEMTRAIN_CACHE"
 
 
+def cache_folder() -> Path:
+    """What the runs of a user share on this machine; not made yet."""
+    return Path(os.environ.get(CACHE_VARIABLE, Path.home() / ".cache" / "memtrain"))
+
+
 def local_copy(address: str, field: str) -> Path:
     """Return a local folder with the checkpoint at `address`; an address without a scheme is a local path already.
 
@@ -26,7 +31,7 @@ def local_copy(address: str, field: str) -> Path:
     if "://" not in address:
         return Path(address)
     shown = without_secret(address)
-    cache = Path(os.environ.get(CACHE_VARIABLE, Path.home() / ".cache" / "memtrain")) / "checkpoints"
+    cache = cache_folder() / "checkpoints"
     try:
         cache.mkdir(parents=True, exist_ok=True)
         target = cache / xxhash.xxh3_64_hexdigest(address.rstrip("/").encode())

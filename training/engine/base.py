@@ -134,10 +134,10 @@ class Engine(ABC):
         return loss
 
     def _normalise_by_global_tokens(self, batch: StepBatch) -> StepBatch:
-        """Return `batch` with weights scaled so that the mean loss over micro-batches and data-parallel ranks is the
-        sum over all valid labels divided by their global number.  Collective.
+        """Return `batch` with weights scaled to the global number of valid labels. Collective.
 
-        Every token then counts the same, however many valid labels its micro-batch has.
+        The mean loss over micro-batches and data-parallel ranks is then the sum over all valid labels divided by their
+        global number. Every token then counts the same, however many valid labels its micro-batch has.
         """
         valid = torch.tensor(batch.valid, dtype=torch.float64, device=self.topology.device)
         dist.all_reduce(valid, group=self.topology.data_parallel_group)

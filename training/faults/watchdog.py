@@ -215,8 +215,10 @@ class Watchdog:
 
 
 def _main_thread(ident: int | None) -> tuple[str, bool]:
-    """Return where the main thread is (innermost line of this project, and what it calls), and whether that is a
-    collective."""
+    """Return where the main thread is, and whether that is a collective.
+
+    The place is the innermost line of this project, and what it calls.
+    """
     frame: FrameType | None = sys._current_frames().get(ident or 0)
     if frame is None:
         return "an ended main thread", False

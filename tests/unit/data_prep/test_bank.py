@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from data_prep import DataError
 from data_prep.bank import Bank, BankWriter, MemoryShape, Quantiser, delete_memories, merge_bank
-from data_prep.bank.layout import bank_factory, from_float32, to_float32
+from data_prep.bank.layout import DType, bank_factory, from_float32, to_float32
 from data_prep.bank.quantise import faiss_factory
 
 pytestmark = pytest.mark.memory3
@@ -20,13 +21,13 @@ WHOSE = ("model-a", "refs-a")
 PUBLISHED = MemoryShape(layers=22, heads=8, tokens=8, width=80)
 
 
-def memories(ids: list[int], shape: tuple[int, ...] = SHAPE, dtype: str = "bfloat16") -> np.ndarray:
+def memories(ids: list[int], shape: tuple[int, ...] = SHAPE, dtype: DType = "bfloat16") -> np.ndarray:
     """A memory for each id that no other id has."""
     rows = [np.random.default_rng(id).normal(size=shape).astype(np.float32) for id in ids]
     return from_float32(np.stack(rows), dtype) if rows else from_float32(np.empty((0, *shape), np.float32), dtype)
 
 
-def write(folder: Path, ids: list[int], dtype: str = "bfloat16", **options: object) -> None:
+def write(folder: Path, ids: list[int], dtype: DType = "bfloat16", **options: Any) -> None:
     with BankWriter(folder, SHAPE, dtype, *WHOSE, shard_bytes=1000, **options) as writer:
         for first in range(0, len(ids), 3):
             part = ids[first : first + 3]

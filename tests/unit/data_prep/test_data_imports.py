@@ -41,7 +41,9 @@ def documents_of(tokenizer: Path) -> list[list[int]]:
     return [model.encode(" ".join(words[: n + 1])) for n in range(len(words))]
 
 
-def write_bin(path: Path, documents: list[list[int]], magic: int, version: int, kind: type, begin: int) -> None:
+def write_bin(
+    path: Path, documents: list[list[int]], magic: int, version: int, kind: type[np.number], begin: int
+) -> None:
     tokens = np.array([token for document in documents for token in [begin, *document]], dtype=kind)
     header = np.zeros(256, dtype="<i4")
     header[:3] = magic, version, len(tokens)
@@ -131,7 +133,7 @@ def test_tokens_of_another_tokenizer_are_refused(tokenizer: Path, tmp_path: Path
         prepare(config_of("bin", tmp_path / "a.bin", tokenizer), tmp_path / "data", QUIET)
 
 
-def write_megatron(path: Path, documents: list[list[int]], code: int, kind: type, eos: int) -> None:
+def write_megatron(path: Path, documents: list[list[int]], code: int, kind: type[np.number], eos: int) -> None:
     """As Megatron's IndexedDatasetBuilder does, with --append-eod."""
     arrays = [np.array([*document, eos], dtype=kind) for document in documents]
     path.with_suffix(".bin").write_bytes(b"".join(array.tobytes() for array in arrays))

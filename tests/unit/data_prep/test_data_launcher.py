@@ -21,6 +21,7 @@ def data_config(folder: Path) -> DataConfig:
 
 def test_prepare_then_verify_then_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = data_config(tmp_path / "data")
+    assert isinstance(data.path, Path)
     run(data, verify=False)
     output = capsys.readouterr().out
     assert "python-stdlib" in output

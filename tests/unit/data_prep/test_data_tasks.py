@@ -175,7 +175,8 @@ def test_killed_at_ten_random_moments_and_continued(tmp_path: Path) -> None:
     expected = tmp_path / "expected"
     prepare(config_of(inputs, workers=2), expected, QUIET)
     command = [*write_run(tmp_path, inputs), "data.prepare.workers=2"]
-    rng, kills, finished = random.Random(1), 0, set()
+    rng, kills = random.Random(1), 0
+    finished: set[tuple[Path, int]] = set()
     work = tmp_path / "data.work" / "tasks"
     while kills < 10:
         process = subprocess.Popen(

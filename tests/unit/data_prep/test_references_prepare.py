@@ -2,7 +2,9 @@
 
 import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +56,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
         for n, topic in enumerate(TOPICS):
             (root / kind / f"{topic}.txt").write_text(article(topic, n + offset))
     source = {"kind": "text", "path": str(root / "train")}
-    settings = {"path": str(root / "data"), "sequence_length": 128}
+    settings: dict[str, Any] = {"path": str(root / "data"), "sequence_length": 128}
     settings["prepare"] = {"sources": [source], "tokenizer": {"path": str(tokenizer)}, "valid_fraction": 0}
     settings["prepare"] |= {"workers": 1, "shard_bytes": 4096}
     config = DataConfig.model_validate(settings)
@@ -138,6 +140,7 @@ def test_neighbours_are_about_the_same_thing(corpus: Path, tmp_path: Path) -> No
     assert not list((tmp_path / "refs").glob("*.work-*"))
     stream = TokenStream(corpus / "data", sequence_length=128, seed=0, references=tmp_path / "refs")
     model, batch = store.tokenizer(), stream.batch(range(len(stream)))
+    assert batch.neighbours is not None
     named = []
     for tokens, documents, row in zip(batch.tokens, batch.document_ids, batch.neighbours, strict=True):
         for u, text in enumerate(store.texts(row)):
@@ -229,7 +232,7 @@ def _other_length(config: DataConfig) -> dict:
 
 
 def test_the_command_makes_both_folders(corpus: Path, tokenizer: Path, tmp_path: Path, capsys) -> None:
-    data = {"path": str(tmp_path / "data"), "sequence_length": 128}
+    data: dict[str, Any] = {"path": str(tmp_path / "data"), "sequence_length": 128}
     data["prepare"] = {
         "sources": [{"kind": "text", "path": str(corpus / "train")}],
         "tokenizer": {"path": str(tokenizer)}, "valid_fraction": 0.2, "workers": 1,
@@ -275,7 +278,7 @@ def test_an_index_that_is_damaged_or_foreign_is_refused(corpus: Path, tmp_path: 
         open_retriever(store)
 
 
-def embed(texts: list[str]) -> np.ndarray:
+def embed(texts: Sequence[str]) -> np.ndarray:
     """Counts of the topics' words: an embedding as good as a network's for these texts."""
     vectors = np.array([[text.lower().count(topic) + 1e-3 for topic in TOPICS] for text in texts], dtype=np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

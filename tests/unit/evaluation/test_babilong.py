@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -42,13 +43,17 @@ STORIES = """\
 class Bytes:
     """A tokenizer of one token a byte: the same on every machine without a file."""
 
+    kind, path, fingerprint = "bytes", Path("nowhere"), "bytes"
     bos_id, eos_id, vocab_size = 256, 257, 258
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         return bytes(ids).decode(errors="replace")
+
+    def piece(self, id: int) -> str:
+        return self.decode([id])
 
 
 def books() -> Background:

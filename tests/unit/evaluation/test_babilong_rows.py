@@ -91,7 +91,7 @@ class TestRows:
         one = stream_of_rows(5, self.RECIPE, material, tokenizer, 255, background)
         two = rows_by_processes(5, self.RECIPE, places, 255, 2)
         assert [_bytes(row) for row in islice(one, 3 * BLOCK)] == [_bytes(row) for row in islice(two, 3 * BLOCK)]
-        two.close()
+        two.close()  # type: ignore[attr-defined]  # a generator
 
     def test_a_row_too_short_for_any_exercise_is_named(self, tokenizer: Tokenizer) -> None:
         maker = ExerciseMaker(Recipe(ALL, simulated=1), Material(), SentenceEncoder(tokenizer), None)

@@ -3,7 +3,9 @@
 import functools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -43,7 +45,7 @@ def own_tasks_only(monkeypatch):
     monkeypatch.setattr("lm_eval.tasks.TaskManager", functools.partial(TaskManager, include_defaults=False))
 
 
-def instances(kind: str, arguments: list[tuple[object, ...]]) -> list[Instance]:
+def instances(kind: str, arguments: Sequence[tuple[object, ...]]) -> list[Instance]:
     return [Instance(kind, {}, found, index) for index, found in enumerate(arguments)]
 
 
@@ -58,8 +60,8 @@ def models(request, prepared_data: Path, tmp_path_factory):
     export(given, folder, given.tokenizer(), form="memtrain")
 
     @functools.cache
-    def theirs(**arguments: object) -> HFLM:
-        fixed = {"trust_remote_code": True, "dtype": "float32", "device": "cpu", "batch_size": 2}
+    def theirs(**arguments: Any) -> HFLM:
+        fixed: dict[str, Any] = {"trust_remote_code": True, "dtype": "float32", "device": "cpu", "batch_size": 2}
         return HFLM(pretrained=str(folder), **fixed, **arguments)
 
     return HarnessModel(given, batch_size=3), theirs

@@ -64,7 +64,7 @@ def test_the_long_help_has_what_the_short_one_leaves_out(
     assert "exit codes: " in long
     for option in re.findall(r"^  (-\S+)", short, re.MULTILINE):
         assert option in long
-    missing = []
+    missing: list[str] = []
 
     def note(parser: argparse.ArgumentParser, *_: object) -> argparse.Namespace:
         actions = [a for a in parser._actions if a.option_strings and a.option_strings[0] != "--local_rank"]

@@ -15,7 +15,7 @@ import yaml
 
 from launchers import __main__ as memtrain
 from launchers._cli import command_names, config_file, shipped_configs
-from tests.e2e.commands import free_port
+from tests.distributed.spawn import free_port
 from training.version import __version__
 
 ROOT = Path(__file__).parents[3]

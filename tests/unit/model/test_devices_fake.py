@@ -7,6 +7,7 @@ without CUDA cannot fake a GPU, and it is made to take the branches of one.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def micro_batch(length: int, references: bool = False) -> MicroBatch:
     """As the loader hands it over, then moved."""
     ids, chunks = torch.zeros(2, length, dtype=torch.int64), length // EXPLICIT.chunk_length
     shapes = ((2, chunks, EXPLICIT.reference_length), (2, chunks), (2, chunks)) if references else ()
-    explicit = [ids.new_zeros(shape) for shape in shapes]
+    explicit: Any = [ids.new_zeros(shape) for shape in shapes]
     return MicroBatch(ids, ids.new_zeros(2, length + 1), ids, torch.zeros(2, length), *explicit).to(DEVICE)
 
 
@@ -74,7 +75,7 @@ def test_a_stream_in_parts(kind: str, packed: bool) -> None:
         state = out.state.select(zeros(2))
         assert out.logits.device == DEVICE
     with ablated(net, [0]):
-        net(zeros(2, 8))
+        assert net(zeros(2, 8)).logits.device == DEVICE
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -91,7 +92,7 @@ def test_attention_over_sequences_reads_no_number(kind: str, span: int, monkeypa
     monkeypatch.setattr("model.preparation.serves_varlen", lambda *_: True)
     net = net_of(kind, attention_span=span)
     LossModel(net, LossGuard())(replace(micro_batch(16), changes=3)).backward()
-    net(zeros(2, 14))
+    assert net(zeros(2, 14)).logits.device == DEVICE
     with pytest.raises(RuntimeError):  # the documents must be counted
         net(zeros(2, 14), zeros(2, 14))
 
@@ -101,10 +102,12 @@ def test_explicit_memory(kind: str, heads: str | tuple[int, ...]) -> None:
     explicit = EXPLICIT.model_copy(update={"kv_heads": heads})
     net = net_of(kind, explicit=explicit, num_layers=2)
     LossModel(net, LossGuard())(micro_batch(16, references=True)).backward()
+    assert all(p.grad is not None and p.grad.device == DEVICE for p in net.parameters())
     memories = write(net, zeros(12, EXPLICIT.reference_length), zeros(12)).unflatten(0, (2, 6))
     found = References(zeros(2, 6), memories=memories, documents=zeros(2, 6), window=3)
     out = net(zeros(2, 11), zeros(2, 11), references=found)
-    net(zeros(2, 1), None, out.state)
+    after = net(zeros(2, 1), None, out.state)
+    assert {memories.device, out.logits.device, after.logits.device} == {DEVICE}
 
 
 @pytest.mark.parametrize("kind", ["lm2", "lm2-depth"])

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -190,7 +191,7 @@ def test_only_the_own_documents_references_are_seen():
     document_ids = torch.tensor([[0, 0, 0, 1, 1, 1]] * BATCH)
     references = some_references(3, documents=document_ids)
     others = some_references(4, documents=document_ids)
-    mixed = {
+    mixed: dict[str, Any] = {
         name: torch.where((document_ids == 0).view(BATCH, CHUNKS, *[1] * (a.dim() - 2)), a, b)
         for name, a, b in [(n, getattr(references, n), getattr(others, n)) for n in ("tokens", "lengths")]
     }

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
+from typing import Any
 
 import pytest
 import torch
@@ -97,9 +98,9 @@ def is_causal(reading: Reading, begin: int, future_ids: Tensor, future_documents
 
 def is_isolated(reading: Reading, document: int, other_ids: Tensor) -> bool:
     """Whether the document's logits are the same to the last bit beside other documents of the same lengths."""
-    own = reading.documents == document
+    own: Any = reading.documents == document
     now = logits_of(reading.net, reading.ids, reading.documents)
-    then = logits_of(reading.net, torch.where(own, reading.ids, other_ids), reading.documents)
+    then = logits_of(reading.net, reading.ids.where(own, other_ids), reading.documents)
     return torch.equal(now[own], then[own])
 
 
@@ -111,7 +112,7 @@ def leaky_output_gate(net: LanguageModel) -> Iterator[None]:
         return lambda query, gate, *rest: output(query, gate + gate.mean(dim=(1, 2), keepdim=True), *rest)
 
     for memory in memories(net):
-        memory._output = leaky(memory._output)  # type: ignore[attr-defined]
+        memory._output = leaky(memory._output)  # type: ignore[assignment, arg-type]
     yield
     for memory in memories(net):
         del memory._output  # type: ignore[attr-defined]

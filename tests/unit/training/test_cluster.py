@@ -41,8 +41,10 @@ def test_shipped_profiles_load_and_make_scripts_that_bash_can_read(path: Path, t
         evaluation_script(run, profile, ("--tasks", "mmlu")),
         preparation_script(run, profile, tmp_path / "data.slurm", 8),
     ]
-    for script in scripts:
-        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    for script, command in zip(scripts, ("pretrain", "evaluate", "prepare_data"), strict=True):
+        assert f"launchers/{command}.py" in script
+        checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+        assert (checked.returncode, checked.stderr) == (0, "")
 
 
 def test_gpu_script_reads_as_a_person_would_write_it(tmp_path: Path) -> None:
@@ -223,7 +225,13 @@ def test_of_two_that_differ_nobody_is_blamed() -> None:
 
 def test_what_a_node_lacks(tmp_path: Path) -> None:
     def lacks(**values: Any) -> str:
-        usual = {"gpus": 0, "memory_gib": 0.01, "disk_gib": 0.001, "folders": [tmp_path], "clock_skew": 5.0}
+        usual: dict[str, Any] = {
+            "gpus": 0,
+            "memory_gib": 0.01,
+            "disk_gib": 0.001,
+            "folders": [tmp_path],
+            "clock_skew": 5.0,
+        }
         return local_problem(NodeRequirements(**(usual | {"all_reduce_mib": 1, "timeout": 5.0} | values)))
 
     assert lacks() == ""

@@ -202,4 +202,5 @@ def test_missing_file_and_folder_in_its_place(tmp_path: Path) -> None:
 def test_key_that_is_there_twice_is_refused(tmp_path: Path, file: Path) -> None:
     path = tmp_path / "twice.yaml"
     path.write_text(file.read_text(encoding="utf-8") + "\nrun: {name: other}\n", encoding="utf-8")
-    refused(path)
+    (line,) = refused(path)
+    assert line.startswith(f"--config: {path}") and "key 'run' stands there twice" in line

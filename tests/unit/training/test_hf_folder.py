@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from model import ModelConfig, ModelError, build_model
 from model.llama_config import from_llama, to_llama
-from tests.e2e.commands import ROOT, Done, run_warm
+from tests.e2e.commands import ROOT, Done, run_warm, tree
 from tests.reference.small import DELTA, LM2, NONE, awake, tiny
 from tests.reference.small import one_thread as one_thread
 from tests.unit.training.exported import trained
@@ -221,7 +221,9 @@ def test_what_shapes_cannot_tell_is_compared(tmp_path: Path, values: dict[str, o
 def test_a_fitting_folder_passes(tmp_path: Path) -> None:
     check_folder(save(tmp_path), tiny(LM2), WHERE)
     (tmp_path / "config.json").unlink()  # then only the weights are compared
-    check_folder(tmp_path, tiny(NONE), WHERE)
+    check_folder(tmp_path, tiny(NONE, rope_theta=1e4), WHERE)
+    with pytest.raises(ModelError, match=r"mlp\.gate_proj\.weight"):
+        check_folder(tmp_path, tiny(NONE, ffn_size=32), WHERE)
 
 
 def test_another_shape_is_named(tmp_path: Path) -> None:
@@ -238,8 +240,10 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 
 def test_other_files_beside_the_model_are_left_alone(tmp_path: Path) -> None:
-    save_file({"anything": torch.ones(1)}, save(tmp_path) / "consolidated.safetensors")
+    (save(tmp_path) / "consolidated.safetensors").write_bytes(b"no tensors: reading it would raise")
+    before = tree(tmp_path)
     check_folder(tmp_path, tiny(NONE), WHERE)
+    assert tree(tmp_path) == before
 
 
 def test_an_index_that_leads_out_or_to_nothing_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from tests.pictures import coloured
 from training.monitoring import plots
 from training.monitoring.records import EvalRecord, MetricsFile, StepRecord
 
@@ -48,6 +49,8 @@ def test_the_picture_shows_phases_curves_and_units(tmp_path: Path, figures: list
     out.write_bytes(b"old picture")
     plots.plot_loss(write_run(tmp_path / "lm2-small", 200), out)
     assert imread(out).shape[1] > 1000
+    assert coloured(out, plots.TRAIN) > 2000 and coloured(out, plots.VALID) > 500
+    assert all(coloured(out, span) > 300_000 for span in plots.SPANS[:2])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lm2-small", "loss.png"]
     top, bottom, right = figures[0].axes
     assert figures[0].get_suptitle() == "lm2-small"
@@ -87,8 +90,13 @@ def test_smoothing_follows_the_curve_and_steps_over_a_hole() -> None:
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 30])
 def test_short_runs_and_losses_that_are_not_numbers(steps: int, tmp_path: Path) -> None:
-    plots.plot_loss(write_run(tmp_path, steps, bad_step=1), tmp_path / "loss.png")
-    assert imread(tmp_path / "loss.png").size > 0
+    out = tmp_path / "loss.png"
+    plots.plot_loss(write_run(tmp_path, steps, bad_step=1), out)
+    spans = [coloured(out, span) > 300_000 for span in plots.SPANS[:2]]
+    assert spans == [steps > 0, steps > 1]  # a phase is there from its first step
+    assert (coloured(out, plots.VALID) > 100) == (steps > 0)
+    curve = coloured(out, plots.TRAIN)
+    assert curve > 2000 if steps == 30 else curve < 300  # nothing, or its line in the legend
 
 
 def test_phases_of_the_same_name_are_two_spans() -> None:
@@ -111,4 +119,5 @@ def test_names_are_no_formulas(tmp_path: Path, name: str, figures: list[Figure])
     with MetricsFile.open(folder / "metrics.jsonl", 0) as metrics:
         metrics.write(StepRecord(1, 1000, name, 2.0, 1.0, 1e-3, 100.0))
     plots.plot_loss(folder / "metrics.jsonl", tmp_path / "loss.png")
-    assert imread(tmp_path / "loss.png").size > 0
+    assert figures[0].get_suptitle() == name and figures[0].axes[0].texts[0].get_text() == name
+    assert coloured(tmp_path / "loss.png", plots.SPANS[0]) > 300_000

@@ -22,7 +22,7 @@ from training.monitoring import run_owner
 from training.monitoring.run_lock import LostLockError, OwnedError, RunLock, Timing, owner_of
 from training.monitoring.run_owner import RunOwner, liveness_of
 
-QUICK = Timing(renew=0.1, lease=0.8, watch=0.2)
+QUICK = Timing(renew=0.1, lease=3, watch=0.2)
 SILENT = Timing(renew=60, lease=0.4, watch=0.2)  # an owner that gives no sign of life
 
 
@@ -146,7 +146,11 @@ def test_an_owner_elsewhere_that_falls_silent_is_followed_after_the_lease_and_no
 def test_an_owner_elsewhere_that_ends_while_it_is_watched_is_followed(run: Path) -> None:
     lock = RunLock.take(run, elsewhere(), SILENT)
     threading.Timer(0.2, lock.release).start()
-    RunLock.take(run, timing=Timing(renew=60, lease=100)).release()
+    began = time.monotonic()
+    follower = RunLock.take(run, timing=Timing(renew=60, lease=100))
+    assert time.monotonic() - began < 50  # it did not wait for the lease to end
+    assert owner_of(run) == follower.owner
+    follower.release()
 
 
 def test_clocks_of_machines_do_not_matter(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

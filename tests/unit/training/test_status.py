@@ -139,7 +139,7 @@ def test_a_killed_run_is_dead_at_once_on_its_own_machine(run: Path) -> None:
                          (("FAILED", "failed after step 8: OSError: disk"), "failed")],
 )  # fmt: skip
 def test_how_it_ended_is_told_until_it_starts_again(run: Path, ended: tuple[str, str], state: str) -> None:
-    facts.write_end(run, facts.End(*ended, exit_code=75))
+    facts.write_end(run, facts.End(*ended, exit_code=75))  # type: ignore[arg-type]
     status = status_of(run)
     assert status.state == state
     assert status.about.startswith(ended[1])
