@@ -90,7 +90,7 @@ def test_metrics_have_the_evaluations(finished: Path) -> None:
     assert [line.keys() - plain_keys for line in lines] == [set(), set(), set(), {"ablated_valid_loss"}]
     assert all(plain_keys <= line.keys() for line in lines)
     assert lines[0]["valid_loss"] > lines[-1]["valid_loss"]
-    assert abs(lines[-1]["ablated_valid_loss"] - lines[-1]["valid_loss"]) > 1e-4
+    assert abs(lines[-1]["ablated_valid_loss"] - lines[-1]["valid_loss"]) > 5e-3
 
 
 def test_running_a_finished_run_again_changes_nothing(place: Place, finished: Path) -> None:
