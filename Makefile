@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # two ranks, but on a machine with a single GPU one
 RANKS ?= $(if $(filter 1,$(shell nvidia-smi -L 2>/dev/null | grep -c GPU)),1,2)
+# without a GPU: DeepSpeed's launcher need not look for one, and warn twice that it found none
+ACCELERATOR := $(if $(wildcard /dev/nvidia* /dev/kfd /dev/dxg),,DS_ACCELERATOR=cpu)
 CONFIG ?= configs/quickstart.yaml
 OVERRIDES ?=
 
@@ -23,7 +25,7 @@ $(READY): setup.py constraints.txt
 # a corpus from this machine, a tokenizer, shards, two phases of training on RANKS ranks, a sample
 quickstart: $(READY)
 	@$(BIN)/python launchers/prepare_data.py --config $(CONFIG) $(OVERRIDES)
-	@OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed -q --num_gpus $(RANKS) \
+	@$(ACCELERATOR) OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed -q --num_gpus $(RANKS) \
 	    launchers/pretrain.py --config $(CONFIG) $(OVERRIDES)
 	@echo; echo "a sample:"
 	@$(BIN)/python launchers/generate.py --config $(CONFIG) $(OVERRIDES) --prompt "def " --max-tokens 120
@@ -34,8 +36,9 @@ SHORT := run.name=quickstart-short phases.0.tokens=163840 phases.0.lr.warmup_tok
 quickstart-short:
 	@$(MAKE) --no-print-directory quickstart OVERRIDES="$(SHORT)"
 
+# files are shared out to one process a core, the longest first (tests/conftest.py); a core computes one test at a time
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # the whole matrix of topologies against one rank: 486 cells, some seconds each on 2 cores
 parity: $(READY)

@@ -128,8 +128,11 @@ print(json.dumps({"tokens": stream.tokens, "open": opened, "memory": memory, "sa
 
 
 def huge_manifest(console: Console, work: Path) -> None:
-    """Opening 1 T tokens in 4,000 shards, and first looks at samples anywhere in three epochs of them, mostly in
-    shards that are not open yet. Checksums are off: reading a shard whole takes what the disk takes."""
+    """Measure the opening of 1 T tokens in 4,000 shards, and first reads of samples anywhere in three epochs of them.
+
+    Most samples are in shards that are not open yet. Checksums are off: to read a shard whole takes what the disk
+    takes.
+    """
     folder = write_huge(work / "huge")
     root = Path(__file__).resolve().parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root)}

@@ -45,7 +45,7 @@ def config(memory: MemoryConfig, segment: int, width: int) -> ModelConfig:
 
 def memory_step(memory: RecurrentMemory, tokens: Tensor, segment: int, at_once: bool) -> Callable[[], None]:
     """Forward and backward of one memory module over all segments."""
-    cut = list(spans(0, tokens.size(1), segment, 1, in_turn=not at_once))
+    cut = list(spans(0, tokens.size(1), segment, 1, sequential=not at_once))
 
     def step() -> None:
         state, outputs = memory.initial_state(tokens), []

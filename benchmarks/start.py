@@ -80,7 +80,7 @@ def draw(config: RunConfig, topology: Topology, whole: bool) -> dict[str, float]
     if whole:
         model.initialization.GRAIN = sys.maxsize  # no shard begins and ends on a multiple of it
     with Measured() as measured:
-        net = LanguageModel(config.model, topology.layout)
+        net = LanguageModel(config.model, topology.parallel)
         net.initialize(config.run.seed)
     return measured.result | {"shard": sum(4 * p.numel() for p in net.parameters())}
 

@@ -1,7 +1,7 @@
-"""What was typed, as the type of its field asks for it: text as typed, numbers by YAML 1.2's core schema, switches.
+"""Convert typed text to the type of its field: text, numbers of YAML 1.2's core schema, switches.
 
-`fit` walks a value that `data_prep.yaml_reader` read along the annotations of pydantic models. What a field cannot
-take becomes `Refused`, which no field accepts and which carries the reason, so that pydantic reports it with the rest.
+`fit` walks a value that `data_prep.yaml_reader` has read along the annotations of pydantic models. A value that its
+field cannot take becomes `Refused`. No field accepts that, so pydantic reports its reason together with other problems.
 """
 
 import re
@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from data_prep.yaml_reader import Plain
 
-LARGEST = 2**64 - 1  # of a whole number
+LARGEST = 2**64 - 1  # largest whole number
 NOTHING = ("", "~", "null", "Null", "NULL")
 SWITCHES = {
     form: value
@@ -32,12 +32,12 @@ _OTHER_FLOATS = {
     **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
 }
 _CORE_SWITCHES = {form: value for form, value in SWITCHES.items() if form.lower() in ("true", "false")}
-_EXPONENT = 400  # above it a number is beyond every float, and its digits would fill the memory
+_EXPONENT = 400  # a number of a larger exponent is no float, and its digits would fill the memory
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A value that its field cannot take, and why."""
+    """A value that its field cannot take, and the reason."""
 
     value: Any
     reason: str
@@ -47,9 +47,9 @@ class Refused:
 
 
 def fit(value: Any, kind: Any) -> Any:
-    """`value` with every scalar in it turned into what the annotation `kind` asks for; other values stay as they are.
+    """Returns `value` with every scalar in it converted to the type of the annotation `kind`.
 
-    A mapping of unknown keys keeps them, for pydantic to refuse.
+    Unknown keys of a section stay, so that pydantic refuses them.
     """
     kinds = _alternatives(kind)
     if isinstance(value, str):
@@ -62,7 +62,7 @@ def fit(value: Any, kind: Any) -> Any:
 
 
 def core(value: Any) -> Any:
-    """`value` with every plain scalar read by YAML 1.2's core schema, for files that no model describes."""
+    """Returns `value` with every plain scalar converted by YAML 1.2's core schema, for files without a model."""
     if isinstance(value, dict):
         return {key: core(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -78,17 +78,17 @@ def core(value: Any) -> Any:
 
 
 def is_nothing(value: Any) -> bool:
-    """Whether a value is None, or a plain scalar that YAML reads so."""
+    """Whether a value is None, or a plain scalar that means null in YAML."""
     return value is None or (isinstance(value, Plain) and value in NOTHING)
 
 
 def _alternatives(kind: Any) -> list[Any]:
-    """The types of a union, without the metadata of `Annotated`; literals as they are."""
+    """Returns the types of a union, without the metadata of `Annotated`; a literal stays one type."""
     origin = get_origin(kind)
     if origin is Annotated:
         return _alternatives(get_args(kind)[0])
     if origin in (Union, types.UnionType):
-        return [found for argument in get_args(kind) for found in _alternatives(argument)]
+        return [alternative for argument in get_args(kind) for alternative in _alternatives(argument)]
     return [kind]
 
 
@@ -115,7 +115,7 @@ def _list(value: list[Any], kinds: list[Any]) -> Any:
 
 
 def _no_text(value: Any, kinds: list[Any], what: str, form: str) -> Any:
-    """A list or section; refused, with the form that means its text, where a field takes nothing but text."""
+    """Returns a list or section, or `Refused` where the field takes only text; form: an example of the text."""
     if not _takes_text(kinds) or any(get_origin(kind) is Literal for kind in kinds):
         return value
     return Refused(value, f"is {what}, but must be text (a string); quote it to mean the text: '\"{form}\"'")
@@ -149,7 +149,7 @@ def _scalar(text: str, kinds: list[Any]) -> Any:
 
 
 def _number(text: str, whole: bool = False) -> int | float | Refused | None:
-    """The number that YAML 1.2's core schema reads, None for other text; `whole`: 1e3 is exactly 1000."""
+    """Returns the number that `text` is in YAML 1.2's core schema, None for other text; whole: 1e3 becomes 1000."""
     if _BASED.fullmatch(text) or (_DECIMAL.fullmatch(text) and (whole or len(text) < len(str(LARGEST)))):
         return _integer(text)
     if text in _OTHER_FLOATS:

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and their checksums."""
+"""Atomic writes, checksums, and the reading of JSON and lines."""
 
 import json
 import os
@@ -14,9 +14,9 @@ _CHUNK = 4 * 1024 * 1024
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path` to write; afterwards syncs it to disk and renames it to `path`.
+    """Yields a temporary path beside `path` to write; afterwards syncs it to disk and renames it to `path`.
 
-    When the block raises, `path` stays what it was and the temporary file is removed.
+    When the block raises, `path` is not changed and the temporary file is removed.
     """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
@@ -29,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a whole text file, or leaves what was there."""
+    """Writes a text file atomically: after a failure the file that was there is unchanged."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -44,7 +44,7 @@ def sync(path: Path) -> None:
 
 
 def file_checksum(path: Path) -> str:
-    """xxh3 (64 bit, hex) of a file's bytes, read in chunks."""
+    """Returns the xxh3 (64 bit, hex) of a file's bytes, which are read in chunks."""
     digest = xxhash.xxh3_64()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -53,25 +53,28 @@ def file_checksum(path: Path) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text; an integer of more digits than Python reads becomes a float. Raises ValueError."""
+    """Returns the value of a JSON text; an integer of more digits than Python reads becomes a float.
+
+    Raises ValueError for text that is no JSON or is nested too deeply.
+    """
     try:
         return json.loads(text)
     except json.JSONDecodeError:
         raise
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    except ValueError:  # Python's bound on the digits of an integer
+    except ValueError:  # Python refuses integers of too many digits
         return json.loads(text, parse_int=float)
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text. Not `splitlines`, which also cuts at U+2028 and others, which JSON strings may hold."""
+    """Returns the lines of a text, cut at newlines alone: `splitlines` also cuts at U+2028, legal in JSON strings."""
     lines = text.removeprefix("\ufeff").split("\n")
     return lines[:-1] if lines[-1] == "" else lines
 
 
 def encodes(text: str) -> bool:
-    """Whether the text has a UTF-8 form; one with a lone surrogate, which JSON can spell, has none."""
+    """Whether the text can be written as UTF-8; a lone surrogate, which JSON can spell, cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

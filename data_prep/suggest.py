@@ -1,11 +1,11 @@
-"""The end of an error message about a name that is not there."""
+"""Suggestions for error messages about an unknown name."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ " (did you mean 'x'?)", or the names there are when none is close; empty when there are none."""
+    """Return " (did you mean 'x'?)", or the first known names when none is close; empty when none is known."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)
     if close:

@@ -1,8 +1,8 @@
-"""The one reader and writer of YAML: a scalar without quotes keeps its text, and its field decides what it is.
+"""The project's reader and writer of YAML: a scalar without quotes stays text, and its field decides its type.
 
-YAML 1.1, which PyYAML follows, changes plain scalars before anyone knows what they are for: `12:00:00` is 43200, `0123`
-is 83, `2026_01` is 202601, `no` is false. Here a plain scalar is read as `Plain`, a piece of text, and
-`data_prep.field_values.fit` turns it into what the type of its field asks for.
+YAML 1.1, which PyYAML implements, converts plain scalars without regard to their field: `12:00:00` is 43200, `0123` is
+83, `2026_01` is 202601, `no` is false. Here a plain scalar is read as `Plain`, a text, and `data_prep.field_values.fit`
+converts it to the type of its field.
 """
 
 import re
@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
+from data_prep.errors import one_line
 from data_prep.files import encodes
 
-MOST_VALUES = 100_000  # of a file; aliases of aliases would multiply a few lines into any number
-DEEPEST = 50  # lists and sections inside each other
+MOST_VALUES = 100_000  # of a file, because aliases of aliases can turn a few lines into any number of values
+DEEPEST = 50  # levels of lists and sections inside each other
 _PLAIN = "plain"
 _TEXT = "tag:yaml.org,2002:str"
 
@@ -30,7 +31,7 @@ class Plain(str):
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes; a plain scalar gets a tag of its own instead of the type that its text looks like."""
+    """Composes nodes, and tags a plain scalar as plain instead of with a type that its text looks like."""
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         if kind is yaml.ScalarNode and implicit[0]:
@@ -39,36 +40,36 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(text: str) -> Any:
-    """The value of one YAML document: dictionaries with text as keys, lists, `Plain` and, for quoted scalars, str.
+    """Returns the value of one YAML document: dictionaries with str keys, lists, `Plain`, and str for quoted scalars.
 
-    An empty document is None. Raises `YamlError` for anything else than that: no YAML, a key that stands twice in one
-    section, a tag other than !!str, a list that contains itself, more than 100,000 values, 50 levels or one document.
+    An empty document is None. Raises `YamlError` for invalid YAML, a key that a section has twice, a tag other than
+    !!str, a list that contains itself, more than 100,000 values, more than 50 levels or more than one document.
     """
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
         return None if node is None else _Values().of(node)
     except yaml.YAMLError as error:
-        raise YamlError(" ".join(str(error).split())) from None
+        raise YamlError(one_line(error, limit=None)) from None
     except RecursionError:
         raise YamlError(f"it is nested more than {DEEPEST} levels deep") from None
 
 
 def read_file(path: Path) -> Any:
-    """The value of a file. Raises `YamlError` when it cannot be read, `FileNotFoundError` when it is not there."""
+    """Returns the value of a file. Raises `YamlError` if it cannot be read, `FileNotFoundError` if it is missing."""
     try:
         return read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
     except (UnicodeDecodeError, OSError) as error:
-        raise YamlError(" ".join(str(error).split())) from None
+        raise YamlError(one_line(error, limit=None)) from None
 
 
 def read_argument(text: str) -> Any:
-    """What follows `=` in an override: a list or a section where it begins with a bracket, else the text as typed.
+    """Returns the value after `=` in an override: a list or section when it begins with a bracket, else the text.
 
-    A `#` begins no comment here. Text that stands in quotes as a whole is what the quotes hold.
-    Raises `YamlError` when brackets or quotes are followed by something else than YAML.
+    A `#` begins no comment here. Quotes around the whole text are removed.
+    Raises `YamlError` when text that begins with a bracket, or stands in quotes, is no valid YAML.
     """
     if problem := _unusable(text):
         raise YamlError(problem)
@@ -79,14 +80,14 @@ def read_argument(text: str) -> Any:
         try:
             node = yaml.compose(stripped, Loader=_Loader)
         except yaml.YAMLError:
-            return Plain(text)  # begins with a quote, but is no text in quotes
+            return Plain(text)  # begins with a quote, but is not text in quotes
         if isinstance(node, yaml.ScalarNode) and node.end_mark.index == len(stripped):
             return read_yaml(stripped)
     return Plain(text)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text that holds a line break of Unicode's in double quotes, where it is an escape and not folded."""
+    """Writes text with a Unicode line break in double quotes, where it becomes an escape and is not folded."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -97,12 +98,12 @@ _Dumper.add_representer(str, _text)
 
 
 def write_yaml(value: Any) -> str:
-    """`value` as YAML that every reader reads the same: text that looks like something else is in quotes."""
+    """Returns `value` as YAML that every reader reads alike: text that looks like another type is quoted."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
 
 
 class _Values:
-    """Turns nodes into values, and counts them."""
+    """Converts nodes to values, and counts them."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -128,15 +129,15 @@ class _Values:
         return Plain(node.value) if node.tag == _PLAIN else str(node.value)
 
     def _section(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        section: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise _at(key_node, "a key must be text, not a list or a section")
             key = str(self._scalar(key_node))
-            if key in found:
+            if key in section:
                 raise _at(key_node, f"key '{key}' stands there twice; remove one")
-            found[key] = self.of(value_node, depth + 1)
-        return found
+            section[key] = self.of(value_node, depth + 1)
+        return section
 
 
 def _at(node: yaml.Node, problem: str) -> yaml.YAMLError:
@@ -144,7 +145,7 @@ def _at(node: yaml.Node, problem: str) -> yaml.YAMLError:
 
 
 def _unusable(text: str) -> str:
-    """Why no field takes the text; empty where one may."""
+    """Returns why no field can take the text, or an empty string."""
     if "\0" in text:
-        return "it holds a zero character; remove it"
-    return "" if encodes(text) else "it holds half of a character that UTF-8 cannot write; remove it"
+        return "it has a zero character; remove it"
+    return "" if encodes(text) else "it has half of a character, which UTF-8 cannot represent; remove it"

@@ -152,8 +152,9 @@ def commands_page() -> str:
     """The help of every command, as the command prints it."""
     from launchers._cli import command_names
 
-    text = "# Commands\n\nGenerated from each command's `--help`. `memtrain NAME` is the same code as "
-    text += "`python launchers/NAME.py`; `--config` also takes the name of a shipped configuration.\n"
+    text = "# Commands\n\nGenerated from each command's `--help-all`; `--help` shows the most used part of it on one "
+    text += "screen. `memtrain NAME` is the same code as `python launchers/NAME.py`; `--config` also takes the name of "
+    text += "a shipped configuration.\n"
     width = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "110"
     try:
@@ -167,7 +168,7 @@ def commands_page() -> str:
 def _help(name: str) -> str:
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        importlib.import_module(f"launchers.{name}").main(["--help"])
+        importlib.import_module(f"launchers.{name}").main(["--help-all"])
     return out.getvalue().rstrip()
 
 

@@ -1,1 +1,1 @@
-"""What a trained model can do: BABILong, MMLU, perplexity by position, each cell with its interval."""
+"""Evaluate a trained model: BABILong, MMLU, perplexity by position, with an interval for each share."""

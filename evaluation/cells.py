@@ -1,4 +1,4 @@
-"""What an evaluation consists of, and the cells that need more than a reader: the harness, explicit memory."""
+"""The cells of an evaluation, and those that need more than a reader: the harness and explicit memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,15 +19,17 @@ from evaluation.results import Row
 if TYPE_CHECKING:
     from training.checkpoint.trained_model import LoadedModel
 
-HARNESS = "lm_eval:"  # before the name of a task of lm-evaluation-harness
+HARNESS = "lm_eval:"  # prefix of the tasks of lm-evaluation-harness
 QUESTIONS = "nq"
-_HARNESS_TOKENS = 100_000  # of a task of the harness, about, for the estimate of time
+_HARNESS_TOKENS = 100_000  # rough tokens of a task of the harness, to estimate the time
 _QUESTION_TOKENS = 40
 _PASSAGES_TOKENS = 700
 
 
 @dataclass
 class Outcome:
+    """What one cell of an evaluation gives: rows, answers, and series by name."""
+
     rows: list[Row]
     answers: list[Answered] | list[QuestionAnswered] = field(default_factory=list)
     series: dict[str, dict[str, list[float]]] = field(default_factory=dict)
@@ -35,7 +37,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Cell:
-    """`tokens`: about how many are read; `keys`: (task, length) of the rows it makes."""
+    """A part of an evaluation that is measured at once.
+
+    keys: (task, length) of the rows it makes; tokens: about how many it reads; run: measures it.
+    """
 
     name: str
     keys: tuple[tuple[str, str | None], ...]
@@ -44,7 +49,7 @@ class Cell:
 
 
 def harness_cell(trained: "LoadedModel", task: str, samples: int, data: Path | None, include: Path | None) -> Cell:
-    """A task of lm-evaluation-harness, `task` with HARNESS before its name; shots are the task's own.
+    """Return the cell of a task of lm-evaluation-harness, with the task's own shots; task: with the prefix HARNESS.
 
     Raises `DataError` when the harness is not installed.
     """
@@ -61,14 +66,14 @@ def harness_cell(trained: "LoadedModel", task: str, samples: int, data: Path | N
 
 
 def question_cells(path: Path | None, tokenizer: Tokenizer, samples: int, source: MemorySource | None) -> list[Cell]:
-    """A cell a mode: closed book, and with `source` its references as text in the prompt and as explicit memory.
+    """Return a cell for each mode: closed book and, with `source`, references as text and as explicit memory.
 
-    Raises `DataError` when there is no file of questions.
+    Raises `DataError` when no file of questions is given.
     """
     if path is None:
         raise DataError(
-            "--questions: is missing; give a JSONL file, a line {question, answers, passage}, such as Natural "
-            "Questions with gold passages (github.com/google-research-datasets/natural-questions)"
+            "--questions: is missing; give a JSONL file of lines {question, answers, passage}, such as "
+            "Natural Questions with gold passages (github.com/google-research-datasets/natural-questions)"
         )
     questions = load_questions(path)[:samples]
 
@@ -86,7 +91,7 @@ def question_cells(path: Path | None, tokenizer: Tokenizer, samples: int, source
 
 
 def memory_perplexity_cell(documents: Documents, samples: int, length: int, source: MemorySource) -> Cell:
-    """Nats a token of texts of `length` tokens, with references read and without."""
+    """Return the cell of the loss in nats per token on texts of `length` tokens, with and without references."""
 
     def run(reader: Reader) -> Outcome:
         texts = documents.ids(samples, length).tolist()

@@ -1,4 +1,4 @@
-"""What `launchers/evaluate.py` does once its arguments are read."""
+"""The work of `launchers/evaluate.py`, after it has read its arguments."""
 
 import json
 import platform
@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from dataclasses import asdict
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from model.config import ModelConfig
 from model.memory.none.spec import NoMemoryConfig
 from training.checkpoint.trained_model import LoadedModel, load_model
 from training.config import RunConfig
+from training.monitoring.units import clock
 
 
 def evaluate(
@@ -38,10 +39,10 @@ def evaluate(
     command: str = "",
     console: Console | None = None,
 ) -> Results:
-    """Measure what `output` does not have yet, write it there cell by cell, and print the tables.
+    """Measure the cells that `output` does not have, write each to it when it is done, and print the tables.
 
-    Raises `DataError` or `ConfigError` before anything is measured or written when files are missing, the tokenizer is
-    not the checkpoint's, or `output` is of another checkpoint or other settings.
+    Raises `DataError` or `ConfigError`, before anything is measured or written, when files are missing, the tokenizer
+    is not the checkpoint's, or `output` has results of another checkpoint or other settings.
     """
     console = console or Console()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -51,7 +52,7 @@ def evaluate(
     results = begin(output, trained, options, suite, device, command)
     waiting = [cell for cell in suite.cells if not all(results.has(*key) for key in cell.keys)]
     if len(waiting) < len(suite.cells):
-        console.print(f"{output}: {len(suite.cells) - len(waiting)} of {len(suite.cells)} cells are there already")
+        console.print(f"{output}: has {len(suite.cells) - len(waiting)} of {len(suite.cells)} cells already")
     reader = Reader(trained.net, batch_size)
     _measure(waiting, reader, suite, results, output, console)
     show(console, results, [answers_path(output, cell) for cell in suite.cells])
@@ -60,14 +61,14 @@ def evaluate(
 
 
 def exercise_layout(config: RunConfig) -> str:
-    """How the run's own exercises were laid out; data_prep's default where it had none."""
+    """Return the prompt layout of the run's own exercises, or data_prep's default when it had none."""
     sources = config.data.prepare.sources if config.data.prepare else []
     layouts = [source.prompt for source in sources if source.kind == "task"]
     return layouts[0] if layouts else FINETUNED_LAYOUT
 
 
 def default_output(checkpoint: Path, options: Options) -> Path:
-    """`evaluation/` in the run's folder, a file a checkpoint, mode and kind of retrieval."""
+    """Return a path in the run's `evaluation/`, with checkpoint, mode and kind of retrieval in its name."""
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     parts = [checkpoint.name, options.mode] + ([options.retrieval] if options.retrieval != "none" else [])
     return run / "evaluation" / f"{'-'.join(parts)}.json"
@@ -76,7 +77,10 @@ def default_output(checkpoint: Path, options: Options) -> Path:
 def begin(
     output: Path, trained: LoadedModel, options: Options, suite: Suite, device: torch.device, command: str
 ) -> Results:
-    """The results at `output`, to be gone on with, or new ones."""
+    """Return the results at `output`, to continue them, or new ones when the file does not exist.
+
+    Raises `DataError` when the file has results of another checkpoint, model or settings.
+    """
     fresh = Results(
         checkpoint=str(trained.path),
         run=trained.config.run.name,
@@ -100,19 +104,20 @@ def begin(
     ):
         names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         if names:
-            found = ", ".join(f"{name} {old.get(name)}, now {new.get(name)}" for name in names)
-            raise DataError(f"--output: {output} was made with {found}; give another file, or delete it")
+            changes = ", ".join(f"{name} {old.get(name)}, now {new.get(name)}" for name in names)
+            raise DataError(f"--output: {output} was made with {changes}; give another file, or delete it")
     before.data = merged(before.data, fresh.data)
     return before
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """`new` over `old`, dictionaries inside them likewise: what was said of tasks measured before stays."""
+    """Return `old` updated by `new`, nested dictionaries too, so that facts of tasks measured before stay."""
     both = {name: merged(old[name], new[name]) for name in old.keys() & new.keys() if isinstance(old[name], dict)}
     return {**old, **new, **both}
 
 
 def model_facts(trained: LoadedModel, options: Options) -> ModelFacts:
+    """Return what a results file says of the model that was evaluated."""
     config = trained.config.model
     return ModelFacts(
         name=trained.config.run.name,
@@ -127,19 +132,20 @@ def model_facts(trained: LoadedModel, options: Options) -> ModelFacts:
 
 
 def device_name(device: torch.device) -> str:
+    """Return the GPU's name, or the CPU's with its number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"
 
 
 def kind_of(config: ModelConfig, memory_on: bool) -> str:
-    """The label of the memory (`lm2-time`, `delta`, ...); what a phase without memory trained is none."""
+    """Return the label of the memory (`lm2-time`, `delta`, ...), or none when the memory is off."""
     kind = config.memory.label if memory_on else NoMemoryConfig.label
-    return kind + ("+explicit" if memory_on and getattr(config, "explicit", None) is not None else "")
+    return kind + ("+explicit" if memory_on and config.explicit is not None else "")
 
 
 def _measure(cells: list[Cell], reader: Reader, suite: Suite, results: Results, output: Path, console: Console) -> None:
-    """Run the cells, each saved as it is done."""
+    """Run the cells, and save the results after each."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -171,23 +177,18 @@ def _measure(cells: list[Cell], reader: Reader, suite: Suite, results: Results, 
             results.data = merged(results.data, suite.describe())
             results.save(output)
             left = sum(other.tokens for other in cells[number:]) * seconds / max(1, done)
-            console.print(f"{cell.name}: {_said(outcome.rows)}, {duration(left)} left", soft_wrap=True)
+            console.print(f"{cell.name}: {_said(outcome.rows)}, {clock(left)} left", soft_wrap=True)
 
 
 def _said(rows: list[Row]) -> str:
-    """A cell in a line; perplexity's rows differ in their length, the others' in their scorer."""
+    """Return a cell's values in a line; rows of perplexity differ in their length, others in their scorer."""
     if not rows[0].samples:
-        return "no question whose facts fit"
+        return "no question has facts that fit"
     parts = [
         f"{row.scorer} {row.accuracy:.2f}" if row.accuracy is not None else f"{row.length} {row.value:.3f}"
         for row in rows
     ]
     return f"{', '.join(parts)} ({rows[0].samples} samples)"
-
-
-def duration(seconds: float) -> str:
-    """h:mm:ss"""
-    return str(timedelta(seconds=round(seconds)))
 
 
 def _keep(outcome: Outcome, cell: Cell, results: Results, output: Path) -> None:
@@ -200,8 +201,8 @@ def _keep(outcome: Outcome, cell: Cell, results: Results, output: Path) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes this process has held: on the device, or of this machine's memory."""
+    """Return the peak bytes of this process, on a GPU or in main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB here
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,10 +1,10 @@
-"""Any task of lm-evaluation-harness on a checkpoint; the memory is carried through contexts of any length.
+"""Run tasks of lm-evaluation-harness on a checkpoint; the memory is carried through contexts of any length.
 
 python -m evaluation.harness --checkpoint runs/mine --tasks hellaswag,arc_easy --limit 100
 python -m evaluation.harness --checkpoint runs/mine --tasks my_task --include tasks/ --output results.json
 
-Needs the extra `harness` (pip install -e ".[harness]").  After `import evaluation.harness` the harness itself knows
-the model as `memtrain`, with checkpoint=PATH.
+It needs the extra `harness` (pip install -e ".[harness]"). After `import evaluation.harness` the harness itself has
+the model `memtrain`, with the argument checkpoint=PATH.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from data_prep import Tokenizer
+from data_prep.files import write_text
 from evaluation.reader import Reader
 from evaluation.results import Row, share_row
 from training.checkpoint.trained_model import LoadedModel, load_model
@@ -32,15 +33,15 @@ except ImportError as error:
     raise ImportError(f'lm-evaluation-harness is missing ({error}): pip install -e ".[harness]"') from error
 
 _SHARES = ("acc", "acc_norm", "exact_match", "em")  # metrics that are a share of right answers
-_MAX_TOKENS = 256  # of an answer, where the task does not say
+_MAX_TOKENS = 256  # of an answer, when the task has no limit
 
 
 @register_model("memtrain")
 class HarnessModel(TemplateLM):
-    """Our model as lm-evaluation-harness sees one.
+    """A checkpoint with the interface of lm-evaluation-harness.
 
-    Texts begin with BOS, as documents did in training.  There is no longest context: nothing is cut, and a document's
-    perplexity is that of one stream, not of windows.
+    Texts begin with BOS, as documents did in training. Contexts have no maximal length: nothing is truncated, and a
+    document's perplexity is computed in one stream, not in windows.
     """
 
     def __init__(
@@ -51,8 +52,13 @@ class HarnessModel(TemplateLM):
         data: str | None = None,
         max_batch_size: int | None = None,
     ) -> None:
-        """Args: checkpoint: a run's folder, a checkpoint, or one that is loaded; data: the tokenizer's folder, if it
-        moved; max_batch_size: given by the harness, not needed."""
+        """Load the model, unless it is loaded already.
+
+        Args:
+            checkpoint: a run's folder, a checkpoint's folder or a loaded model.
+            data: the tokenizer's folder, if it has moved.
+            max_batch_size: the harness passes it, and it is not used.
+        """
         super().__init__()
         if isinstance(checkpoint, str):
             checkpoint = load_model(Path(checkpoint), torch.device(device) if device else None)
@@ -85,23 +91,23 @@ class HarnessModel(TemplateLM):
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """ln P(text | BOS) of whole documents, each read once from its begin to its end."""
+        """Return ln P(text | BOS) of whole documents, each read once from begin to end."""
         texts = [self.tok_encode(request.args[0]) for request in requests]
-        found = [0.0] * len(texts)
+        totals = [0.0] * len(texts)
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         for start in range(0, len(order), self.reader.batch_size):
             batch = order[start : start + self.reader.batch_size]
             for index, total in zip(batch, self._totals([texts[i] for i in batch]), strict=True):
-                found[index] = total
+                totals[index] = total
                 self.cache_hook.add_partial("loglikelihood_rolling", requests[index].args, total)
-        return found
+        return totals
 
     def _totals(self, texts: Sequence[list[int]]) -> list[float]:
-        """Sum of ln P of each text's tokens but the first; nothing held grows with the texts but their ids."""
+        """Return the sum of ln P of each text's tokens after the first. Only the ids' memory grows with the texts."""
         labels = np.array([len(text) - 1 for text in texts])
         ids = np.zeros((len(texts), int(labels.max()) + 1), dtype=np.int64)
         for row, text in enumerate(texts):
-            ids[row, : len(text)] = text  # filled up at the end by zeros, which nothing before them sees
+            ids[row, : len(text)] = text  # padded at the end with zeros, which no earlier token sees
         totals, seen = np.zeros(len(texts)), 0
         for loss in self.reader.losses(ids):
             within = seen + np.arange(loss.shape[1]) < labels[:, None]
@@ -110,22 +116,27 @@ class HarnessModel(TemplateLM):
         return [float(total) for total in totals]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy answers up to the first of the task's `until` texts.  Raises `ConfigError` when a task samples."""
+        """Return greedy answers, cut before the first of the task's `until` texts.
+
+        Raises `ConfigError` when a task asks for sampling.
+        """
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(index)
-        found = [""] * len(requests)
+        texts = [""] * len(requests)
         for members in groups.values():
             wanted = _Wanted.of(requests[members[0]].args[1])
             prompts = [self.tok_encode(requests[i].args[0]) for i in members]
             answers = self.reader.answers(prompts, wanted.tokens, (self.ids.eos_id,), self._stop(wanted))
             for index, answer in zip(members, answers, strict=True):
-                found[index] = wanted.cut(self.ids.decode(answer))
-                self.cache_hook.add_partial("generate_until", requests[index].args, found[index])
-        return found
+                texts[index] = wanted.cut(self.ids.decode(answer))
+                self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
+        return texts
 
     def _stop(self, wanted: "_Wanted") -> Callable[[list[int]], bool]:
-        last = 4 * max((len(text) for text in wanted.until), default=0) + 8  # tokens: a character has up to four bytes
+        last = (
+            4 * max((len(text) for text in wanted.until), default=0) + 8
+        )  # tokens; a character can take four of them, one for each byte
 
         def ended(answer: list[int]) -> bool:
             text = self.ids.decode(answer[-last:])
@@ -136,7 +147,7 @@ class HarnessModel(TemplateLM):
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What a task asks of an answer."""
+    """A task's settings for an answer: the texts that end it, and its maximal tokens."""
 
     until: tuple[str, ...]
     tokens: int
@@ -152,7 +163,7 @@ class _Wanted:
         return cls(tuple(text for text in ([until] if isinstance(until, str) else until) if text), tokens)
 
     def cut(self, text: str) -> str:
-        """`text` up to the first of the ends."""
+        """Return `text` up to the first of the texts that end it."""
         return text[: min([text.index(until) for until in self.until if until in text], default=len(text))]
 
 
@@ -166,9 +177,9 @@ def run_harness(
     include: Path | None = None,
     seed: int = 0,
 ) -> list[Row]:
-    """A row for every task and metric, its task named `lm_eval:TASK`.
+    """Return a row for every task and metric; the row's task is `lm_eval:TASK`.
 
-    Args: limit: samples of a task; shots: None: the task's own; include: folder of task files of your own.
+    Args: limit: samples of a task, None: all; shots: None: the task's own; include: folder of your own task files.
     Raises `ConfigError` for a task that the harness does not know.
     """
     from lm_eval.evaluator import simple_evaluate
@@ -177,8 +188,8 @@ def run_harness(
     manager = TaskManager(include_path=None if include is None else str(include))
     if unknown := [task for task in tasks if not manager.match_tasks([task])]:
         raise ConfigError(
-            f"--tasks: lm-evaluation-harness knows no {', '.join(unknown)}; `lm_eval ls tasks` lists what it knows, "
-            "--include FOLDER adds files of your own"
+            f"--tasks: lm-evaluation-harness has no {', '.join(unknown)}; `lm_eval ls tasks` lists its tasks, "
+            "--include FOLDER adds your own"
         )
     source = str(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     model = HarnessModel(source, batch_size, data=str(data) if data else None)
@@ -216,6 +227,7 @@ def _rows(results: dict[str, Any]) -> Iterator[Row]:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Return the arguments of `python -m evaluation.harness`."""
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.harness", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -231,20 +243,21 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
+    """Run the harness's tasks, print and write the rows, and return the exit code."""
     arguments = parse_arguments()
     tasks = [task for task in arguments.tasks.split(",") if task]
     options = {name: getattr(arguments, name) for name in ("limit", "shots", "batch_size", "data", "include")}
     try:
         rows = run_harness(arguments.checkpoint, tasks, **options)
     except (*BAD_INPUT, TrainingError) as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT if isinstance(error, BAD_INPUT) else 1
     for row in rows:
         shown = f"{row.accuracy:.4f} ({row.low:.3f}–{row.high:.3f})" if row.accuracy is not None else f"{row.value:.4f}"
         print(f"{row.task}  {row.scorer}  {shown}  {row.samples} samples")
     if arguments.output is not None:
         content = [row.model_dump(exclude_none=True) for row in rows]
-        arguments.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_text(arguments.output, json.dumps(content, indent=1) + "\n")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""How sure a share of right answers is."""
+"""Confidence intervals of a share of right answers."""
 
 import math
 
@@ -6,9 +6,9 @@ Z95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
 
 
 def wilson(right: int, samples: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (E. B. Wilson 1927): holds near 0 and 1 and for few samples.
+    """Return (low, high), Wilson's score interval of a proportion (E. B. Wilson 1927); (0, 1) without samples.
 
-    Returns (low, high); (0, 1) when there is no sample.
+    It is valid near 0 and 1 too, and for few samples.
     """
     if samples == 0:
         return 0.0, 1.0

@@ -1,4 +1,4 @@
-"""Memories for a model that reads or answers: a retriever finds references, a bank (or the model itself) has them."""
+"""Explicit memories for a model: a retriever finds references, and a bank or the model itself has their memories."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,14 +20,14 @@ from model.explicit.references import memory_shape
 from model.fingerprint import weights_fingerprint
 from model.network import LanguageModel
 
-EVALUATION_OVERLAP = 2 / 3  # of a reference that stands in the question: it is not read (arXiv 2407.01178)
-_CANDIDATES = 4  # times as many are looked at as are read
+EVALUATION_OVERLAP = 2 / 3  # a reference with a larger overlap with the query is not read (arXiv 2407.01178)
+_CANDIDATES = 4  # candidates that are retrieved for each reference that is read
 
 
 class MemorySource:
-    """Finds `each` references for a query of tokens and gives their memories on the model's device.
+    """Retrieves `each` references for a query of tokens and returns their memories on the model's device.
 
-    Without a bank the model writes them as they are found.  A `model.explicit.generation.Source`.
+    Without a bank the model writes the memories when they are retrieved. It is a `model.explicit.generation.Source`.
     """
 
     def __init__(
@@ -39,21 +39,29 @@ class MemorySource:
         each: int | None = None,
         max_overlap: float = EVALUATION_OVERLAP,
     ) -> None:
-        """each: references a chunk reads; None: as many as the model was trained to see.
-        max_overlap: a reference of which more stands in the query is not read.
+        """Check that model, references and bank fit each other.
+
+        Args:
+            each: references that a chunk reads; None: as many as in training.
+            max_overlap: a reference with a larger overlap with the query is not read.
 
         Raises `DataError` or `ModelError` when model, references and bank do not fit each other.
         """
         if net.explicit is None:
-            raise ModelError("--references: the model has no explicit memory, or has it off in this phase")
+            raise ModelError(
+                "--references: the model has no explicit memory, or it is off in this phase; use another checkpoint"
+            )
         if store.length > net.explicit.reference_length:
             raise DataError(
                 f"--references: {store.folder} has references of up to {store.length} tokens, the model reads "
-                f"{net.explicit.reference_length} (model.explicit.reference_length); cut them shorter"
+                f"{net.explicit.reference_length} (model.explicit.reference_length); prepare shorter ones"
             )
         shape = memory_shape(net.config)
         if bank is not None and bank.shape.array != shape:
-            raise DataError(f"--bank: {bank.folder} has memories {bank.shape.array}, the model reads {shape}")
+            raise DataError(
+                f"--bank: {bank.folder} has memories of shape {bank.shape.array}, the model reads {shape}; write the "
+                "bank with this model"
+            )
         self.each = each or net.explicit.references
         self._net, self._store, self._retriever, self._bank = net, store, retriever, bank
         self._shape, self._length, self._limit = shape, net.explicit.reference_length, max_overlap
@@ -63,8 +71,8 @@ class MemorySource:
         self._device, self._dtype = parameter.device, parameter.dtype
 
     def ids(self, queries: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-        """References int64 [n, each] that the queries find; -1: no more."""
-        found = np.full((len(queries), self.each), -1, dtype=np.int64)
+        """Return the ids of the queries' references, int64 [n, each], the best first; -1: there are no more."""
+        ids = np.full((len(queries), self.each), -1, dtype=np.int64)
         special = (self._tokenizer.bos_id, self._tokenizer.eos_id)
         bare = [[token for token in query if token not in special] for query in queries]
         texts = [self._tokenizer.decode(query) if query else "" for query in bare]
@@ -78,12 +86,12 @@ class MemorySource:
                 if id < 0 or kept == self.each:
                     break
                 if not overlaps(query, tokens[place, : lengths[place]].tolist(), self._limit):
-                    found[row, kept] = id
+                    ids[row, kept] = id
                     kept += 1
-        return found
+        return ids
 
     def find(self, queries: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """(memories [n, each, L_mem, 2, H_kv, k, d], lengths int64 [n, each]) of what the queries find."""
+        """Return memories [n, each, L_mem, 2, H_kv, k, d] and lengths int64 [n, each] of the queries' references."""
         ids = self.ids(queries).reshape(-1)
         tokens, lengths = self._store.read(ids)
         if self._bank is None:
@@ -95,13 +103,13 @@ class MemorySource:
         return memories.to(self._dtype).view(*shape, *self._shape), counts.view(shape)
 
     def texts(self, queries: Sequence[Sequence[int]]) -> list[list[str]]:
-        """The references that each query finds as text, best first."""
+        """Return the texts of each query's references, the best first."""
         ids = self.ids(queries)
-        found = self._store.texts(ids.reshape(-1), self._tokenizer)
-        return [[t for t in found[row * self.each : (row + 1) * self.each] if t] for row in range(len(queries))]
+        texts = self._store.texts(ids.reshape(-1), self._tokenizer)
+        return [[t for t in texts[row * self.each : (row + 1) * self.each] if t] for row in range(len(queries))]
 
     def prefetch(self, queries: Sequence[Sequence[int]]) -> None:
-        """Retrieves and reads from disk in a thread, while the model decodes."""
+        """Start to retrieve and to read from disk in a thread, and return at once."""
         bank = self._bank
         if bank is not None:
             wanted = [list(query) for query in queries]
@@ -115,7 +123,7 @@ class MemorySource:
 
 @torch.no_grad()
 def write_memories(net: LanguageModel, tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> Tensor:
-    """Memories [n, L_mem, 2, H_kv, k, d] of references int64 [n, R], filled up to the model's length."""
+    """Write references int64 [n, R], padded to the model's length: memories [n, L_mem, 2, H_kv, k, d]."""
     assert net.explicit is not None
     device = next(net.parameters()).device
     padded = np.pad(tokens, ((0, 0), (0, net.explicit.reference_length - tokens.shape[1])))
@@ -123,14 +131,14 @@ def write_memories(net: LanguageModel, tokens: NDArray[np.int64], lengths: NDArr
 
 
 def as_tensor(memories: NDArray[np.generic]) -> Tensor:
-    """What a bank gives as a tensor; its uint16 are bfloat16."""
+    """Return a bank's memories as a tensor; uint16 becomes bfloat16."""
     if memories.dtype == np.uint16:
         return torch.from_numpy(memories.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(memories)
 
 
 def as_stored(memories: Tensor, dtype: str) -> NDArray[np.generic]:
-    """Memories as a bank of `dtype` takes them."""
+    """Return memories as an array for a bank of `dtype`; bfloat16 becomes uint16."""
     if dtype == "bfloat16":
         return np.asarray(memories.to(torch.bfloat16).cpu().view(torch.int16).numpy().view(np.uint16))
     return np.asarray(memories.to(getattr(torch, dtype)).cpu().numpy())
@@ -146,9 +154,9 @@ def open_source(
     cold: bool = False,
     cache_bytes: int = 1 << 30,
 ) -> MemorySource:
-    """The source of a references folder and a bank of this model.
+    """Return the source of a folder of references and a bank of this model.
 
-    cold: memories that are not in the bank are written when they are first found, and stored.
+    cold: memories that the bank lacks are written when they are first retrieved, and stored.
     Raises `DataError` when tokenizer, references, bank and model do not belong together.
     """
     store = ReferenceStore(references)

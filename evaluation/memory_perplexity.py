@@ -1,4 +1,7 @@
-"""Nats a token of texts with and without explicit memory, retrieval shifted so that no token's loss knows of itself."""
+"""Loss in nats per token with and without explicit memory.
+
+Queries are shifted to the chunk before, so that a token's loss never depends on a query that contains the token.
+"""
 
 from collections.abc import Sequence
 
@@ -13,9 +16,10 @@ from model.network import LanguageModel
 
 @torch.no_grad()
 def losses(net: LanguageModel, texts: Sequence[Sequence[int]], source: MemorySource | None) -> tuple[float, int]:
-    """(nats, tokens) of texts of equal length, each but its first token; source None: nothing is read.
+    """Return the sum of nats and the number of tokens, of texts of equal length without their first tokens.
 
-    A chunk reads what the 64 tokens before it find; the first chunk reads nothing.
+    A chunk reads the references that the chunk before it retrieves; the first chunk reads none. source None: no chunk
+    reads any.
     """
     reader = RetrievingReader(net, source, texts, shifted=True)
     tokens = torch.tensor([list(text) for text in texts], device=reader.device)
@@ -31,7 +35,7 @@ def losses(net: LanguageModel, texts: Sequence[Sequence[int]], source: MemorySou
 def perplexity_rows(
     net: LanguageModel, texts: Sequence[Sequence[int]], source: MemorySource, batch_size: int = 8
 ) -> list[Row]:
-    """Rows "perplexity/without memory" and "perplexity/explicit memory", nats a token over the same texts."""
+    """Return rows "perplexity/without memory" and "perplexity/explicit memory", in nats per token on equal texts."""
     rows = []
     for name, chosen in (("without memory", None), ("explicit memory", source)):
         totals = [losses(net, texts[at : at + batch_size], chosen) for at in range(0, len(texts), batch_size)]

@@ -1,6 +1,6 @@
 """MMLU (Hendrycks et al. 2021) from its CSV files: k examples, then the likelihood of the four letters.
 
-Prompt and choice are those of lm-evaluation-harness' task `mmlu`, so that the numbers are the same.
+Prompt and choice are those of lm-evaluation-harness' task `mmlu`, so that the numbers are equal.
 """
 
 import csv
@@ -40,26 +40,26 @@ LEVELS = ("High School", "College", "Professional", "General")
 
 
 def level_of(subject: str) -> str:
-    """By the subject's name, as LM2 Table 2 groups them; what names no level is General."""
+    """Return the level in the subject's name, as in LM2's Table 2; General for names without a level."""
     return next((level for level in LEVELS if subject.startswith(level.lower().replace(" ", "_") + "_")), "General")
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question with four choices; `answer` is an index."""
+    """A question with four choices; answer: the index of the right one."""
 
     question: str
     choices: tuple[str, str, str, str]
     answer: int
 
     def text(self) -> str:
-        """Up to and with "Answer:"."""
+        """Return question and choices, up to and with "Answer:"."""
         choices = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices, strict=True))
         return f"{self.question.strip()}\n{choices}\nAnswer:"
 
 
 def read_problems(path: Path) -> list[Problem]:
-    """A CSV file without header: question, four choices, letter.  Raises `DataError` naming the row."""
+    """Read a CSV file without header: question, four choices, letter. Raises `DataError` naming the row."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))
@@ -76,7 +76,7 @@ def read_problems(path: Path) -> list[Problem]:
 
 @dataclass(frozen=True)
 class Mmlu:
-    """The files below a folder: dev/SUBJECT_dev.csv for examples, test/ or else val/ for questions.
+    """MMLU's files in a folder: dev/SUBJECT_dev.csv for examples, test/ or else val/ for questions.
 
     Raises `DataError` when the folder has neither.
     """
@@ -96,10 +96,15 @@ class Mmlu:
         return self._read(subject, self.split)
 
     def prompts(self, subject: str, problems: Iterable[Problem]) -> Iterator[str]:
-        """What stands before the letter: a line on the subject, the examples, the question."""
+        """Yield the prompts before the letter: a line about the subject, the examples, the question.
+
+        Raises `DataError` when there are fewer examples than shots.
+        """
         examples = self._read(subject, "dev")[: self.shots] if self.shots else []
         if len(examples) < self.shots:
-            raise DataError(f"--shots: {self.shots}, but {self._path(subject, 'dev')} has {len(examples)} questions")
+            raise DataError(
+                f"--shots: {self.shots}, but {self._path(subject, 'dev')} has {len(examples)} questions; lower --shots"
+            )
         head = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
         shown = "".join(f"{example.text()} {LETTERS[example.answer]}\n\n" for example in examples)
         return (head + shown + problem.text() for problem in problems)
@@ -116,7 +121,7 @@ class Mmlu:
 
 
 def evaluate_subject(reader: Reader, tokenizer: Tokenizer, mmlu: Mmlu, subject: str, limit: int | None) -> Row:
-    """Accuracy on the first `limit` questions of a subject (None: all)."""
+    """Return the accuracy on the first `limit` questions of a subject (None: all)."""
     problems = mmlu.problems(subject)[:limit]
     chosen = choose(reader, tokenizer, list(mmlu.prompts(subject, problems)))
     right = sum(letter == problem.answer for letter, problem in zip(chosen, problems, strict=True))
@@ -132,7 +137,7 @@ def evaluate_subject(reader: Reader, tokenizer: Tokenizer, mmlu: Mmlu, subject: 
 
 
 def choose(reader: Reader, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[int]:
-    """Index of the likeliest letter after each prompt; of equal ones the first."""
+    """Return the index of the most likely letter after each prompt; of equal ones the first."""
     encode: Callable[[str], list[int]] = lambda text: [tokenizer.bos_id, *tokenizer.encode(text)]  # noqa: E731
     requests = [encode_pair(encode, prompt, f" {letter}") for prompt in prompts for letter in LETTERS]
     scores = [score for score, _ in reader.log_likelihoods(requests)]
@@ -141,16 +146,16 @@ def choose(reader: Reader, tokenizer: Tokenizer, prompts: Sequence[str]) -> list
 
 
 def averages(rows: Iterable[Row]) -> list[Row]:
-    """Of MMLU's rows: each category, each level and all, over questions (not over subjects)."""
+    """Return rows of each category, each level and all, averaged over questions, not subjects."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         if row.task.startswith("mmlu/"):
             for name in (str(row.category), str(row.level), "Average"):
                 groups.setdefault(name, []).append(row)
-    found = []
+    means = []
     for name in (*CATEGORIES, *LEVELS, "Average"):
         members = groups.get(name, [])
         right = sum(round((row.accuracy or 0) * row.samples) for row in members)
         if members:
-            found.append(share_row(right, sum(row.samples for row in members), task=name, scorer="likelihood"))
-    return found
+            means.append(share_row(right, sum(row.samples for row in members), task=name, scorer="likelihood"))
+    return means

@@ -1,4 +1,4 @@
-"""What an evaluation was asked for, and what its tasks' names mean."""
+"""The options of an evaluation, and the names of its tasks."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ SUITES = {"babilong": tuple(TASKS), "mmlu": SUBJECTS, "perplexity": (), QUESTION
 
 @dataclass(frozen=True)
 class Options:
-    """As `launchers/evaluate.py --help` explains them."""
+    """The options that `launchers/evaluate.py --help` explains."""
 
     tasks: tuple[str, ...] = ("babilong",)
     lengths: tuple[str, ...] = ("0k", "1k", "2k", "4k")
@@ -39,7 +39,10 @@ class Options:
     include: Path | None = None
 
     def settings(self) -> dict[str, Any]:
-        """What a row depends on: an evaluation is continued only with the same. Tasks and lengths may be added."""
+        """Return the options that a row depends on. An evaluation continues only with equal ones.
+
+        Tasks and lengths are not among them, so that more of them can be added.
+        """
         kept = {name: value for name, value in asdict(self).items() if name not in ("tasks", "lengths")}
         if self.retrieval != "dense":
             del kept["dense_model"]
@@ -51,14 +54,14 @@ class Options:
         }
 
     def chosen(self, suite: str) -> list[str]:
-        """The suite's tasks that were asked for: by its own name all, or single ones as SUITE/TASK."""
+        """Return the suite's tasks that were asked for: all by the suite's name, single ones by SUITE/TASK."""
         if suite in self.tasks:
             return list(SUITES[suite])
         return [name for name in SUITES[suite] if f"{suite}/{name}" in self.tasks]
 
 
 def parse_tasks(text: str) -> tuple[str, ...]:
-    """ "babilong/qa1,mmlu,perplexity,lm_eval:piqa"; raises `DataError` at a task that does not exist."""
+    """Parse "babilong/qa1,mmlu,perplexity,lm_eval:piqa". Raises `DataError` for an unknown task."""
     known = [*SUITES, *(f"{suite}/{task}" for suite, tasks in SUITES.items() for task in tasks)]
     names = _parts(text)
     for name in names:
@@ -68,7 +71,7 @@ def parse_tasks(text: str) -> tuple[str, ...]:
 
 
 def parse_lengths(text: str) -> tuple[str, ...]:
-    """ "0k,4k,1M", short ones first."""
+    """Parse "0k,4k,1M", and sort by length. Raises `DataError` for anything else."""
     return tuple(sorted({canonical(name) for name in _parts(text)}, key=tokens_of))
 
 
@@ -77,19 +80,19 @@ def _parts(text: str) -> tuple[str, ...]:
 
 
 def parse_shares(option: str, text: str) -> dict[str, float]:
-    """ "dense=3,single=1", or "dense" for all; raises `DataError` at what is no share."""
+    """Parse "dense=3,single=1", or "dense" for all. Raises `DataError` for a share that is not a number."""
     shares = {}
     for part in _parts(text):
         name, _, share = part.partition("=")
         try:
             shares[name.strip()] = float(share or 1)
         except ValueError:
-            raise DataError(f"{option}: {share!r} is no share; write NAME=NUMBER,NAME=NUMBER") from None
+            raise DataError(f"{option}: {share!r} is not a number; write NAME=NUMBER,NAME=NUMBER") from None
     return shares
 
 
 def check_positive(**values: int) -> None:
-    """Raises `DataError` for numbers below 1."""
+    """Raise `DataError` for numbers below 1."""
     for name, value in values.items():
         if value < 1:
             raise DataError(f"--{name.replace('_', '-')}: {value} must be at least 1")

@@ -1,4 +1,4 @@
-"""Nats a token by its position in a long document: what remembering more text is worth."""
+"""Loss in nats by a token's position in a long document, which shows the use of remembering more text."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,30 +13,30 @@ from evaluation.babilong.randomness import Keyed
 from evaluation.reader import Reader
 from evaluation.results import Row
 
-POINTS = 32  # of the curve; positions in steps that grow
-_CHARACTERS = 12  # of a text looked at for every token wanted
+POINTS = 32  # of the curve, in steps that grow with the position
+_CHARACTERS = 12  # of text that are tokenized for every token needed
 _TRIES = 200
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Pieces of long texts, each from a random place of a random one."""
+    """Parts of long texts, each from a random place of a random text."""
 
     texts: Background
     tokenizer: Tokenizer
     seed: int = 0
 
     def ids(self, count: int, length: int) -> NDArray[np.int64]:
-        """int64 [count, length], each beginning with bos.  Raises `DataError` when no text is so long."""
-        rng, found = Keyed("documents", self.seed, length), []
+        """Return `count` parts, int64 [count, length], each after bos. Raises `DataError` if texts are too short."""
+        rng, parts = Keyed("documents", self.seed, length), []
         for _ in range(_TRIES * count):
             text = self.texts.text(rng.below(self.texts.count))
             start = rng.below(max(1, len(text) - length))
             ids = self.tokenizer.encode(text[start : start + _CHARACTERS * length])[: length - 1]
             if len(ids) == length - 1:
-                found.append([self.tokenizer.bos_id, *ids])
-            if len(found) == count:
-                return np.array(found, dtype=np.int64)
+                parts.append([self.tokenizer.bos_id, *ids])
+            if len(parts) == count:
+                return np.array(parts, dtype=np.int64)
         raise DataError(
             f"--background: {self.texts.name} has no {count} texts of {length:,} tokens; lower --lengths or "
             "--samples, or give longer texts"
@@ -44,7 +44,7 @@ class Documents:
 
 
 def loss_by_position(reader: Reader, ids: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Mean of the samples' nats at every position: of ids int64 [B, L], float64 [L - 1] (of tokens 1 … L - 1)."""
+    """Return the mean nats at positions 1 … L - 1, float64 [L - 1], over samples ids int64 [B, L]."""
     total = np.zeros(ids.shape[1] - 1)
     for first in range(0, len(ids), reader.batch_size):
         batch, position = ids[first : first + reader.batch_size], 0
@@ -55,7 +55,7 @@ def loss_by_position(reader: Reader, ids: NDArray[np.int64]) -> NDArray[np.float
 
 
 def rows_of(loss: NDArray[np.float64], lengths: list[tuple[str, int]], samples: int) -> list[Row]:
-    """A row a length: the mean of what stands before it."""
+    """Return a row for each length: the mean loss of the tokens before it."""
     return [
         Row(
             task="perplexity",
@@ -70,7 +70,7 @@ def rows_of(loss: NDArray[np.float64], lengths: list[tuple[str, int]], samples: 
 
 
 def series_of(loss: NDArray[np.float64]) -> dict[str, list[float]]:
-    """The curve in at most `POINTS` steps that grow with the position; `position` is the last of each step."""
+    """Return the curve of mean losses over at most `POINTS` steps that grow; position: the last of each step."""
     edges = np.unique(np.geomspace(1, len(loss), POINTS + 1).round().astype(int))
     edges = np.concatenate([[0], edges])
     means = [float(loss[start:end].mean()) for start, end in pairwise(edges)]

@@ -1,8 +1,8 @@
-"""Questions about passages: from the weights alone, with the passages in the prompt, with them as explicit memory.
+"""Questions about passages, answered from the weights alone, with passages in the prompt, or as explicit memory.
 
-The corpus is JSONL of `question`, `answers` (any of them is right), `passage` and `title`, as Natural Questions with a
-gold passage each; also in SQuAD's form, `context` for `passage` and `{"text": [...]}` for answers.  References are the
-passages of all questions, so that each has to be found among all the others.
+The corpus is JSONL with `question`, `answers` (any of them is right), `passage` and `title`, such as Natural Questions
+with gold passages. SQuAD's form is read too: `context` for `passage` and `{"text": [...]}` for answers. The references
+are the passages of all questions, so that a question's passage must be found among all of them.
 """
 
 import re
@@ -36,7 +36,7 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 @dataclass(frozen=True)
 class Question:
-    """One question; `passage` answers it."""
+    """One question, its right answers, and the passage that answers it."""
 
     question: str
     answers: tuple[str, ...]
@@ -51,23 +51,24 @@ def load_questions(path: Path) -> list[Question]:
         seen = [each for each in path.iterdir() if not each.name.startswith(".")]
         files = sorted(each for each in seen if each.name.lower().endswith(".jsonl"))
     if len(files) != 1:
-        raise DataError(f"{path}: holds {len(files)} *.jsonl files; give one file of questions")
+        raise DataError(f"{path}: has {len(files)} *.jsonl files; give one file of questions")
     try:
         lines = lines_of(files[0].read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{files[0]}: cannot be read as UTF-8 text ({error}); give a JSONL file") from error
-    found = [_question(line, f"{files[0]}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
-    if not found:
-        raise DataError(f"{files[0]}: holds no question")
-    return found
+    numbered = enumerate(lines, start=1)
+    questions = [_question(line, f"{files[0]}:{number}") for number, line in numbered if line.strip()]
+    if not questions:
+        raise DataError(f"{files[0]}: has no question; {_FORM}")
+    return questions
 
 
 def _question(line: str, where: str) -> Question:
-    """One line of the corpus. Raises DataError that names the key."""
+    """Read one line of the corpus. Raises DataError that names the key."""
     try:
         record = parse_json(line)
     except ValueError as error:
-        raise DataError(f"{where}: is no JSON ({error}); {_FORM}") from error
+        raise DataError(f"{where}: is not JSON ({error}); {_FORM}") from error
     if not isinstance(record, dict):
         raise DataError(f"{where}: is a JSON {type(record).__name__}; {_FORM}")
     text = {key: _text(record, key, where) for key in ("question", "passage" if "passage" in record else "context")}
@@ -85,7 +86,7 @@ def _text(record: dict[str, Any], key: str, where: str) -> str:
 
 
 def _answers(given: Any, where: str) -> tuple[str, ...]:
-    """A list of texts, one text, or SQuAD's object of both."""
+    """Read answers: a list of texts, one text, or SQuAD's object with either."""
     texts = given.get("text") if isinstance(given, dict) else given
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not texts or not all(_is_answer(text) for text in texts):
@@ -98,22 +99,22 @@ def _is_answer(value: Any) -> bool:
 
 
 def normalised(text: str) -> str:
-    """As usual for such questions: lower case, without punctuation, articles and extra white space."""
+    """Return the text in lower case, without punctuation, articles and extra white space, as usual for such tasks."""
     plain = unicodedata.normalize("NFKC", text).lower()
     bare = "".join(sign for sign in plain if sign not in string.punctuation and unicodedata.category(sign)[0] != "P")
     return " ".join(_ARTICLES.sub(" ", bare).split())
 
 
 def exact(answer: str, right: Sequence[str]) -> bool:
-    """Whether the answer's first line is one of the right ones."""
+    """Whether the answer's first line equals a right answer."""
     line = answer.strip().split("\n", 1)[0]
     return any(normalised(line) == normalised(each) for each in right)
 
 
 def contains(answer: str, right: Sequence[str]) -> bool:
-    """Whether one of the right answers stands in the answer, as whole words."""
-    found = f" {normalised(answer)} "
-    return any(f" {normalised(each)} " in found for each in right if normalised(each))
+    """Whether the answer contains a right answer as whole words."""
+    words = f" {normalised(answer)} "
+    return any(f" {normalised(each)} " in words for each in right if normalised(each))
 
 
 SCORERS: dict[str, Callable[[str, Sequence[str]], bool]] = {"exact": exact, "contains": contains}
@@ -121,7 +122,7 @@ SCORERS: dict[str, Callable[[str, Sequence[str]], bool]] = {"exact": exact, "con
 
 @dataclass(frozen=True)
 class Answered:
-    """What the model said to one question."""
+    """A question and the model's answer."""
 
     question: str
     answers: tuple[str, ...]
@@ -139,10 +140,10 @@ def ask(
     batch_size: int = 16,
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[Answered]:
-    """Greedy answers, up to a line's end.
+    """Answer questions greedily, up to the end of a line.
 
-    source: needed for "explicit memory", and for "text in prompt", where the same retriever chooses what is read; its
-    references stand before the question, the best one last.  Raises DataError when it is missing.
+    source: required for "explicit memory", and for "text in prompt", which puts the texts of the same references before
+    the question, the best one last. Raises DataError when it is missing.
     """
     if mode != "closed book" and source is None:
         raise DataError(f"nq: {mode} needs references; give --references FOLDER (and --bank FOLDER)")
@@ -165,20 +166,20 @@ def _prompt(tokenizer: Tokenizer, question: Question, source: MemorySource | Non
     asked = PROMPT.format(question=question.question)
     text = ""
     if source is not None:
-        found = source.texts([tokenizer.encode(asked)])[0]
-        text = "".join(WITH_TEXT.format(text=each.strip()) for each in reversed(found))
+        references = source.texts([tokenizer.encode(asked)])[0]
+        text = "".join(WITH_TEXT.format(text=each.strip()) for each in reversed(references))
     return [tokenizer.bos_id, *tokenizer.encode(text + asked)]
 
 
 def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices of prompts of about equal length."""
+    """Yield batches of indices of prompts of about equal length."""
     order = sorted(range(len(lengths)), key=lambda index: lengths[index])
     for start in range(0, len(order), size):
         yield order[start : start + size]
 
 
 def rows_of(answered: Sequence[Answered], task: str = "nq") -> list[Row]:
-    """A row a scorer: task "nq/closed book" and so on, with the Wilson interval of the share that is right."""
+    """Return a row for each scorer, of the task "nq/MODE", with the share of right answers and its interval."""
     rows = []
     for scorer, is_right in SCORERS.items():
         right = sum(is_right(each.said, each.answers) for each in answered)
@@ -194,7 +195,7 @@ def evaluate_questions(
     modes: Sequence[Mode] | None = None,
     **options: int,
 ) -> tuple[list[Row], list[Answered]]:
-    """Rows and answers in each of the modes; None: all that `source` and the model allow."""
+    """Return rows and answers of each mode; modes None: all, or without a source only closed book."""
     if modes is None:
         modes = MODES if source is not None else MODES[:1]
     rows: list[Row] = []

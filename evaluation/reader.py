@@ -1,8 +1,8 @@
-"""Reads samples of unequal length in batches, segment by segment, carrying the memory: answers, likelihoods, losses.
+"""Read samples of unequal length in batches, segment by segment with the memory carried, for answers and losses.
 
-Nothing a batch holds grows with the length of its samples but their token ids.  All streams of a batch stand at one
-position: where one sample has ended and answers, the others still read.  So no sample is padded in front, and what a
-sample gets does not depend on what it was batched with.
+Only the memory of the token ids grows with the length of the samples. All streams of a batch are at the same position:
+when one sample has ended and answers, the others still read. So no sample is padded on the left, and a sample's result
+does not depend on its batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,9 +34,9 @@ class Reader:
     """A model in evaluation mode.
 
     Args:
-        batch_size: samples at once.
-        chunk_tokens: tokens of the whole batch a call reads, rounded to whole segments (at least one a sample).
-        advance: called with the tokens of samples read since the last call.
+        batch_size: samples of a batch.
+        chunk_tokens: tokens of the whole batch in a call, rounded to whole segments, at least one for each sample.
+        advance: called with the number of the samples' tokens read since the last call.
     """
 
     net: LanguageModel
@@ -55,22 +55,24 @@ class Reader:
         stop_ids: Sequence[int] = (),
         stop: Callable[[list[int]], bool] = _never,
     ) -> list[list[int]]:
-        """Greedy continuations of the prompts, in their order, up to a token of `stop_ids` (not included) or until
-        `stop` is true of an answer.
+        """Return greedy continuations of the prompts, in their order, of at most `max_tokens` tokens.
 
+        An answer ends before a token of `stop_ids`, or when `stop` of the answer is true.
         Raises `ModelError` for an empty prompt.
         """
-        found: list[list[int]] = [[] for _ in prompts]
+        answers: list[list[int]] = [[] for _ in prompts]
         for batch in self._batches([len(prompt) for prompt in prompts]):
             for index, answer in zip(
                 batch, self._answer([prompts[i] for i in batch], max_tokens, stop_ids, stop), strict=True
             ):
-                found[index] = answer
-        return found
+                answers[index] = answer
+        return answers
 
     def log_likelihoods(self, requests: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, bool]]:
-        """For every (context, continuation), both not empty: ln P(continuation | context), and whether it is the greedy
-        one.  Requests that differ in their last token alone are read once.
+        """Return ln P(continuation | context) of each (context, continuation), and whether it is the greedy one.
+
+        Requests that differ only in their last token are read once.
+        Raises `ModelError` for an empty context or continuation.
         """
         rows: dict[bytes, list[int]] = {}
         for index, (context, continuation) in enumerate(requests):
@@ -80,9 +82,9 @@ class Reader:
             rows.setdefault(read.tobytes(), []).append(index)
         texts = [np.frombuffer(key, dtype=np.int64) for key in rows]
         members = list(rows.values())
-        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for batch in self._batches([len(text) for text in texts]):
-            # where the logits of each sample's continuations stand: its last places
+            # first positions whose logits are needed: those of the longest continuation of each text
             starts = [len(texts[i]) - max(len(requests[r][1]) for r in members[i]) for i in batch]
             logits = self._tails([texts[i] for i in batch], starts)
             for row, index in enumerate(batch):
@@ -90,12 +92,12 @@ class Reader:
                     wanted = torch.as_tensor(np.asarray(requests[request][1], np.int64), device=self.device)
                     log_p = logits[row][-len(wanted) :].log_softmax(-1)
                     score = log_p.gather(1, wanted.unsqueeze(1)).sum().item()
-                    found[request] = (score, bool((log_p.argmax(-1) == wanted).all()))
-        return found
+                    results[request] = (score, bool((log_p.argmax(-1) == wanted).all()))
+        return results
 
     @torch.no_grad()
     def losses(self, ids: NDArray[np.int64]) -> Iterator[NDArray[np.float64]]:
-        """Nats of each token but the first of ids int64 [B, L], in turn: arrays float64 [B, chunk] for 1 … L - 1."""
+        """Yield the losses in nats of tokens 1 … L - 1 of ids int64 [B, L], in arrays float64 [B, n]."""
         tokens = torch.as_tensor(ids)
         state: StreamState | None = None
         chunk = self._chunk(len(tokens))
@@ -108,7 +110,7 @@ class Reader:
             yield loss.view_as(labels).double().cpu().numpy()
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Indices of samples of about equal length; each at most `batch_size`."""
+        """Yield batches of at most `batch_size` indices of samples of about equal length."""
         order = sorted(range(len(lengths)), key=lambda index: lengths[index])
         for start in range(0, len(order), self.batch_size):
             yield order[start : start + self.batch_size]
@@ -118,7 +120,7 @@ class Reader:
         return max(1, self.chunk_tokens // (batch * segment)) * segment
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """fp32 [..., V] of hidden [..., D]."""
+        """Return logits, fp32 [..., V], of hidden [..., D]."""
         return self.net.tp.gather(self.net.head.logits(hidden)).float()
 
     @torch.no_grad()
@@ -133,7 +135,7 @@ class Reader:
         while not all(done):
             reading = [end for end, finished in zip(ends, done, strict=True) if not finished and end > position]
             answering = any(not finished and end <= position for end, finished in zip(ends, done, strict=True))
-            # while one writes, all go token by token
+            # when one stream answers, all streams advance by one token
             step = 1 if answering else min(chunk, min(reading) - position)
             part = torch.as_tensor(tokens[:, position : position + step], device=self.device)
             hidden, state = self.net.hidden(part, state=state)
@@ -156,7 +158,7 @@ class Reader:
 
     @torch.no_grad()
     def _tails(self, texts: Sequence[Ids], starts: Sequence[int]) -> list[Tensor]:
-        """Logits fp32 [n, V] at the places starts[i] … end of each text."""
+        """Return the logits, fp32 [n, V], of each text from position starts[i] to its end."""
         tokens, ends = _padded(texts)
         tails: list[list[Tensor]] = [[] for _ in texts]
         state: StreamState | None = None
@@ -173,9 +175,9 @@ class Reader:
 
 
 def encode_pair(encode: Callable[[str], list[int]], context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Ids of a context and of what it goes on with, cut as lm-evaluation-harness cuts them.
+    """Return the ids of a context and its continuation, separated as in lm-evaluation-harness.
 
-    White space at the context's end belongs to the continuation; both are encoded as one text.
+    White space at the context's end belongs to the continuation, and both are encoded as one text.
     """
     bare = context.rstrip()
     continuation, context = context[len(bare) :] + continuation, bare
@@ -184,7 +186,7 @@ def encode_pair(encode: Callable[[str], list[int]], context: str, continuation: 
 
 
 def _padded(texts: Sequence[Ids]) -> tuple[NDArray[np.int64], list[int]]:
-    """int64 [B, longest], filled up at the end by zeros, which nothing before them sees; and the lengths."""
+    """Return the texts, int64 [B, longest], padded with zeros that no token sees, and their lengths."""
     ends = [len(text) for text in texts]
     if min(ends) == 0:
         raise ModelError("prompt: it has no token; begin with the tokenizer's BOS")

@@ -1,4 +1,4 @@
-"""The file an evaluation writes: one model, a row a cell of a table."""
+"""The file of an evaluation of one model; a row is a cell of a table."""
 
 import json
 from pathlib import Path
@@ -14,18 +14,20 @@ FORMAT: Literal[1] = 1
 
 
 class Record(BaseModel):
+    """An entry of a results file; unknown keys are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Row(Record):
-    """One cell. Fields that mean nothing to its task are None and are not written."""
+    """One cell. Fields that its task does not use are None and are not written."""
 
     task: str = Field(description="babilong/qa1, mmlu/abstract_algebra, perplexity")
     samples: int
     scorer: str = Field(description="babilong: official, exact, corrected; mmlu: likelihood; nats per token")
-    length: str | None = Field(None, description="0k, 1k, … 1M: the budget the samples were made for")
-    tokens: int | None = Field(None, description="that budget in tokens; what the samples held on average is `read`")
-    read: float | None = Field(None, description="tokens the model read, mean of the samples, prompt included")
+    length: str | None = Field(None, description="0k, 1k, … 1M: the budget of the samples")
+    tokens: int | None = Field(None, description="the budget in tokens; `read` is the samples' actual mean")
+    read: float | None = Field(None, description="mean tokens of a sample that the model read, prompt included")
     mode: Literal["prompt", "finetuned"] | None = None
     capability: str | None = None
     category: str | None = None
@@ -34,16 +36,16 @@ class Row(Record):
     accuracy: float | None = Field(None, description="share of right answers, with its 95 % Wilson interval low, high")
     low: float | None = None
     high: float | None = None
-    value: float | None = Field(None, description="of a scorer that is no share: nats per token")
+    value: float | None = Field(None, description="of a scorer that is not a share: nats per token")
 
     @property
     def cell(self) -> tuple[str, str | None]:
-        """What is evaluated at once: the rows of a cell differ in their scorer alone."""
+        """(task, length), which are evaluated together: the rows of a cell differ only in their scorer."""
         return self.task, self.length
 
 
 class ModelFacts(Record):
-    """What was evaluated."""
+    """The model that was evaluated."""
 
     name: str
     kind: str = Field(description="label of the memory kind, such as none or lm2-time; then +explicit, +rag")
@@ -56,7 +58,7 @@ class ModelFacts(Record):
 
 
 class Results(BaseModel):
-    """One evaluation of one checkpoint. Rows are added as they are measured."""
+    """One evaluation of one checkpoint. Rows are added when they are measured."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -66,12 +68,12 @@ class Results(BaseModel):
     model: ModelFacts
     tokens: int = Field(description="tokens the model was trained on")
     phase: str
-    seed: int = Field(description="of the training run; the samples' own is in settings")
+    seed: int = Field(description="of the training run; the seed of the samples is in settings")
     device: str
     date: str
     command: str
-    settings: dict[str, Any] = Field(default_factory=dict, description="what the rows depend on, beside the model")
-    data: dict[str, dict[str, Any]] = Field(default_factory=dict, description="task -> where its samples come from")
+    settings: dict[str, Any] = Field(default_factory=dict, description="the options that the rows depend on")
+    data: dict[str, dict[str, Any]] = Field(default_factory=dict, description="task -> origin of its samples")
     tokens_per_second: float | None = None
     peak_memory_bytes: int | None = None
     rows: list[Row] = Field(default_factory=list)
@@ -81,13 +83,13 @@ class Results(BaseModel):
         return any(row.cell == (task, length) for row in self.rows)
 
     def save(self, path: Path) -> None:
-        """Write the file whole, or leave what was there."""
+        """Write the file atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(self.model_dump(exclude_none=True), indent=1, ensure_ascii=False) + "\n")
 
 
 def load_results(path: Path) -> Results:
-    """Read one; raises `DataError` that names the file when it is none."""
+    """Read a file of results. Raises `DataError` naming the file when it is not one."""
     try:
         return Results.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -96,12 +98,12 @@ def load_results(path: Path) -> Results:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise DataError(
-            f"{path}: is no result of launchers/evaluate.py of format {FORMAT}: {where}: {first['msg']}; evaluate again"
+            f"{path}: is not a result of launchers/evaluate.py, format {FORMAT}: {where}: {first['msg']}; make it again"
         ) from None
 
 
 def share_row(right: int, samples: int, **fields: Any) -> Row:
-    """A row of a share of right answers, with its interval."""
+    """Return a row with the share of right answers and its Wilson interval."""
     low, high = wilson(right, samples)
     share = right / samples if samples else None
     return Row(accuracy=share, low=low, high=high, samples=samples, **fields)

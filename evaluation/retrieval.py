@@ -1,4 +1,4 @@
-"""Llama with retrieval, the published baseline: the model reads the parts of a text that look like the question."""
+"""Llama with retrieval, the published baseline: the model reads the parts of a text that match the question best."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ CHUNK_TOKENS = 512  # BABILong's RAG-C
 
 
 class Ranker(Protocol):
-    """Says which parts are likest to a question."""
+    """Ranks parts of a text by their similarity to a question."""
 
     name: str
 
     def best(self, parts: Sequence[str], question: str, count: int) -> list[int]:
-        """Indices of the `count` best parts, best first."""
+        """Return the indices of the `count` best parts, the best first."""
         ...
 
 
 @dataclass(frozen=True)
 class Retriever:
-    """`unit`: parts are sentences, or chunks of 512 tokens; the `top_k` best are read in their order."""
+    """Shortens a text to its `top_k` best parts, in their order; unit: sentences, or chunks of 512 tokens."""
 
     ranker: Ranker
     unit: Literal["sentence", "chunk"]
@@ -48,7 +48,7 @@ class Retriever:
 
 
 class BM25:
-    """Okapi BM25 (Robertson) over words, English stop words left out."""
+    """Okapi BM25 (Robertson) over words, without English stop words."""
 
     name = "BM25"
 
@@ -65,23 +65,23 @@ class BM25:
         words, (asked,) = self._words(parts), self._words([question])
         known = set().union(*words)
         wanted = [word for word in asked if word in known]
-        if not wanted:  # the library ranks by no word less than one
+        if not wanted:  # the library cannot rank without a known word
             return list(range(min(count, len(parts))))
         index = self._library.BM25()
         index.index(words, show_progress=False)
         scores = index.get_scores(wanted)
-        # of equal parts the earlier one, on every machine
+        # a stable sort, so that the earlier of equal parts is first on every machine
         return np.argsort(-np.asarray(scores), kind="stable")[:count].tolist()
 
     def _words(self, texts: Sequence[str]) -> list[list[str]]:
-        found: list[list[str]] = self._library.tokenize(
+        words: list[list[str]] = self._library.tokenize(
             list(texts), stopwords="en", return_ids=False, show_progress=False
         )
-        return found
+        return words
 
 
 class Dense:
-    """Cosine of sentence embeddings."""
+    """Ranks by the cosine of sentence embeddings."""
 
     def __init__(self, model: str) -> None:
         try:
@@ -93,7 +93,7 @@ class Dense:
             ) from None
         try:
             self._encode: Callable[..., Any] = SentenceTransformer(model).encode
-        except Exception as error:  # the library raises many kinds
+        except Exception as error:  # the library raises errors of many kinds
             raise DataError(f"--dense-model: {model} cannot be loaded ({error}); give a folder or a name") from None
         self.name = f"dense {model}"
 

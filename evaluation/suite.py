@@ -1,4 +1,4 @@
-"""An evaluation as a list of cells, each of which is measured once and then stands in the results."""
+"""An evaluation as a list of cells, each of which is measured once and then kept in the results."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,13 +21,13 @@ from evaluation.reader import Reader
 from evaluation.retrieval import BM25, Dense, Retriever
 from training.checkpoint.trained_model import LoadedModel
 
-_AROUND = 300  # tokens of a prompt beside the context, for the estimate of time
+_AROUND = 300  # rough tokens of a prompt beside the context, to estimate the time
 _SUBJECT = 200  # questions of a subject, about
 
 
 @dataclass
 class Suite:
-    """The cells of some options. Raises `DataError` at once where files are missing."""
+    """The cells of an evaluation's options. Making it raises `DataError` when files are missing."""
 
     options: Options
     trained: LoadedModel
@@ -56,19 +56,19 @@ class Suite:
                 )
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Where each suite's samples come from."""
-        found: dict[str, dict[str, Any]] = {}
+        """Return the origin of each suite's samples."""
+        origins: dict[str, dict[str, Any]] = {}
         if self._samples is not None:
-            found["babilong"] = self._samples.describe()
+            origins["babilong"] = self._samples.describe()
             if self.retriever is not None:
-                found["babilong"]["retrieval"] = self.retriever.name
+                origins["babilong"]["retrieval"] = self.retriever.name
         if self._mmlu is not None:
-            found["mmlu"] = {"folder": str(self._mmlu.folder), "split": self._mmlu.split}
+            origins["mmlu"] = {"folder": str(self._mmlu.folder), "split": self._mmlu.split}
         if "perplexity" in self.options.tasks:
-            found["perplexity"] = {"texts": self._background().name}
+            origins["perplexity"] = {"texts": self._background().name}
         if QUESTIONS in self.options.tasks:
-            found[QUESTIONS] = {"questions": str(self.options.questions)}
-        return found
+            origins[QUESTIONS] = {"questions": str(self.options.questions)}
+        return origins
 
     @cached_property
     def retriever(self) -> Retriever | None:
@@ -80,7 +80,7 @@ class Suite:
 
     @cached_property
     def source(self) -> MemorySource | None:
-        """Where explicit memories come from; None without --references."""
+        """The source of explicit memories; None without --references."""
         options = self.options
         if options.references is None:
             if options.bank is not None:
@@ -107,8 +107,8 @@ class Suite:
                 samples.check(task, length)
 
                 def run(reader: Reader, task: str = task, length: str = length) -> Outcome:
-                    found = samples.samples(task, length, options.samples)
-                    return Outcome(*evaluate_cell(reader, asker, found, task, length))
+                    chosen = samples.samples(task, length, options.samples)
+                    return Outcome(*evaluate_cell(reader, asker, chosen, task, length))
 
                 name = f"babilong/{task}"
                 cost = options.samples * (tokens_of(length) + _AROUND)
@@ -120,7 +120,7 @@ class Suite:
         mmlu = self._mmlu = Mmlu(self.options.mmlu.expanduser(), self.options.shots)
         for subject in self.options.chosen("mmlu"):
             problems = mmlu.problems(subject)[: self.options.samples]
-            next(mmlu.prompts(subject, problems), None)  # its examples are there, too
+            next(mmlu.prompts(subject, problems), None)  # raises when its examples are missing
 
             def run(reader: Reader, subject: str = subject) -> Outcome:
                 return Outcome([evaluate_subject(reader, self.tokenizer, mmlu, subject, self.options.samples)])
@@ -133,7 +133,7 @@ class Suite:
         options = self.options
         lengths = [(name, tokens_of(name)) for name in options.lengths if tokens_of(name) > 1]
         if not lengths:
-            raise DataError("--lengths: perplexity needs one above 0k")
+            raise DataError("--lengths: perplexity needs a length above 0k; add one, such as 4k")
         longest = max(tokens for _, tokens in lengths)
         documents = Documents(self._background(), self.tokenizer, options.seed)
 
@@ -149,5 +149,5 @@ class Suite:
 
 
 def answers_path(output: Path, cell: Cell) -> Path:
-    """Where a cell's answers go, beside the results."""
+    """Return the path of a cell's answers, in a folder beside the results."""
     return output.with_suffix(".answers") / f"{cell.name.replace('/', '-').replace(' ', '-')}.jsonl"

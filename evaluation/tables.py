@@ -1,4 +1,4 @@
-"""Results as tables on a terminal."""
+"""Print results as tables on a terminal."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from evaluation.results import Results, Row
 
 
 def show(console: Console, results: Results, answers: Sequence[Path]) -> None:
-    """Every table that has rows, and how far BABILong's scorers agree on the answers of these files."""
+    """Print every table that has rows, and how BABILong's scorers agree on the answers in these files."""
     facts = results.model
     console.print(
         f"\n{facts.name}: {facts.kind}, {facts.parameters:,} parameters, {results.tokens:,} tokens, {results.device}"
@@ -52,19 +52,19 @@ def _show_babilong(console: Console, results: Results, rows: list[Row], answers:
     source = f"facts: {origin.get('facts')}, background: {origin.get('background')}"
     lengths = sorted({str(row.length) for row in rows}, key=tokens_of)
     by_scorer = {name: {row.cell: row for row in rows if row.scorer == name} for name in SCORERS}
-    values = [{cell: row.accuracy for cell, row in found.items()} for found in by_scorer.values()]
+    values = [{cell: row.accuracy for cell, row in by_cell.items()} for by_cell in by_scorer.values()]
     if all(value == values[0] for value in values):
         by_scorer = {f"{', '.join(SCORERS)} alike": by_scorer["exact"]}
-    for scorer, found in by_scorer.items():
+    for scorer, by_cell in by_scorer.items():
         console.print(f"BABILong, % right by {scorer} (95 % interval); {source}", soft_wrap=True)
         table = Table("", *lengths)
         for task in TASKS:
-            cells = [found.get((f"babilong/{task}", length)) for length in lengths]
+            cells = [by_cell.get((f"babilong/{task}", length)) for length in lengths]
             if any(cells):
                 table.add_row(task, *(_cell(row) for row in cells))
         means = []
         for length in lengths:
-            column = [row.accuracy or 0 for (_, its), row in found.items() if its == length]
+            column = [row.accuracy or 0 for (_, its), row in by_cell.items() if its == length]
             means.append(_percent(sum(column) / len(column)) if column else "")
         table.add_row("mean", *means, style="bold")
         console.print(table)
@@ -79,7 +79,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _cell(row: Row | None) -> str:
-    """Percent and its interval, with the samples where they are few."""
+    """Return the percentage and its interval, or that there is no sample."""
     if row is None:
         return ""
     if not row.samples:

@@ -34,7 +34,7 @@ from evaluation.babilong.lengths import tokens_of
 from evaluation.babilong.randomness import Keyed
 from evaluation.babilong.sources import Generated
 from experiments.babilong_parts.folder import Log, keep_settings, measured, open_log
-from experiments.babilong_parts.kinds import KINDS, LLAMAS, SEGMENTS, Kind, Shape
+from experiments.babilong_parts.kinds import KINDS, LLAMAS, SETTINGS, Kind, Shape
 from experiments.babilong_parts.measuring import Asked
 from experiments.babilong_parts.race import Entry, Racer, described, race
 from experiments.babilong_parts.rows import Feed, Places
@@ -143,7 +143,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/babilong"), metavar="FOLDER", help="what is made")
     parser.add_argument("--size", choices=list(SIZES), default="cpu", help="cpu: 0.4 M parameters; gpu: 5 M")
     parser.add_argument(
-        "--kinds", nargs="+", default=list(KINDS), metavar="KIND", help="default: all, one setting each"
+        "--kinds", nargs="+", default=["delta+sparse", *KINDS], metavar="KIND", help="default: all, one setting each"
     )
     parser.add_argument("--peaks", nargs="+", type=float, default=[1e-3], help="learning rates of kinds that name none")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="of the initial weights")
@@ -229,9 +229,11 @@ def entries(text: str, peaks: list[float], seeds: list[int]) -> list[Entry]:
             f"--kinds: {text!r} names no kind; known are {', '.join(KINDS)}, delta+sparse, and each with +span2 or the "
             "like: segments that attention sees"
         )
-    segment = int(rest[0]) if rest else SEGMENTS[found[0]][0]
+    segment, span = SETTINGS[found[0]]
+    if rest:
+        segment, span = int(rest[0]), 1
     rates = [float(rest[1])] if len(rest) > 1 else peaks
-    return [Entry(found[0], segment, peak, seed, sparse, max(spans, default=1)) for peak in rates for seed in seeds]
+    return [Entry(found[0], segment, peak, seed, sparse, max(spans, default=span)) for peak in rates for seed in seeds]
 
 
 def train_tokenizer(path: Path, babi: Path, books: Sequence[str]) -> None:

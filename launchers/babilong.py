@@ -1,4 +1,4 @@
-"""Write BABILong samples: exercises to train on, or samples to evaluate in the published form."""
+"""Write BABILong samples: exercises to train on, or published samples to evaluate."""
 
 import argparse
 import sys
@@ -9,90 +9,82 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from evaluation.babilong.recipe import Form, Recipe
 
-FACTS = 100  # tokens of a sample's facts, about
+FACTS = 100  # approximate number of tokens of a sample's facts, for the progress bar
 FORMS = ("single", "story", "dense")
 
-EPILOG = """\
-examples:
-  python launchers/babilong.py --part train --tokenizer tokenizer.model --babi data/babi --background data/books \\
-      --tasks qa1,qa2 --lengths 0k,1k,2k,4k --samples 10000 --output corpora/babilong
-      corpora/babilong/1k/qa1.jsonl and so on, {"context": …, "question": …, "answer": …} a line, for
-      launchers/prepare_data.py: a source of kind task for each length, whose weights in the phases' mixes are the
-      curriculum (docs/evaluation.md shows a whole configuration).  Tasks are those of bAbI's *_train.txt
+EXAMPLES = """\
+  python launchers/babilong.py --part train --data data/mine --babi data/babi \\
+      --background data/books --lengths 0k,1k,2k,4k --samples 10000 --output corpora/babilong
+      exercises for launchers/prepare_data.py: {"context": …, "question": …, "answer": …} a line
+  python launchers/babilong.py --part test --data data/mine --babi data/babi \\
+      --background data/test-books --lengths 4k,128k,1M --output corpora/babilong-test
+      samples for launchers/evaluate.py --released
+"""
+MORE = """\
+Training exercises are corpora/babilong/1k/qa1.jsonl and so on: a source of kind task for each length, whose weights
+in the phases' mixes are the curriculum (docs/evaluation.md shows a whole configuration).  Tasks are those of bAbI's
+*_train.txt.  Test samples are corpora/babilong-test/qa1/4k.json and so on.
+
   python launchers/babilong.py --part train --tokenizer tokenizer.model --babi data/babi --background data/books \\
       --form dense=3,single=1 --permute --simulated 0.5 --noise 0=0.45,200=0.15,600=0.4 --samples 20000 \\
       --output corpora/babilong
       corpora/babilong/mixed/qa1.jsonl and so on: stories with questions of every kind after any fact, a quarter with
       one question at the end; half of the facts from files with names, rooms and objects exchanged, half simulated;
       no book sentences for 45 %, 0 to 200 tokens of them for 15 %, 0 to 600 for 40 %
-  python launchers/babilong.py --part test --tokenizer tokenizer.model --babi data/babi --background data/test-books \\
-      --lengths 4k,128k,1M --samples 100 --output corpora/babilong-test
-      corpora/babilong-test/qa1/4k.json and so on, for launchers/evaluate.py --released
 
-Without --babi a simulator of our own tells the facts; without --background the text between them is documentation
-strings of Python's standard library.  A question that stands with the same facts before it in both *_train.txt and
-*_test.txt (or *_valid.txt) is left out of what is written, and counted.  Give other books for training than for tests.
-exit codes: 0 written; 2 bad input"""
+Without --babi a simulator of this project makes the facts; without --background the text between them is documentation
+strings of Python's standard library.  A question that occurs with the same facts in both *_train.txt and *_test.txt (or
+*_valid.txt) is left out, and such questions are counted.  Use different books for training and for tests.
+
+exit codes: 0 written; 2 bad input.
+"""
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, number, path, place, seed
 
-    parser = command_parser("babilong", __doc__, EPILOG)
-    add = parser.add_argument
+    parser = command_parser("babilong", __doc__, EXAMPLES, MORE, argv)
+    add, more = parser.add_argument, parser.more
     add("--part", choices=("train", "test"), required=True, help="train: exercises; test: samples as published")
     add("--output", type=path, required=True, metavar="FOLDER", help="where they go")
     tokens = parser.add_mutually_exclusive_group(required=True)
-    tokens.add_argument("--tokenizer", type=path, metavar="FILE", help="*.model or tokenizer.json that counts tokens")
-    tokens.add_argument("--data", type=path, metavar="FOLDER", help="instead: the tokenizer of prepared data")
+    tokens.add_argument("--data", type=path, metavar="FOLDER", help="prepared data, whose tokenizer counts tokens")
+    tokens.add_argument("--tokenizer", type=path, metavar="FILE", help="instead: *.model or tokenizer.json")
     add("--tasks", default="qa1,qa2,qa3,qa4,qa5", metavar="NAME,…", help="default qa1 to qa5")
     long = parser.add_mutually_exclusive_group()
     long.add_argument(
         "--lengths", default="0k,1k,2k,4k", metavar="L,…", help="0k, 4k, 128k, 1M or tokens (default 0k,1k,2k,4k)"
     )
-    long.add_argument("--noise", metavar="N=SHARE,…", help="train, instead: 0 to N tokens of books for a share")
+    long.add_argument("--noise", metavar="N=SHARE,…", help=more("train, instead: 0 to N tokens of books for a share"))
     add("--samples", type=number, default=1000, metavar="N", help="of each task and length (default 1000)")
     add("--babi", type=place, metavar="FOLDER", help="bAbI's files; or hf:NAME")
-    add(
-        "--background",
-        type=place,
-        nargs="+",
-        default=[],
-        metavar="PATH",
-        help="books: *.txt files, folders or globs; or hf:NAME",
-    )
-    add("--form", default="single", metavar="F=SHARE,…", help="train: single, story, dense (default single)")
-    add(
-        "--simulated",
-        type=float,
-        metavar="SHARE",
-        help="train: of the simulator's stories (default 0; 1 without --babi)",
-    )
-    add("--permute", action="store_true", help="train: exchange names, rooms and objects within a story of the files")
-    add("--asked", type=float, default=0.5, metavar="SHARE", help="train: dense: of facts with a question after them")
-    add("--workers", type=number, metavar="N", help="train: processes (default all cores); never changes the output")
-    add("--exact", action="store_true", help="train: every exercise as long as its length, not up to it")
-    add("--seed", type=seed, default=0, metavar="N", help="same seed, same text everywhere (default 0)")
+    add("--background", type=place, nargs="+", default=[], metavar="PATH",
+        help="books: *.txt files, folders or globs; or hf:NAME")  # fmt: skip
+    add("--form", default="single", metavar="F=SHARE,…", help=more("train: single, story, dense (default single)"))
+    add("--simulated", type=float, metavar="SHARE",
+        help=more("train: of the simulator's stories (default 0; 1 without --babi)"))  # fmt: skip
+    add("--permute", action="store_true",
+        help=more("train: exchange names, rooms and objects within a story of the files"))  # fmt: skip
+    add("--asked", type=float, default=0.5, metavar="SHARE",
+        help=more("train: dense: of facts with a question after them"))  # fmt: skip
+    add("--workers", type=number, metavar="N",
+        help=more("train: processes (default all cores); never changes the output"))  # fmt: skip
+    add("--exact", action="store_true", help=more("train: every exercise as long as its length, not up to it"))
+    add("--seed", type=seed, default=0, metavar="N", help=more("same seed, same text everywhere (default 0)"))
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
+    """Run the command and return its exit code."""
     options = parse_arguments(argv)
-    # Imports after the arguments: --help answers at once.
-    from data_prep import DataError
+    from launchers._cli import exit_code
 
-    try:
-        run(options)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> None:
-    """Writes the files and prints what is in them. Raises DataError before anything is written."""
+    """Write the files and print what is in them.  Raises `DataError` before anything is written."""
     from data_prep import DataError
     from evaluation.babilong.tasks import find_tasks
     from evaluation.options import check_positive, parse_lengths
@@ -102,18 +94,20 @@ def run(options: argparse.Namespace) -> None:
     lengths = parse_lengths(options.lengths)
     if options.part == "train":
         if options.permute and not options.babi:
-            raise DataError("--permute: exchanges names in the stories of files; pass --babi, or leave it out")
+            raise DataError("--permute: exchanges names in the stories of bAbI's files; pass --babi, or leave it out")
         write_train(options, tasks, lengths)
     else:
         given = {"--noise": options.noise, "--simulated": options.simulated, "--workers": options.workers}
         given |= {"--permute": options.permute, "--form": options.form != "single", "--exact": options.exact}
         for option in (option for option, value in given.items() if value not in (None, False)):
-            raise DataError(f"{option}: is for --part train; test samples have one question at the end")
+            raise DataError(
+                f"{option}: is for --part train only; leave it out, test samples have one question at the end"
+            )
         write_test(options, tasks, lengths)
 
 
 def write_train(options: argparse.Namespace, tasks: list[str], lengths: tuple[str, ...]) -> None:
-    """Exercises, by all cores."""
+    """Write exercises to train on, in several processes."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -142,6 +136,7 @@ def write_train(options: argparse.Namespace, tasks: list[str], lengths: tuple[st
 
 
 def recipe_of(options: argparse.Namespace, tasks: list[str]) -> "Recipe":
+    """Return the recipe of the exercises.  Raises `DataError` for wrong options."""
     from data_prep import DataError
     from evaluation.babilong.recipe import Recipe
     from evaluation.options import parse_shares
@@ -149,9 +144,9 @@ def recipe_of(options: argparse.Namespace, tasks: list[str]) -> "Recipe":
     forms = parse_shares("--form", options.form)
     noise = parse_shares("--noise", options.noise or "0")
     if unknown := [form for form in forms if form not in FORMS]:
-        raise DataError(f"--form: {unknown[0]!r} is none of {', '.join(FORMS)}")
+        raise DataError(f"--form: {unknown[0]!r} is not one of {', '.join(FORMS)}")
     if wrong := [most for most in noise if not most.isdecimal()]:
-        raise DataError(f"--noise: {wrong[0]!r} is no number of tokens; write 0=0.5,600=0.5")
+        raise DataError(f"--noise: {wrong[0]!r} is not a number of tokens; write 0=0.5,600=0.5")
     simulated = (0.0 if options.babi else 1.0) if options.simulated is None else options.simulated
     return Recipe(
         dict.fromkeys(tasks, 1.0),
@@ -164,7 +159,7 @@ def recipe_of(options: argparse.Namespace, tasks: list[str]) -> "Recipe":
 
 
 def write_test(options: argparse.Namespace, tasks: list[str], lengths: tuple[str, ...]) -> None:
-    """Samples in the published form."""
+    """Write test samples in the published format."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -189,7 +184,7 @@ def write_test(options: argparse.Namespace, tasks: list[str], lengths: tuple[str
             for length in lengths:
                 samples = list(source.samples(task, length, options.samples))
                 if not samples:
-                    console.print(f"{task} {length}: no question's facts fit into it")
+                    console.print(f"{task} {length}: no sample, because the facts of no question fit into this length")
                     continue
                 progress.advance(bar, options.samples * (tokens_of(length) + FACTS))
                 console.print(f"{save_released(samples, options.output)}: {len(samples):,} samples")
@@ -198,6 +193,7 @@ def write_test(options: argparse.Namespace, tasks: list[str], lengths: tuple[str
 
 
 def tokenizer_path(options: argparse.Namespace) -> Path:
+    """Return the file of the tokenizer that counts tokens."""
     from data_prep import PreparedFolder
 
     return options.tokenizer or PreparedFolder(options.data).tokenizer_path

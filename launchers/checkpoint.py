@@ -1,37 +1,41 @@
-"""List, verify, copy and average checkpoints.
-
-python launchers/checkpoint.py list runs/quickstart
-python launchers/checkpoint.py verify runs/quickstart
-python launchers/checkpoint.py copy runs/quickstart/checkpoints/step-00000400 backup/step-00000400
-python launchers/checkpoint.py average soup runs/a/checkpoints/step-00000360 runs/a/checkpoints/step-00000400
-"""
+"""List, verify, copy and average checkpoints."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-EPILOG = """\
+EXAMPLES = """\
+  python launchers/checkpoint.py list runs/quickstart
+  python launchers/checkpoint.py verify runs/quickstart
+      read every byte of all its checkpoints and compare the checksums
+  python launchers/checkpoint.py average soup \\
+      runs/a/checkpoints/step-00000360 runs/a/checkpoints/step-00000400
+      the mean of the weights, to start a phase from
+"""
+MORE = """\
 PATH is a checkpoint folder, or a run's folder for its latest checkpoint; it may be an address that fsspec knows
 (s3://BUCKET/PATH/step-XXXXXXXX), which is fetched and verified first.  For Hugging Face: launchers/export.py.
 
 exit codes: 0 done; 1 a checkpoint is damaged; 2 bad input, nothing was written.
 """
+WAY_OUT = "the checkpoint is damaged: copy it again, or use another"
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, path, place
 
-    parser = command_parser("checkpoint", __doc__, EPILOG)
+    parser = command_parser("checkpoint", __doc__, EXAMPLES, MORE, argv)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    command = commands.add_parser("list", help="the checkpoints of a run: step, phase, tokens, size, whether whole")
+    command = commands.add_parser("list", help="list the checkpoints of a run: step, phase, tokens, size, damage")
     command.add_argument("run", type=path, metavar="RUN")
     command = commands.add_parser("verify", help="read every byte and compare the checksums")
     command.add_argument("paths", type=place, nargs="+", metavar="PATH", help="of a run's folder: all its checkpoints")
-    command = commands.add_parser("copy", help="a verified copy, whole or not at all")
+    command = commands.add_parser("copy", help="copy a checkpoint and verify the copy")
     command.add_argument("source", type=place, metavar="PATH")
     command.add_argument("target", type=path, metavar="NEW")
-    command = commands.add_parser("average", help="the mean of several checkpoints' weights, to start a phase from")
+    command = commands.add_parser("average", help="average the weights of checkpoints, to start a phase from")
     command.add_argument("target", type=path, metavar="NEW")
     command.add_argument("sources", type=place, nargs="+", metavar="PATH", help="two or more checkpoints of one model")
     arguments = parser.parse_args(argv)
@@ -41,22 +45,23 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     arguments = parse_arguments(argv)
-    # Imports after the arguments: --help answers at once.
+    from launchers._cli import exit_code
     from training.checkpoint.manifest import DamagedError
-    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
+    from training.errors import TrainingError
 
-    try:
-        return act(arguments)
-    except DamagedError as error:
-        print(f"damaged: {error}", file=sys.stderr)
-        return 1
-    except (*BAD_INPUT, TrainingError, OSError) as error:
-        print(error, file=sys.stderr)
-        return EXIT_BAD_INPUT
+    def acted() -> int:
+        try:
+            return act(arguments)
+        except DamagedError as error:
+            raise DamagedError(f"{error}; {WAY_OUT}") from None
+
+    return exit_code(acted, bad_input=(TrainingError, OSError), failure=(DamagedError,))
 
 
 def act(arguments: argparse.Namespace) -> int:
+    """Run the subcommand and return its exit code.  Raises what `training.checkpoint.tools` raises."""
     from training.checkpoint import tools
 
     if arguments.command == "list":
@@ -68,12 +73,12 @@ def act(arguments: argparse.Namespace) -> int:
         print(f"copied to {arguments.target}")
     else:
         tools.average([one_of(text) for text in arguments.sources], arguments.target)
-        print(f"the mean of {len(arguments.sources)}: {arguments.target}; use it as init_from: checkpoint:PATH")
+        print(f"mean of {len(arguments.sources)} checkpoints: {arguments.target}; use it as init_from: checkpoint:PATH")
     return 0
 
 
 def show(run: Path) -> None:
-    """One line a checkpoint."""
+    """Print a line for each checkpoint of a run."""
     from training.checkpoint.tools import listed
 
     for found in listed(run):
@@ -83,6 +88,8 @@ def show(run: Path) -> None:
 
 
 def verify(paths: list[Path]) -> int:
+    """Verify checkpoints and print the result of each; return 1 when one is damaged, else 0."""
+    from launchers._cli import say_error
     from training.checkpoint.manifest import DamagedError
     from training.checkpoint.manifest import verify as verify_one
     from training.checkpoint.safe_reader import read_metadata
@@ -95,12 +102,12 @@ def verify(paths: list[Path]) -> int:
             print(f"{path}: whole, {len(files)} files, {sum(entry.bytes for entry in files.values()) / 1e6:,.1f} MB")
         except DamagedError as error:
             damaged += 1
-            print(f"DAMAGED: {error}", file=sys.stderr)
+            say_error(f"{error}; {WAY_OUT}")
     return 1 if damaged else 0
 
 
 def one_of(text: str) -> Path:
-    """The checkpoint that `text` names, or the latest of the run it is."""
+    """Return the checkpoint at the path or address `text`, or the latest one when it is a run's folder."""
     from training.checkpoint.remote import local_copy
     from training.checkpoint.trained_model import find_checkpoint
 
@@ -108,6 +115,7 @@ def one_of(text: str) -> Path:
 
 
 def all_of(text: str) -> list[Path]:
+    """Return the checkpoint at the path or address `text`, or all of them when it is a run's folder."""
     from training.checkpoint.manifest import steps_of
     from training.checkpoint.remote import local_copy
     from training.errors import ConfigError

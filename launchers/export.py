@@ -1,10 +1,4 @@
-"""Write a checkpoint as a folder for Hugging Face Transformers; the folder appears once its logits are proven equal.
-
-python launchers/export.py runs/quickstart exported
-python launchers/export.py runs/quickstart/checkpoints/step-00000400 exported --dtype bfloat16
-python launchers/export.py runs/quickstart llama --form llama      the backbone alone
-python launchers/export.py runs/quickstart exported --register quickstart-lm2
-"""
+"""Write a checkpoint as a folder for Transformers, its logits proven equal."""
 
 import argparse
 import re
@@ -12,72 +6,58 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-EPILOG = """\
+EXAMPLES = """\
+  python launchers/export.py runs/quickstart exported
+      the latest checkpoint; the folder appears once its logits are those of the checkpoint
+  python launchers/export.py runs/quickstart/checkpoints/step-00000400 exported --dtype bfloat16
+  python launchers/export.py runs/quickstart llama --form llama
+      the backbone alone, without its memory
+"""
+MORE = """\
 PATH is a run's folder (its latest checkpoint) or a checkpoint folder; it may be an address that fsspec knows.
 
 A model without a memory becomes a plain LlamaForCausalLM.  One with a memory becomes a folder with its own code:
   AutoModelForCausalLM.from_pretrained(OUT, trust_remote_code=True)
 and generate carries the memory in the cache.  Either comes back by init_from: hf:OUT.  docs/huggingface.md says more.
 
-exit codes: 0 done; 1 the folder's logits are not the checkpoint's, nothing is left; 2 bad input, nothing was written.
+exit codes: 0 done; 1 the logits differ from the checkpoint's, nothing is left; 2 bad input, nothing was written.
 """
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, path, place
 
-    parser = command_parser("export", __doc__, EPILOG)
-    parser.add_argument("source", type=place, metavar="PATH", help="run or checkpoint")
-    parser.add_argument("target", type=path, metavar="OUT", help="folder to write; must not be there yet")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        default="float32",
-        help="of the weights (default float32)",
-    )
-    parser.add_argument(
-        "--form",
-        choices=("llama", "memtrain"),
-        default=None,
+    parser = command_parser("export", __doc__, EXAMPLES, MORE, argv)
+    add, more = parser.add_argument, parser.more
+    add("source", type=place, metavar="PATH", help="run or checkpoint")
+    add("target", type=path, metavar="OUT", help="folder to write; must not be there yet")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+        help="of the weights (default float32)")  # fmt: skip
+    add("--form", choices=("llama", "memtrain"), default=None,
         help="llama: the backbone as a plain Llama, without memory; memtrain: with this project's code, so that "
-        "attention stays within segments (default: memtrain when there is a memory)",
-    )
-    parser.add_argument(
-        "--tolerance", type=float, default=1e-4, metavar="X", help="largest logit difference (default 1e-4)"
-    )
-    parser.add_argument("--shard-size", default="5GB", metavar="SIZE", help="of a safetensors file (default 5GB)")
-    parser.add_argument("--data", type=path, default=None, metavar="FOLDER", help="tokenizer's folder, if it moved")
-    parser.add_argument("--no-tokenizer", action="store_true", help="leave the tokenizer out")
-    parser.add_argument("--register", default=None, metavar="NAME", help="a new version of NAME in MLflow's registry")
+        "attention stays within segments (default: memtrain when there is a memory)")  # fmt: skip
+    add("--data", type=path, default=None, metavar="FOLDER", help="tokenizer's folder, if it moved")
+    add("--register", default=None, metavar="NAME", help="a new version of NAME in MLflow's registry")
+    add("--tolerance", type=float, default=1e-4, metavar="X", help=more("largest logit difference (default 1e-4)"))
+    add("--shard-size", default="5GB", metavar="SIZE", help=more("of a safetensors file (default 5GB)"))
+    add("--no-tokenizer", action="store_true", help=more("leave the tokenizer out"))
     arguments = parser.parse_args(argv)
     if not re.fullmatch(r"[1-9]\d*([KMGT]B)?", arguments.shard_size):
-        parser.error(f"--shard-size: {arguments.shard_size!r} is no size; write it like 500MB or 5GB")
+        parser.error(f"--shard-size: {arguments.shard_size!r} is not a size; write it like 500MB or 5GB")
     return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     arguments = parse_arguments(argv)
-    # Imports after the arguments: --help answers at once.
-    from training.checkpoint.manifest import DamagedError
-    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
+    from launchers._cli import exit_code
 
-    try:
-        act(arguments)
-    except (*BAD_INPUT, OSError) as error:
-        print(error, file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except ModuleNotFoundError as error:
-        if error.name != "transformers":
-            raise
-        print("Hugging Face Transformers is missing: pip install -e '.[hf]'", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except (TrainingError, DamagedError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: act(arguments), bad_input=(OSError,))
 
 
 def act(arguments: argparse.Namespace) -> None:
+    """Export the checkpoint and print the result.  Raises one of `BAD_INPUT`, or `TrainingError`."""
     from training.checkpoint.remote import local_copy
     from training.checkpoint.trained_model import find_checkpoint, load_model
     from training.huggingface.export import export
@@ -101,9 +81,9 @@ def act(arguments: argparse.Namespace) -> None:
     if done.rounding:
         print(f"rounding to {arguments.dtype} changes a logit by {done.rounding:.3g} at most")
     if done.left_out:
-        print(f"{done.left_out:,} parameters of the memory have no place in a Llama and are left out")
+        print(f"{done.left_out:,} parameters of the memory are left out, because a Llama has no memory")
     if done.exact_tokens:
-        print(f"its logits are the checkpoint's for texts of up to {done.exact_tokens:,} tokens")
+        print(f"its logits equal the checkpoint's for texts of up to {done.exact_tokens:,} tokens")
     if name := arguments.register:
         print(f"registered: models:/{name}/{register_model(name, arguments.target, trained.path)}")
 

@@ -1,13 +1,4 @@
-"""Text from a checkpoint, streamed; the memory is carried through any length of prompt and output.
-
-python launchers/generate.py --checkpoint runs/quickstart --prompt "def main():"
-python launchers/generate.py --checkpoint runs/quickstart --prompt-file book.txt --max-tokens 500
-cat notes.txt | python launchers/generate.py --checkpoint runs/quickstart --prompt-file -
-python launchers/generate.py --checkpoint runs/memory3_small \\
-    --references data/memory3_small/references --bank banks/small --prompt "def main():" --prompt "class Queue:"
-    a model with explicit memory retrieves references every 64 tokens and reads their memories from the bank; without
-    --bank it writes them as it finds them. Several prompts are continued side by side
-"""
+"""Generate text from a checkpoint; prompt and output may have any length."""
 
 import argparse
 import sys
@@ -19,38 +10,52 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from data_prep import Tokenizer
 
-CONTEXT = 16  # tokens of context in which a new one is turned into text
+CONTEXT = 16  # previous tokens that are decoded together with a new one, because a token alone may lose its space
+
+EXAMPLES = """\
+  python launchers/generate.py --checkpoint runs/quickstart --prompt "def main():"
+  cat notes.txt | python launchers/generate.py --checkpoint runs/quickstart --prompt-file -
+  python launchers/generate.py --checkpoint runs/memory3_small \\
+      --references data/memory3_small/references --bank banks/small --prompt "def main():"
+      a model with explicit memory retrieves references every 64 tokens and reads their memories
+"""
+MORE = """\
+Several prompts are continued as one batch.  Without --bank the model writes the memories of retrieved references when
+they are needed; launchers/write_bank.py writes them beforehand.
+
+exit codes: 0 done; 2 bad input.
+"""
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, config_file, number, path, place, seed
 
-    parser = command_parser("generate", __doc__)
-    parser.add_argument("--checkpoint", type=path, metavar="PATH", help="run folder or checkpoint folder")
-    parser.add_argument(
-        "--config", type=config_file, metavar="FILE", help="instead: the run that this configuration trains"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="with --config: as for pretrain.py")
+    parser = command_parser("generate", __doc__, EXAMPLES, MORE, argv)
+    add, more = parser.add_argument, parser.more
+    add("--checkpoint", type=path, metavar="PATH", help="run folder or checkpoint folder")
+    add("--config", type=config_file, metavar="FILE", help="instead: the run that this configuration trains")
+    add("overrides", nargs="*", metavar="section.key=value", help="with --config: as for pretrain.py")
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
         "--prompt", action="append", metavar="TEXT", help="text to continue (default: none); several are a batch"
     )
     prompt.add_argument("--prompt-file", type=place, metavar="FILE", help="file to continue; - reads standard input")
-    parser.add_argument("--max-tokens", type=number, default=200, metavar="N", help="tokens to generate (default 200)")
-    parser.add_argument("--temperature", type=float, default=0.8, metavar="X", help="0 is greedy (default 0.8)")
-    parser.add_argument("--top-k", type=number, default=None, metavar="K", help="draw from the K likeliest tokens")
-    parser.add_argument("--top-p", type=float, default=None, metavar="P", help="draw from the likeliest mass P")
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="same seed, same text (default 0)")
-    parser.add_argument("--data", type=path, default=None, metavar="FOLDER", help="tokenizer's folder, if it moved")
-    parser.add_argument("--references", type=path, metavar="FOLDER", help="references to retrieve from")
-    parser.add_argument("--bank", type=path, metavar="FOLDER", help="their memories, by launchers/write_bank.py")
-    parser.add_argument("--cold", action="store_true", help="write memories that the bank lacks, and store them there")
+    add("--max-tokens", type=number, default=200, metavar="N", help="tokens to generate (default 200)")
+    add("--temperature", type=float, default=0.8, metavar="X", help="0 is greedy (default 0.8)")
+    add("--top-k", type=number, default=None, metavar="K", help="draw from the K likeliest tokens")
+    add("--top-p", type=float, default=None, metavar="P", help="draw from the likeliest tokens of total probability P")
+    add("--seed", type=seed, default=0, metavar="N", help="same seed, same text (default 0)")
+    add("--references", type=path, metavar="FOLDER", help="references to retrieve from")
+    add("--bank", type=path, metavar="FOLDER", help="memories of the references, by launchers/write_bank.py")
+    add("--cold", action="store_true", help=more("write memories that the bank lacks, and store them there"))
+    add("--data", type=path, default=None, metavar="FOLDER", help=more("tokenizer's folder, if it moved"))
     arguments = parser.parse_intermixed_args(argv)
     arguments.prompt = arguments.prompt or [""]
     if arguments.bank is not None and arguments.references is None:
-        parser.error("--bank needs --references, the folder it was written of")
+        parser.error("--bank needs --references, the folder of references it was written from")
     if arguments.cold and arguments.bank is None:
-        parser.error("--cold needs --bank, where what is written is stored")
+        parser.error("--cold needs --bank, in which the written memories are stored")
     if (arguments.checkpoint is None) == (arguments.config is None):
         parser.error("give either --checkpoint PATH or --config FILE")
     if arguments.overrides and arguments.config is None:
@@ -61,22 +66,17 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     arguments = parse_arguments(argv)
-    # Imports after the arguments: --help answers at once.
-    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
+    from launchers._cli import exit_code
+    from training.errors import TrainingError
 
-    try:
-        if arguments.references is not None or len(arguments.prompt) > 1:
-            batch(arguments)
-        else:
-            stream(arguments)
-    except (*BAD_INPUT, TrainingError) as error:
-        print(error, file=sys.stderr)
-        return EXIT_BAD_INPUT
-    return 0
+    several = arguments.references is not None or len(arguments.prompt) > 1
+    return exit_code(lambda: (batch if several else stream)(arguments), bad_input=(TrainingError,))
 
 
 def stream(arguments: argparse.Namespace) -> None:
+    """Continue one prompt, and print each token as soon as it is generated."""
     import torch
 
     from model.generation import Sampling, generate
@@ -113,7 +113,7 @@ def stream(arguments: argparse.Namespace) -> None:
 
 
 def batch(arguments: argparse.Namespace) -> None:
-    """Prompts side by side, with references where the model has explicit memory."""
+    """Continue several prompts as one batch, with references if given, and print the results at the end."""
     import torch
 
     from evaluation.memories import open_source
@@ -150,7 +150,7 @@ def batch(arguments: argparse.Namespace) -> None:
 
 
 def run_folder(arguments: argparse.Namespace) -> Path:
-    """Where the checkpoint is looked for."""
+    """Return the folder in which the checkpoint is looked for."""
     from training.config import load_config
 
     if arguments.checkpoint is not None:
@@ -159,12 +159,12 @@ def run_folder(arguments: argparse.Namespace) -> Path:
 
 
 def added_text(tokenizer: "Tokenizer", context: list[int], held: list[int]) -> str:
-    """What `held` adds to the text of the tokens before it: a piece alone may lose its leading space."""
+    """Return the text that the tokens `held` add after `context`; decoded alone they could lose a leading space."""
     return tokenizer.decode(context + held)[len(tokenizer.decode(context)) :]
 
 
 def show(tokenizer: "Tokenizer", context: list[int], held: list[int]) -> tuple[list[int], list[int]]:
-    """Print the tokens held back, unless they end in half a character; returns the new context and what is held."""
+    """Print the tokens `held`, unless they end inside a character; return the new context and the tokens still held."""
     text = added_text(tokenizer, context, held)
     if text.endswith("\ufffd") and len(held) < 8:
         return context, held
@@ -173,13 +173,13 @@ def show(tokenizer: "Tokenizer", context: list[int], held: list[int]) -> tuple[l
 
 
 def read_prompt(text: str, file: str | None) -> str:
-    """`text`, or what stands in `file` ("-": standard input); raises `ConfigError` when that is no UTF-8."""
+    """Return `text`, or the content of `file` ("-": standard input).  Raises `ConfigError` when it is not UTF-8."""
     from training.errors import ConfigError
 
     try:
         if file is not None:
             text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-        text.encode()  # an argument or a pipe may hold bytes that are no UTF-8
+        text.encode()  # an argument or a pipe may contain bytes that are not UTF-8
     except (OSError, UnicodeError) as error:
         what = "--prompt: the text" if file is None else f"--prompt-file: {file}"
         raise ConfigError(f"{what} cannot be read as UTF-8 text: {error}") from None

@@ -1,4 +1,4 @@
-"""Show what a run's prepared data holds: sources, lengths of documents, single samples."""
+"""Show the content of a run's prepared data: sources, lengths, single samples."""
 
 import argparse
 import sys
@@ -11,57 +11,49 @@ from rich.console import Console
 if TYPE_CHECKING:
     from training.config import RunConfig
 
-_EXAMPLES = """\
-examples:
+EXAMPLES = """\
   python launchers/inspect_data.py --config configs/quickstart.yaml
-      documents, tokens and their lengths, the share of every source in each phase; lengths.png in the current folder
+      documents, tokens, lengths, the share of every source in each phase; writes lengths.png
   python launchers/inspect_data.py --config configs/quickstart.yaml --sample 1234 --sample 1235
-      what these samples of the training run hold: the text, where documents begin, what is not learned (dim)
+      text of samples of the run, where documents begin, and (dim) what is not learned
   python launchers/inspect_data.py --config configs/quickstart.yaml --split valid --sample 0
       the first validation sample
-
-exit codes: 0 done, 2 bad input, anything else a failure"""
+"""
+MORE = "exit codes: 0 done; 2 bad input; anything else a failure"
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, config_file, number, path
 
-    parser = command_parser(
-        "inspect_data", "Show what is in a run's prepared data, and what its samples hold.", _EXAMPLES
-    )
-    parser.add_argument("--config", type=config_file, required=True, metavar="FILE", help="YAML file of the run")
-    parser.add_argument("--sample", type=number, action="append", metavar="G", help="show sample G (repeatable)")
-    parser.add_argument("--split", choices=["train", "valid"], default="train", help="which documents (train)")
-    parser.add_argument(
-        "--histogram", type=path, default=Path("lengths.png"), metavar="PNG", help="where it goes (lengths.png)"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace FILE's")
+    parser = command_parser("inspect_data", __doc__, EXAMPLES, MORE, argv)
+    add = parser.add_argument
+    add("--config", type=config_file, required=True, metavar="FILE", help="YAML file of the run")
+    add("--sample", type=number, action="append", metavar="G", help="show sample G (repeatable)")
+    add("--split", choices=["train", "valid"], default="train", help="which documents (default train)")
+    add("--histogram", type=path, default=Path("lengths.png"), metavar="PNG",
+        help="where the picture goes (default lengths.png)")  # fmt: skip
+    add("overrides", nargs="*", metavar="section.key=value", help="settings that replace FILE's")
     return parser.parse_intermixed_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
-    from training.config import load_config
-    from training.errors import BAD_INPUT
-
+    """Run the command and return its exit code."""
     options = parse_arguments(argv)
-    try:
-        run(load_config(options.config, options.overrides), options, Console())
-    except BAD_INPUT as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    from launchers._cli import exit_code
+    from training.config import load_config
+
+    return exit_code(lambda: run(load_config(options.config, options.overrides), options, Console()))
 
 
 def run(config: "RunConfig", options: argparse.Namespace, console: Console) -> None:
-    """Prints what was asked for. Raises DataError."""
+    """Print samples, or a summary of the data with a histogram of lengths.  Raises `DataError`."""
     from data_prep import PreparedFolder
     from data_prep.preparation.progress import print_summary
     from data_prep.shards.inspection import document_lengths, length_table, mix_table, sample_panel, write_histogram
     from training.errors import output_folder
-    from training.preflight import open_stream
     from training.schedule import position
+    from training.streams import open_stream
 
     if options.sample:
         stream = open_stream(config, options.split)

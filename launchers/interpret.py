@@ -1,68 +1,64 @@
-"""What a model's memory does with a prompt: what its tokens read, what they got back, what each slot is worth.
-
-python launchers/interpret.py --checkpoint runs/quickstart --prompt-file launchers/generate.py
-python launchers/interpret.py --checkpoint runs/quickstart --prompt "…" --max-tokens 16 --output seen
-
-Writes interpretation.json, a page (index.html) and its pictures into --output. Without --output that is
-RUN/interpretation, where launchers/report.py finds it.
-
-exit codes: 0 written; 2 bad input, nothing was written.
-"""
+"""Show what a model's memory does with a prompt: what is read, and how much it helps."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-LONGEST = 4096  # tokens of a prompt that are looked at: reads are kept whole
+LONGEST = 4096  # most tokens of a prompt that are analysed, because all reads are kept in memory
+
+EXAMPLES = """\
+  python launchers/interpret.py --checkpoint runs/quickstart --prompt-file launchers/generate.py
+      writes index.html with its pictures and interpretation.json into RUN/interpretation
+  python launchers/interpret.py --checkpoint runs/quickstart --prompt-file notes.txt \\
+      --max-tokens 16 --output seen
+      let the model generate 16 more tokens; write into another folder
+"""
+MORE = """\
+launchers/report.py finds what was written into RUN/interpretation.
+
+exit codes: 0 written; 2 bad input, nothing was written.
+"""
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, number, path, place
 
-    parser = command_parser("interpret", __doc__)
-    parser.add_argument(
-        "--checkpoint", type=path, required=True, metavar="PATH", help="run folder or checkpoint folder"
-    )
+    parser = command_parser("interpret", __doc__, EXAMPLES, MORE, argv)
+    add, more = parser.add_argument, parser.more
+    add("--checkpoint", type=path, required=True, metavar="PATH", help="run folder or checkpoint folder")
     prompt = parser.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", metavar="TEXT", help="text to read; longer than a segment, or nothing is written")
+    prompt.add_argument("--prompt", metavar="TEXT", help="text to read; it must be longer than a segment")
     prompt.add_argument(
         "--prompt-file", type=place, metavar="FILE", help=f"its first {LONGEST:,} tokens; - reads standard input"
     )
-    parser.add_argument(
-        "--max-tokens",
-        type=number,
-        default=0,
-        metavar="N",
-        help="let the model go on for N tokens, greedily (default 0)",
-    )
-    parser.add_argument("--tokens", type=number, default=24, metavar="N", help="rows of a heatmap (default 24)")
-    parser.add_argument("--slots", type=number, default=20, metavar="N", help="columns of a heatmap (default 20)")
-    parser.add_argument("--wiped", type=number, default=4, metavar="N", help="slots a block to wipe singly (default 4)")
-    parser.add_argument("--output", type=path, metavar="FOLDER", help="default: RUN/interpretation")
-    parser.add_argument("--data", type=path, default=None, metavar="FOLDER", help="tokenizer's folder, if it moved")
+    add("--max-tokens", type=number, default=0, metavar="N",
+        help="generate N more tokens greedily (default 0)")  # fmt: skip
+    add("--output", type=path, metavar="FOLDER", help="default: RUN/interpretation")
+    add("--tokens", type=number, default=24, metavar="N", help=more("rows of a heatmap (default 24)"))
+    add("--slots", type=number, default=20, metavar="N", help=more("columns of a heatmap (default 20)"))
+    add("--ablated", type=number, default=4, metavar="N",
+        help=more("slots per block to ablate one at a time (default 4)"))  # fmt: skip
+    add("--data", type=path, default=None, metavar="FOLDER", help=more("tokenizer's folder, if it moved"))
     arguments = parser.parse_args(argv)
-    for name, least in (("max_tokens", 0), ("tokens", 1), ("slots", 1), ("wiped", 0)):
+    for name, least in (("max_tokens", 0), ("tokens", 1), ("slots", 1), ("ablated", 0)):
         if getattr(arguments, name) < least:
             parser.error(f"--{name.replace('_', '-')}: {getattr(arguments, name)} must be at least {least}")
     return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     arguments = parse_arguments(argv)
-    # Imports after the arguments: --help answers at once.
-    from launchers._cli import typed
-    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
+    from launchers._cli import exit_code, typed
+    from training.errors import TrainingError
 
-    try:
-        interpret(arguments, typed("interpret", argv))
-    except (*BAD_INPUT, TrainingError) as error:
-        print(error, file=sys.stderr)
-        return EXIT_BAD_INPUT
-    return 0
+    return exit_code(lambda: interpret(arguments, typed("interpret", argv)), bad_input=(TrainingError,))
 
 
 def interpret(arguments: argparse.Namespace, command: str) -> None:
+    """Analyse the prompt and write JSON, page and pictures; command: the command line that the page names."""
     import torch
 
     from evaluation.interpret import analyse, save_analysis
@@ -77,7 +73,7 @@ def interpret(arguments: argparse.Namespace, command: str) -> None:
     tokenizer = trained.tokenizer(arguments.data)
     ids = [tokenizer.bos_id, *tokenizer.encode(read_prompt(arguments.prompt, arguments.prompt_file))]
     if len(ids) > LONGEST:
-        print(f"the first {LONGEST:,} of the prompt's {len(ids):,} tokens are read", file=sys.stderr)
+        print(f"warning: only the first {LONGEST:,} of the prompt's {len(ids):,} tokens are read", file=sys.stderr)
         ids = ids[:LONGEST]
     stream = torch.tensor([ids], device=device)
     going_on = generate(trained.net, stream, arguments.max_tokens, Sampling(temperature=0))
@@ -90,7 +86,7 @@ def interpret(arguments: argparse.Namespace, command: str) -> None:
         run=trained.config.run.name,
         checkpoint=str(trained.path),
         command=command,
-        size=Size(tokens=arguments.tokens, slots=arguments.slots, wiped=arguments.wiped),
+        size=Size(tokens=arguments.tokens, slots=arguments.slots, ablated=arguments.ablated),
     )
     folder = arguments.output or trained.path.parent.parent / "interpretation"
     save_analysis(analysis, folder)

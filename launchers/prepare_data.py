@@ -1,4 +1,4 @@
-"""Turn documents into a folder of token shards: tokenizer, shards, manifest, on all cores."""
+"""Turn documents into a folder of token shards, on all cores."""
 
 import argparse
 import errno
@@ -14,31 +14,32 @@ from rich.console import Console
 if TYPE_CHECKING:
     from data_prep import DataConfig
 
-_EXAMPLES = """\
-examples:
+EXAMPLES = """\
   python launchers/prepare_data.py --config configs/quickstart.yaml
-      makes the folder that the run trains on; done before with the same settings, it returns at once
+      make the folder that the run trains on; a folder with the same settings is kept
   python launchers/prepare_data.py --config configs/quickstart.yaml \\
       data.path=data/small data.prepare.max_bytes=5000000
       the same from a sample of 5 MB a source, in another folder
-  python launchers/prepare_data.py --config configs/quickstart.yaml data.prepare.on_error=skip
-      counts and reports damaged documents where it would stop at the first
   python launchers/prepare_data.py --config configs/quickstart.yaml --verify
-      reads every shard of the folder again and compares checksums
+      read every shard of the folder again and compare checksums
+"""
+MORE = """\
+  python launchers/prepare_data.py --config configs/quickstart.yaml data.prepare.on_error=skip
+      counts and reports damaged documents instead of stopping at the first
   python launchers/prepare_data.py --config F --plan
   sbatch --array=0-63 --wrap 'python launchers/prepare_data.py --config F --tasks 64 --task $SLURM_ARRAY_TASK_ID'
   python launchers/prepare_data.py --config F --merge
-      the same on many machines that share a file system: the input is listed and the tokenizer made once, each
-      process does its part of the tasks, and the last command puts the folder together. Whatever was killed is
-      started again by the same command; no finished task is repeated
+      the same on many machines that share a file system: the first command lists the input and trains the tokenizer,
+      each process does its part of the tasks, and the last command merges them into the folder. After a kill, run the
+      same command again; finished tasks are not repeated
 
   python launchers/prepare_data.py --config F --references --plan
   sbatch --array=0-63 --wrap \\
       'python launchers/prepare_data.py --config F --references --tasks 64 --task $SLURM_ARRAY_TASK_ID'
   python launchers/prepare_data.py --config F --references --merge
-      once the data are there: cuts data.references into references and indexes them; looks up, in parts, which
-      reference each 64 tokens of the data retrieve; writes the table that training reads. Without --references and
-      steps, all of it follows the data in one go
+      after the data: the first command cuts documents into references and indexes them, the processes look up which
+      reference each 64 tokens of the data retrieve, the last command writes the table that training reads. Without
+      --references and steps, one command does all of this after the data
 
 the config's data.prepare section says what to read:
   data:
@@ -56,29 +57,29 @@ the config's data.prepare section says what to read:
         sources:
           - {kind: jsonl, path: wiki/*.jsonl.zst, name: wiki}
 
-exit codes: 0 done; 1 the machine failed (disk full, a process killed): the same command goes on; 2 bad input and no
-folder made"""
-_NO_PREPARE = "data.prepare is missing; say in it what to read (see --help)"
+exit codes: 0 done; 1 the machine failed (disk full, a process killed): the same command continues; 2 bad input, no
+folder was made.
+"""
+_NO_PREPARE = "data.prepare is missing; set the sources to read (see --help-all)"
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line; argparse itself leaves with code 2 when it is wrong."""
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, config_file, number
 
-    parser = command_parser(
-        "prepare_data", "Read documents, train or load a tokenizer, and write token shards on all cores.", _EXAMPLES
-    )
-    parser.add_argument("--config", type=config_file, required=True, metavar="FILE", help="YAML file of the run")
+    parser = command_parser("prepare_data", __doc__, EXAMPLES, MORE, argv)
+    add = parser.add_argument
+    add("--config", type=config_file, required=True, metavar="FILE", help="YAML file of the run")
     steps = parser.add_mutually_exclusive_group()
     steps.add_argument("--verify", action="store_true", help="check an existing folder instead of making one")
-    steps.add_argument("--plan", action="store_true", help="only list the input and make the tokenizer")
+    steps.add_argument("--plan", action="store_true", help="only list the input and train the tokenizer")
     steps.add_argument(
         "--task", type=number, metavar="I", help="only tasks I, I + N, I + 2 N, … (I from 0; with --tasks)"
     )
-    steps.add_argument("--merge", action="store_true", help="only make the folder out of the finished tasks")
-    parser.add_argument("--references", action="store_true", help="the step is one of data.references, not of data")
-    parser.add_argument("--tasks", type=number, metavar="N", help="processes that share the work (with --task)")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace FILE's")
+    steps.add_argument("--merge", action="store_true", help="only merge the finished tasks into the folder")
+    add("--tasks", type=number, metavar="N", help="processes that share the work (with --task)")
+    add("--references", action="store_true", help="do the step for data.references instead of the data")
+    add("overrides", nargs="*", metavar="section.key=value", help="settings that replace FILE's")
     options = parser.parse_intermixed_args(argv)
     if options.references and not (options.plan or options.merge or options.verify or options.task is not None):
         parser.error("--references goes with a step: --plan, --tasks N --task I, --merge or --verify")
@@ -90,39 +91,41 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
-    from training.config import load_config
-    from training.errors import BAD_INPUT
-
+    """Run the command and return its exit code."""
     options = parse_arguments(argv)
+    from launchers._cli import exit_code, say_error
+
     try:
-        data = load_config(options.config, options.overrides).data
-        if options.references:
-            run_references_step(data, options)
-        elif options.plan or options.merge or options.task is not None:
-            run_step(data, options)
-        else:
-            run(data, options.verify)
-    except BAD_INPUT as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_code(lambda: act(options))
     except (OSError, BrokenExecutor) as error:
-        print(f"error: {failure(error)}; run the same command again, finished tasks are kept", file=sys.stderr)
+        say_error(f"{failure(error)}; run the same command again, finished tasks are kept")
         return 1
-    return 0
+
+
+def act(options: argparse.Namespace) -> None:
+    """Do what the options ask for.  Raises `DataError` or `ConfigError` on bad input."""
+    from training.config import load_config
+
+    data = load_config(options.config, options.overrides).data
+    if options.references:
+        run_references_step(data, options)
+    elif options.plan or options.merge or options.task is not None:
+        run_step(data, options)
+    else:
+        run(data, options.verify)
 
 
 def failure(error: Exception) -> str:
-    """What the machine did, and the way out."""
+    """Return a message about a failure of the machine, with the way out."""
     if not isinstance(error, OSError):
-        return "a worker process was killed, perhaps for want of memory: lower data.prepare.workers"
+        return "a worker process was killed, perhaps because memory was full: lower data.prepare.workers"
     where = f"{error.filename}: " if error.filename else ""
     free = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return f"{where}{error.strerror or error}{': free space or raise the limit' if free else ''}"
 
 
 def run(data: "DataConfig", verify: bool) -> None:
-    """Makes or verifies the folder `data.path` and prints what is in it. Raises DataError."""
+    """Make or verify the folder `data.path`, and print what is in it.  Raises `DataError`."""
     from data_prep import DataError, PreparedFolder, prepare
     from data_prep.preparation.progress import print_summary
     from data_prep.references.prepare import prepare_references
@@ -132,7 +135,7 @@ def run(data: "DataConfig", verify: bool) -> None:
         folder = PreparedFolder(data.path, data.cache)
         folder.verify()
         print_summary(console, folder.manifest, data.path)
-        console.print(f"{data.path}: {len(folder.manifest.shards)} shards and the tokenizer are as they were written")
+        console.print(f"{data.path}: {len(folder.manifest.shards)} shards and the tokenizer are undamaged")
         return
     if data.prepare is None:
         raise DataError(_NO_PREPARE)
@@ -143,7 +146,7 @@ def run(data: "DataConfig", verify: bool) -> None:
 
 
 def run_step(data: "DataConfig", options: argparse.Namespace) -> None:
-    """One step of a preparation that is shared by several processes. Raises DataError."""
+    """Do one step of a preparation that several processes share.  Raises `DataError`."""
     from data_prep import DataError
     from data_prep.preparation.prepare import Preparation
 
@@ -164,13 +167,13 @@ def run_step(data: "DataConfig", options: argparse.Namespace) -> None:
         plan = preparation.plan(pool)
         if options.task is not None:
             preparation.run_tasks(plan, range(options.task, len(plan.tasks), options.tasks), pool)
-            console.print(f"part {options.task} of {options.tasks} is done; once all are: --merge")
+            console.print(f"part {options.task} of {options.tasks} is done; when all are done, run --merge")
         else:
-            console.print(f"{preparation.work}: {len(plan.tasks)} tasks, for as many processes at most (--tasks)")
+            console.print(f"{preparation.work}: {len(plan.tasks)} tasks, so at most as many processes (--tasks)")
 
 
 def run_references_step(data: "DataConfig", options: argparse.Namespace) -> None:
-    """One step of preparing references and neighbours, or their check. Raises DataError."""
+    """Do one step of preparing references and neighbours, or verify them.  Raises `DataError`."""
     from data_prep import DataError, ReferenceStore
     from data_prep.references.prepare import ReferencePreparation
 
@@ -180,11 +183,11 @@ def run_references_step(data: "DataConfig", options: argparse.Namespace) -> None
             raise DataError("data.references is missing; there is nothing to verify")
         store = ReferenceStore(data.references.path)
         store.verify()
-        console.print(f"{store.folder}: {len(store):,} references are as they were written")
+        console.print(f"{store.folder}: {len(store):,} references are undamaged")
         return
     preparation = ReferencePreparation(data, console)
     if preparation.finished() is not None:
-        console.print(f"{preparation.folder}: references and neighbours are already prepared so")
+        console.print(f"{preparation.folder}: references and neighbours are already prepared with these settings")
         return
     if options.merge:
         preparation.merge()
@@ -193,10 +196,12 @@ def run_references_step(data: "DataConfig", options: argparse.Namespace) -> None
         pool = preparation.open_pool(stack)
         if options.task is not None:
             preparation.run_tasks(preparation.existing_plan()[options.task :: options.tasks], pool)
-            console.print(f"part {options.task} of {options.tasks} is done; once all are: --references --merge")
+            console.print(
+                f"part {options.task} of {options.tasks} is done; when all are done, run --references --merge"
+            )
         else:
             tasks = preparation.plan(pool)
-            console.print(f"{preparation.folder}: {len(tasks)} tasks, for as many processes at most (--tasks)")
+            console.print(f"{preparation.folder}: {len(tasks)} tasks, so at most as many processes (--tasks)")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,4 @@
-"""How a run stands, on one screen: its job, step, loss, time left, last checkpoint, restarts, ranks, last errors.
-
-python launchers/status.py runs/quickstart
-python launchers/status.py runs/quickstart --watch 5
-python launchers/status.py runs/quickstart --json | jq .loss
-"""
+"""Show the status of a run: job, step, loss, time left, checkpoint, ranks, errors."""
 
 import argparse
 import json
@@ -12,45 +7,49 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-EPILOG = """\
+EXAMPLES = """\
+  python launchers/status.py runs/quickstart
+  python launchers/status.py runs/quickstart --watch 5
+      again every 5 seconds
+  python launchers/status.py runs/quickstart --json | jq .loss
+"""
+MORE = """\
 state: finished; training; hanging (a rank gives no sign of life); waiting (its Slurm job waits); starting; stopped
-(saved, the same command continues it); failed; dead (killed: it left no word); new.
-It reads the run's folder, and asks squeue, scontrol, then sacct where there is Slurm. It writes nothing.
+(saved, the same command continues it); failed; dead (killed without a message); new.
+It reads the run's folder, and asks squeue, scontrol and sacct where there is Slurm. It writes nothing.
 
-exit codes: 0 told; 2 no run's folder.
+exit codes: 0 shown; 2 not a run's folder.
 """
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, path
 
-    parser = command_parser("status", __doc__, EPILOG)
-    parser.add_argument("run", type=path, metavar="RUN", help="a run's folder, such as runs/quickstart")
-    parser.add_argument("--watch", type=float, metavar="SECONDS", help="again and again, until the run ends or Ctrl-C")
-    parser.add_argument("--json", action="store_true", help="one JSON object a time, for programs")
+    parser = command_parser("status", __doc__, EXAMPLES, MORE, argv)
+    add = parser.add_argument
+    add("run", type=path, metavar="RUN", help="a run's folder, such as runs/quickstart")
+    add("--watch", type=float, metavar="SECONDS", help="repeat every so many seconds, until the run ends or Ctrl-C")
+    add("--json", action="store_true", help="print one JSON object each time, for programs")
     arguments = parser.parse_args(argv)
     if arguments.watch is not None and arguments.watch <= 0:
-        parser.error(f"--watch: {arguments.watch:g} is no number of seconds above 0")
+        parser.error(f"--watch: {arguments.watch:g} must be a number of seconds above 0")
     return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     arguments = parse_arguments(argv)
-    # Imports after the arguments: --help answers at once.
-    from training.errors import BAD_INPUT, EXIT_BAD_INPUT
+    from launchers._cli import exit_code
 
     try:
-        show(arguments.run, arguments.watch, arguments.json)
-    except BAD_INPUT as error:
-        print(error, file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        pass
-    return 0
+        return exit_code(lambda: show(arguments.run, arguments.watch, arguments.json))
+    except KeyboardInterrupt:  # the normal end of --watch
+        return 0
 
 
 def show(run: Path, every: float | None, as_json: bool) -> None:
-    """Once, or every so many seconds until the run is finished."""
+    """Show the status once (every: None), or every so many seconds until the run is finished."""
     from rich.console import Console
     from rich.live import Live
 

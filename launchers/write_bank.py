@@ -1,17 +1,4 @@
-"""Write a bank: every reference of a folder, encoded by a trained model, as the few keys and values it keeps.
-
-python launchers/write_bank.py --checkpoint runs/memory3_small \\
-    --references data/memory3_small/references --output banks/small
-torchrun --nproc_per_node 8 launchers/write_bank.py --checkpoint … --references … --output …
-    (or deepspeed, or srun) all ranks write, each its share; each holds the whole model
-sbatch --array=0-63 --wrap 'python launchers/write_bank.py … --share $SLURM_ARRAY_TASK_ID/64'
-    the same as an array: the last one to end puts index and manifest over all
-python launchers/write_bank.py … --quantise auto
-    keys and values as codes of a trained FAISS quantiser, at least 11 times smaller (needs the extra quantise)
-
-Started again it goes on where it was killed. Training the model further makes its bank worthless: write it anew.
-exit codes: 0 this share is written, 2 bad input and nothing written, anything else a failure
-"""
+"""Write a bank: the keys and values that a trained model keeps of every reference."""
 
 import argparse
 import os
@@ -29,37 +16,58 @@ if TYPE_CHECKING:
     from model.network import LanguageModel
 
 
+EXAMPLES = """\
+  python launchers/write_bank.py --checkpoint runs/memory3_small \\
+      --references data/memory3_small/references --output banks/small
+      the same command continues where it was killed
+  torchrun --nproc_per_node 8 launchers/write_bank.py --checkpoint … --references … --output …
+      (or deepspeed, or srun) each rank writes its share; each holds the whole model
+"""
+MORE = """\
+  sbatch --array=0-63 --wrap 'python launchers/write_bank.py … --share $SLURM_ARRAY_TASK_ID/64'
+      the same as an array: the last task to end writes index and manifest of all
+  python launchers/write_bank.py … --quantise auto
+      keys and values as codes of a trained FAISS quantiser, at least 11 times smaller (needs the extra quantise)
+
+A bank can be read only by the weights that wrote it: write it again after more training.
+
+exit codes: 0 this share is written; 2 bad input, nothing was written; anything else a failure.
+"""
+
+
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; argparse ends the process with exit code 2 when it is wrong."""
     from launchers._cli import command_parser, number, path
 
-    parser = command_parser("write_bank", __doc__)
-    parser.add_argument("--checkpoint", type=path, required=True, metavar="PATH", help="run or checkpoint folder")
-    parser.add_argument("--references", type=path, required=True, metavar="FOLDER", help="prepared references")
-    parser.add_argument(
-        "--output", type=path, required=True, metavar="FOLDER", help="the bank to make, or to go on with"
-    )
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of a number")
-    parser.add_argument(
-        "--quantise", metavar="FACTORY", help="FAISS codec, as OPQ20x80-Residual2x14-PQ8x10; auto chooses by head width"
-    )
-    parser.add_argument(
-        "--quantise-sample", type=number, default=4096, metavar="N", help="references the codec is trained on (4096)"
-    )
-    parser.add_argument("--share", metavar="I/N", help="only part I of N (from 0); default: by the launcher's ranks")
-    parser.add_argument("--batch-size", type=number, default=32, metavar="N", help="references encoded at once (32)")
-    parser.add_argument("--local_rank", type=number, help=argparse.SUPPRESS)  # deepspeed passes it
+    parser = command_parser("write_bank", __doc__, EXAMPLES, MORE, argv)
+    add, more = parser.add_argument, parser.more
+    add("--checkpoint", type=path, required=True, metavar="PATH", help="run or checkpoint folder")
+    add("--references", type=path, required=True, metavar="FOLDER", help="prepared references")
+    add("--output", type=path, required=True, metavar="FOLDER", help="the bank to make or continue")
+    add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16",
+        help="of keys and values (default bfloat16)")  # fmt: skip
+    add("--share", metavar="I/N", help="write only part I of N (from 0); default: this rank's part")
+    add("--quantise", metavar="FACTORY",
+        help="FAISS codec, such as OPQ20x80-Residual2x14-PQ8x10; auto chooses by head width")  # fmt: skip
+    add("--quantise-sample", type=number, default=4096, metavar="N",
+        help=more("references the codec is trained on (default 4096)"))  # fmt: skip
+    add("--batch-size", type=number, default=32, metavar="N", help=more("references encoded at once (default 32)"))
+    add("--local_rank", type=number, help=argparse.SUPPRESS)  # deepspeed passes it
     options = parser.parse_args(argv)
     try:
         options.part, options.parts = share_of(options.share)
     except ValueError:
-        parser.error(f"--share is {options.share}; it must be I/N with 0 <= I < N, as 0/4")
+        parser.error(f"--share: {options.share} must be I/N with 0 <= I < N, such as 0/4")
     if options.batch_size < 1 or options.quantise_sample < 1:
         parser.error("--batch-size and --quantise-sample must be at least 1")
     return options
 
 
 def share_of(text: str | None) -> tuple[int, int]:
-    """(part, parts): as given, or the rank among those that torchrun, deepspeed or srun started."""
+    """Return (part, parts): those of `text`, or rank and world size of torchrun, deepspeed or srun.
+
+    Raises `ValueError` for a text of another form.
+    """
     if text is not None:
         part, parts = map(int, text.split("/"))
     elif "WORLD_SIZE" in os.environ:
@@ -74,21 +82,16 @@ def share_of(text: str | None) -> tuple[int, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
+    """Run the command and return its exit code."""
     options = parse_arguments(argv)
-    # Imports after the arguments: --help answers at once.
-    from training.errors import BAD_INPUT, EXIT_BAD_INPUT, TrainingError
+    from launchers._cli import exit_code
+    from training.errors import TrainingError
 
-    try:
-        write_bank(options)
-    except (*BAD_INPUT, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    return 0
+    return exit_code(lambda: write_bank(options), bad_input=(TrainingError,))
 
 
 def write_bank(options: argparse.Namespace) -> None:
-    """Writes this process's share. Raises DataError, ModelError, ConfigError or TrainingError on bad input."""
+    """Write this process's share of the bank.  Raises one of `BAD_INPUT`, or `TrainingError`."""
     import numpy as np
     from rich.console import Console
 
@@ -130,7 +133,7 @@ def write_bank(options: argparse.Namespace) -> None:
 
 
 def share_device(part: int) -> "torch.device":
-    """The GPU of this rank, or the CPU."""
+    """Return the GPU of this rank, or the CPU when there is no GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -140,25 +143,28 @@ def share_device(part: int) -> "torch.device":
 
 
 def check_model(net: "LanguageModel", store: "ReferenceStore", tokenizer: str, checkpoint: Path) -> None:
-    """Raises DataError unless the model can write these references."""
+    """Raise `DataError` unless the model can write these references; tokenizer: fingerprint of the model's."""
     from data_prep import DataError
 
     if net.explicit is None:
         raise DataError(
-            f"--checkpoint: {checkpoint} has no explicit memory, or is of a phase with memory: off; give one of a "
-            "phase that was trained with references"
+            f"--checkpoint: {checkpoint} has no explicit memory, or is of a phase with memory: off; give a checkpoint "
+            "of a phase that was trained with references"
         )
     if store.manifest.tokenizer.fingerprint != tokenizer:
-        raise DataError(f"--references: {store.folder} was made with another tokenizer than {checkpoint}'s")
+        raise DataError(
+            f"--references: {store.folder} was made with another tokenizer than {checkpoint}; give references of the "
+            "checkpoint's run"
+        )
     if store.length > net.explicit.reference_length:
         raise DataError(
-            f"--references: {store.folder} has references of up to {store.length} tokens, the model writes "
-            f"{net.explicit.reference_length} (model.explicit.reference_length); cut them shorter"
+            f"--references: {store.folder} has references of up to {store.length} tokens, but the model writes at most "
+            f"{net.explicit.reference_length} (model.explicit.reference_length); prepare shorter references"
         )
 
 
 def make_codec(options: argparse.Namespace, net: "LanguageModel", store: "ReferenceStore") -> "Quantiser":
-    """The bank's codec: whoever comes first trains it, the others wait and read it."""
+    """Return the bank's codec: the first process trains and saves it, the others wait and read it."""
     import numpy as np
 
     from data_prep.bank import Quantiser
@@ -167,7 +173,7 @@ def make_codec(options: argparse.Namespace, net: "LanguageModel", store: "Refere
     from evaluation.memories import as_stored, write_memories
     from model.explicit.references import memory_shape
 
-    untrained(options.quantise, memory_shape(net.config)[-1])  # a name that is none leaves nothing behind
+    untrained(options.quantise, memory_shape(net.config)[-1])  # raises for an unknown name before a file is made
     with locked(options.output, ".codec.lock"):
         if Quantiser.is_saved(options.output):
             return Quantiser.load(options.output)
@@ -181,12 +187,14 @@ def make_codec(options: argparse.Namespace, net: "LanguageModel", store: "Refere
 
 
 def finish(writer: "BankWriter", references: int, console: "Console") -> None:
-    """Index and manifest, once all references are there: whoever ends last sees that they are."""
+    """Write index and manifest when all references are written, which is so for the process that ends last."""
     from data_prep.bank import merge_bank
 
     done = len(writer.written())
     if done < references:
-        console.print(f"{writer.folder}: {done:,} of {references:,} references are written; other shares have the rest")
+        console.print(
+            f"{writer.folder}: {done:,} of {references:,} references are written; other shares write the rest"
+        )
         return
     manifest = merge_bank(writer.folder)
     size = sum(file.bytes for file in manifest.files)

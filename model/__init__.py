@@ -1,6 +1,6 @@
 """Decoder-only language models whose blocks host a memory.
 
-What needs torch is imported when it is first asked for: a configuration can be read, checked and planned without.
+Names that need torch are imported on first use, so that a configuration is read, checked and planned without torch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Grouped-query attention, local to the segment (and to the span - 1 segments before it)."""
+"""Grouped-query attention of a token to its segment and the `attention_span` - 1 segments before it."""
 
 import torch
 import torch.nn.functional as F
@@ -14,46 +14,51 @@ from model.segments import SegmentSpan, windows
 
 
 class Attention(nn.Module):
-    """Llama's attention; heads are split over the tensor-parallel ranks."""
+    """Llama's attention; the tensor-parallel ranks share its heads."""
 
-    def __init__(self, config: ModelConfig, layout: ParallelContext) -> None:
+    def __init__(self, config: ModelConfig, parallel: ParallelContext) -> None:
         super().__init__()
-        self.config, self.layout, tp = config, layout, layout.tensor
+        self.config, self.parallel, tp = config, parallel, parallel.tensor
         self.group = config.num_heads // config.num_kv_heads  # query heads per key/value head
-        # rows [Hkv, group + 2, d]: a split of dim 0 is a split by key/value heads
+        # rows are ordered [Hkv, group + 2, d], so that splitting dim 0 splits by key/value heads
         self.qkv = ColumnParallel(
             config.hidden_size, (config.num_heads + 2 * config.num_kv_heads) * config.head_width, tp
         )
         self.out = RowParallel(config.num_heads * config.head_width, config.hidden_size, tp)
 
     def forward(self, h: Tensor, span: SegmentSpan, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """h [B, n, D] normalised, copied into the tensor-parallel region; cached keys and values [B, c, Hkv/tp, d].
+        """Attention of one span.
 
+        Args: h [B, n, D], normalised and copied into the tensor-parallel region; keys and values [B, c, Hkv/tp, d] of
+            the cached tokens.
         Returns this rank's partial output [B, n, D], and the keys and values [B, kept, Hkv/tp, d] to carry.
         """
         q, k, v = self.project(h, span.start, span.rotary)
         k, v = torch.cat((keys, k), dim=1), torch.cat((values, v), dim=1)  # [B, c+n, Hkv, d]
-        context = self.layout.inner(self.attend, q, k, v, span)
+        context = self.parallel.inner(self.attend, q, k, v, span)
         first = k.size(1) - span.kept
         return self.out(context), k[:, first:], v[:, first:]
 
     def project(self, h: Tensor, start: int, rotary: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """h [B, n, D], the first at rotary position `start` -> q [B, n, H, d], k and v [B, n, Hkv, d] of this rank.
+        """h [B, n, D] -> q [B, n, H, d], k and v [B, n, Hkv, d] of this rank, q and k rotated from position `start` on.
 
-        rotary: their angles, where they have been worked out (`model.rope.angles`).
+        rotary: the angles of these positions (`model.rope.angles`); None: they are computed.
         """
         q, k, v = self.split(h)
         q, k = (rotate(x, start, self.config, rotary=rotary) for x in (q, k))
         return q, k, v
 
     def split(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """h [B, n, D] -> q [B, n, H, d], k and v [B, n, Hkv, d] of this rank, without positions."""
+        """h [B, n, D] -> q [B, n, H, d], k and v [B, n, Hkv, d] of this rank, without rotary embedding."""
         qkv = self.qkv(h).unflatten(-1, (-1, self.group + 2, self.config.head_width))  # [B, n, Hkv, group+2, d]
         q, k, v = qkv.split((self.group, 1, 1), dim=3)
         return q.flatten(2, 3), k.squeeze(3), v.squeeze(3)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, span: SegmentSpan, extra: Extra | None = None) -> Tensor:
-        """q [B, n, H, d], k and v [B, c+n, Hkv, d] -> [B, n, H*d].  extra: keys of references before each segment."""
+        """Attention of q [B, n, H, d] to k and v [B, c+n, Hkv, d] -> [B, n, H*d].
+
+        extra: keys, values and mask of explicit memory, which stand before each segment's own.
+        """
         batch, segments = q.size(0), span.segments
         if span.padding:
             k, v = (F.pad(x, (0, 0, 0, 0, span.padding, 0)) for x in (k, v))

@@ -1,4 +1,4 @@
-"""Shape of the decoder without its memory: what a memory kind may know of the model that hosts it."""
+"""Configuration of the decoder without its memory, as a memory kind sees it."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class RopeScaling(BaseModel):
-    """Llama-3's frequency-dependent stretching of RoPE (`rope_type: llama3` in Hugging Face configs)."""
+    """Llama-3's frequency-dependent scaling of RoPE (`rope_type: llama3` in Hugging Face configurations)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -56,15 +56,15 @@ class BackboneConfig(BaseModel):
         return self.head_dim or self.hidden_size // self.num_heads
 
     def initial_std(self, fan_in: int) -> float:
-        """Standard deviation of a matrix that sums over `fan_in` inputs: `init_std`, or by width, 1/sqrt(fan_in).
+        """Return the standard deviation of a matrix that sums over `fan_in` inputs: `init_std`, or 1/sqrt(fan_in).
 
-        A normalised input of variance 1 then gives outputs of variance 1 at any width.  At hidden size 2,048 it is
-        0.022, what large Llamas use; a fixed 0.02 is several times too small for models of width 64 to 256.
+        With 1/sqrt(fan_in), inputs of variance 1 give outputs of variance 1 at any width. At hidden size 2,048 it is
+        0.022, as in large Llamas; a fixed 0.02 is several times too small for models of width 64 to 256.
         """
         return self.init_std or fan_in**-0.5
 
     def backbone_problems(self) -> list[str]:
-        """Rules between these fields that are broken, each with its way out."""
+        """Return the broken rules between these fields, each with its way out."""
         problems = []
         if self.head_dim is None and self.hidden_size % self.num_heads:
             problems.append(

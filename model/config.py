@@ -1,4 +1,4 @@
-"""Shape of the model and of its memory.  Every field is checked when the object is made."""
+"""Configuration of the model and its memory. Every field is checked when an object is made."""
 
 from typing import Annotated, Literal
 
@@ -14,8 +14,10 @@ Layers = Literal["all", "half"] | Annotated[int, Field(gt=0, strict=True)] | tup
 
 
 class ExplicitConfig(BaseModel):
-    """Explicit memory (Memory3, arXiv 2407.01178): references, written as a few keys and values a head, that the
-    chunks of the context attend to.  It has no parameters of its own."""
+    """Explicit memory (Memory3, arXiv 2407.01178): chunks of the context attend to references.
+
+    A reference is written as a few keys and values for each head. Explicit memory has no parameters of its own.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -35,18 +37,18 @@ class ExplicitConfig(BaseModel):
     selection: Literal["softmax", "exp"] = Field(
         "softmax", description="received attention: softmax weights, or exp of the scores as in the published run"
     )
-    chunk_length: Positive = Field(64, description="tokens of a chunk, which finds references and reads them")
+    chunk_length: Positive = Field(64, description="tokens of a chunk, which retrieves references and reads them")
     references: Positive = Field(
-        5, description="references a chunk sees; in training those of as many chunks, one each"
+        5, description="references a chunk sees; in training one from each of that many chunks, the last its own"
     )
     causal: bool = Field(
         True,
-        description="training: a chunk reads what earlier chunks found; false: as published, its own find too, which "
-        "its own tokens were the query for",
+        description="training: a chunk reads what earlier chunks retrieved; false: as published, also the reference "
+        "that its own tokens retrieved",
     )
 
     def memory_layers(self, num_layers: int) -> tuple[int, ...]:
-        """Indices of the memory layers, in order."""
+        """Return the indices of the memory layers, in order."""
         match self.layers:
             case "half":
                 return tuple(range((num_layers + 1) // 2))
@@ -57,7 +59,7 @@ class ExplicitConfig(BaseModel):
         return tuple(sorted(set(self.layers)))
 
     def heads(self, num_kv_heads: int) -> tuple[int, ...]:
-        """Indices of the key/value heads with memory, in order."""
+        """Return the indices of the key/value heads with memory, in order."""
         return tuple(range(num_kv_heads)) if self.kv_heads == "all" else tuple(sorted(set(self.kv_heads)))
 
 
@@ -67,23 +69,23 @@ class ModelConfig(BackboneConfig):
     Raises `pydantic.ValidationError` (a `ValueError`) naming the field, the value and the rule.
     """
 
-    # SerializeAsAny: what is written are the fields of the kind, not of their common base alone
+    # SerializeAsAny writes the fields of the memory's kind, not those of the common base class alone
     memory: SerializeAsAny[MemoryConfig] = Field(default_factory=MemoryConfig)
     explicit: ExplicitConfig | None = Field(None, description="explicit memory beside `memory`; null: none")
 
     @property
     def has_memory(self) -> bool:
-        """Whether a phase's `memory: on` turns anything on."""
+        """Whether the model has a memory that a phase can turn on."""
         return self.memory.exists or self.explicit is not None
 
     @property
     def memory_name(self) -> str:
-        """The kinds of memory, for people: `lm2`, `none + explicit`."""
+        """The kinds of memory, for messages: `lm2`, `none + explicit`."""
         return self.memory.kind + (" + explicit" if self.explicit else "")
 
     @property
-    def slots(self) -> int:
-        """Memory slots, with the kind's default."""
+    def num_slots(self) -> int:
+        """N, the slots of a memory's bank, with the kind's default."""
         return self.memory.num_slots(self)
 
     @model_validator(mode="after")
@@ -99,8 +101,8 @@ class ModelConfig(BackboneConfig):
             return []
         if self.memory.sequential:
             problems.append(
-                f"explicit with memory {self.memory.title}: its segments are computed one after the other, and "
-                f"references only all at once; use one of these memories: {parallel_kinds()}"
+                f"explicit with memory {self.memory.title}: this memory computes segments one after the other, but "
+                f"explicit memory needs all at once; use one of these memories: {parallel_kinds()}"
             )
         if self.segment_length % explicit.chunk_length:
             problems.append(
@@ -109,8 +111,8 @@ class ModelConfig(BackboneConfig):
             )
         if explicit.tokens > explicit.reference_length:
             problems.append(
-                f"explicit.tokens {explicit.tokens} are more than a reference has, explicit.reference_length "
-                f"{explicit.reference_length}: lower explicit.tokens"
+                f"explicit.tokens {explicit.tokens} must not exceed the tokens of a reference, "
+                f"explicit.reference_length {explicit.reference_length}: lower explicit.tokens"
             )
         lists = {
             "layers": (explicit.memory_layers(self.num_layers), self.num_layers, "num_layers"),

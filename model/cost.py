@@ -1,7 +1,7 @@
-"""How many numbers a model holds and how much it computes: the basis of MFU, of planning and of the pipeline's cut.
+"""Parameters and FLOPs of a model, which MFU, planning and the pipeline's cut are based on.
 
-Everything is a closed formula of the configuration; tests hold the counts to models that are really built.  A list with
-an entry for each layer follows `model.stages.flat_layers`: embedding, decoder layer x n, norm, head.
+All are closed formulas of the configuration; tests compare the counts with models that are built. A list with an entry
+for each layer follows `model.stages.flat_layers`: embedding, decoder layers, norm, head.
 """
 
 import math
@@ -10,13 +10,17 @@ from typing import Literal
 
 from model.config import ModelConfig
 
-# logits that `model.loss` computes at once, by device: enough rows for fast products, few enough to fit
+# logits that `model.loss` computes at once, by device: enough rows for fast products, few enough for the memory
 LOSS_BLOCK = {"cpu": 2**26, "cuda": 2**29}
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of parameters: `split` over the tensor-parallel ranks, `whole` on each of them; memory: part of both."""
+    """Counts of parameters.
+
+    split: divided over the tensor-parallel ranks; whole: present on each of them; memory_split and memory_whole: the
+    memory's part of these two.
+    """
 
     split: int = 0
     whole: int = 0
@@ -32,25 +36,25 @@ class Parameters:
 
     @property
     def memory(self) -> int:
-        """Parameters of the memory, of all ranks."""
+        """Parameters of the memory on all tensor-parallel ranks together."""
         return self.memory_split + self.memory_whole
 
     @property
     def total(self) -> int:
-        """Parameters of all ranks."""
+        """Parameters on all tensor-parallel ranks together."""
         return self.split + self.whole
 
     def per_rank(self, tensor: int) -> int:
-        """Parameters one of `tensor` tensor-parallel ranks holds."""
+        """Return the parameters on one of `tensor` tensor-parallel ranks."""
         return self.split // tensor + self.whole
 
 
 @dataclass(frozen=True)
 class Role:
-    """What a decoder layer has beside Llama's.
+    """What a decoder layer computes beside a Llama's.
 
-    hosts: a recurrent memory; reads: it is a memory layer of explicit memory; references: what of them it computes, the
-    whole block, or in the last memory layer only keys and values.
+    hosts: it hosts a recurrent memory. reads: it is a memory layer of explicit memory. references: what it computes for
+    references, the whole block or, in the last memory layer, only keys and values.
     """
 
     hosts: bool = False
@@ -59,7 +63,7 @@ class Role:
 
 
 def roles(config: ModelConfig, memory_on: bool) -> list[Role]:
-    """The role of each decoder layer."""
+    """Return the role of each decoder layer."""
     if not memory_on:
         return [Role()] * config.num_layers
     hosts = config.memory.memory_layers(config.num_layers)
@@ -72,7 +76,7 @@ def roles(config: ModelConfig, memory_on: bool) -> list[Role]:
 
 
 def layer_parameters(config: ModelConfig, memory_on: bool) -> list[Parameters]:
-    """Parameters of each layer.  A tied head counts with the embedding; a last stage apart from it holds a copy."""
+    """Return the parameters of each layer. A tied head counts with the embedding, though a last stage holds a copy."""
     hosts = config.memory.memory_layers(config.num_layers) if memory_on else frozenset()
     table = Parameters(split=config.vocab_size * config.hidden_size)
     backbone = Parameters(split=sum(_backbone_weights(config)), whole=2 * config.hidden_size)
@@ -84,24 +88,24 @@ def layer_parameters(config: ModelConfig, memory_on: bool) -> list[Parameters]:
 
 
 def count_parameters(config: ModelConfig, memory_on: bool = True) -> Parameters:
-    """Parameters of the whole model."""
+    """Return the parameters of the whole model."""
     return sum(layer_parameters(config, memory_on), Parameters())
 
 
 def flops_per_token(config: ModelConfig, memory_on: bool, document_tokens: float = math.inf) -> float:
-    """Training FLOPs (forward and backward) of one token: 6 per weight of a matrix product, 12 per attended key.
+    """Return the training FLOPs (forward and backward) of one token: 6 for each weight that multiplies it.
 
-    Embedding look-ups, norms and activations are not counted; recomputation is not counted either (it is not model
-    work).  Attention counts the half of the window that the causal mask leaves, and of that no more than documents of
-    `document_tokens` leave.
+    Attention adds 12 FLOPs for each key that the causal mask leaves on average, per query head and unit of its width;
+    documents of `document_tokens` tokens leave no more keys than they have. Embedding look-ups, norms, activations and
+    recomputation do not count.
     """
     return sum(stage_costs(config, memory_on, document_tokens))
 
 
 def stage_costs(config: ModelConfig, memory_on: bool, document_tokens: float = math.inf) -> list[float]:
-    """Training FLOPs of one token in each layer: what `training.planning.cut_stages` balances."""
+    """Return the training FLOPs of one token in each layer, which `training.planning.cut_stages` balances."""
     window = min(config.segment_length * (config.attention_span - 0.5), document_tokens / 2)
-    attention = 2 * config.num_heads * config.head_width * window  # scores and their use
+    attention = 2 * config.num_heads * config.head_width * window  # scores, and the weighted sum of values
     backbone = 6.0 * (sum(_backbone_weights(config)) + attention)
     memory = 6.0 * (config.memory.weights(config) + config.memory.products(config))
     if memory_on:
@@ -114,27 +118,31 @@ def stage_costs(config: ModelConfig, memory_on: bool, document_tokens: float = m
 
 
 def _backbone_weights(config: ModelConfig) -> tuple[int, int]:
-    """Weights of a block's attention and of its feed-forward."""
+    """Return the weights of a block's attention and of its feed-forward."""
     size, heads = config.hidden_size, 2 * config.num_heads + 2 * config.num_kv_heads
     return size * config.head_width * heads, 3 * size * config.ffn_size
 
 
 def _memory(config: ModelConfig, first: bool) -> Parameters:
-    """One block's memory; `first`: of the blocks that host one."""
+    """Return the parameters of one block's memory; first: it is the first block that hosts one."""
     split, whole = config.memory.parameters(config, first)
     return Parameters(split, whole, split, whole)
 
 
 def _explicit_products(config: ModelConfig, role: Role) -> float:
-    """Multiply-adds that explicit memory adds to one token in a block: the token's own reads, and its share of the
-    reference that its chunk brings."""
+    """Return the multiply-adds that explicit memory adds to one token in a block.
+
+    They are the token's own reads and its share of the reference that its chunk brings.
+    """
     explicit = config.explicit
     if explicit is None or role.references == "none":
         return 0.0
     width, length = config.num_heads * config.head_width, explicit.reference_length
     attention, feed_forward = _backbone_weights(config)
     projections = config.hidden_size * config.head_width * (config.num_heads + 2 * config.num_kv_heads)
-    passing = attention + feed_forward + width * length  # attends to half of the reference, scores and their use
+    passing = (
+        attention + feed_forward + width * length
+    )  # a token attends to half of the reference: scores and weighted sum
     each: float = projections if role.references == "keys" else passing
     reads = 0.0
     if role.reads:

@@ -1,4 +1,4 @@
-"""The decoder layer, and the other modules a model is made of: embedding, norm, head."""
+"""The decoder layer, and the other modules of a model: embedding, norm, head."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,11 +22,11 @@ from model.state import LayerState
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(h)) * up(h)); neurons are split over the tensor-parallel ranks."""
+    """down(silu(gate(h)) * up(h)); the tensor-parallel ranks share its neurons."""
 
     def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
         super().__init__()
-        # rows [ffn, 2] (gate, up): a split of dim 0 is a split by neurons
+        # rows are ordered [ffn, 2] (gate, up), so that splitting dim 0 splits by neurons
         self.gate_up = ColumnParallel(config.hidden_size, 2 * config.ffn_size, tp)
         self.down = RowParallel(config.ffn_size, config.hidden_size, tp)
 
@@ -37,27 +37,27 @@ class SwiGLU(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention, then feed-forward with the memory beside it.
+    """Attention, then the feed-forward and the memory side by side.
 
-    The memory reads and writes tokens that have been through this block's attention, as in LM2 (section 2, E_attn);
-    its partial output joins the feed-forward's before that one's all-reduce, so a memory adds no collective.  Memories
-    whose segments are computed one after the other are entered by `step` instead of `forward`.
+    The memory's input is the output of this block's attention, as in LM2 (section 2, E_attn). Its partial output is
+    added to the feed-forward's before their common all-reduce, so a memory adds no collective. A memory whose segments
+    are computed one after the other runs in `step` instead of `forward`.
     """
 
-    def __init__(self, config: ModelConfig, layout: ParallelContext, index: int, memory_on: bool) -> None:
+    def __init__(self, config: ModelConfig, parallel: ParallelContext, index: int, memory_on: bool) -> None:
         super().__init__()
-        self.config, self.layout, self.index, self.tp = config, layout, index, layout.tensor
+        self.config, self.parallel, self.index, self.tp = config, parallel, index, parallel.tensor
         tp = self.tp
         self.attention_norm = new_norm(config, tp)
-        self.attention = Attention(config, layout)
+        self.attention = Attention(config, parallel)
         self.mlp_norm = new_norm(config, tp)
         self.mlp = SwiGLU(config, tp)
         hosts = config.memory.memory_layers(config.num_layers) if memory_on else frozenset()
-        self.memory = config.memory.build(config, layout, index == min(hosts)) if index in hosts else None
+        self.memory = config.memory.build(config, parallel, index == min(hosts)) if index in hosts else None
         self._compiled: Callable[..., tuple[Tensor, LayerState]] | None = None
 
     def initial_state(self, hidden: Tensor) -> LayerState:
-        """The state before the first token, for a batch like `hidden` [B, L, D]."""
+        """Return the state before the first token, for a batch like `hidden` [B, L, D]."""
         empty = hidden.new_empty(hidden.size(0), 0, self.config.num_kv_heads // self.tp.size, self.config.head_width)
         memory = self.memory.initial_state(hidden) if self.memory is not None else None
         return LayerState(empty, empty, memory)
@@ -69,11 +69,14 @@ class DecoderLayer(nn.Module):
         state: LayerState | None = None,
         reading: Reading | None = None,
     ) -> tuple[Tensor, LayerState]:
-        """The residual stream of L tokens, cut into spans -> ([B, L, D], state after the last span).
+        """Compute the block on a call's tokens; collective over the tensor group, and over the memory's segment group.
 
-        With sequence parallelism the stream is this rank's [B, L/tp, D]; attention, feed-forward and memory see all L.
-        reading: of a model with explicit memory, where what travels behind the tokens (`model.explicit.attend`) goes
-        through the block with them; references end with the last memory layer.
+        Args:
+            hidden: the residual stream [B, L, D]; with sequence parallelism this rank's [B, L/tp, D]; with `reading`
+                [B, L + P + M*R, D], as `model.explicit.attend` describes.
+            spans: the spans of the L tokens. state: after the tokens before; None: initial.
+            reading: the call's references, in a model with explicit memory.
+        Returns hidden after the block, without references after the last memory layer, and the next state.
         """
         block = self._compiled or self._eager
         hidden, state = block(hidden, spans, state or self.initial_state(hidden), reading)
@@ -82,7 +85,7 @@ class DecoderLayer(nn.Module):
         return hidden, state
 
     def compile_block(self) -> None:
-        """Compile `forward` as one graph.  Only for layers of one rank whose memory computes all segments at once."""
+        """Compile `forward` as one graph. The layer must be on one rank, with a memory that is not sequential."""
         self._compiled = torch.compile(self._eager, fullgraph=True, dynamic=False)
 
     def _eager(
@@ -101,13 +104,13 @@ class DecoderLayer(nn.Module):
             recalled = []
             for span in spans:
                 arguments = (h[:, span.begin : span.end], span, memory_state)
-                part, memory_state = self.layout.inner(self.memory, *arguments)
+                part, memory_state = self.parallel.inner(self.memory, *arguments)
                 recalled.append(part)
             partial = _added(partial, _joined(recalled))
         return x + self.tp.leave(partial), replace(state, memory=memory_state)
 
     def _attention(self, h: Tensor, spans: Sequence[SegmentSpan], state: LayerState) -> tuple[Tensor, LayerState]:
-        """h [B, L, D] -> attention's partial output [B, L, D] and the state with what it carries."""
+        """h [B, L, D] -> attention's partial output [B, L, D], and the state with the keys and values to carry."""
         keys, values, partials = state.keys, state.values, []
         for span in spans:
             partial, keys, values = self.attention(h[:, span.begin : span.end], span, keys, values)
@@ -115,14 +118,14 @@ class DecoderLayer(nn.Module):
         return _joined(partials), replace(state, keys=keys, values=values)
 
     def write(self, hidden: Tensor, reading: Reading) -> tuple[Tensor, Memory | None]:
-        """BOS and references alone: [B, P + M*R, D] -> the same after the block, and what a memory layer keeps."""
+        """Compute the block on BOS and references alone, hidden [B, P + M*R, D]; return also what a layer keeps."""
         h = self.tp.enter(self.attention_norm(hidden))
         encoded = encode(self.attention, *self.attention.split(h), reading, self.index)
         partial = self.attention.out(torch.cat(encoded.contexts, dim=1))
         return self.feed_forward(hidden[:, : partial.size(1)] + self.tp.leave(partial)), encoded.memory
 
     def step(self, x: Tensor, carry: Any, span: SegmentSpan, state: LayerState) -> tuple[Tensor, Any, LayerState]:
-        """One span of at most a segment, where segments are computed one after the other: `SequentialMemory.step`."""
+        """Compute the block on one span of at most a segment, for a sequential memory (`SequentialMemory.step`)."""
         if self.memory is not None:
             assert isinstance(self.memory, SequentialMemory)
             return self.memory.step(self, x, carry, span, state)
@@ -130,27 +133,27 @@ class DecoderLayer(nn.Module):
         return self.feed_forward(x), carry, LayerState(keys, values, None)
 
     def attend(self, x: Tensor, span: SegmentSpan, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, n, D] after this block's attention, and the keys and values it keeps."""
+        """Return x [B, n, D] after this block's attention, and the keys and values to carry. Collective."""
         partial, keys, values = self.attention(self.tp.copy(self.attention_norm(x)), span, state.keys, state.values)
         return x + self.tp.reduce(partial), keys, values
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """x [B, n, D] after this block's feed-forward alone."""
+        """Return x [B, n, D] after this block's feed-forward alone. Collective."""
         return x + self.tp.reduce(self.mlp(self.tp.copy(self.mlp_norm(x))))
 
 
 def new_embedding(config: ModelConfig, tp: TensorParallel) -> VocabParallel:
-    """The token embedding [V, D]; the output head is another one, or the same when tied."""
+    """Return a token embedding [V, D]; the output head is another one, or the same one when tied."""
     return VocabParallel(config.vocab_size, config.hidden_size, tp)
 
 
 def new_norm(config: ModelConfig, tp: TensorParallel) -> RMSNorm:
-    """A norm of the residual stream: two in every layer, and one before the head."""
+    """Return a norm of the residual stream: every layer has two, and the head has one before it."""
     return RMSNorm(config.hidden_size, config.norm_eps, tp)
 
 
 def _added(partial: Tensor, recalled: Tensor) -> Tensor:
-    """What the memory recalled [B, L, D] onto the tokens' part of [B, L + what travels behind them, D]."""
+    """Add the memory's output `recalled` [B, L, D] to the first L positions of `partial` [B, n >= L, D]."""
     length = recalled.size(1)
     if length == partial.size(1):
         return partial + recalled
@@ -158,5 +161,5 @@ def _added(partial: Tensor, recalled: Tensor) -> Tensor:
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """Parts [B, n, D] of a sequence -> [B, L, D]."""
+    """Concatenate parts [B, n, D] of a sequence -> [B, L, D]."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

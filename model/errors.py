@@ -1,5 +1,5 @@
-"""What the model refuses, in words that say what to change."""
+"""The error that the model raises for what a user can correct."""
 
 
 class ModelError(ValueError):
-    """A model configuration, a state or a weight that does not fit; the message names field, value, rule, way out."""
+    """A configuration, state or weight does not fit the model; the message names field, value, rule and way out."""

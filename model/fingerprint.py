@@ -1,4 +1,4 @@
-"""A short hash of a model's weights, so that memories written by one model are never read by another."""
+"""A hash of a model's weights, by which a bank refuses memories that another model wrote."""
 
 import hashlib
 
@@ -8,9 +8,9 @@ from model.network import LanguageModel
 
 
 def weights_fingerprint(net: LanguageModel) -> str:
-    """32 hex digits of all weights, as fp32, by their canonical names; the same on every device.
+    """Return 32 hex digits over the names, shapes and fp32 values of all weights; equal on every device.
 
-    For a whole model: on a tensor-parallel rank it is that of the rank's share.
+    On a tensor-parallel rank they cover the rank's own shards only.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in sorted(net.named_parameters()):

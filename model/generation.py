@@ -1,4 +1,4 @@
-"""Generate token by token from a prompt of any length, in constant memory: only the model's state is kept."""
+"""Generate text token by token. Only the model's state is kept, so memory does not grow with the prompt or the text."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,12 +10,15 @@ from model.errors import ModelError
 from model.network import LanguageModel
 from model.state import StreamState
 
-PREFILL_TOKENS = 4096  # prompt tokens per call, rounded to whole segments: bounds the memory of a long prompt
+PREFILL_TOKENS = 4096  # prompt tokens per call, rounded to whole segments, which bounds the memory of a long prompt
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn; temperature 0 takes the most likely one."""
+    """How the next token is drawn. temperature 0 takes the most likely token; top_k and top_p None keep all tokens.
+
+    Raises `ModelError` for a value outside its range.
+    """
 
     temperature: float = 1.0
     top_k: int | None = None
@@ -30,7 +33,7 @@ class Sampling:
             raise ModelError(f"top_p: {self.top_p} must be above 0 and at most 1; leave it out to keep all tokens")
 
     def draw(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """logits [B, V] -> int64 [B]."""
+        """Draw a token for each row of logits [B, V]: int64 [B]."""
         if self.temperature == 0:
             return logits.argmax(dim=-1)
         logits = logits.float() / self.temperature
@@ -39,16 +42,18 @@ class Sampling:
             logits = logits.masked_fill(logits < least, float("-inf"))
         if self.top_p is not None:
             ordered, order = logits.sort(dim=-1, descending=True)
-            before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)  # mass of likelier tokens
+            before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(
+                dim=-1
+            )  # probability of the likelier tokens
             ordered = ordered.masked_fill(before >= self.top_p, float("-inf"))
             logits = torch.full_like(logits, float("-inf")).scatter(-1, order, ordered)
         return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).squeeze(-1)
 
 
 def read(net: LanguageModel, ids: Tensor, state: StreamState | None, keep: int) -> tuple[Tensor, StreamState]:
-    """Read int64 [B, L]; the last `keep` positions' normalised hidden [B, keep, D] and the state.
+    """Read ids int64 [B, L]; return the normalised hidden [B, keep, D] of the last `keep` positions, and the state.
 
-    Without gradients it goes part by part, so that memory does not grow with L.
+    Without gradients it reads part by part, so that memory does not grow with L.
     """
     segment, length = net.config.segment_length, ids.size(1)
     chunk = length if torch.is_grad_enabled() else max(1, PREFILL_TOKENS // segment) * segment
@@ -64,7 +69,10 @@ def read(net: LanguageModel, ids: Tensor, state: StreamState | None, keep: int) 
 
 @torch.no_grad()
 def prefill(net: LanguageModel, ids: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
-    """Read a prompt int64 [B, L]; the last position's logits [B, V] and the state.  Memory does not grow with L."""
+    """Read a prompt int64 [B, L]; return the logits [B, V] of its last position, and the state.
+
+    Collective over the tensor group. Memory does not grow with L.
+    """
     hidden, state = read(net, ids, state, keep=1)
     return net.tp.gather(net.head.logits(hidden[:, -1])), state
 
@@ -80,7 +88,8 @@ def generate(
 ) -> Iterator[Tensor]:
     """Yield up to `max_tokens` tokens int64 [B] after the prompt `ids` [B, L], one at a time.
 
-    Stops when every stream has produced `stop_id`.  The same seed gives the same text.
+    It stops when every stream has produced `stop_id`. The same seed gives the same text.
+    Raises `ModelError` for an empty prompt.
     """
     if ids.size(1) == 0:
         raise ModelError("prompt: it has no token; begin with the tokenizer's BOS")

@@ -1,6 +1,6 @@
-"""Weights to and from Hugging Face's Llama: names, and the fused layouts that tensor parallelism needs.
+"""Convert weights from and to Hugging Face's Llama: their names, and the fusing that tensor parallelism needs.
 
-Everything goes weight by weight, so that a model larger than half the machine's memory can be read and written.
+Weights are converted one by one, so that a model larger than half of the machine's memory can be read and written.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _IGNORED = "rotary_emb.inv_freq"  # a constant that old checkpoints carry
 
-_LAYER = {  # a weight of our decoder layer: Llama's weights that it is made of
+_LAYER = {  # a weight of our decoder layer: the Llama weights that it fuses
     "attention_norm.weight": ("input_layernorm",),
     "attention.qkv.weight": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "attention.out.weight": ("self_attn.o_proj",),
@@ -28,7 +28,7 @@ _LAYER = {  # a weight of our decoder layer: Llama's weights that it is made of
 
 
 def load(net: "LanguageModel", state_dict: Mapping[str, Tensor]) -> None:
-    """Copy a Llama state dict into `net`'s backbone.  Raises `ModelError`, before anything is changed."""
+    """Copy a Llama state dict into `net`'s backbone. Raises `ModelError` when it does not fit, and changes nothing."""
     check_shapes({name: tuple(tensor.shape) for name, tensor in state_dict.items()}, net.config)
     own = dict(net.named_parameters())
     with torch.no_grad():
@@ -37,7 +37,7 @@ def load(net: "LanguageModel", state_dict: Mapping[str, Tensor]) -> None:
 
 
 def export(net: "LanguageModel") -> dict[str, Tensor]:
-    """Clones of the backbone's weights under Llama's names; tied models carry no `lm_head.weight`."""
+    """Return clones of the backbone's weights under Llama's names; a tied model gets no `lm_head.weight`."""
     assert net.tp.size == 1, "export from one rank: load the checkpoint into a model without tensor parallelism"
     own = dict(net.named_parameters())
     return {
@@ -46,7 +46,7 @@ def export(net: "LanguageModel") -> dict[str, Tensor]:
 
 
 def llama_names(config: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """For each weight of our backbone, by canonical name, Llama's weights that it is made of."""
+    """Return, for each weight of our backbone by canonical name, the names of the Llama weights that it fuses."""
     names: dict[str, tuple[str, ...]] = {"embedding.weight": ("model.embed_tokens.weight",)}
     for i in range(config.num_layers):
         for own, theirs in _LAYER.items():
@@ -58,7 +58,10 @@ def llama_names(config: ModelConfig) -> dict[str, tuple[str, ...]]:
 
 
 def fuse(name: str, get: Callable[[str], Tensor], config: ModelConfig) -> Tensor:
-    """Our whole weight `name` from Llama's, which `get` gives by name ([Hkv, group+2, d] rows; [ffn, 2] rows)."""
+    """Return our whole weight `name`, made of the Llama weights that `get` returns by name.
+
+    Rows of query, key and value are ordered [Hkv, group + 2, d], rows of gate and up [ffn, 2].
+    """
     parts = [get(theirs) for theirs in llama_names(config)[name]]
     if name.endswith(".qkv.weight"):
         return torch.cat([p.unflatten(0, (config.num_kv_heads, -1, config.head_width)) for p in parts], 1).flatten(0, 2)
@@ -68,7 +71,7 @@ def fuse(name: str, get: Callable[[str], Tensor], config: ModelConfig) -> Tensor
 
 
 def split(name: str, weight: Tensor, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """Our whole weight `name` as Llama's, by name: the inverse of `fuse`, as views where there is nothing to move."""
+    """Return our whole weight `name` as (name, weight) of Llama: the inverse of `fuse`, as views where possible."""
     weight, theirs = weight.detach(), llama_names(config)[name]
     parts: tuple[Tensor, ...] = (weight,)
     if name.endswith(".qkv.weight"):
@@ -80,16 +83,19 @@ def split(name: str, weight: Tensor, config: ModelConfig) -> Iterator[tuple[str,
     return zip(theirs, parts, strict=True)
 
 
-def check_shapes(found: dict[str, tuple[int, ...]], config: ModelConfig) -> None:
-    """Raise `ModelError` naming every missing, unexpected or misshapen weight among Llama's names and shapes."""
-    given = {name: shape for name, shape in found.items() if not name.endswith(_IGNORED)}
+def check_shapes(shapes: dict[str, tuple[int, ...]], config: ModelConfig) -> None:
+    """Raise `ModelError` naming the missing, unexpected or misshapen weights; shapes: by Llama's names."""
+    given = {name: shape for name, shape in shapes.items() if not name.endswith(_IGNORED)}
     if config.tie_embeddings:
         given.pop("lm_head.weight", None)  # the same tensor as the embedding
     check_fit(given, llama_shapes(config), "Llama weights do")
 
 
 def check_fit(given: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], what: str) -> None:
-    """Raise `ModelError` naming every weight that is missing in `given`, unexpected or of another shape."""
+    """Raise `ModelError` naming the weights that are missing in `given`, unexpected or of another shape.
+
+    what: the begin of the message, such as "Llama weights do".
+    """
     problems = [f"missing {name}" for name in sorted(expected.keys() - given.keys())]
     problems += [f"unexpected {name}" for name in sorted(given.keys() - expected.keys())]
     problems += [
@@ -103,7 +109,7 @@ def check_fit(given: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, 
 
 
 def llama_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Llama's names and shapes for a configuration."""
+    """Return the shapes of Llama's weights, by Llama's names, for a configuration."""
     size, ffn, width = config.hidden_size, config.ffn_size, config.head_width
     q, kv = config.num_heads * width, config.num_kv_heads * width
     known = {

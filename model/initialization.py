@@ -1,9 +1,9 @@
-"""Initial weights: a function of (seed, parameter name) alone, so no topology and no phase changes them.
+"""Initial weights. They depend on the seed and the parameter's name alone, so no topology and no phase changes them.
 
-A weight is drawn row after row from one generator, and a rank holds no more than its own shard.  It jumps over the rows
-of the tensor-parallel ranks before it (`model.generator_jump`).  The others' columns of a row are too few for a jump: a
-rank passes them, at less than half of what drawing them costs, or draws and drops them.  Weights are drawn side by
-side, by as many threads as torch uses.
+A weight is drawn row after row from one generator, and a rank allocates only its own shard. It jumps over the rows of
+the tensor-parallel ranks before it (`model.generator_jump`). The others' columns of a row are too few for a jump: a
+rank moves the generator past them, which costs less than half of drawing them, or draws and discards them. As many
+threads as torch uses draw different weights at the same time.
 """
 
 import hashlib
@@ -22,10 +22,10 @@ from model.parallel import TensorParallel, is_sharded
 Draw = Callable[[Tensor, torch.Generator], object]  # fills a contiguous tensor
 
 GRAIN = 16  # torch draws normal fp32 numbers 16 at a time from as many 32-bit numbers of the generator
-BLOCK = 1 << 17  # numbers that are drawn at once: they stay in the processor's cache
-FEW = 1 << 12  # numbers of a row that are drawn and dropped: to pass them would take longer
-JUMP = 1 << 21  # numbers from which on a jump, 2 ms and 30 for the first, takes less time than to pass them
-SCRATCH = 1 << 15  # 64-bit numbers that are drawn at once to be thrown away: they stay in the processor's cache
+BLOCK = 1 << 17  # numbers that are drawn at once; they fit into the processor's cache
+FEW = 1 << 12  # up to this many numbers of a row are drawn and discarded, because moving past them takes longer
+JUMP = 1 << 21  # from this many numbers on, a jump (2 ms; the first takes 30 ms) takes less time than moving past them
+SCRATCH = 1 << 15  # 64-bit numbers that are drawn at once to be discarded; they fit into the processor's cache
 
 
 def initialize(
@@ -38,8 +38,8 @@ def initialize(
 ) -> None:
     """Fill every parameter of `module`, whose canonical name in the whole model is `prefix`.
 
-    Each rank draws its own shard of the tensor that one rank would draw: the weights do not depend on the number of
-    ranks. Parameters named in `loaded_later` are filled with NaN instead, so that a forgotten load shows at once.
+    Each rank draws its own shard of the tensor that one rank would draw, so the weights do not depend on the number of
+    ranks. Parameters named in `loaded_later` are filled with NaN instead, so that a missing load shows at once.
     """
     with ThreadPoolExecutor(torch.get_num_threads()) as pool, torch.no_grad():
         filled = []
@@ -65,16 +65,16 @@ def initialize(
 
 
 def _fill(values: Tensor, draw: Draw, generator: torch.Generator, dim: int, rank: int, ranks: int) -> None:
-    """Fill the shard `rank` of `ranks` along `dim` with what `draw` makes of the whole tensor."""
+    """Fill `values`, shard `rank` of `ranks` along `dim`, with its part of the whole tensor that `draw` makes."""
     own = values.size(dim)
-    if values.dim() != 2 or values.size(1) % GRAIN:  # no shard begins and ends between two grains
+    if values.dim() != 2 or values.size(1) % GRAIN:  # a shard could begin or end inside a grain
         whole = torch.empty([size * ranks if d == dim else size for d, size in enumerate(values.shape)])
         draw(whole, generator)
         values.copy_(whole.narrow(dim, rank * own, own))
         return
     begin, first = generator.get_state(), torch.empty(1, values.size(1))
     draw(first, generator)
-    if torch.equal(generator.get_state(), begin):  # nothing is drawn: all rows are alike
+    if torch.equal(generator.get_state(), begin):  # `draw` took no random numbers, so all rows are equal
         values.copy_(first)
         return
     generator.set_state(begin)
@@ -99,20 +99,20 @@ def _fill(values: Tensor, draw: Draw, generator: torch.Generator, dim: int, rank
 
 
 def _unused(count: int) -> list[Tensor]:
-    """Tensors that take an even number of 32-bit numbers from a generator, two for each of theirs."""
+    """Return int64 tensors whose filling takes `count` (even) 32-bit numbers from a generator."""
     full, rest = divmod(count // 2, SCRATCH)
     scratch = torch.empty(SCRATCH if full else rest, dtype=torch.int64)
     return [scratch] * full + [scratch[:rest]]
 
 
 def _skip(unused: list[Tensor], generator: torch.Generator) -> None:
-    """Move `generator` past the numbers that `unused` takes."""
+    """Move `generator` past the numbers that filling `unused` takes."""
     for part in unused:
         part.random_(-(2**63), None, generator=generator)  # any int64
 
 
 def _owner(module: nn.Module, child_name: str, name: str) -> tuple[nn.Module, str]:
-    """The memory module a parameter belongs to and its name there; the child itself elsewhere."""
+    """Return the memory module that a parameter belongs to, else its own module, and its name there."""
     parts = child_name.split(".") if child_name else []
     for depth in range(len(parts) + 1):
         candidate = module.get_submodule(".".join(parts[:depth]))
@@ -133,14 +133,14 @@ def _draw_memory(owner: Memory, name: str, out: Tensor, generator: torch.Generat
 
 
 def _backbone_std(name: str, parameter: nn.Parameter, config: ModelConfig, tp: TensorParallel) -> float | None:
-    """Standard deviation of a matrix; None for a norm, which begins as ones."""
+    """Return the standard deviation of a matrix, or None for a norm, whose initial weights are ones."""
     if parameter.dim() == 1:
         return None
     split = is_sharded(parameter) and parameter.partition_dim == 1  # type: ignore[attr-defined]
-    # an embedding [V, D] gets the spread of the head that may share its weight
+    # an embedding [V, D] gets the standard deviation of a head, which may share its weight
     std = config.initial_std(parameter.size(1) * (tp.size if split else 1))
     if name.endswith(("attention.out.weight", "mlp.down.weight")):
-        std /= (2 * config.num_layers) ** 0.5  # the residual stream's variance does not grow with depth
+        std /= (2 * config.num_layers) ** 0.5  # so that the residual stream's variance does not grow with depth
     return std
 
 

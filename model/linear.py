@@ -1,8 +1,8 @@
-"""The matrix product of every layer: `F.linear`, except in fp32 on a CPU, where oneDNN may beat the default BLAS.
+"""The matrix product of every layer: `F.linear`, except in fp32 on a CPU, where oneDNN may be faster.
 
-torch sends fp32 products on x86 to MKL, which takes up to twice oneDNN's time on some processors and as long on others
-(benchmarks/linear.py): a training run measures which is faster (`training.engine.cpu_products`).  Other dtypes and
-devices already take the best library.
+torch computes fp32 products on x86 with MKL, which takes up to twice as long as oneDNN on some processors and as long
+on others (benchmarks/linear.py). A training run measures which is faster (`training.engine.cpu_products`). For other
+dtypes and devices torch uses the fastest library.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_MIN_ROWS = 32  # below this the call costs more than it saves
+_MIN_ROWS = 32  # with fewer rows the call costs more than it saves
 
 
 def _onednn_available() -> bool:
@@ -31,9 +31,9 @@ def choose_library(onednn: bool) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., in], weight [out, in] -> [..., out]."""
+    """Return x [..., in] times weight [out, in]: [..., out]."""
     ours = _library["onednn"] and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    if ours and not torch.compiler.is_compiling():  # a compiled graph cannot hold it
+    if ours and not torch.compiler.is_compiling():  # a compiled graph cannot contain the operator
         rows = x.reshape(-1, x.size(-1))
         if rows.size(0) >= _MIN_ROWS:
             return _OneDnnLinear.apply(rows, weight).view(*x.shape[:-1], weight.size(0))

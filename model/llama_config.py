@@ -1,4 +1,4 @@
-"""Hugging Face's `config.json` of a Llama to and from our configuration."""
+"""Convert our configuration from and to the `config.json` of a Hugging Face Llama."""
 
 import sys
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ from pydantic import ValidationError
 from model.config import ModelConfig, RopeScaling
 from model.errors import ModelError
 
-_SIZES = {  # our field: Llama's, which must be there
+_SIZES = {  # our field: Llama's, which is required
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
     "ffn_size": "intermediate_size",
 }
-_PLAIN: dict[str, tuple[Any, ...]] = {  # what our layers are, as Transformers may spell it
+_PLAIN: dict[str, tuple[Any, ...]] = {  # the values that our layers implement, in Transformers' spellings
     "hidden_act": ("silu", "swish"),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
@@ -24,9 +24,9 @@ _PLAIN: dict[str, tuple[Any, ...]] = {  # what our layers are, as Transformers m
 
 
 def from_llama(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of our `model:` section that a Llama's config.json decides; absent keys have Llama's defaults.
+    """Return the fields of our `model:` section that a Llama's config.json determines; absent keys have its defaults.
 
-    Raises `ModelError` naming the key and the value of what our layers do not have, or what is of another type.
+    Raises `ModelError` naming key and value of a feature that our layers lack, or of a value of the wrong type.
     """
     problems = []
     if (kind := given.get("model_type")) != "llama":
@@ -64,7 +64,7 @@ def from_llama(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _not_a_size(given: Mapping[str, Any], key: str) -> str:
-    """What is wrong with a number of rows, layers or heads; empty when nothing is."""
+    """Return what is wrong with a number of rows, layers or heads, or an empty string."""
     if key not in given:
         return f"{key} is missing"
     if type(given[key]) is not int or given[key] < 1:
@@ -73,12 +73,12 @@ def _not_a_size(given: Mapping[str, Any], key: str) -> str:
 
 
 def _is_positive(value: Any) -> bool:
-    """Whether it is a finite number above 0; true and false are no numbers."""
+    """Whether `value` is a finite number above 0; true and false are not numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 def _rope(given: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Base and scaling, from either spelling: `rope_parameters`, or `rope_theta` and `rope_scaling`."""
+    """Return base and scaling, from either spelling: `rope_parameters`, or `rope_theta` and `rope_scaling`."""
     for key in ("rope_parameters", "rope_scaling"):
         if given.get(key) is not None and not isinstance(given[key], Mapping):
             raise ModelError(f"config.json: {key} is {given[key]!r}; it must be an object or null")
@@ -96,7 +96,7 @@ def _rope(given: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
         key: _number_of(rope, where, key)
         for key in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     }
-    if numbers["factor"] == 1:  # every frequency stays what it is
+    if numbers["factor"] == 1:  # a factor of 1 changes no frequency
         return theta, None
     try:
         return theta, RopeScaling(
@@ -110,7 +110,7 @@ def _rope(given: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
 
 
 def _number_of(given: Mapping[str, Any], where: str, key: str) -> float:
-    """A number above 0.  Raises `ModelError` naming the key."""
+    """Return the number under `key`. Raises `ModelError` naming the key when it is missing or not above 0."""
     name = f"{where}.{key}" if where else key
     if key not in given:
         raise ModelError(f"config.json: rope scaling llama3 lacks {name}")
@@ -120,13 +120,13 @@ def _number_of(given: Mapping[str, Any], where: str, key: str) -> float:
 
 
 def _first(error: ValueError) -> str:
-    """The first thing that pydantic says of a model."""
+    """Return pydantic's first message about a configuration, with its field."""
     found = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
     return ".".join(map(str, (*found["loc"], found["msg"])))
 
 
 def differences(given: Mapping[str, Any], config: ModelConfig) -> list[str]:
-    """What a Llama's config.json says otherwise than `config`.  Raises as `from_llama`."""
+    """Return the fields in which `config` differs from a Llama's config.json, as sentences. Raises as `from_llama`."""
     try:
         wanted = ModelConfig(**from_llama(given), segment_length=config.segment_length)
     except ValidationError as error:
@@ -140,7 +140,7 @@ def differences(given: Mapping[str, Any], config: ModelConfig) -> list[str]:
 
 
 def to_llama(config: ModelConfig, max_position: int, dtype: str) -> dict[str, Any]:
-    """config.json of the backbone as a `LlamaForCausalLM`."""
+    """Return the backbone's config.json as a `LlamaForCausalLM`; max_position: in tokens; dtype: of the weights."""
     scaling = config.rope_scaling
     return {
         "architectures": ["LlamaForCausalLM"],

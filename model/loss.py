@@ -1,6 +1,6 @@
-"""The head and its cross entropy in blocks of rows, so that the logits of all tokens never stand in memory.
+"""The head and its cross entropy, computed in blocks of tokens, so that the logits of all tokens never fill memory.
 
-A block's gradient is worked out with its loss, from the same logits: nothing is computed twice.
+A block's gradient is computed in the forward pass, from the same logits as its loss, so that none is computed twice.
 
 N tokens, n tokens of a block, D width, V/tp entries of the vocabulary on this rank.
 """
@@ -21,8 +21,8 @@ from model.parallel import TensorParallel
 class HeadLoss:
     """A head's weighted cross entropy over a vocabulary split by the tensor-parallel ranks.
 
-    compiled: the elementwise work of a block as one compiled function; block: logits computed at once, by default
-    what the device bears.
+    compiled: compile the elementwise operations of a block into one function; block: logits computed at once, None:
+    `LOSS_BLOCK` of the device.
     """
 
     def __init__(self, tp: TensorParallel, compiled: bool = False, block: int | None = None) -> None:
@@ -30,10 +30,10 @@ class HeadLoss:
         self._rows: _Rows = torch.compile(_rows, dynamic=False) if compiled and tp.size == 1 else _rows
 
     def __call__(self, hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        """The sum over all tokens of their weights times their nats, fp32 [].  Collective over the tensor group.
+        """Return the sum over all tokens of weight times loss in nats, fp32 []. Collective over the tensor group.
 
-        Args: hidden: the residual stream, normalised, [B, L, D] (with sequence parallelism [B, L/tp, D]); weight:
-        [V/tp, D]; labels: int64 [B, L]; weights: fp32 [B, L].
+        Args: hidden: the normalised residual stream [B, L, D], with sequence parallelism [B, L/tp, D]; weight:
+            [V/tp, D]; labels: int64 [B, L]; weights: fp32 [B, L].
         """
         x = self.tp.enter(hidden).flatten(0, 1)  # [N, D]
         step = max(1, (self.block or LOSS_BLOCK.get(x.device.type, LOSS_BLOCK["cuda"])) // weight.size(0))
@@ -42,7 +42,7 @@ class HeadLoss:
         )
 
 
-# logits [n, V/tp], labels [n], weights [n], group, whether the gradient is wanted -> nats [n], gradient or None
+# logits [n, V/tp], labels [n], weights [n], group, whether a gradient is needed -> losses in nats [n], gradient or None
 _Rows = Callable[[Tensor, Tensor, Tensor, TensorParallel, bool], tuple[Tensor, Tensor | None]]
 
 
@@ -97,7 +97,10 @@ class _Blocks(torch.autograd.Function):
 def _rows(
     logits: Tensor, labels: Tensor, weights: Tensor, tp: TensorParallel, wants_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Nats [n] of a block and the gradient [n, V/tp] of their weighted sum, in the logits' type."""
+    """Return a block's losses in nats, fp32 [n], and the gradient [n, V/tp] of their weighted sum in the logits' dtype.
+
+    Collective over the tensor group.
+    """
     dtype, logits = logits.dtype, logits.float()
     if tp.size == 1:
         local, outside, log_probability = labels, None, F.log_softmax(logits, dim=-1)
@@ -116,11 +119,11 @@ def _rows(
         nats, log_probability = total - sums[1], logits - total.unsqueeze(-1)
     if not wants_gradient:
         return nats, None
-    if torch.compiler.is_compiling():  # a comparison can be fused with the rest, a scatter cannot
+    if torch.compiler.is_compiling():  # the compiler fuses a comparison, not a scatter
         own_entry = torch.arange(logits.size(1), device=logits.device) == local.unsqueeze(1)
         probability = log_probability.exp()
         return nats, (torch.where(own_entry, probability - 1.0, probability) * weights.unsqueeze(1)).to(dtype)
-    del logits  # two arrays of this size are enough
+    del logits  # frees one of three arrays of this size
     own = weights if outside is None else weights.masked_fill(outside, 0.0)
     gradient = log_probability.exp_().mul_(weights.unsqueeze(1))
     return nats, gradient.scatter_add_(1, local.unsqueeze(1), -own.unsqueeze(1)).to(dtype)

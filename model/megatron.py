@@ -1,6 +1,6 @@
-"""What is taken from megatron-core: sharded weights and the copy/reduce mappings.  The only importer of megatron-core.
+"""Sharded weights and the copy/reduce mappings of megatron-core. No other file imports megatron-core.
 
-`model/hf/one_rank.py` offers the same names without it, for exported folders.
+`model/hf/one_rank.py` has the same names without it, for exported folders.
 """
 
 import logging
@@ -9,17 +9,20 @@ import warnings
 import torch.distributed as dist
 from torch import nn
 
-with warnings.catch_warnings():  # megatron-core announces that TransformerEngine and Apex are absent; neither is used
-    warnings.simplefilter("ignore")
-    logging.getLogger("megatron.core").setLevel(logging.ERROR)
+logging.getLogger("megatron").addHandler(logging.NullHandler())  # a run's log gets what it says, a console does not
+with warnings.catch_warnings(record=True) as announced:
+    warnings.simplefilter("default")
     from megatron.core import ModelParallelConfig
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
     from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region as copy_to_region
     from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region as reduce_from_region
 
+for _warning in announced:  # megatron-core says that TransformerEngine and Apex are absent; neither is used
+    logging.getLogger("py.warnings").info("%s:%d: %s", _warning.filename, _warning.lineno, _warning.message)
+
 __all__ = ["ColumnWeight", "RowWeight", "TableWeight", "copy_to_region", "reduce_from_region"]
 
-# use_cpu_initialization: on CUDA too, the engine moves the layers afterwards; initialization.py fills the weights
+# Weights are allocated on the CPU, also for CUDA, where the engine moves them; initialization.py fills them.
 _CONFIG = ModelParallelConfig(use_cpu_initialization=True, perform_initialization=False)
 
 
@@ -47,7 +50,7 @@ class RowWeight(RowParallelLinear):
 
 
 class TableWeight(VocabParallelEmbedding):
-    """`weight` [V, D] split by rows, uninitialised; `vocab_start_index` and `vocab_end_index` are this rank's."""
+    """`weight` [V, D] split by rows, uninitialised; this rank has rows vocab_start_index..vocab_end_index - 1."""
 
     def __init__(self, vocab_size: int, hidden_size: int, group: dist.ProcessGroup | None) -> None:
         super().__init__(vocab_size, hidden_size, init_method=nn.init.zeros_, config=_CONFIG, tp_group=group)

@@ -1,4 +1,4 @@
-"""The whole model as one module: what `build_model` returns and what one pipeline stage would be with all layers."""
+"""The whole model as one module, for everything but a pipeline (`model.stages`)."""
 
 from collections.abc import Container
 from dataclasses import dataclass
@@ -24,32 +24,32 @@ from model.state import LastDocument, StreamState, map_tensors, number_documents
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """logits: fp32 [B, L, V]; state: pass it to the next call to go on where this one ended."""
+    """logits: fp32 [B, L, V]; state: pass it to the next call to continue the streams."""
 
     logits: Tensor
     state: StreamState
 
 
 class LanguageModel(nn.Module):
-    """Embedding, decoder layers with their memories, norm, head.  Parameter names here are the canonical ones."""
+    """Embedding, decoder layers with their memories, norm, head. Its parameter names are the canonical names."""
 
     def __init__(
         self,
         config: ModelConfig,
-        layout: ParallelContext | None = None,
+        parallel: ParallelContext | None = None,
         memory_on: bool = True,
     ) -> None:
         super().__init__()
-        self.config, self.layout, self.memory_on = config, layout or ParallelContext(), memory_on
+        self.config, self.parallel, self.memory_on = config, parallel or ParallelContext(), memory_on
         self.explicit = config.explicit if memory_on else None
-        self.tp = self.layout.tensor
+        self.tp = self.parallel.tensor
         self.embedding = new_embedding(config, self.tp)
-        self.layers = nn.ModuleList(DecoderLayer(config, self.layout, i, memory_on) for i in range(config.num_layers))
+        self.layers = nn.ModuleList(DecoderLayer(config, self.parallel, i, memory_on) for i in range(config.num_layers))
         self.final_norm = new_norm(config, self.tp)
         self.head = self.embedding if config.tie_embeddings else new_embedding(config, self.tp)
 
     def initialize(self, seed: int, loaded_later: Container[str] = frozenset()) -> None:
-        """Draw the initial weights but those named in `loaded_later` (see `model.initialization`)."""
+        """Draw the initial weights, except those named in `loaded_later` (see `model.initialization.initialize`)."""
         for prefix, module in self.named_children():
             initialize(module, prefix, self.config, seed, self.tp, loaded_later)
 
@@ -61,10 +61,11 @@ class LanguageModel(nn.Module):
         references: References | None = None,
         changes: int | None = None,
     ) -> tuple[Tensor, StreamState]:
-        """int64 [B, L] -> normalised last hidden [B, L, D] and the next state.
+        """Return the normalised last hidden [B, L, D] of input_ids int64 [B, L], and the next state.
 
-        changes: how often the documents change at most, from one token of a row to the next; None: on a GPU in half
-        precision it is counted, which waits for the device once a call (and a call that is captured takes a mask).
+        Arguments, collectives and errors are those of `forward`; and changes: at most how often the document changes
+        from one token of a row to the next. None: on a GPU in half precision it is counted, which waits for the device
+        once a call; a call that is captured into a CUDA graph uses a mask instead.
         """
         cut, documents, last_document = _stream(self, input_ids, document_ids, state)
         reading = self._reading(input_ids, document_ids, state, references)
@@ -75,11 +76,11 @@ class LanguageModel(nn.Module):
         given = state.layers if state else ()
         states = list(given) or [layer.initial_state(hidden) for layer in self.decoder_layers]
         if self.is_sequential:
-            call = self.layout.layer
+            call = self.parallel.layer
             hidden, states, carried = run_sequential(self.decoder_layers, hidden, cut, states, carried, call)
         else:
             for index, layer in enumerate(self.decoder_layers):
-                hidden, states[index] = self.layout.layer(layer, hidden, cut, states[index], reading)
+                hidden, states[index] = self.parallel.layer(layer, hidden, cut, states[index], reading)
         last = cut[-1]
         following = StreamState(
             position=last.start + last.length,
@@ -101,7 +102,7 @@ class LanguageModel(nn.Module):
         state: StreamState | None,
         references: References | None,
     ) -> Reading | None:
-        """What the call's chunks see of references; None in a model without explicit memory."""
+        """Return which references the call's chunks see; None in a model without explicit memory."""
         if self.explicit is None:
             if references is not None:
                 why = "is off" if self.config.explicit else "has none: set model.explicit"
@@ -114,26 +115,26 @@ class LanguageModel(nn.Module):
 
     @property
     def is_sequential(self) -> bool:
-        """Whether segments are computed one after the other."""
+        """Whether the memory's segments are computed one after the other."""
         memory = self.config.memory
         return self.memory_on and memory.sequential and bool(memory.memory_layers(self.config.num_layers))
 
     @property
     def decoder_layers(self) -> list[DecoderLayer]:
-        """The blocks, in order."""
+        """The decoder layers, in order."""
         return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
 
     def after(self, document_ids: Tensor, position: int) -> StreamState:
-        """The state of streams read up to `position`, a segment's begin, whose banks come from the rank before.
+        """Return the state of streams at `position`, a segment's begin, whose banks another segment rank sends.
 
-        Args: int64 [B], the documents of the tokens before.
+        Args: document_ids: int64 [B], documents of the tokens before `position`.
         """
         zero = torch.zeros_like(document_ids)
         return StreamState(
             position=position,
             config=self.config,
             memory_on=self.memory_on,
-            layers=(),  # initial; made beside the hidden states (no weight may be touched here: ZeRO 3 would fetch it)
+            layers=(),  # initial, made in `hidden`: touching a weight here would make ZeRO 3 gather it
             documents=document_ids.new_zeros(len(document_ids), 0),
             bank_document=zero,
             last=LastDocument(document_ids, zero),
@@ -146,13 +147,13 @@ class LanguageModel(nn.Module):
         state: StreamState | None = None,
         references: References | None = None,
     ) -> ModelOutput:
-        """Logits of a batch of token streams.
+        """Return the logits of a batch of token streams, and the next state. Collective over the tensor group.
 
         Args:
             input_ids: int64 [B, L], any L >= 1; L need not be a multiple of the segment length.
-            document_ids: int64 [B, L], a document ends where the id changes; None: the document goes on.
-            state: the previous call's `out.state`, to go on with the same B streams.
-            references: what the chunks that begin in this call may read; only with explicit memory.  None: nothing.
+            document_ids: int64 [B, L], a document ends where the id changes; None: the last document continues.
+            state: the previous call's `out.state`, to continue the same B streams; None: streams begin.
+            references: what the chunks that begin in this call read; only with explicit memory. None: nothing.
 
         Raises `ModelError` for shapes that do not fit each other or a state of another model or batch.
         """
@@ -160,22 +161,25 @@ class LanguageModel(nn.Module):
         return ModelOutput(self.tp.gather(self.head.logits(hidden)).float(), following)
 
     def memory_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Names and parameters of the memories alone."""
+        """Return the names and parameters of the memories alone."""
         return [(name, p) for name, p in self.named_parameters() if is_memory_name(name)]
 
     def load_hf(self, state_dict: dict[str, Tensor]) -> None:
-        """Load a Hugging Face `LlamaForCausalLM` state dict into the backbone; the memory is left as it is."""
+        """Load a Hugging Face `LlamaForCausalLM` state dict, weights [out, in], into the backbone; the memory stays.
+
+        Raises `ModelError` when it does not fit, and changes nothing.
+        """
         load_llama(self, state_dict)
 
     def to_hf(self) -> dict[str, Tensor]:
-        """The backbone under Hugging Face `LlamaForCausalLM` names."""
+        """Return the backbone's weights [out, in] under Hugging Face `LlamaForCausalLM` names."""
         return export_llama(self)
 
 
 def build_model(config: ModelConfig, seed: int = 0, memory_on: bool = True) -> LanguageModel:
-    """A freshly initialised fp32 model on the CPU; needs one process and nothing initialised.
+    """Return an initialised fp32 model on the CPU, for one process without process group.
 
-    Args: seed of the initial weights; memory_on=False builds the same backbone without any memory parameter.
+    Args: seed: of the initial weights; memory_on: False builds the same backbone without any memory parameter.
     """
     net = LanguageModel(config, memory_on=memory_on)
     net.initialize(seed)
@@ -190,7 +194,10 @@ def is_memory_name(name: str) -> bool:
 def _stream(
     net: LanguageModel, input_ids: Tensor, document_ids: Tensor | None, state: StreamState | None
 ) -> tuple[list[SegmentSpan], Tensor | None, LastDocument | None]:
-    """Check the arguments; return the spans, the documents [B, c+L] of cached and new tokens, and the last one."""
+    """Check the arguments; return the spans, the documents [B, c+L] of cached and new tokens, and the last document.
+
+    Raises `ModelError` when an argument does not fit the model or another argument.
+    """
     if input_ids.dim() != 2 or input_ids.dtype != torch.int64 or input_ids.numel() == 0:
         raise ModelError(
             f"input_ids: {input_ids.dtype} {list(input_ids.shape)}, but it must be int64 [batch, length], not empty"
@@ -215,7 +222,7 @@ def _stream(
         start, bank_document, documents, last = state.position, state.bank_document, state.documents, state.last
     if document_ids is not None or last is not None:
         if documents is None:
-            # what came before had no document ids: it was one document, with id and number 0
+            # tokens before this call had no document ids: they are one document, with id and number 0
             documents = input_ids.new_zeros(batch, state.layers[0].keys.size(1) if state else 0)
             read = 0 if start >= config.segment_length else -1
             bank_document = input_ids.new_full((batch,), read)
@@ -228,5 +235,5 @@ def _stream(
 
 
 def _detach(value: Any) -> Any:
-    """The carried state holds no graph: what one call computed does not stay alive through the next."""
+    """Detach all tensors, so that a carried state does not keep the graph of the call before alive."""
     return map_tensors(Tensor.detach, value)

@@ -1,9 +1,8 @@
-"""Tensor parallelism: megatron-core's sharded layers (`model/megatron.py`) behind one small object.
+"""Tensor parallelism with megatron-core's sharded weights (`model/megatron.py`).
 
-megatron-core allocates and marks the shards (`tensor_model_parallel`, `partition_dim`) and gives the copy/reduce
-mappings.  The matrix products are plain ones on the local shard, so that every column-parallel projection of a
-block shares ONE copy-to-region and every row-parallel one joins ONE all-reduce, and so that a single process needs no
-process group at all.
+megatron-core allocates the shards and provides the copy/reduce mappings. The matrix products here are plain ones on the
+local shard. So all column-parallel products of a block share one copy into the region, all row-parallel ones one
+all-reduce, and a single process needs no process group.
 """
 
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ from model.megatron import ColumnWeight, RowWeight, TableWeight, copy_to_region,
 
 @dataclass(frozen=True)
 class TensorParallel:
-    """The tensor-parallel group a model is built for; `group=None` is one rank with nothing initialised.
+    """The tensor-parallel group of a model; group None: one rank without process group.
 
-    sequence: between the regions of parallel products each rank keeps its tokens only, [B, L/tp, D] (Megatron's
-    sequence parallelism, arXiv 2205.05198): norms and residuals are not computed and kept tp times.
+    sequence: Megatron's sequence parallelism (arXiv 2205.05198). Outside the regions of parallel products each rank
+    keeps only its own tokens, [B, L/tp, D], so that norms and residuals are not computed and kept tp times.
     """
 
     group: dist.ProcessGroup | None = None
@@ -38,38 +37,42 @@ class TensorParallel:
         return 0 if self.group is None else self.group.rank()
 
     def copy(self, x: Tensor) -> Tensor:
-        """Identity forward, all-reduce backward: enter a region of column-parallel products."""
+        """Enter a region of column-parallel products: identity forward, all-reduce backward. Collective."""
         return x if self.size == 1 else copy_to_region(x, self.group)
 
     def reduce(self, partial: Tensor) -> Tensor:
-        """All-reduce forward, identity backward: leave a region of row-parallel products."""
+        """Leave a region of row-parallel products: all-reduce forward, identity backward. Collective."""
         if self.size == 1:
             return partial
-        # contiguous: megatron-core would otherwise reduce a copy and return the unreduced tensor
+        # contiguous, because megatron-core would reduce a copy of any other tensor and return the unreduced one
         return reduce_from_region(partial.contiguous(), self.group)
 
     def enter(self, x: Tensor) -> Tensor:
-        """The residual stream, [B, L, D] or with `sequence` [B, L/tp, D], into a region of column-parallel products:
-        [B, L, D] whole on every rank, the gradient summed over the ranks."""
+        """Bring the residual stream into a region of column-parallel products. Collective.
+
+        [B, L, D], or with `sequence` [B, L/tp, D] -> [B, L, D], whole on every rank; the gradient is summed over the
+        ranks.
+        """
         return _GatherTokens.apply(x, self) if self.sequence and self.size > 1 else self.copy(x)
 
     def leave(self, partial: Tensor) -> Tensor:
-        """Back out of it: partial [B, L, D], summed over the ranks, as the residual stream is kept."""
+        """Sum partial [B, L, D] over the ranks into the residual stream: [B, L, D] or [B, L/tp, D]. Collective."""
         return _ScatterTokens.apply(partial, self) if self.sequence and self.size > 1 else self.reduce(partial)
 
     def for_own_tokens(self, weight: Tensor) -> Tensor:
-        """A replicated weight that is used on the residual stream: with `sequence` its gradient is summed."""
+        """Return a replicated weight for the residual stream; with `sequence` its gradient is summed over the ranks."""
         return self.copy(weight) if self.sequence else weight
 
     def gather(self, x: Tensor) -> Tensor:
-        """[..., D/tp] of every rank -> [..., D] on each; backward keeps this rank's slice of the gradient.
+        """Gather [..., D/tp] of every rank into [..., D] on each. Collective.
 
-        For what all ranks then compute alike.  (megatron-core's gather needs CUDA.)
+        The backward pass keeps this rank's slice of the gradient, so all ranks must compute the same with the result.
+        megatron-core's gather needs CUDA.
         """
         return x if self.size == 1 else _Gather.apply(x, self)
 
     def shard(self, full: Tensor, parameter: nn.Parameter) -> Tensor:
-        """This rank's slice of a full weight, split as `parameter` is."""
+        """Return this rank's slice of the whole weight `full`, split as `parameter` is."""
         if self.size == 1 or not is_sharded(parameter):
             return full
         return full.chunk(self.size, dim=parameter.partition_dim)[self.rank]  # type: ignore[attr-defined]
@@ -89,7 +92,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _GatherTokens(torch.autograd.Function):
-    """[B, L/tp, D] -> [B, L, D]; the gradient is reduce-scattered.  (megatron-core's needs CUDA.)"""
+    """[B, L/tp, D] -> [B, L, D]; the gradient is reduce-scattered. megatron-core's version needs CUDA."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
@@ -128,7 +131,7 @@ def _scatter_tokens(x: Tensor, tp: TensorParallel) -> Tensor:
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm of the residual stream, as much of it as this rank keeps."""
+    """RMSNorm of this rank's part of the residual stream."""
 
     def __init__(self, size: int, eps: float, tp: TensorParallel) -> None:
         super().__init__(size, eps=eps)
@@ -139,12 +142,12 @@ class RMSNorm(nn.RMSNorm):
 
 
 def is_sharded(parameter: nn.Parameter) -> bool:
-    """Whether the parameter is split over the tensor-parallel group (else it is replicated)."""
+    """Whether the parameter is split over the tensor-parallel group; others are replicated."""
     return bool(getattr(parameter, "tensor_model_parallel", False))
 
 
 def sharded_parameter(shape: tuple[int, ...], tp: TensorParallel) -> nn.Parameter:
-    """An uninitialised parameter split over its first dimension; `shape` is the full one."""
+    """Return an uninitialised parameter that is split over its first dimension; shape: of the whole parameter."""
     assert shape[0] % tp.size == 0, f"{shape[0]} rows over {tp.size} ranks"
     parameter = nn.Parameter(torch.empty(shape[0] // tp.size, *shape[1:]))
     parameter.tensor_model_parallel, parameter.partition_dim, parameter.partition_stride = True, 0, 1  # type: ignore[attr-defined]
@@ -152,7 +155,7 @@ def sharded_parameter(shape: tuple[int, ...], tp: TensorParallel) -> nn.Paramete
 
 
 class ColumnParallel(ColumnWeight):
-    """Weight [out, in] split by rows: `x` [..., in], already copied into the region -> [..., out/tp]."""
+    """Weight [out, in] split by rows; maps x [..., in], copied into the region, to this rank's [..., out/tp]."""
 
     def __init__(self, in_size: int, out_size: int, tp: TensorParallel) -> None:
         super().__init__(in_size, out_size, tp.group)
@@ -163,7 +166,7 @@ class ColumnParallel(ColumnWeight):
 
 
 class RowParallel(RowWeight):
-    """Weight [out, in] split by columns: [..., in/tp] -> this rank's PARTIAL [..., out]; the caller reduces once."""
+    """Weight [out, in] split by columns; maps [..., in/tp] to this rank's partial [..., out], which the caller sums."""
 
     def __init__(self, in_size: int, out_size: int, tp: TensorParallel) -> None:
         super().__init__(in_size, out_size, tp.group)
@@ -182,7 +185,7 @@ class VocabParallel(TableWeight):
         _mark(self.weight, 0)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """int64 [B, L] -> the residual stream [B, L, D], or with `sequence` this rank's [B, L/tp, D]."""
+        """Embed ids int64 [B, L] -> [B, L, D], or with `sequence` this rank's [B, L/tp, D]. Collective."""
         if self.tp.size == 1:
             return F.embedding(ids, self.weight)
         outside = (ids < self.vocab_start_index) | (ids >= self.vocab_end_index)
@@ -190,10 +193,10 @@ class VocabParallel(TableWeight):
         return self.tp.leave(local.masked_fill(outside.unsqueeze(-1), 0.0))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The residual stream, normalised -> this rank's [B, L, V/tp]."""
+        """Return this rank's logits [B, L, V/tp] of the normalised residual stream. Collective with `sequence`."""
         return linear(self.tp.enter(hidden), self.weight)
 
 
 def _mark(weight: nn.Parameter, dim: int) -> None:
-    # megatron-core marks shards only while it initialises them, which is switched off here
+    # megatron-core marks shards while it initialises them, and this project initialises them itself
     weight.tensor_model_parallel, weight.partition_dim, weight.partition_stride = True, dim, 1  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""How a model lies on this rank: its share of every layer, its share of a sample's segments, what it recomputes."""
+"""What a layer knows of parallelism: the group that shares it, the group that shares a sample, what is recomputed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,10 +16,10 @@ Recompute = Literal["none", "selective", "full"]
 
 @dataclass(frozen=True)
 class SegmentParallel:
-    """Ranks that own consecutive segments of one sample; `group=None` is one rank with nothing initialised.
+    """Ranks that own consecutive segments of one sample; group None: one rank without process group.
 
-    Attention stays inside a segment, so all that passes from a rank to the next is a memory's bank, and its gradient
-    back: as many bytes whatever the number of segments.
+    Attention stays inside a segment, so a rank sends only the memory's bank to the next, and receives its gradient. The
+    number of bytes does not depend on the number of segments.
     """
 
     group: dist.ProcessGroup | None = None
@@ -41,11 +41,11 @@ class SegmentParallel:
         return self.rank == self.size - 1
 
     def send(self, x: Tensor, ahead: int) -> None:
-        """To the rank `ahead` places after this one (-1: before)."""
+        """Send x to the rank `ahead` places after this one (-1: the one before), which must call `receive`."""
         dist.send(x.contiguous(), group=self.group, group_dst=self.rank + ahead)
 
     def receive(self, like: Tensor, ahead: int) -> Tensor:
-        """What the rank `ahead` places after this one (-1: before) sends, shaped like `like`."""
+        """Receive a tensor shaped like `like` from the rank `ahead` places after this one (-1: the one before)."""
         x = torch.empty_like(like, memory_format=torch.contiguous_format)
         dist.recv(x, group=self.group, group_src=self.rank + ahead)
         return x
@@ -53,10 +53,10 @@ class SegmentParallel:
 
 @dataclass(frozen=True)
 class ParallelContext:
-    """Everything a layer must know about the other ranks.  The default is one process with nothing initialised.
+    """Everything a layer must know about the other ranks. The default is one process without process groups.
 
-    recompute: what the backward pass computes again instead of keeping it: `selective` the attention's core and the
-    memory, `full` whole decoder layers.
+    recompute: what the backward pass computes again to save memory: `selective` attention without its projections, and
+    the memory; `full` whole decoder layers.
     """
 
     tensor: TensorParallel = field(default_factory=TensorParallel)
@@ -64,15 +64,17 @@ class ParallelContext:
     recompute: Recompute = "none"
 
     def inner(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a part of a layer that `selective` recomputes."""
+        """Run a part of a layer, which `selective` recomputes in the backward pass."""
         return _run(self.recompute == "selective", function, arguments)
 
     def layer(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a layer, which `full` recomputes."""
+        """Run a layer, which `full` recomputes in the backward pass."""
         return _run(self.recompute == "full", function, arguments)
 
 
 def _run(recomputed: bool, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     if recomputed and torch.is_grad_enabled():
-        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)  # nothing is random
+        return checkpoint(
+            function, *arguments, use_reentrant=False, preserve_rng_state=False
+        )  # layers draw no random numbers
     return function(*arguments)

@@ -1,5 +1,7 @@
-"""What all layers ask of a call's spans, worked out once before them: nothing is left for a layer to look up, so that
-one can be compiled, and nothing reads a number from the device."""
+"""Compute once, before the layers, what all layers need of a call's spans.
+
+So a layer can be compiled: it fills no cache and reads no number from the device.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -16,10 +18,10 @@ from model.segments import SegmentSpan, sequences
 def prepare(
     config: ModelConfig, cut: Sequence[SegmentSpan], like: Tensor, dtype: torch.dtype, masked: bool, changes: int | None
 ) -> list[SegmentSpan]:
-    """The spans with angles, and with attention's cuts where a kernel takes them, else its mask.
+    """Return the spans with rotary angles, and with attention's cuts where a kernel takes them, else with its mask.
 
-    Args: like: int64 [B, L] on the device; dtype: of the weights; masked: attention needs a mask whatever the device;
-    changes: how often documents change in the call at most, where that is known (`model.segments.sequences`).
+    Args: like: int64 [B, L] on the device; dtype: of the weights; masked: attention needs a mask on every device;
+        changes: at most how often documents change in the call, None: unknown (`model.segments.sequences`).
     """
     device = like.device
     if device.type == "cuda" and torch.is_autocast_enabled("cuda"):
@@ -37,17 +39,17 @@ def _prepared(
     cuts = None
     if varlen and not simple and (counted or not is_captured(like.device)):
         cuts = sequences(span, like, changes)
-        for cut in cuts:  # their number changes from batch to batch
+        for cut in cuts:  # the number of sequences changes from batch to batch
             torch._dynamo.maybe_mark_dynamic(cut, 0)
     span = replace(span, rotary=rotary, cuts=cuts)
     if cuts is None:
         span.attention_mask(like.device)
-    _ = span.readable, span.writable, span.continues  # kept by the span once asked for
+    _ = span.readable, span.writable, span.continues  # cached properties: this computes them
     return span
 
 
 class Prepared:
-    """The spans of the documents that a pipeline stage works on, prepared by the first of its layers."""
+    """The prepared spans of a pipeline stage: its first layer prepares them, and the others reuse them."""
 
     def __init__(self) -> None:
         self._documents: Tensor | None = None
@@ -57,7 +59,7 @@ class Prepared:
     def of(
         self, config: ModelConfig, cut: Iterable[SegmentSpan], documents: Tensor, dtype: torch.dtype
     ) -> list[SegmentSpan]:
-        """`prepare`d, anew when `documents` int64 [B, 1 + L] are another tensor than the last time."""
+        """Return prepared spans, anew when `documents` int64 [B, 1 + L] is another tensor than in the last call."""
         if self._documents is not documents or self._dtype != dtype:
             masked = config.explicit is not None
             self._spans = prepare(config, list(cut), documents, dtype, masked, None)

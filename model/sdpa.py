@@ -1,4 +1,4 @@
-"""The attention kernels: torch's scaled dot product, and its attention over sequences of different lengths (varlen)."""
+"""The attention kernels: torch's scaled dot product attention, and its varlen attention over unequal sequences."""
 
 import contextlib
 import importlib.util
@@ -12,21 +12,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 try:
     from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # a torch that has none: exported folders run there too
+except ImportError:  # older torch versions, on which exported folders run too
     varlen_attn = None  # type: ignore[assignment]
 
-# cuDNN is left out: the backward of its kernel with a mask returns NaN for some lengths, without an error
+# without cuDNN, whose backward pass with a mask returns NaN for some lengths and raises no error
 _MASKED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-# torch 2.11 takes grouped heads as they are and has no such argument
+# torch 2.11 accepts grouped heads without this argument
 _GROUPED = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters
-_WIDEST = 256  # head width of FlashAttention
+_WIDEST = 256  # head width that FlashAttention takes
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention, [B, H, n, d].
+    """Return softmax attention [B, H, n, d].
 
     Args: q [B, H, n, d]; k and v [B, Hkv, W, d], Hkv divides H; mask: bool, broadcast to [B, H, n, W], True = may
-    attend; None: plain causal.
+        attend; None: causal, n = W.
     """
     group = q.size(1) // k.size(1)
     if mask is None:
@@ -38,10 +38,10 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def varlen(q: Tensor, k: Tensor, v: Tensor, cuts: tuple[Tensor, Tensor], longest: tuple[int, int]) -> Tensor:
-    """Causal attention inside each of N sequences, aligned at their ends, [queries, H, d].
+    """Return causal attention inside each of N sequences [queries, H, d]; queries are aligned with the last keys.
 
     Args: q [queries, H, d]; k and v [keys, Hkv, d]; cuts: int32 [N + 1] each, where the sequences' queries and keys
-    begin and the last ones end; longest: at least the most queries and keys a sequence has.
+        begin, and the end of the last; longest: upper bounds of a sequence's queries and keys.
     """
     more: dict[str, Any] = {"enable_gqa": True} if _GROUPED and q.size(1) > k.size(1) else {}
     out: Tensor = varlen_attn(q, k, v, *cuts, *longest, window_size=(-1, 0), **more)  # type: ignore[assignment]
@@ -49,14 +49,17 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, cuts: tuple[Tensor, Tensor], longest
 
 
 def serves_varlen(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Whether `varlen` has a kernel for heads of `width` there."""
+    """Whether `varlen` has a kernel for this device, dtype and head width."""
     if varlen_attn is None or device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return False
     return width % 8 == 0 and width <= _WIDEST and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def activate_flash_attention_3(device: torch.device) -> bool:
-    """FlashAttention-3 for the whole process, where its package is installed and the device is a Hopper GPU."""
+    """Switch the whole process to FlashAttention-3, and return whether that was possible.
+
+    It needs a Hopper GPU (H100, H200) and the package flash_attn_interface.
+    """
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
         return False
     if importlib.util.find_spec("flash_attn_interface") is None:
@@ -65,6 +68,6 @@ def activate_flash_attention_3(device: torch.device) -> bool:
         from torch.nn.attention import activate_flash_attention_impl
 
         activate_flash_attention_impl("FA3")
-    except (ImportError, RuntimeError, ValueError):  # a torch without the choice, or a package without the kernels
+    except (ImportError, RuntimeError, ValueError):  # torch has no such choice, or the package has no kernels
         return False
     return True

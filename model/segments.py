@@ -1,7 +1,7 @@
-"""How a stream of tokens falls into segments, and which token may see what.
+"""Cutting a stream of tokens into segments, and which tokens see each other.
 
-A call on L tokens is cut at segment boundaries into at most three spans: the rest of an open segment, a run of S
-whole segments that are computed at once, and the beginning of a new one.  In training there is one span.
+A call on L tokens is cut at segment boundaries into at most three spans: the rest of an open segment, S whole segments
+that are computed at once, and the begin of a new segment. In training there is one span.
 
 B batch, S segments, T tokens of a segment, n tokens of a span, c cached tokens before it.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SegmentSpan:
-    """A stretch of the stream that lies inside one segment, or that is a run of whole segments."""
+    """Consecutive tokens of the stream that lie inside one segment, or that are S whole segments."""
 
     begin: int  # first token, counted from the call's first token
     start: int  # the same token's position in the stream
@@ -25,9 +25,9 @@ class SegmentSpan:
     attention_span: int  # segments a token attends to, its own included
     documents: Tensor | None  # int64 [B, c+n]: documents of the cached and the own tokens; None: one document
     bank_document: Tensor | None  # int64 [B]: document of the last token before the open segment (-1: none)
-    # what `model.preparation` works out before the layers
+    # set by `model.preparation` before the layers
     rotary: Tensor | None = None  # [2, n, 1, d/2]: the angles of the tokens' positions
-    cuts: tuple[Tensor, Tensor] | None = None  # int32 [N+1] each: the sequences of `sequences`; None: a mask
+    cuts: tuple[Tensor, Tensor] | None = None  # int32 [N+1] each, what `sequences` returns; None: use the mask
 
     @property
     def end(self) -> int:
@@ -50,7 +50,7 @@ class SegmentSpan:
 
     @property
     def cached(self) -> int:
-        """c: tokens before the span that attention still sees."""
+        """c, tokens before the span that attention still sees."""
         return min(self.start, self.offset + (self.attention_span - 1) * self.segment_length)
 
     @property
@@ -61,22 +61,22 @@ class SegmentSpan:
 
     @property
     def padding(self) -> int:
-        """Empty keys before the first window, so that every window of a run of segments has the same width."""
+        """Empty keys before the first window, which give all windows of whole segments the same width."""
         return (self.attention_span - 1) * self.segment_length - self.cached if self.segments > 1 else 0
 
     @property
     def window(self) -> int:
-        """W: keys a segment of this span looks at."""
+        """W, keys that a segment of this span attends to."""
         if self.segments > 1:
             return self.attention_span * self.segment_length
         return self.cached + self.length
 
     @cached_property
     def _masks(self) -> dict[torch.device, Tensor | None]:
-        return {}  # every layer asks for the same one
+        return {}  # all layers use the same mask
 
     def attention_mask(self, device: torch.device) -> Tensor | None:
-        """bool [B or 1, S or 1, n/S, W], True = may attend; None: plain causal attention over n = W tokens."""
+        """Return bool [B or 1, S or 1, n/S, W], True = may attend; None: causal attention over n = W tokens."""
         if device not in self._masks:
             self._masks[device] = self._attention_mask(device)
         return self._masks[device]
@@ -85,7 +85,7 @@ class SegmentSpan:
         queries = self.length // self.segments
         if self.documents is None and self.window == queries:
             return None
-        ahead = self.window - queries  # keys of a window that stand before its first query
+        ahead = self.window - queries  # keys of a window before its first query
         mask = torch.ones(queries, self.window, dtype=torch.bool, device=device).tril(ahead)[None, None]
         if self.padding:
             key = torch.arange(self.window, device=device)
@@ -99,7 +99,7 @@ class SegmentSpan:
 
     @cached_property
     def _segment_documents(self) -> Tensor | None:
-        """int64 [B, S, T or the open segment's length so far], the pending tokens of an open segment included."""
+        """Documents, int64 [B, S, T]; for an open segment [B, 1, tokens so far], those of earlier spans included."""
         if self.documents is None:
             return None
         pending = self.offset + self.length
@@ -107,13 +107,13 @@ class SegmentSpan:
 
     @cached_property
     def _entering(self) -> Tensor:
-        """int64 [B, S]: document the bank that enters each segment belongs to."""
+        """int64 [B, S], the document that the bank entering each segment belongs to."""
         assert self._segment_documents is not None and self.bank_document is not None
         return torch.cat((self.bank_document.unsqueeze(1), self._segment_documents[:, :-1, -1]), dim=1)
 
     @cached_property
     def readable(self) -> Tensor | None:
-        """bool [B, S, n/S]: the token's document is the bank's; None: always."""
+        """bool [B, S, n/S], True = the token's document is the bank's; None: true for all."""
         if self._segment_documents is None:
             return None
         own = self._segment_documents[:, :, self.offset :]
@@ -121,34 +121,35 @@ class SegmentSpan:
 
     @cached_property
     def continues(self) -> Tensor | None:
-        """bool [B, S]: the segment's last token goes on with the bank's document; None: always."""
+        """bool [B, S], True = the segment's last token is of the bank's document; None: true for all."""
         if self._segment_documents is None:
             return None
         return self._segment_documents[:, :, -1] == self._entering
 
     @cached_property
     def writable(self) -> Tensor | None:
-        """bool [B, S, T]: the token belongs to the document of its segment's last token; None: all do."""
+        """bool [B, S, T], True = the token is of the same document as its segment's last token; None: true for all."""
         if self._segment_documents is None:
             return None
         return self._segment_documents == self._segment_documents[:, :, -1:]
 
     @property
     def next_bank_document(self) -> Tensor | None:
-        """int64 [B]: document of the bank after this span."""
+        """int64 [B], the document that the bank after this span belongs to; None: no documents were given."""
         if self._segment_documents is None or not self.closes:
             return self.bank_document
         return self._segment_documents[:, -1, -1]
 
 
 def sequences(span: SegmentSpan, like: Tensor, changes: int | None = None) -> tuple[Tensor, Tensor]:
-    """Where attention's sequences begin, in queries [B*n] and in keys [B*S*W]: a sequence is a run of one document
-    inside one window, and its queries are aligned with its last keys.
+    """Return where the sequences of varlen attention begin, in queries [B*n] and in keys [B*S*W].
 
-    Args: like: int64 [B, L] on the device; changes: how often documents change in the span at most; None: it is
-    counted, for which a GPU must be waited for once.
-    Returns int32 [N + 1] each, their last entries the totals.  N depends on `changes` and shapes only: entries that
-    are not needed repeat the totals, as sequences of no token.
+    A sequence is the tokens of one document inside one window. Its queries are aligned with its last keys.
+
+    Args: like: int64 [B, L] on the device; changes: at most how often documents change in the span; None: they are
+        counted, which waits for a GPU once.
+    Returns int32 [N + 1] each; the last entry is the total. N depends on `changes` and shapes only: surplus entries
+        repeat the total, as sequences of no token.
     """
     batch, queries, width = like.size(0), span.length // span.segments, span.window
     ahead, total = width - queries, batch * span.segments * width
@@ -160,7 +161,8 @@ def sequences(span: SegmentSpan, like: Tensor, changes: int | None = None) -> tu
     filled = torch.nn.functional.pad(documents, (span.padding, 0), value=-1)
     own = windows(filled, span).reshape(-1, width)  # [B*S, W]
     new = torch.nn.functional.pad(own[:, 1:] != own[:, :-1], (1, 0), value=True).flatten()
-    # a window's begin, where its padding ends, and each change once for every window that sees it
+    # upper bound of sequences: each window begins one, so does the end of its padding, and each change of document
+    # begins one in every window that sees it
     most = batch * span.segments + span.attention_span * changes
     if span.padding:
         most += batch * (span.attention_span - 1)
@@ -173,7 +175,7 @@ def sequences(span: SegmentSpan, like: Tensor, changes: int | None = None) -> tu
 
 
 def windows(x: Tensor, span: SegmentSpan) -> Tensor:
-    """[B, padding+c+n, …] -> [B, S, W, …]: the keys each segment looks at."""
+    """[B, padding+c+n, …] -> [B, S, W, …], the keys that each segment attends to."""
     if span.segments == 1:
         return x.unsqueeze(1)
     if span.attention_span == 1:
@@ -188,19 +190,19 @@ def spans(
     attention_span: int,
     documents: Tensor | None = None,
     bank_document: Tensor | None = None,
-    in_turn: bool = False,
+    sequential: bool = False,
     chunk_length: int | None = None,
 ) -> Iterator[SegmentSpan]:
-    """Cut `length` tokens that begin at stream position `start`; `documents` int64 [B, c+length], cached ones first.
+    """Cut `length` tokens that begin at stream position `start` into spans.
 
-    in_turn: one segment a span, never a run of them.  chunk_length: of explicit memory; a chunk that is open at
-    `start` is a span of its own.
+    Args: documents: int64 [B, c+length], those of the cached tokens first; bank_document: int64 [B]; sequential: at
+        most one segment a span; chunk_length: of explicit memory: a chunk that is open at `start` is a span of its own.
     """
     begin = 0
     while begin < length:
         at, left = start + begin, length - begin
         offset = at % segment_length
-        whole = min(left, segment_length) if in_turn else left - left % segment_length
+        whole = min(left, segment_length) if sequential else left - left % segment_length
         take = min(left, segment_length - offset) if offset else whole or left
         if chunk_length and at % chunk_length:
             take = min(take, chunk_length - at % chunk_length)

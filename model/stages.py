@@ -1,11 +1,12 @@
-"""The model as one flat list of layers for the pipeline to cut; (hidden [B, L, D], documents) travels.
+"""The model as one flat list of layers, which the pipeline engine cuts into stages.
 
-documents: int64 [B, 1 + L], that of the token before the first (-1: a sample begins) and those of the tokens.  With
-sequence parallelism hidden is [B, L/tp, D].
+A stage sends (hidden, documents) to the next one. hidden: [B, L, D], or [B, L/tp, D] with sequence parallelism.
+documents: int64 [B, 1 + L], the document ids of the token before the first (-1: a sample begins) and of the tokens.
 
-With explicit memory (hidden, documents, found) travels.  hidden holds, behind the tokens, the reference BOS and, up to
-the last memory layer, the references: [B, L + P + M*R, D], one float tensor.  found: int64 [B, M, 2], each reference's
-length and the document whose tokens found it.
+With explicit memory a stage sends (hidden, documents, reference_lengths, reference_document_ids). hidden then holds
+the tokens, the reference BOS and, up to the last memory layer, the references: [B, L + P + M*R, D], because a pipeline
+sends one float tensor. The last two are int64 [B, M]: each reference's number of tokens, and the document whose tokens
+retrieved it.
 """
 
 from collections.abc import Container
@@ -27,7 +28,11 @@ from model.segments import spans
 
 
 class EmbeddingStage(nn.Module):
-    """(ids, documents) -> (hidden, documents); (ids, documents, references, found) -> (hidden, documents, found)."""
+    """(ids, documents) -> (hidden, documents).
+
+    With explicit memory (ids, documents, references, reference_lengths, reference_document_ids) -> (hidden, documents,
+    reference_lengths, reference_document_ids).
+    """
 
     def __init__(self, config: ModelConfig, tp: TensorParallel, memory_on: bool) -> None:
         super().__init__()
@@ -38,24 +43,24 @@ class EmbeddingStage(nn.Module):
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         ids, documents, *explicit = inputs
         if explicit:
-            tokens, found = explicit
-            reading = packed_reading(self.config, self.tp, documents, found, tokens)
-            return self.embedding(with_references(ids, reading)), documents, found
+            tokens, lengths, document_ids = explicit
+            reading = packed_reading(self.config, self.tp, documents, lengths, document_ids, tokens)
+            return self.embedding(with_references(ids, reading)), documents, lengths, document_ids
         hidden = self.embedding(ids)
-        if self.carry_travels:  # the pipeline sends one float tensor: a memory's carry travels behind the tokens
+        if self.carry_travels:  # a pipeline sends one float tensor, so the memory's carry is appended to the tokens
             hidden = torch.cat((hidden, self.config.memory.first_carry(hidden).to(hidden.dtype)), dim=1)
         return hidden, documents
 
 
 class DecoderStage(nn.Module):
-    """One decoder layer; the pipeline balances its stages by counting these."""
+    """One decoder layer: what the stages send -> the same after the layer."""
 
     def __init__(
-        self, config: ModelConfig, layout: ParallelContext, index: int, memory_on: bool, prepared: Prepared
+        self, config: ModelConfig, parallel: ParallelContext, index: int, memory_on: bool, prepared: Prepared
     ) -> None:
         super().__init__()
-        self.config, self.segments, self.prepared = config, layout.segments, prepared
-        self.layer = DecoderLayer(config, layout, index, memory_on)
+        self.config, self.segments, self.prepared = config, parallel.segments, prepared
+        self.layer = DecoderLayer(config, parallel, index, memory_on)
         self.carry_travels = memory_on and config.memory.carry_travels
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -66,8 +71,8 @@ class DecoderStage(nn.Module):
         raw = spans(begin, length, config.segment_length, config.attention_span, own, before)
         cut = self.prepared.of(config, raw, documents, hidden.dtype)
         if explicit:
-            reading = packed_reading(config, self.layer.tp, documents, explicit[0])
-            return self.layer(hidden, cut, None, reading)[0], documents, explicit[0]
+            reading = packed_reading(config, self.layer.tp, documents, *explicit)
+            return self.layer(hidden, cut, None, reading)[0], documents, *explicit
         if not self.carry_travels:
             return self.layer(hidden, cut)[0], documents
         tokens, carry = hidden.split(length, dim=1)
@@ -77,7 +82,7 @@ class DecoderStage(nn.Module):
 
 
 class NormStage(nn.Module):
-    """(hidden, documents) or (hidden, documents, found) -> hidden."""
+    """What the stages send -> the normalised tokens [B, L, D], without references and carry."""
 
     def __init__(self, config: ModelConfig, tp: TensorParallel, memory_on: bool) -> None:
         super().__init__()
@@ -90,7 +95,7 @@ class NormStage(nn.Module):
 
 
 class HeadStage(nn.Module):
-    """hidden -> (hidden, this rank's weight [V/tp, D]): the loss takes them together (`model.loss`)."""
+    """hidden -> (hidden, this rank's weight [V/tp, D]), the two operands of the loss (`model.loss`)."""
 
     def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
         super().__init__()
@@ -101,23 +106,34 @@ class HeadStage(nn.Module):
 
 
 def packed_reading(
-    config: ModelConfig, tp: TensorParallel, documents: Tensor, found: Tensor, tokens: Tensor | None = None
+    config: ModelConfig,
+    tp: TensorParallel,
+    documents: Tensor,
+    lengths: Tensor,
+    document_ids: Tensor,
+    tokens: Tensor | None = None,
 ) -> Reading:
-    """The reading of whole samples whose every chunk brings one reference; tokens int64 [B, M, R]: to embed them."""
+    """The reading of whole samples whose every chunk brings one reference.
+
+    Args: documents int64 [B, 1 + L]; of the references: lengths and document_ids int64 [B, M], tokens int64 [B, M, R],
+        which only the embedding needs.
+    """
     assert config.explicit is not None
-    lengths, owners = found.unbind(-1)
-    references = References(lengths, tokens, documents=owners, window=config.explicit.references)
+    references = References(lengths, tokens, documents=document_ids, window=config.explicit.references)
     return Reading(config, tp, 0, documents.size(1) - 1, len(documents), references, documents[:, 1:])
 
 
 def tied_head(stage: EmbeddingStage, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """The tied head, like `HeadStage`: the embedding stage's copy on the last stage."""
+    """hidden -> (hidden, weight) as `HeadStage`, with the weight of the last stage's copy of the embedding."""
     return hidden, stage.embedding.weight
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One entry of the flat list.  Canonical name of a parameter = `prefix` + its name below the child `attribute`."""
+    """One entry of the flat list.
+
+    A parameter's canonical name is `prefix` followed by its name below the module's child `attribute`.
+    """
 
     prefix: str
     attribute: str
@@ -128,18 +144,18 @@ class Layer:
     def build(
         self, config: ModelConfig, seed: int, tp: TensorParallel, loaded_later: Container[str] = frozenset()
     ) -> nn.Module:
-        """The module with its initial weights but those named in `loaded_later`."""
+        """Return the module with initial weights; those named in `loaded_later` are NaN."""
         module = self.type(*self.arguments)
         initialize(module.get_submodule(self.attribute), self.prefix, config, seed, tp, loaded_later)
         return module
 
 
-def flat_layers(config: ModelConfig, layout: ParallelContext, memory_on: bool) -> list[Layer]:
-    """Embedding, decoder layer x n, norm, head (a second entry of the embedding when tied)."""
-    tp, prepared = layout.tensor, Prepared()  # one for all layers of this rank
+def flat_layers(config: ModelConfig, parallel: ParallelContext, memory_on: bool) -> list[Layer]:
+    """Return embedding, decoder layers, norm and head; with tied embeddings the head is the embedding's entry again."""
+    tp, prepared = parallel.tensor, Prepared()  # all layers of this rank share one
     embedding = Layer("embedding", "embedding", EmbeddingStage, (config, tp, memory_on), tied=config.tie_embeddings)
     decoders = [
-        Layer(f"layers.{i}", "layer", DecoderStage, (config, layout, i, memory_on, prepared))
+        Layer(f"layers.{i}", "layer", DecoderStage, (config, parallel, i, memory_on, prepared))
         for i in range(config.num_layers)
     ]
     head = embedding if config.tie_embeddings else Layer("head", "head", HeadStage, (config, tp))

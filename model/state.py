@@ -1,4 +1,4 @@
-"""What a model carries from one call to the next: constant in size, whatever has been read."""
+"""The state that a model carries from one call to the next. Its size does not depend on how much was read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass, replace
@@ -13,7 +13,7 @@ from model.errors import ModelError
 
 @dataclass(frozen=True)
 class LayerState:
-    """One decoder layer's share: keys and values still attended to, and its memory's own state.
+    """One decoder layer's part of the state.
 
     keys, values: [B, c, Hkv, d] with the rotary embedding applied; c < attention_span * segment_length.
     """
@@ -26,30 +26,31 @@ class LayerState:
 
 @dataclass(frozen=True)
 class StreamState:
-    """State of a whole model after `position` tokens; pass it to the next call."""
+    """The state of B streams after `position` tokens; pass it to the model's next call."""
 
     position: int  # tokens read so far
-    config: ModelConfig  # of the model that made it
+    config: ModelConfig  # of the model that made the state
     memory_on: bool  # whether that model had its memory
     layers: tuple[LayerState, ...]  # empty: every layer's initial state
-    documents: Tensor | None  # int64 [B, c] numbers of the cached tokens' documents; None: all one document
-    bank_document: Tensor | None  # int64 [B] document the banks belong to (-1: none yet)
-    last: "LastDocument | None" = None  # the document the last token belongs to; None: ids were never given
-    carried: Any = None  # what a memory carries beside the layers' states (`model.memory.sequential`)
+    documents: Tensor | None  # int64 [B, c], document numbers of the cached tokens; None: one document
+    bank_document: Tensor | None  # int64 [B], the document that the banks belong to (-1: none yet)
+    last: "LastDocument | None" = None  # document of the last token; None: no ids were given so far
+    carried: Any = None  # of a sequential memory, beside the layers' states (`model.memory.sequential`)
     references: Any = None  # explicit memory: model.explicit.memory.OpenChunk, when a chunk is open
 
     @property
     def batch(self) -> int:
+        """Number of streams, B."""
         if self.layers:
             return self.layers[0].keys.size(0)
         return 0 if self.bank_document is None else len(self.bank_document)
 
     def select(self, rows: Tensor) -> "StreamState":
-        """The state of the streams `rows`, int64 [n]: fewer, in another order, or the same one several times."""
+        """Return the state of the streams `rows`, int64 [n]; a stream may be left out, moved or repeated."""
         return map_tensors(lambda tensor: tensor.index_select(0, rows), self)
 
     def check(self, batch: int, config: ModelConfig, memory_on: bool) -> None:
-        """Raise `ModelError` when this state does not belong to such a batch and model."""
+        """Raise `ModelError` when the state is not one of this batch size and model."""
         if self.batch != batch:
             raise ModelError(
                 f"state: its batch size is {self.batch}, this call's is {batch}; pass a batch of that size, or "
@@ -71,14 +72,14 @@ class StreamState:
 
 @dataclass(frozen=True)
 class LastDocument:
-    """ids: int64 [B] as the caller gave it; numbers: int64 [B], counted from the stream's begin."""
+    """The last token's document. ids: int64 [B] as the caller gave them; numbers: int64 [B], counted from 0."""
 
     ids: Tensor
     numbers: Tensor
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """`value` with `function` of every tensor in it, through tuples and dataclasses; what is no tensor stays."""
+    """Return `value` with `function` applied to every tensor in its tuples and dataclasses; others stay as they are."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, tuple):
@@ -91,11 +92,11 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 def number_documents(
     document_ids: Tensor | None, like: Tensor, last: LastDocument | None, fresh: bool
 ) -> tuple[Tensor, LastDocument]:
-    """Number the documents of a call by their boundaries, so that an id that comes again is another document.
+    """Number the documents of a call by their boundaries, so that an id that is used again is a new document.
 
-    Args: document_ids int64 [B, L], None: the last document goes on; like: int64 [B, L] of the call's shape; last: of
-    the call before, None when none had ids; fresh: the stream begins here, with document 0.
-    Returns numbers int64 [B, L] and the last token's document.
+    Args: document_ids: int64 [B, L], None: the last document continues; like: int64 [B, L], of the call's shape; last:
+        of the call before, None when no call had ids; fresh: the stream begins here, with document 0.
+    Returns numbers int64 [B, L], and the last token's document.
     """
     zero = like.new_zeros(like.size(0))
     if document_ids is None:

@@ -1,21 +1,60 @@
 """What several test folders share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 TOKENIZER_PIECES = 512
+# The files that take longest, by CPU time: begun first, so that no worker is left with one of them at the end.
+LONGEST = (
+    "distributed/test_parity",
+    "e2e/test_pretrain",
+    "e2e/test_own_memory",
+    "e2e/test_starts",
+    "e2e/test_mlflow",
+    "e2e/test_bank_launcher",
+    "e2e/test_evaluate",
+    "e2e/test_report",
+    "unit/benchmarks/test_gpu_benchmark",
+    "distributed/test_checkpoint",
+    "unit/training/test_plan_state",
+    "e2e/test_checkpoint_launcher",
+    "e2e/test_export_launcher",
+    "e2e/test_as_typed",
+    "unit/launchers/test_package",
+    "distributed/test_resume",
+    "distributed/test_explicit_parity",
+    "unit/data_prep/test_data_tasks",
+    "unit/test_front_door",
+    "unit/model/test_model_contract",
+    "unit/evaluation/test_harness",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; within a file the order stays."""
+    places = {Path(__file__).parent / f"{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")
-def prepared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that all workers of this test run see; what is made in it once is made under a lock."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def prepared_data(shared_folder: Path) -> Path:
     """A small prepared folder: Python's standard library, a tokenizer of 512 pieces, both splits.  Read only."""
     from rich.console import Console
 
     from data_prep import PrepareConfig, SourceConfig, TokenizerConfig, prepare
 
-    folder = tmp_path_factory.mktemp("prepared") / "data"
+    folder = shared_folder / "prepared"
     settings = PrepareConfig(
         sources=[SourceConfig(kind="python-stdlib")],
         tokenizer=TokenizerConfig(vocab_size=TOKENIZER_PIECES, train_bytes=100_000),
@@ -23,7 +62,8 @@ def prepared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         valid_fraction=0.2,
         workers=1,
     )
-    prepare(settings, folder, Console(quiet=True))
+    with FileLock(f"{folder}.lock"):
+        prepare(settings, folder, Console(quiet=True))  # at once where another worker has made it
     return folder
 
 

@@ -1,4 +1,4 @@
-"""From the token stream to the micro-batches of one step on one rank."""
+"""Reads the micro-batches of one step on one rank from the token stream."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,13 +18,16 @@ PipelineItem = tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One rank's tokens of B samples: all L of each, or its share where ranks share the segments of a sample.
+    """One rank's tokens of B samples, L tokens each: whole samples, or this rank's segments of each.
 
-    ids, labels: int64 [B, L]; documents: int64 [B, 1 + L], that of the token before the first too (-1: the sample
-    begins here); weights: fp32 [B, L], what each label's loss counts.
-    With explicit memory, of the U references that the chunks bring: references, int64 [B, U, R], their tokens; found,
-    int64 [B, U, 2], their lengths (0: none) and the documents whose tokens found them.
-    changes: how often documents change between the tokens, which only a CPU counts without waiting; None: not counted.
+    ids, labels: int64 [B, L].
+    documents: int64 [B, 1 + L], document numbers, beginning with that of the token before the first (-1: none).
+    weights: fp32 [B, L], factor of each label's loss.
+    references: int64 [B, U, R], tokens of the U references that the chunks bring (explicit memory only).
+    reference_lengths: int64 [B, U], their number of tokens (0: the chunk brings none).
+    reference_document_ids: int64 [B, U], the documents whose tokens retrieved them.
+    changes: how often the document changes within the rows, counted on the CPU; None: not counted. Counting it on a GPU
+        would synchronise.
     """
 
     ids: Tensor
@@ -32,7 +35,8 @@ class MicroBatch:
     labels: Tensor
     weights: Tensor
     references: Tensor | None = None
-    found: Tensor | None = None
+    reference_lengths: Tensor | None = None
+    reference_document_ids: Tensor | None = None
     changes: int | None = None
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
@@ -40,39 +44,48 @@ class MicroBatch:
         return replace(self, **changed)
 
     def to(self, device: torch.device) -> "MicroBatch":
+        """Return a copy on `device`; the copy to a GPU does not block when the tensors are pinned."""
         return self._each(lambda x: x.to(device, non_blocking=True))
 
     def pinned(self) -> "MicroBatch":
-        """In page-locked memory, from which a GPU copies while it computes."""
+        """Return a copy in page-locked memory, which is copied to a GPU while the GPU computes."""
         return self._each(lambda x: x.pin_memory())
 
     def scaled(self, factor: float) -> "MicroBatch":
-        """Return a copy whose weights are multiplied by `factor`; pinned weights stay pinned, so that the copy to a GPU
-        does not block."""
+        """Return a copy whose weights are multiplied by `factor`.
+
+        Pinned weights stay pinned, so that the copy to a GPU does not block.
+        """
         weights = self.weights * factor
         return replace(self, weights=weights.pin_memory() if self.weights.is_pinned() else weights)
 
     def without_references(self) -> "MicroBatch":
-        """As if no chunk had found anything."""
-        return self if self.found is None else replace(self, found=self.found * self.found.new_tensor([0, 1]))
+        """Return a copy whose reference lengths are all 0, so that no token sees a reference."""
+        lengths = self.reference_lengths
+        return self if lengths is None else replace(self, reference_lengths=torch.zeros_like(lengths))
 
     @property
     def pipeline_item(self) -> PipelineItem:
-        """(inputs of the first stage, labels of the last)."""
+        """(inputs of the first pipeline stage, labels and weights for the last)."""
         inputs: tuple[Tensor, ...] = (self.ids, self.documents)
-        if self.references is not None and self.found is not None:
-            inputs += (self.references, self.found)
+        if self.references is not None:
+            assert self.reference_lengths is not None and self.reference_document_ids is not None
+            inputs += (self.references, self.reference_lengths, self.reference_document_ids)
         return inputs, (self.labels, self.weights)
 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One rank's share of a step.  Weights are 1 for labels that count; the engine divides by the global count."""
+    """One rank's share of a step: its micro-batches.
+
+    Weights are 1 for valid labels and 0 for others; the engine divides by the global number of valid labels.
+    """
 
     micro_batches: list[MicroBatch]
 
     @property
     def valid(self) -> float:
+        """Number of valid labels of this rank."""
         return float(sum(m.weights.sum() for m in self.micro_batches))
 
 
@@ -83,10 +96,14 @@ def read(
     segments: tuple[int, int] = (0, 1),
     references: ReferenceReader | None = None,
 ) -> StepBatch:
-    """The samples `indices`, in micro-batches; an index of -1 stands for an empty sample that counts nothing.
+    """Read samples from the stream into micro-batches.
 
-    segments: (rank, size) of the ranks that share the segments of every sample; references: where the texts are that
-    the chunks found, for a phase with explicit memory.
+    Args:
+        stream: where the samples come from.
+        indices: numbers of the samples; -1 stands for an empty sample whose labels all weigh 0.
+        micro_batch_size: samples of a micro-batch.
+        segments: (rank, size) in the group of ranks that share the segments of every sample.
+        references: reader of the retrieved references, for a phase with explicit memory.
     """
     real = [i for i in indices if i >= 0]
     batch = stream.batch(real or [0])
@@ -106,7 +123,7 @@ def _micro_batch(
     segments: tuple[int, int],
     references: ReferenceReader | None,
 ) -> MicroBatch:
-    """Rows of the batch, widened from the shards' types to those that torch's embedding and loss take."""
+    """Return the micro-batch of `rows` of the batch, converted to the dtypes that torch's embedding and loss take."""
     rows = np.maximum(rows, 0)
     weights = batch.loss_mask[rows].astype(np.float32)
     weights[[i < 0 for i in indices]] = 0.0
@@ -124,9 +141,9 @@ def _micro_batch(
 
 
 def rank_share(first: int, samples: int, data_rank: int, data_size: int) -> range:
-    """The indices of one data-parallel rank among `samples` that begin at `first`: a contiguous block.
+    """Return the sample numbers of one data-parallel rank: a contiguous block of first..first + samples - 1.
 
-    Every data-parallel size reads the same samples in the same step.
+    So every data-parallel size reads the same samples in the same step.
     """
     share = samples // data_size
     return range(first + data_rank * share, first + (data_rank + 1) * share)
@@ -134,14 +151,14 @@ def rank_share(first: int, samples: int, data_rank: int, data_size: int) -> rang
 
 @dataclass(frozen=True)
 class Share:
-    """One rank's samples of a step, and whether their references are wanted."""
+    """Numbers of one rank's samples of a step, and whether their references are read."""
 
     indices: range
     references: bool = False
 
 
 class Prefetcher:
-    """Reads the next step's batch while this one is computed."""
+    """Reads the next step's batch in a thread while the present step is computed."""
 
     def __init__(
         self,
@@ -156,7 +173,7 @@ class Prefetcher:
         self._next: tuple[Share, Future[StepBatch]] | None = None
 
     def get(self, share: Share, following: Share | None) -> StepBatch:
-        """The batch of `share`; starts reading `following`."""
+        """Return the batch of `share`, and start reading that of `following` (None: of no step)."""
         batch = self._next[1].result() if self._next and self._next[0] == share else self._read(share)
         self._next = None
         if following is not None:
@@ -169,11 +186,15 @@ class Prefetcher:
         return StepBatch([m.pinned() for m in batch.micro_batches]) if torch.cuda.is_available() else batch
 
     def close(self) -> None:
+        """End the thread, after the batch that it is reading."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def evaluation_shares(samples: int, data_rank: int, data_size: int, micro_batch_size: int) -> list[int]:
-    """Sample numbers 0..samples-1 for one rank, filled with -1 so that all ranks have equally many micro-batches."""
+    """Return one rank's share of the samples 0..samples-1, padded with -1.
+
+    All ranks have equally many micro-batches.
+    """
     step = data_size * micro_batch_size
     padded = [i if i < samples else -1 for i in range(-(-samples // step) * step)]
     share = len(padded) // data_size
@@ -181,5 +202,8 @@ def evaluation_shares(samples: int, data_rank: int, data_size: int, micro_batch_
 
 
 def iterate(batch: StepBatch, device: torch.device) -> Iterator[PipelineItem]:
-    """The micro-batches in the form the pipeline pulls, on the device by then: DeepSpeed's own copy to it waits."""
+    """Yield the micro-batches as DeepSpeed's pipeline takes them, already on the device.
+
+    DeepSpeed would otherwise copy them itself and wait for each copy.
+    """
     return (m.to(device).pipeline_item for m in batch.micro_batches)

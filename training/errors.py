@@ -1,4 +1,4 @@
-"""What a run refuses, and the exit codes other programs rely on."""
+"""The errors of a run, and the exit codes that other programs rely on."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ from model.errors import ModelError
 
 
 class ConfigError(ValueError):
-    """A run configuration that cannot be used; one line a problem: field, value, rule, way out."""
+    """A run configuration that cannot be used; the message has a line for each problem: field, value, rule, way out."""
 
 
 class RankConfigError(ConfigError):
-    """A mistake that one rank alone sees, which it must tell itself."""
+    """A mistake that only one rank sees, so that rank prints the message itself."""
 
 
 def output_folder(folder: Path, option: str) -> Path:
-    """`folder`, made where it was missing; raises `ConfigError` naming `option` when nothing can be written there."""
+    """Make `folder` where it is missing, and return it; raise `ConfigError` naming `option` when it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -24,11 +24,11 @@ def output_folder(folder: Path, option: str) -> Path:
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: a loss that is not finite, a damaged checkpoint.  The last good checkpoint stays."""
+    """Training cannot go on, for example because of a damaged checkpoint.  The last whole checkpoint stays."""
 
 
 class RankError(TrainingError):
-    """A failure of one rank alone, which it must tell itself."""
+    """A failure of one rank alone, so that rank prints the message itself."""
 
 
 BAD_INPUT = (ConfigError, ModelError, DataError)  # exit code 2: nothing was written

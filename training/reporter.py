@@ -1,4 +1,4 @@
-"""Rank 0's side of a run: console, metrics file, plot and MLflow; the other ranks do nothing here."""
+"""Rank 0's records of a run: console, metrics file, plot and MLflow; on other ranks every call does nothing."""
 
 import contextlib
 import logging
@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data_prep.errors import one_line
 from data_prep.files import write_text
-from training.checkpoint.manifest import latest_checkpoint, step_of
+from training.checkpoint.run_state import ResumePoint
 from training.config import RunConfig, dump_yaml
 from training.monitoring.console import Console
 from training.monitoring.goodput import Goodput
@@ -23,7 +24,10 @@ log = logging.getLogger("memtrain")
 
 
 class Reporter:
-    """Where records go.  Built on every rank; only rank 0 has a tracker and is active."""
+    """Sends the trainer's records to console, files and MLflow.
+
+    It is built on every rank; only rank 0 has a tracker, and without one every method returns at once.
+    """
 
     def __init__(
         self, config: RunConfig, resume_step: int, tracker: Tracker | None, lock: RunLock | None = None
@@ -39,17 +43,17 @@ class Reporter:
         self._console = Console(config.total_steps, config.total_tokens)
 
     def confirm(self) -> None:
-        """Raise `LostLockError` where another process has taken the run over; call it before its files change."""
+        """Raise `LostLockError` when another process has taken the run over; call it before the run's files change."""
         if self._lock is not None:
             self._lock.confirm()
 
     def note(self, text: str) -> None:
-        """A line on the console."""
+        """Print a line on the console."""
         if self.active:
             self._console.note(text)
 
     def step(self, record: StepRecord) -> None:
-        """One optimizer step."""
+        """Record one optimizer step."""
         if not self.active:
             return
         self.confirm()
@@ -62,7 +66,7 @@ class Reporter:
             self._tracker.tags(_phase_tags(self._config, record.step - 1))
 
     def evaluation(self, record: EvalRecord) -> None:
-        """One evaluation."""
+        """Record one evaluation, and draw the plot again."""
         if not self.active:
             return
         self.confirm()
@@ -72,7 +76,15 @@ class Reporter:
         self._plot()
 
     def rewind(self, step: int, spike: int, loss: float) -> None:
-        """The run went back to `step`: what was recorded after it will be recorded again, and MLflow is told so."""
+        """Remove the records of steps after `step`, to which the run went back because of a spike.
+
+        MLflow gets the removed losses as another metric, and a tag.
+
+        Args:
+            step: step of the checkpoint to which the run went back.
+            spike: step of the spike.
+            loss: its loss, nats per token.
+        """
         if not self.active:
             return
         self.confirm()
@@ -86,7 +98,7 @@ class Reporter:
         self._goodput = Goodput(self.folder)
 
     def passed_over(self, step: int) -> None:
-        """`step` is not taken: it led to a spike."""
+        """Record that `step` is not taken, because it led to a spike."""
         self.note(f"step {step} is passed over: it led to a spike of the loss")
         if self.active:
             self._tracker.metrics(step, {PASSED_OVER: 1.0}, always=True)
@@ -97,26 +109,26 @@ class Reporter:
         try:
             plot_loss(self.folder / "metrics.jsonl", picture)
             self._tracker.artifact(picture)
-        except Exception as error:  # a full disk, or whatever matplotlib and its libraries raise
-            reason = " ".join(str(error).split())[:200]
-            log.warning("%s cannot be drawn (%s: %s)", picture, type(error).__name__, reason)
+        except Exception as error:  # a full disk, or anything that matplotlib and its libraries raise
+            log.warning("%s cannot be drawn (%s: %s)", picture, type(error).__name__, one_line(error))
 
     def close(self, end: facts.End, step: int) -> None:
-        """Draw the curve, end the MLflow run with `end.status`, give the terminal back.
+        """Draw the plot, end the MLflow run with `end.status`, close the console.
 
         Args:
-            end: how this attempt ended. MLflow knows no other status; a run that was saved to go on later is `KILLED`.
-            step: the last one done.
+            end: how this attempt ended. A run that was saved to go on later has the status `KILLED`, because MLflow has
+                no status for it.
+            step: the last step done.
         """
         if not self.active:
             return
-        if self._is_lost():  # the run and its MLflow run are another process's now
+        if self._is_lost():  # another process owns the run and its MLflow run now
             self._console.close()
             return
-        with _said(self.folder / "metrics.jsonl"):
+        with _errors_logged(self.folder / "metrics.jsonl"):
             self._metrics.close()
-        with _said(self.folder / facts.END_FILE):
-            facts.write_end(self.folder, end, first=end.status == "FAILED")  # another rank may have said why
+        with _errors_logged(self.folder / facts.END_FILE):
+            facts.write_end(self.folder, end, first=end.status == "FAILED")  # another rank may have written the reason
         self._tracker.tags({"state": end.state} | _phase_tags(self._config, step))
         try:
             self._plot()
@@ -133,12 +145,13 @@ class Reporter:
 
     @property
     def ui_command(self) -> str:
+        """The command that opens the run in MLflow; empty without tracking."""
         return self._tracker.ui_command() if self.active else ""
 
 
 @contextmanager
-def _said(path: Path) -> Iterator[None]:
-    """What cannot be written at the end is said: it must not hide why the run ends."""
+def _errors_logged(path: Path) -> Iterator[None]:
+    """Log an `OSError` instead of raising it, so that it does not replace the reason why the run ends."""
     try:
         yield
     except OSError as error:
@@ -146,13 +159,13 @@ def _said(path: Path) -> Iterator[None]:
 
 
 def start_tracker(config: RunConfig, world_size: int, lock: RunLock) -> tuple[Tracker, dict[str, Any]]:
-    """Open the run in MLflow, or the one this folder has already, and describe this start of it.
+    """Open a new MLflow run, or the one that the run's folder names; return the tracker and this start's description.
 
-    Raises `ConfigError`, having written nothing here.
+    Raises `ConfigError` when a new run's store cannot be opened; nothing was written into the run's folder then.
     """
     folder = config.run.folder
-    latest = latest_checkpoint(folder / "checkpoints")
-    start = facts.this_start(step_of(latest) if latest else 0, world_size)
+    # found again, because another process may have trained the run until this one got its lock
+    start = facts.this_start(ResumePoint.of(folder).step, world_size)
     tags = facts.place_tags(world_size) | facts.start_tags([*facts.read_starts(folder), start])
     tracker = Tracker.start(
         config.tracking,
@@ -167,7 +180,7 @@ def start_tracker(config: RunConfig, world_size: int, lock: RunLock) -> tuple[Tr
 
 
 def open_folder(config: RunConfig, tracker: Tracker, start: dict[str, Any]) -> None:
-    """The run's folder with the resolved configuration and the packages of this start, its starts, its MLflow id."""
+    """Write the run's folder: resolved configuration, installed packages, the list of starts, the MLflow run's id."""
     folder = config.run.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", dump_yaml(config, without_password=True))
@@ -180,7 +193,7 @@ def open_folder(config: RunConfig, tracker: Tracker, start: dict[str, Any]) -> N
 
 
 def _phase_tags(config: RunConfig, step: int) -> dict[str, str]:
-    """The phases after `step` steps."""
+    """Return the MLflow tags that describe the phases after `step` steps."""
     over = step >= config.total_steps
     at = position(config.phases, config.data.sequence_length, min(step, config.total_steps - 1))
     return facts.phase_tags(config.phases, at.phase_index, over)

@@ -1,4 +1,7 @@
-"""Learning rate and position: pure functions of tokens and steps, so a resumed run cannot drift."""
+"""Learning rate and position of a run, as pure functions of tokens and steps.
+
+Neither is stored, so a resumed run computes the same values as an uninterrupted one.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,10 +11,10 @@ from training.config import LearningRate, Phase
 
 
 def learning_rate(lr: LearningRate, tokens: int, total: int) -> float:
-    """Learning rate for the step that ends `tokens` tokens into a phase of `total` tokens.
+    """Return the learning rate of the step that ends `tokens` tokens into a phase of `total` tokens.
 
-    Warmup is linear from 0; wsd holds the peak and decays linearly over the last `decay_tokens`; cosine decays from
-    the warmup's end to the phase's.  Both end at peak * final_fraction.
+    Warmup is linear from 0. wsd then holds the peak and decays linearly over the last `decay_tokens`; cosine decays
+    from the end of the warmup to the end of the phase. Both end at peak * final_fraction.
     """
     if tokens < lr.warmup_tokens:
         return lr.peak * tokens / lr.warmup_tokens
@@ -27,17 +30,17 @@ def learning_rate(lr: LearningRate, tokens: int, total: int) -> float:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands after `step` optimizer steps; everything else follows from the list of phases."""
+    """The position of a run after `step` optimizer steps, computed from the list of phases."""
 
     step: int
-    phase_index: int  # the phase the NEXT step belongs to; len(phases) when finished
+    phase_index: int  # of the phase that the NEXT step belongs to; len(phases) when the run is finished
     phase_step: int  # steps already done in that phase
-    samples: int  # samples seen: the stream's position
-    tokens: int  # tokens seen
+    samples: int  # seen so far by all ranks: the stream's position
+    tokens: int  # seen so far by all ranks
 
 
 def position(phases: Sequence[Phase], sequence_length: int, step: int) -> Position:
-    """The position after `step` steps."""
+    """Return the position after `step` steps; sequence_length: tokens of a sample."""
     left, tokens = step, 0
     for index, phase in enumerate(phases):
         if left < phase.steps:

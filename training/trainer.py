@@ -1,4 +1,7 @@
-"""The training loop: phases, steps, evaluations, checkpoints.  It knows no parallelism and no model."""
+"""The training loop: phases, steps, evaluations, checkpoints.
+
+It depends neither on how the model is parallelised nor on what the model computes.
+"""
 
 import importlib.metadata
 import logging
@@ -27,9 +30,9 @@ from training.huggingface.weights import load_folder
 from training.logs import without_secrets
 from training.monitoring.records import EvalRecord, StepRecord
 from training.monitoring.run_lock import RunLock
-from training.preflight import open_references, open_stream, open_validation
 from training.reporter import Reporter
 from training.schedule import Position, learning_rate, position
+from training.streams import open_references, open_stream, open_validation
 from training.tracking import Status, Tracker
 from training.tracking.facts import End
 from training.version import __version__
@@ -38,7 +41,16 @@ log = logging.getLogger("memtrain")
 
 
 class Trainer:
-    """One run on one rank, from wherever its folder says it stands to its end."""
+    """The training of one run on one rank, from its last checkpoint to its end.  Building one is collective.
+
+    Args:
+        config: the run.
+        topology: process groups of this rank.
+        lock: rank 0's lock of the run's folder; None elsewhere.
+        tracker: rank 0's MLflow tracker; None elsewhere.
+        stop_signal: which signal this process received.
+        watchdog: gets a heartbeat at every change of activity.
+    """
 
     def __init__(
         self,
@@ -69,12 +81,15 @@ class Trainer:
         self.speeds: deque[float] = deque(maxlen=20)
 
     def run(self) -> int:
-        """Train until the end, a signal or `training.stop_after_steps`; the exit code.  Collective."""
+        """Train until the last step, a signal or `training.stop_after_steps`; return the exit code.  Collective.
+
+        Raises `TrainingError` when training cannot go on.
+        """
         try:
             if self.last is not None:
                 self.reporter.note(f"resuming after step {self.step} from {self.last}")
             if self.valid is None:
-                self.reporter.note("no document is held out (data.prepare.valid_fraction: 0): there is no evaluation")
+                self.reporter.note("no evaluation: no document is held out (data.prepare.valid_fraction: 0)")
             while not self._done() and not self._stopped():
                 self._run_phase(self._position())
             status: Status = "FINISHED" if self._done() else "KILLED"
@@ -87,13 +102,14 @@ class Trainer:
             raise
         finally:
             self._beat("closing")
-            self.checkpoints.close()  # after a failure too: what is being written is where the run goes on from
+            self.checkpoints.close()  # after a failure too: the run continues from the checkpoint being written
             self.prefetcher.close()
             self.reporter.close(end, self.step)
         return code
 
     @property
     def last(self) -> Path | None:
+        """The newest checkpoint known to be whole."""
         return self.checkpoints.last
 
     def _position(self) -> Position:
@@ -110,7 +126,10 @@ class Trainer:
         self.watchdog.beat(self.step if step is None else step, phase.name if phase else "", doing)
 
     def _run_phase(self, at: Position) -> None:
-        """Build the phase's engine, bring it to `at`, train to the phase's end, a stop, or a return to a checkpoint."""
+        """Build the phase's engine, load its state at `at`, and train.  Collective.
+
+        It ends at the phase's end, at a stop, or when the run went back to a checkpoint.
+        """
         phase = self.config.phases[at.phase_index]
         self._beat("building", phase)
         origin = self._origin(phase, at)
@@ -131,20 +150,23 @@ class Trainer:
         self.engine = None
 
     def _after_step(self, engine: Engine, phase: Phase, at_end: bool) -> None:
-        """Evaluate and save where it is time for it."""
+        """Evaluate and save when a step count or the phase's end asks for it.  Collective."""
         eval_every = self.config.training.eval_every_steps
         if self.valid is not None and (at_end or (eval_every and self.step % eval_every == 0)):
             self._beat("evaluation", phase)
             self._evaluate(engine, self.valid, phase, at_end)
-        must_be_there = at_end or self._stopped()
-        if must_be_there or self.step % self.config.checkpoint.every_steps == 0:
+        must_be_on_disk = at_end or self._stopped()
+        if must_be_on_disk or self.step % self.config.checkpoint.every_steps == 0:
             self._beat("saving", phase)
             self._save(engine, phase)
-            if must_be_there or not self.config.checkpoint.asynchronous:
+            if must_be_on_disk or not self.config.checkpoint.asynchronous:
                 self.checkpoints.wait()
 
     def _origin(self, phase: Phase, at: Position) -> Path | None:
-        """The checkpoint whose weights the phase's engine is to have at `at`, or None.  Collective."""
+        """Return the checkpoint that the phase's engine loads at `at`; None when it loads none.  Collective.
+
+        Raises `TrainingError` when a checkpoint named in `init_from` is damaged.
+        """
         kind, _, path = phase.init_from.partition(":")
         if at.phase_step > 0:
             assert self.last is not None
@@ -157,6 +179,7 @@ class Trainer:
         return origin
 
     def _bring_in_weights(self, engine: Engine, phase: Phase, at: Position, origin: Path | None) -> None:
+        """Load the weights, and on a resume also optimizer and random state, into the engine.  Collective."""
         kind, _, path = phase.init_from.partition(":")
         if origin is not None:
             resumes = at.phase_step > 0 or kind == "previous"
@@ -165,7 +188,7 @@ class Trainer:
             load_folder(engine.parameters, Path(path), self.config.model, self.topology.tensor, engine.write_weights)
 
     def _train_step(self, engine: Engine, phase: Phase) -> bool:
-        """One step, or one passed over; False: the run went back to its last checkpoint."""
+        """Take one step, or pass one over; return False when the run went back to its last checkpoint.  Collective."""
         if self.step + 1 in self.skipped:
             self.step += 1
             self.reporter.passed_over(self.step)
@@ -193,18 +216,22 @@ class Trainer:
             )
             if self.anomalies.too_many_bad:
                 raise TrainingError(f"{text}; {self._way_out()}")
-            self.reporter.note(f"{text}; its update is left out")
+            self.reporter.note(f"{text}; the update of this step is left out")
         self._report(result, phase, lr, waited, time.perf_counter() - started)
         return True
 
     def _way_out(self) -> str:
         return (
-            f"more than faults.nonfinite_steps {self.config.faults.nonfinite_steps} of 100 steps were so: start a new "
-            f"run.name with a lower learning rate, its first phase with init_from: checkpoint:{self.checkpoints.wait()}"
+            f"more than {self.config.faults.nonfinite_steps} (faults.nonfinite_steps) of 100 steps were not finite: "
+            "start a new run.name with a lower learning rate, its first phase with init_from: "
+            f"checkpoint:{self.checkpoints.wait()}"
         )
 
     def _roll_back(self, loss: float) -> None:
-        """Back to the last checkpoint; the batches that led here will be passed over, in later lives too."""
+        """Go back to the last checkpoint, and record the steps that led to the spike as skipped.  Collective.
+
+        Later attempts of the run skip them too.
+        """
         last = self.checkpoints.wait()
         spike, back_to = self.step, step_of(last) if last else 0
         self.skipped |= set(self.anomalies.roll_back(spike, back_to))
@@ -213,15 +240,19 @@ class Trainer:
             write_skipped(self.folder, sorted(self.skipped))
         self.step = back_to
         self.reporter.rewind(back_to, spike, loss)
-        self.reporter.note(f"step {spike}: the loss spiked to {loss:.3f}; back to step {back_to}, past the batches")
+        self.reporter.note(
+            f"step {spike}: the loss spiked to {loss:.3f}; back to step {back_to}, the steps that led to it are skipped"
+        )
 
     def _share(self, at: Position) -> Share:
+        """Return the samples of this rank in the step after `at`."""
         phase = self.config.phases[at.phase_index]
         samples = phase.tokens_per_step // self.config.data.sequence_length
         indices = rank_share(at.samples, samples, self.topology.data_rank, self.topology.data_size)
         return Share(indices, references=phase.memory and self.references is not None)
 
     def _following(self, at: Position) -> Share | None:
+        """Return this rank's share of the step after `at`, for the prefetcher; None after the last step."""
         following = position(self.config.phases, self.config.data.sequence_length, at.step + 1)
         return self._share(following) if following.phase_index < len(self.config.phases) else None
 
@@ -253,17 +284,18 @@ class Trainer:
         )
 
     def _evaluate(self, engine: Engine, valid: TokenStream, phase: Phase, at_phase_end: bool) -> None:
-        """Validation loss; at the end of a memory phase also with the memory wiped."""
+        """Measure the validation loss, at the end of a memory phase also with the memory ablated.  Collective."""
         training, topology = self.config.training, self.topology
         samples = min(training.eval_samples, len(valid))
         share = evaluation_shares(samples, topology.data_rank, topology.data_size, training.micro_batch_size)
         references = open_references(self.config, valid) if phase.memory else None
         batch = read(valid, share, training.micro_batch_size, topology.segment_share, references)
         loss = engine.evaluate(batch)
-        wiped = engine.evaluate(batch, wipe_memory=True) if phase.memory and at_phase_end else None
-        self.reporter.evaluation(EvalRecord(self.step, self._position().tokens, phase.name, loss, wiped))
+        ablated = engine.evaluate(batch, ablate_memory=True) if phase.memory and at_phase_end else None
+        self.reporter.evaluation(EvalRecord(self.step, self._position().tokens, phase.name, loss, ablated))
 
     def _save(self, engine: Engine, phase: Phase) -> None:
+        """Start writing a checkpoint of the present step.  Collective."""
         at = self._position()
         state = RunState(
             step=self.step,
@@ -288,7 +320,7 @@ class Trainer:
 
     def _stopped_how(self) -> str:
         why = f" by {self._signal_name}" if self.stopping else ""
-        return f"stopped after step {self.step} of {self.config.total_steps}{why}, saved; run the same again"
+        return f"stopped after step {self.step} of {self.config.total_steps}{why}, saved; run the same command again"
 
     def _farewell(self) -> None:
         if self._done():

@@ -1,3 +1,3 @@
-"""The version of the project, in this place alone: setup.py, `--version`, checkpoints and MLflow read it here."""
+"""The version of the project, defined only here; setup.py, `--version`, checkpoints and MLflow read it."""
 
 __version__ = "0.2.0.dev0"

@@ -91,8 +91,10 @@ def plain_step(config: RunConfig, phase: int, setting: Setting, compiled: bool) 
 
 
 def micro_loss(net: LanguageModel, compiled: bool) -> Callable[[MicroBatch], Tensor]:
-    """The product's own forward and loss: a loop differs from the engine by DeepSpeed alone.  Without DeepSpeed, all
-    logits at once in their place."""
+    """Return the product's own forward and loss: a loop differs from the engine by DeepSpeed alone.
+
+    Without DeepSpeed the loss takes all logits at once.
+    """
     if compiled:
         compile_layers(net)
     if not has_deepspeed():

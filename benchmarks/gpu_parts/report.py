@@ -74,7 +74,7 @@ def _compared(what: str, value: float | None, sign: str, goal: float, counts: bo
 
 
 def rows(parts: Parts) -> list[tuple[str, str, Found]]:
-    """(part, case, its figures), without cases that failed or did not end"""
+    """(part, case, its figures), without cases that failed or did not end."""
     cases = [(part, found["results"].get("variants", {})) for part, found in parts.items()]
     return [(part, n, found) for part, variants in cases for n, found in variants.items() if "losses" in found]
 

@@ -1,4 +1,4 @@
-"""The bank: written memories (keys and values of references) on disk, read by id."""
+"""The bank: explicit memories (keys and values of references) on disk, which are read by id."""
 
 from data_prep.bank.bank import Bank
 from data_prep.bank.layout import MemoryShape

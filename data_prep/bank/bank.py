@@ -1,4 +1,4 @@
-"""Reading a bank: any memories by id, with a bounded cache and a thread that fetches ahead."""
+"""Read memories of a bank by id, with a bounded cache and a thread that reads ahead."""
 
 import threading
 from collections import OrderedDict
@@ -23,10 +23,10 @@ WriteMissing = Callable[[Ids], NDArray[Any]]  # ids int64 [n] -> memories [n, L_
 
 
 class Bank:
-    """A bank of one model's memories. Opening reads the manifest; files are mapped when they are first read.
+    """A bank of one model's memories. Opening it reads the manifest; a file is mapped when it is first read.
 
-    Warm: all memories were written before. Cold: with `write_missing`, one that is not there is encoded when it is
-    first asked for, and stored. Every row is compared with its checksum as it is read.
+    Of a warm bank all memories were written before. A cold bank has `write_missing`, with which it encodes a missing
+    memory when it is first read, and stores it. The checksum of every row is compared when it is read.
     """
 
     def __init__(
@@ -39,16 +39,17 @@ class Bank:
         write_missing: WriteMissing | None = None,
         shard_bytes: int = 1 << 28,
     ) -> None:
-        """
+        """Open the bank in a folder.
+
         Args:
-            model_fingerprint: of the weights that read; a bank of others is refused.
-            store_fingerprint: of the references whose ids are asked for; None: not compared.
-            cache_bytes: decoded memories kept in RAM; the one used longest ago goes first.
-            write_missing: makes memories of references that are not in the bank; None: they raise.
-            shard_bytes: how much of those is kept before it is written.
+            model_fingerprint: of the weights that read; a bank that other weights wrote is refused.
+            store_fingerprint: of the references that the ids number; None: it is not compared.
+            cache_bytes: bytes of decoded memories kept in RAM; the least recently used one leaves first.
+            write_missing: makes memories that are not in the bank; None: reading them raises.
+            shard_bytes: bytes of such memories that are kept in RAM before they are stored.
 
         Raises:
-            DataError: no bank, a file that is missing or cut short, or another model's or other references'.
+            DataError: there is no bank, a file is missing or cut short, or the bank is of another model or references.
         """
         self.folder = Path(folder).expanduser()
         self._write_missing, self._shard_bytes = write_missing, shard_bytes
@@ -69,9 +70,9 @@ class Bank:
         expected[self.manifest.index] = self.manifest.index_bytes
         for name, size in expected.items():
             path = self.folder / name
-            found = path.stat().st_size if path.is_file() else None
-            if found != size:
-                what = "is missing" if found is None else f"has {found} bytes, the manifest says {size}"
+            actual = path.stat().st_size if path.is_file() else None
+            if actual != size:
+                what = "is missing" if actual is None else f"has {actual} bytes, the manifest says {size}"
                 raise DataError(f"{path}: {what}; copy it again, or write the bank again with {MADE_BY}")
         (self._places,) = map_columns(self.folder / self.manifest.index, ["place"])
         self._deleted = frozenset(self.manifest.deleted)
@@ -83,17 +84,17 @@ class Bank:
         manifest = self.manifest
         if manifest.model_fingerprint != model_fingerprint:
             raise DataError(
-                f"{self.folder}: was written by model {manifest.model_fingerprint}, this one is {model_fingerprint}: "
-                f"its keys and values mean nothing to other weights; write the bank again with {MADE_BY}"
+                f"{self.folder}: was written by model {manifest.model_fingerprint}, this one is {model_fingerprint}, "
+                f"whose weights cannot read its keys and values; write the bank again with {MADE_BY}"
             )
         if store_fingerprint not in (None, manifest.store_fingerprint):
             raise DataError(
-                f"{self.folder}: was written of references {manifest.store_fingerprint}, these are "
-                f"{store_fingerprint}; give the folder it was written of, or write the bank again with {MADE_BY}"
+                f"{self.folder}: was written from references {manifest.store_fingerprint}, these are "
+                f"{store_fingerprint}; give the folder it was written from, or write the bank again with {MADE_BY}"
             )
 
     def __len__(self) -> int:
-        """Memories that can be read from disk."""
+        """Number of memories that can be read from disk."""
         gone = sum(self._place(id) != NOWHERE for id in self._deleted)
         return self.manifest.memories - gone
 
@@ -101,21 +102,21 @@ class Bank:
         return id not in self._deleted and self._place(id) != NOWHERE
 
     def read(self, ids: Ids) -> NDArray[Any]:
-        """Memories [n, L_mem, 2, H_kv, k, D] of references int64 [n]; bfloat16 as uint16; zeros for id -1.
+        """Returns the memories [n, L_mem, 2, H_kv, k, D] of ids int64 [n]; bfloat16 as uint16; zeros for id -1.
 
-        Raises DataError for an id that is not there (without `write_missing`) and for a damaged row.
+        Raises DataError for a missing id (without `write_missing`) and for a damaged row.
         """
         out = np.empty((len(ids), *self.shape.array), dtype=NUMPY_TYPES[self.dtype])
-        found = self._get([id for id in dict.fromkeys(np.asarray(ids).tolist()) if id >= 0])
+        memories = self._get([id for id in dict.fromkeys(np.asarray(ids).tolist()) if id >= 0])
         for row, id in enumerate(np.asarray(ids).tolist()):
-            out[row] = found[id] if id >= 0 else 0
+            out[row] = memories[id] if id >= 0 else 0
         return out
 
     def prefetch(self, ids: Ids) -> Future[None]:
-        """Brings memories into the cache from a thread of its own, while something else is computed."""
+        """Starts to read memories into the cache in another thread, and returns at once."""
 
         def fetch() -> None:
-            # Only what is stored: the model is asked in the thread that uses it.
+            # Only stored ones: the model encodes missing ones in the thread that uses it.
             self._get([id for id in dict.fromkeys(np.asarray(ids).tolist()) if id in self])
 
         return self._pool.submit(fetch)
@@ -127,7 +128,7 @@ class Bank:
                 self._row(number, row)
 
     def close(self) -> None:
-        """Stores what was encoded since, and ends the thread."""
+        """Stores memories that were encoded since, and ends the thread."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         with self._lock:
             self._store_new()
@@ -141,7 +142,7 @@ class Bank:
         self.close()
 
     def _get(self, ids: list[int]) -> dict[int, NDArray[Any]]:
-        """id -> memory; from the cache, the disk, or the model."""
+        """Returns id -> memory, from the cache, the disk or the model."""
         found: dict[int, NDArray[Any]] = {}
         with self._lock:
             for id in ids:
@@ -168,15 +169,15 @@ class Bank:
         rows = [self._row(place >> 32, place & 0xFFFFFFFF) for place in places]
         if self._quantiser is not None:
             return dict(zip(ids, self._quantiser.decode(np.stack(rows), self.shape, self.dtype), strict=True))
-        # Views of the file: copied once, into what is given out.
+        # Views of the file, which are copied once, into the result.
         kind, shape = NUMPY_TYPES[self.dtype], self.shape.array
         return {id: row.view(kind).reshape(shape) for id, row in zip(ids, rows, strict=True)}
 
     def _encode(self, ids: list[int]) -> dict[int, NDArray[Any]]:
         if self._write_missing is None:
             raise DataError(
-                f"{self.folder}: has no memory of reference {ids[0]}; write it with {MADE_BY}, or open the bank so "
-                "that missing ones are written when they are asked for"
+                f"{self.folder}: has no memory of reference {ids[0]}; write it with {MADE_BY}, or open the bank with "
+                "write_missing, so that missing memories are written when they are read"
             )
         memories = self._write_missing(np.array(ids, dtype=np.int64))
         made = dict(zip(ids, memories, strict=True))
@@ -190,7 +191,7 @@ class Bank:
             return
         manifest = self.manifest
         ids = np.array(list(self._new), dtype=np.int64)
-        # Named by what is in it, so that several processes that read at a time do not meet.
+        # The name depends on the content, so that processes that read at the same time use different names.
         part = f"cold.{xxhash.xxh3_64_hexdigest(ids.tobytes() + str(id(self)).encode())}"
         writer = BankWriter(
             self.folder,
@@ -208,10 +209,10 @@ class Bank:
         self._load()
 
     def _keep(self, id: int, memory: NDArray[Any]) -> None:
-        """Into the cache; what was used longest ago goes."""
+        """Puts a memory into the cache; the least recently used ones leave."""
         if id in self._cache or memory.nbytes > self._cache_bytes:
             return
-        memory = np.array(memory)  # not a view that would keep its neighbours in RAM
+        memory = np.array(memory)  # a copy, because a view would keep its whole file in RAM
         self._cache[id] = memory
         self._cached += memory.nbytes
         while self._cached > self._cache_bytes:

@@ -1,11 +1,10 @@
-"""What a bank of memories is on disk, and how large: the arithmetic of arXiv 2407.01178, sections on sparsity.
+"""The files of a bank of memories, and their sizes (arXiv 2407.01178, sections on sparsity).
 
-A bank is a folder of Arrow files, a row a memory: `id`, `check` (xxh3 of the row's bytes) and `memory` (the bytes);
-`index-*.arrow` with the place of each id; `manifest.json`. A memory is one reference's keys and values: an array
-[L_mem, 2, H_kv, k, D] (memory layers; key, value; key/value heads; chosen tokens; head width).
+A bank is a folder of Arrow files with a row for each memory: `id`, `check` (xxh3 of the row's bytes) and `memory` (the
+bytes); `index-*.arrow` with the place of each id; `manifest.json`. A memory is one reference's keys and values, an
+array [L_mem, 2, H_kv, k, D] (memory layers; key, value; key/value heads; kept tokens; head width).
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ _COARSE = ((13, 4, 14), (9, 3, 12), (4, 2, 8), (2, 1, 4))
 
 MADE_BY = "launchers/write_bank.py"
 DType = Literal["bfloat16", "float16", "float32"]
-# numpy knows no bfloat16: its 16 bits travel as uint16.
+# numpy has no bfloat16, so its 16 bits are stored as uint16.
 NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(np.uint16),
     "float16": np.dtype(np.float16),
@@ -34,7 +33,7 @@ NUMPY_TYPES: dict[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True)
 class MemoryShape:
-    """One memory: [layers, 2, heads, tokens, width]."""
+    """The shape of a memory, [layers, 2, heads, tokens, width]."""
 
     layers: int
     heads: int
@@ -43,7 +42,7 @@ class MemoryShape:
 
     @classmethod
     def of(cls, shape: tuple[int, ...]) -> "MemoryShape":
-        """Of an array's shape (L_mem, 2, H_kv, k, D). Raises DataError when it is none."""
+        """Returns the shape of an array (L_mem, 2, H_kv, k, D). Raises DataError for any other shape."""
         if len(shape) != 5 or shape[1] != 2 or min(shape) < 1:
             raise DataError(f"bank: memories of shape {tuple(shape)}; a memory is [L_mem, 2, H_kv, k, D]")
         return cls(shape[0], *shape[2:])
@@ -54,19 +53,19 @@ class MemoryShape:
 
     @property
     def vectors(self) -> int:
-        """Keys and values of a memory."""
+        """Number of keys and values of a memory."""
         return 2 * self.layers * self.heads * self.tokens
 
     def bytes(self, dtype: DType = "bfloat16") -> int:
         return self.vectors * self.width * NUMPY_TYPES[dtype].itemsize
 
     def coded_bytes(self, code_bytes: int) -> int:
-        """With `code_bytes` a key or value instead of `width` numbers."""
+        """Returns the bytes of a memory with `code_bytes` for each key or value, instead of `width` numbers."""
         return self.vectors * code_bytes
 
 
 class BankFile(Record):
-    """Memories in the order they were written."""
+    """A file of memories, in the order of writing."""
 
     file: FileName
     memories: Count
@@ -84,7 +83,7 @@ class QuantiserEntry(Record):
 
 
 class BankManifest(Sealed):
-    """`index` says where each id is; a deleted id is in no list that is read."""
+    """The manifest of a bank; index: the file with each id's place; deleted: ids that are not read any more."""
 
     version: Literal[1] = 1
     kind: Literal["bank"] = "bank"
@@ -101,14 +100,14 @@ class BankManifest(Sealed):
 
 
 def to_float32(array: NDArray[Any], dtype: DType) -> NDArray[np.float32]:
-    """Stored numbers as float32, any shape; bfloat16 comes as uint16."""
+    """Returns stored numbers, of any shape, as float32; bfloat16 is given as uint16."""
     if dtype == "bfloat16":
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32)
 
 
 def from_float32(array: NDArray[np.float32], dtype: DType) -> NDArray[Any]:
-    """float32 numbers as they are stored, rounded to nearest, ties to even; finite numbers only."""
+    """Returns finite float32 numbers in the stored type, rounded to nearest, ties to even."""
     if dtype != "bfloat16":
         return array.astype(NUMPY_TYPES[dtype])
     bits = np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)
@@ -117,7 +116,7 @@ def from_float32(array: NDArray[np.float32], dtype: DType) -> NDArray[Any]:
 
 @contextmanager
 def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
-    """One process at a time changes a bank's manifest (or what the lock's name says); the others wait."""
+    """Holds the lock `name` of a folder, for which other processes wait; `.lock` is that of the manifest."""
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,10 +126,10 @@ def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
 
 
 def bank_factory(width: int) -> str:
-    """A FAISS codec for head width D that takes at least 11 times fewer bytes than bfloat16.
+    """Returns a FAISS codec for head width D that needs at least 11 times fewer bytes than bfloat16.
 
-    The published one for D = 80, OPQ20x80-Residual2x14-PQ8x10, is what this gives there: 14 bytes for 160.
-    Raises DataError for a width that leaves no byte to code.
+    For D = 80 it is the published one, OPQ20x80-Residual2x14-PQ8x10, with 14 bytes instead of 160.
+    Raises DataError for a width that is odd or below 12.
     """
     budget = 2 * width // 11
     if budget < 2 or width % 2:
@@ -141,13 +140,3 @@ def bank_factory(width: int) -> str:
     _, bits, part = max((m * min(left // m, 10), min(left // m, 10), m) for m in parts)
     rotation = max(m for m in (1, 2, 4, 5, 8, 10, 16, 20) if width % m == 0)
     return f"OPQ{rotation}_{width},Residual2x{coarse_bits},PQ{part}x{bits}"
-
-
-def compression(shape: MemoryShape, code_bytes: int) -> float:
-    """How many times smaller than in bfloat16."""
-    return shape.bytes("bfloat16") / shape.coded_bytes(code_bytes)
-
-
-def sparsity(layers: int, query_heads: int, length: int, memory: MemoryShape) -> float:
-    """How many times fewer numbers than keys and values of all layers, query heads and tokens (160 as published)."""
-    return math.prod([layers, query_heads, length]) / math.prod([memory.layers, memory.heads, memory.tokens])

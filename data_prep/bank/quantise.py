@@ -1,4 +1,4 @@
-"""Keys and values as short codes, by FAISS's composite quantisers (arXiv 2407.01178, section on compression)."""
+"""Compress keys and values to short codes, with FAISS's quantisers (arXiv 2407.01178, section on compression)."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ _NAMES = ("quantiser-keys.faiss", "quantiser-values.faiss")
 
 
 def faiss_factory(name: str, width: int) -> str:
-    """FAISS's spelling of a codec: "auto" for the one of this width, "OPQ20x80-Residual2x14-PQ8x10" as published."""
+    """Returns FAISS's spelling of a codec: "auto" is `bank_factory`, "OPQ20x80-Residual2x14-PQ8x10" as published."""
     if name == "auto":
         return bank_factory(width)
     parts = name.replace("-", ",").split(",")
@@ -27,13 +27,16 @@ def faiss_factory(name: str, width: int) -> str:
 
 
 def untrained(factory: str, width: int) -> Any:
-    """FAISS's codec for vectors of a head's width.  Raises DataError when FAISS is missing or the factory is none."""
+    """Returns FAISS's codec for vectors of a head's width.
+
+    Raises DataError when FAISS is missing or does not know the factory.
+    """
     faiss = import_extra("faiss", "quantise")
     try:
         return faiss.index_factory(width, faiss_factory(factory, width))
     except RuntimeError as error:
         raise DataError(
-            f"quantise: {factory!r} is no FAISS codec for head width {width} ({_last(error)}); try auto"
+            f"quantise: {factory!r} is not a FAISS codec for head width {width} ({_last(error)}); use auto"
         ) from error
 
 
@@ -49,9 +52,9 @@ class Quantiser:
 
     @classmethod
     def train(cls, memories: NDArray[Any], dtype: DType, factory: str = "auto", largest: int = 400_000) -> "Quantiser":
-        """Trains on memories [n, L_mem, 2, H_kv, k, D] as they are stored, on at most `largest` vectors of each kind.
+        """Trains on memories [n, L_mem, 2, H_kv, k, D] in their stored type, on at most `largest` keys and values each.
 
-        Raises DataError when FAISS is missing, the factory is none, or the sample is too small for it.
+        Raises DataError when FAISS is missing, does not know the factory, or needs more vectors.
         """
         width = memories.shape[-1]
         codecs = []
@@ -71,7 +74,7 @@ class Quantiser:
         return cls(faiss_factory(factory, width), *codecs)
 
     def save(self, folder: Path) -> QuantiserEntry:
-        """Writes both codecs, and what they are, into the bank's folder."""
+        """Writes both codecs and their entry into the bank's folder, and returns the entry."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in zip(_NAMES, self._bytes, strict=True):
             with replacing(folder / name) as temporary:
@@ -91,9 +94,9 @@ class Quantiser:
 
     @classmethod
     def load(cls, folder: Path, entry: QuantiserEntry | None = None) -> "Quantiser":
-        """The codecs that were saved in `folder`.
+        """Returns the codecs that were saved in `folder`.
 
-        Raises DataError when there are none, FAISS is missing, or the files are not those of the entry.
+        Raises DataError when there are none, FAISS is missing, or the files do not match the entry.
         """
         faiss = import_extra("faiss", "quantise")
         if entry is None:
@@ -113,7 +116,7 @@ class Quantiser:
         return (folder / _ENTRY).is_file()
 
     def encode(self, memories: NDArray[Any], dtype: DType) -> Codes:
-        """Memories [n, L_mem, 2, H_kv, k, D] -> uint8 [n, L_mem * 2 * H_kv * k * code_bytes]."""
+        """Encodes memories [n, L_mem, 2, H_kv, k, D] -> uint8 [n, L_mem * 2 * H_kv * k * code_bytes]."""
         out = np.empty((*memories.shape[:-1], self.code_bytes), dtype=np.uint8)
         for kind, codec in enumerate(self._codecs):
             vectors = to_float32(memories[:, :, kind], dtype)
@@ -122,7 +125,7 @@ class Quantiser:
         return out.reshape(len(memories), -1)
 
     def decode(self, rows: Codes, shape: MemoryShape, dtype: DType) -> NDArray[Any]:
-        """Rows uint8 [n, bytes] -> memories [n, L_mem, 2, H_kv, k, D] as they are stored without a codec."""
+        """Decodes rows uint8 [n, bytes] -> memories [n, L_mem, 2, H_kv, k, D] in the stored type `dtype`."""
         codes = rows.reshape(len(rows), *shape.array[:-1], self.code_bytes)
         out = np.empty((len(rows), *shape.array), dtype=np.float32)
         for kind, codec in enumerate(self._codecs):

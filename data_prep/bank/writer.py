@@ -1,4 +1,4 @@
-"""Writing a bank: any number of processes write shards, one of them then puts index and manifest over all."""
+"""Write a bank: any number of processes write shards, then one of them writes index and manifest."""
 
 from pathlib import Path
 from types import TracebackType
@@ -28,9 +28,9 @@ NOWHERE = -1
 
 
 class BankWriter:
-    """Writes memories into shards of about `shard_bytes`; each shard is whole or absent.
+    """Writes memories into shards of about `shard_bytes`, each atomically.
 
-    Used as a context manager, or `flush`ed at the end. What is written shows in the bank after `merge_bank`.
+    It is a context manager; without one, call `flush` at the end. The bank has the memories after `merge_bank`.
     Raises DataError when memories are not of the bank's shape and type.
     """
 
@@ -46,7 +46,7 @@ class BankWriter:
         quantiser: Quantiser | None = None,
         shard_bytes: int = _SHARD_BYTES,
     ) -> None:
-        """shape: (L_mem, 2, H_kv, k, D). part: of this process alone among those that write at a time."""
+        """shape: (L_mem, 2, H_kv, k, D). part: a name that no other process that writes at the same time has."""
         self.folder, self.shape, self.dtype = Path(folder), MemoryShape.of(shape), dtype
         self._quantiser, self._part = quantiser, part
         self._notes = {
@@ -67,7 +67,7 @@ class BankWriter:
             raise DataError(f"{self.folder}: cannot be made ({error.strerror}); give the bank another folder") from None
 
     def write(self, ids: NDArray[np.int64], memories: NDArray[Any]) -> None:
-        """Memories [n, L_mem, 2, H_kv, k, D] of references int64 [n]; bfloat16 as uint16."""
+        """Writes memories [n, L_mem, 2, H_kv, k, D] of the references `ids`, int64 [n]; bfloat16 as uint16."""
         if memories.shape != (len(ids), *self.shape.array) or memories.dtype != NUMPY_TYPES[self.dtype]:
             raise DataError(
                 f"{self.folder}: memories are {memories.dtype} {memories.shape}; this bank takes "
@@ -83,18 +83,17 @@ class BankWriter:
             self._write_shard(self._rows_a_shard)
 
     def flush(self) -> None:
-        """Writes what is left as a smaller shard."""
+        """Writes the remaining memories as a smaller shard."""
         if self._ids:
             self._write_shard(self._rows_a_shard)
 
     def written(self) -> NDArray[np.int64]:
-        """Ids int64 [n], sorted, that are in whole shards of the folder already, by any process: what to leave out
-        when going on after a kill."""
-        found = [np.empty(0, dtype=np.int64)]
+        """Returns the ids, int64 [n], sorted, in the folder's shards of all processes, to skip them after a kill."""
+        ids = [np.empty(0, dtype=np.int64)]
         for path in shard_paths(self.folder):
             check_notes(path, self._notes)
-            found += map_columns(path, ["id"])
-        return np.unique(np.concatenate(found))
+            ids += map_columns(path, ["id"])
+        return np.unique(np.concatenate(ids))
 
     def __enter__(self) -> "BankWriter":
         return self
@@ -115,7 +114,7 @@ class BankWriter:
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    """The shards that lie in a bank's folder, listed in its manifest or not."""
+    """Returns the shards in a bank's folder, whether its manifest lists them or not."""
     return sorted(folder.glob("bank-*.arrow"))
 
 
@@ -128,27 +127,28 @@ def _number(path: Path) -> int:
 
 
 def notes_of(path: Path) -> dict[str, str]:
-    """What the shard's writer said of it."""
-    found = map_batch(path).schema.metadata or {}
-    return {name.decode(): value.decode() for name, value in found.items()}
+    """Returns the notes that the shard's writer stored in its schema."""
+    metadata = map_batch(path).schema.metadata or {}
+    return {name.decode(): value.decode() for name, value in metadata.items()}
 
 
 def check_notes(path: Path, notes: dict[str, str]) -> None:
-    """Raises DataError when a shard was written by another model, of other references, or in another form."""
-    found = notes_of(path)
+    """Raises DataError when a shard was written by another model, from other references, or in another form."""
+    own = notes_of(path)
     for name, value in notes.items():
-        if found.get(name) != value:
+        if own.get(name) != value:
             raise DataError(
-                f"{path}: was written with {name} {found.get(name)!r}, this bank has {value!r}; write into another "
+                f"{path}: was written with {name} {own.get(name)!r}, this bank has {value!r}; write into another "
                 "folder, or delete this one"
             )
 
 
 def merge_bank(folder: Path | str) -> BankManifest:
-    """Puts index and manifest over all shards of the folder; of an id that is there twice the later file counts.
+    """Writes index and manifest over all shards of the folder, and returns the manifest.
 
-    Can be repeated, also while the bank is read. A deleted id that was written anew is back.
-    Raises DataError when there is no shard or they are not of one kind.
+    When two files have an id, the later one is used. A deleted id that was written again is no longer deleted. The
+    function can be called again, also while the bank is read.
+    Raises DataError when there is no shard, or shards differ in model, references or form.
     """
     folder = Path(folder)
     with locked(folder):
@@ -158,7 +158,7 @@ def merge_bank(folder: Path | str) -> BankManifest:
         notes = notes_of(paths[0])
         old = BankManifest.read(folder, MADE_BY) if (folder / MANIFEST_FILE).is_file() else None
         known = {file.file for file in old.files} if old else set()
-        paths.sort(key=lambda path: path.name not in known)  # those that came later last
+        paths.sort(key=lambda path: path.name not in known)  # new files last
         if old is not None:
             order = {file.file: n for n, file in enumerate(old.files)}
             paths.sort(key=lambda path: order.get(path.name, len(order)))
@@ -166,7 +166,7 @@ def merge_bank(folder: Path | str) -> BankManifest:
             check_notes(path, notes)
         codec = Quantiser.load(folder).entry if notes["codec"] else None
         if codec is not None and codec.xxh3 != notes["codec"]:
-            raise DataError(f"{folder}: its codec is not the one its shards were written with; write the bank again")
+            raise DataError(f"{folder}: its shards were written with another codec than its own; write the bank again")
         columns = [map_columns(path, ["id"])[0] for path in paths]
         manifest = BankManifest(
             model_fingerprint=notes["model"],
@@ -187,7 +187,7 @@ def merge_bank(folder: Path | str) -> BankManifest:
 
 
 def delete_memories(folder: Path | str, ids: NDArray[np.int64]) -> BankManifest:
-    """Takes memories out: nothing reads them again. Their bytes stay until the bank is written anew."""
+    """Deletes memories and returns the manifest. Their bytes stay until the bank is written again."""
     folder = Path(folder)
     with locked(folder):
         old = BankManifest.read(folder, MADE_BY)
@@ -198,7 +198,10 @@ def delete_memories(folder: Path | str, ids: NDArray[np.int64]) -> BankManifest:
 
 
 def _write_index(folder: Path, columns: list[NDArray[np.int64]]) -> dict[str, Any]:
-    """The place of each id: file number << 32 | row, or NOWHERE. A new file, so that readers keep theirs."""
+    """Writes the place of each id, file number << 32 | row or NOWHERE, to a new file, and returns its facts.
+
+    Readers keep the old file open.
+    """
     size = 1 + max((int(ids.max()) for ids in columns if len(ids)), default=-1)
     places = np.full(size, NOWHERE, dtype=np.int64)
     for number, ids in enumerate(columns):
@@ -212,7 +215,7 @@ def _write_index(folder: Path, columns: list[NDArray[np.int64]]) -> dict[str, An
 def _remove_old_indexes(folder: Path, current: str) -> None:
     for path in folder.glob("index-*.arrow"):
         if path.name != current:
-            path.unlink()  # who has it mapped keeps it
+            path.unlink()  # a process that has mapped it can still read it
 
 
 def _still_deleted(
@@ -229,12 +232,16 @@ def _dtype(name: str) -> DType:
     for known in ("bfloat16", "float16", "float32"):
         if name == known:
             return known  # type: ignore[return-value]
-    raise DataError(f"bank: numbers of type {name!r}; known are bfloat16, float16 and float32")
+    raise DataError(
+        f"bank: numbers of type {name!r}, but only bfloat16, float16 and float32 are known; write the bank again"
+    )
 
 
 def memory_rows(path: Path) -> tuple[NDArray[np.uint64], NDArray[np.uint8], pa.Schema]:
-    """(checks uint64 [n], rows uint8 [n, bytes], schema) of a shard, in place."""
+    """Returns checks uint64 [n], rows uint8 [n, bytes] and the schema of a shard, memory-mapped."""
     batch = map_batch(path)
     if batch.schema.names != ["id", "check", "memory"]:
-        raise DataError(f"{path}: has columns {batch.schema.names}; it is no shard of a bank")
+        raise DataError(
+            f"{path}: has columns {batch.schema.names}; it is not a shard of a bank: remove it from the folder"
+        )
     return numpy_view(batch.column("check")), numpy_view(batch.column("memory")), batch.schema

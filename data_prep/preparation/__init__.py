@@ -1,1 +1,1 @@
-"""From input files to a prepared folder: the plan, its tasks on all cores, and the merge."""
+"""Make a prepared folder from input files: the plan, its tasks on all cores, and the merge."""

@@ -1,4 +1,4 @@
-"""Which input files are not what they were: by size and time, and by content where only the time differs."""
+"""Find the input files that have changed: by size and time, and by content where only the time differs."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ _NAMES = 5  # of each kind that a message lists
 
 
 class FileFacts(Record):
-    """An input file: path or URL, bytes, what changes when it is written again, and xxh3 where it was read whole."""
+    """An input file: path or URL, bytes, a version that changes when it is written again, xxh3 if it was computed."""
 
     name: str
     bytes: int
@@ -29,22 +29,22 @@ class FileFacts(Record):
     xxh3: str = ""
 
     def same_as(self, other: "FileFacts") -> bool:
-        """Whether the content is the same: the version, or else the checksum, as far as both are known."""
+        """Whether the content is the same, by equal versions or equal known checksums."""
         if (self.name, self.bytes) != (other.name, other.bytes):
             return False
         return self.version == other.version or (bool(self.xxh3) and self.xxh3 == other.xxh3)
 
 
 class Inputs(Record):
-    """inputs.json of a prepared folder: the files that it was made of, by source."""
+    """inputs.json of a prepared folder: the files that it was made from, by source."""
 
     sources: dict[str, list[FileFacts]]
 
 
 def facts_of(file: InputFile, source: SourceConfig, checksum: bool = False) -> FileFacts:
-    """What is known of a listed file. checksum: reads it whole, where it is local. Raises OSError."""
+    """Returns the facts of a listed file; checksum: read a local file to compute it. Raises OSError."""
     version, digest = file.version, ""
-    if is_local(file.name) and source.kind == "megatron":  # whose other half is the index
+    if is_local(file.name) and source.kind == "megatron":  # its index counts too
         index = index_of(Path(file.name))
         info = index.stat() if index.is_file() else None
         version += f" {info.st_size} {info.st_mtime_ns}" if info else " without index"
@@ -55,12 +55,12 @@ def facts_of(file: InputFile, source: SourceConfig, checksum: bool = False) -> F
 
 
 def is_local(name: str) -> bool:
-    """Whether it is a path of this machine."""
+    """Whether `name` is a path on this machine."""
     return not is_remote(name) and not is_hub_part(InputFile(name, 0))
 
 
 def facts_now(name: str, source: SourceConfig, checksum: bool = False) -> FileFacts | None:
-    """What is known now of a local file; None when it is gone."""
+    """Returns the present facts of a local file, or None when it is gone. Raises OSError."""
     path = Path(name)
     if not path.is_file():
         return None
@@ -71,7 +71,7 @@ def facts_now(name: str, source: SourceConfig, checksum: bool = False) -> FileFa
 
 @dataclass
 class Changes:
-    """Names of the files that differ, by what happened to them."""
+    """Names of the files that have changed, are new or are gone."""
 
     changed: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
@@ -92,31 +92,31 @@ def _shown(names: list[str]) -> str:
 def compare(
     before: Iterable[FileFacts], files: Iterable[InputFile], source: SourceConfig
 ) -> tuple[Changes, Mapping[str, FileFacts]]:
-    """What differs between the files of then and those of now, and the facts of now by name.
+    """Returns the changes between earlier and present files, and the present facts by name.
 
-    A file of which only the time differs is read: its facts of now have its checksum, and it counts as changed unless
-    the checksum of then is known and the same. Raises OSError.
+    A file that differs only in its time is read: its facts then have a checksum, and it counts as changed unless the
+    earlier checksum is known and equal. Raises OSError.
     """
     changes, then = Changes(), {facts.name: facts for facts in before}
     now: dict[str, FileFacts] = {}
     for file in files:
-        found, was = facts_of(file, source), then.get(file.name)
+        facts, was = facts_of(file, source), then.get(file.name)
         if was is None:
             changes.new.append(file.name)
-        elif not was.same_as(found):
-            if was.bytes == found.bytes:
-                found = facts_of(file, source, checksum=True)
-            if not was.same_as(found):
+        elif not was.same_as(facts):
+            if was.bytes == facts.bytes:
+                facts = facts_of(file, source, checksum=True)
+            if not was.same_as(facts):
                 changes.changed.append(file.name)
-        now[file.name] = found
+        now[file.name] = facts
     changes.gone = [name for name in then if name not in now]
     return changes, now
 
 
 def check_inputs(folder: Path, sources: Iterable[SourceConfig], console: Console) -> None:
-    """Raises DataError when a finished folder was made of other local files than there are now.
+    """Raises DataError when a finished folder was made from other local files than the present ones.
 
-    A folder that was made before this was written down, and one whose whole input is gone, stay as they are.
+    Folders without inputs.json, of earlier versions, and folders whose whole input is gone are accepted.
     """
     path = folder / INPUTS_FILE
     try:
@@ -135,6 +135,6 @@ def check_inputs(folder: Path, sources: Iterable[SourceConfig], console: Console
             continue
         if changes:
             raise DataError(
-                f"{folder}: was prepared of other input; {source.label}: {changes}; choose another folder, or delete "
-                "that one. A run needs no preparation to train on it as it is"
+                f"{folder}: was prepared from other input; {source.label}: {changes}; choose another folder, or delete "
+                "that one. To train on it as it is, a run needs no preparation"
             )

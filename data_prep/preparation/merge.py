@@ -1,4 +1,4 @@
-"""From finished tasks to a prepared folder: duplicates between tasks go, the manifest is written, all at once."""
+"""Merge finished tasks into a prepared folder: drop duplicates between tasks, write the manifest, rename once."""
 
 import importlib.metadata
 import os
@@ -27,10 +27,10 @@ _SPLITS: tuple[Split, Split] = ("train", "valid")
 
 
 def merge(config: PrepareConfig, work: Path, plan: Plan, folder: Path, console: Console) -> Manifest:
-    """Makes `folder` out of the tasks in `work` and removes `work`. Killed, it can be run again.
+    """Makes `folder` from the tasks in `work` and removes `work`. After a kill it can be run again.
 
     Raises:
-        DataError: tasks are not finished, no document is left, or another process made `folder` meanwhile.
+        DataError: a task is not finished, no document is left, or another process has made `folder` meanwhile.
     """
     results = _results(work, plan)
     building = work / "merged"
@@ -71,13 +71,13 @@ def _results(work: Path, plan: Plan) -> list[TaskResult]:
         shown = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
         raise DataError(
             f"{work}: {len(missing)} of {len(plan.tasks)} tasks are not finished ({shown}); run them with "
-            "--tasks N --task I, or all that is left without these options, then merge again"
+            "--tasks N --task I, or run all without these options, then merge again"
         )
     return [result for result in results.values() if result is not None]
 
 
 def _duplicates(config: PrepareConfig, work: Path, results: list[TaskResult]) -> list[NDArray[np.int8]]:
-    """For each task, int8 [documents]: 1 the same as an earlier one, 2 much like an earlier one, 0 neither."""
+    """Returns int8 [documents] for each task: 1 duplicate of an earlier document, 2 near duplicate, 0 neither."""
     arrays = [np.load(task_folder(work, number) / IDENTITIES_FILE) for number in range(len(results))]
     ends = np.cumsum([len(array) for array in arrays])
     everything = np.concatenate([np.empty(0, np.uint64), *arrays])
@@ -92,7 +92,7 @@ def _duplicates(config: PrepareConfig, work: Path, results: list[TaskResult]) ->
         pairs = ((int(i), s) for file in files for i, s in zip(file["identities"], file["signatures"], strict=True))
         near = np.array(sorted(near_duplicates(_first_only(pairs), config.dedup)), dtype=np.uint64)
         drop[(drop == 0) & np.isin(everything, near)] = 2
-    drop[everything == 0] = 0  # filling, which is no document
+    drop[everything == 0] = 0  # padding of packed rows, which is no document
     return np.split(drop, ends[:-1]) if len(ends) else []
 
 
@@ -107,7 +107,7 @@ def _first_only(pairs: Iterable[tuple[int, Signature]]) -> Iterator[tuple[int, S
 def _place(
     source: Path, target: Path, result: TaskResult, drop: NDArray[np.bool_], packed: bool, plan: Plan
 ) -> list[ShardEntry]:
-    """Puts a task's shards into `target`: linked as they are, or written again without what is dropped."""
+    """Puts a task's shards into `target`, linked, or written again without dropped documents; returns their entries."""
     entries, first = [], 0
     for entry in result.entries:
         mine = drop[first : first + entry.documents]
@@ -119,7 +119,7 @@ def _place(
         views = Shard(source, entry, plan.token_type).open()
         lengths = np.diff(views.offsets)
         gone = np.repeat(mine, lengths)
-        if packed:  # rows must keep their places: the document stays, but is not learned
+        if packed:  # a packed row must keep its place, so the document stays and is not learned
             assert views.loss_mask is not None
             mask: Mask | None = np.where(gone, 0, views.loss_mask).astype(np.uint8)
             tokens, offsets = views.tokens, views.offsets.tolist()
@@ -132,7 +132,7 @@ def _place(
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under a second name, so that a merge that is killed has moved nothing."""
+    """Links the file under a second name, so that a killed merge has moved nothing."""
     try:
         target.hardlink_to(source)
     except OSError:  # a file system without links
@@ -141,7 +141,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _save_inputs(config: PrepareConfig, plan: Plan, results: list[TaskResult], building: Path) -> None:
-    """Writes down what the folder was made of, so that a later call can tell whether the input has changed."""
+    """Writes the facts of the input files, so that a later call can find out whether they have changed."""
     files: dict[str, list[FileFacts]] = {source.label: [] for source in config.sources}
     for task, result in zip(plan.tasks, results, strict=True):
         files[config.sources[task.source].label] += result.inputs
@@ -184,7 +184,7 @@ def _move(building: Path, folder: Path) -> None:
         os.replace(building, folder)  # noqa: PTH105
     except OSError as error:
         raise DataError(
-            f"{folder}: cannot move the finished data there ({error.strerror}); did another process "
-            "prepare it meanwhile? Run again, or choose another folder"
+            f"{folder}: cannot move the finished data there ({error.strerror}); another process may "
+            "have prepared it meanwhile: run again, or choose another folder"
         ) from error
     sync(folder.parent)

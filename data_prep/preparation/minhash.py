@@ -1,4 +1,4 @@
-"""Near duplicates: MinHash signatures by datasketch, an optional package."""
+"""Find near duplicates by MinHash signatures, with the optional package datasketch."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +11,7 @@ from data_prep.config import DedupConfig
 from data_prep.errors import DataError
 
 Signature = NDArray[np.uint64]
-_SCHEME = "affine32"  # named, so that signatures of two tasks are always of one kind
+_SCHEME = "affine32"  # set explicitly, so that all tasks' signatures can be compared
 
 
 def _datasketch() -> Any:
@@ -30,7 +30,7 @@ def _hash32(shingle: bytes) -> int:
 
 
 def signature(text: str, config: DedupConfig) -> Signature:
-    """uint64 [permutations]: of the text's shingles of words, in lower case."""
+    """Returns the MinHash signature, uint64 [permutations], of the text's word shingles in lower case."""
     words = text.lower().split()
     size = config.shingle_words
     shingles = {" ".join(words[i : i + size]).encode() for i in range(max(1, len(words) - size + 1))}
@@ -40,18 +40,18 @@ def signature(text: str, config: DedupConfig) -> Signature:
 
 
 class NearDuplicates:
-    """Which documents are much like one that came before; holds the signatures of all that are not."""
+    """Finds documents similar to an earlier one; keeps the signatures of those that are not."""
 
     def __init__(self, config: DedupConfig) -> None:
         self._config = config
         self._index = _datasketch().MinHashLSH(threshold=config.threshold, num_perm=config.permutations)
 
     def is_new(self, identity: int, found: Signature) -> bool:
-        """Whether no document before was as similar as the threshold; then it counts from now on."""
+        """Whether no earlier document reaches the threshold of similarity; such a document is added."""
         sketch = _datasketch().MinHash(num_perm=self._config.permutations, seed=1, hashvalues=found, scheme=_SCHEME)
         if any(self._similarity(found, other) >= self._config.threshold for other in self._index.query(sketch)):
             return False
-        # The index returns keys: a key carries its signature, so that candidates can be compared exactly.
+        # The index returns keys. A key contains its signature, so that candidates can be compared exactly.
         self._index.insert((identity, found.tobytes()), sketch, check_duplication=False)
         return True
 
@@ -61,6 +61,6 @@ class NearDuplicates:
 
 
 def near_duplicates(documents: Iterable[tuple[int, Signature]], config: DedupConfig) -> set[int]:
-    """Identities of the documents that are much like an earlier one, given in reading order."""
+    """Returns the identities of documents that are near duplicates of an earlier one; documents: in reading order."""
     index = NearDuplicates(config)
     return {identity for identity, found in documents if not index.is_new(identity, found)}

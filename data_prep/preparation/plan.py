@@ -1,4 +1,4 @@
-"""What a preparation consists of: the tokenizer, and tasks that any process on any machine can do."""
+"""The plan of a preparation: the tokenizer, and tasks that any process on any machine can run."""
 
 import shutil
 from collections import Counter
@@ -44,9 +44,10 @@ class Task(Record):
 
 
 class Plan(Record):
-    """The same for everybody who prepares one configuration: written before the first task, and when the input changes.
+    """The plan of one configuration, written before the first task and again when the input changes.
 
-    unread: for each source, what should be readable and is not.
+    thresholds: for each source the largest `sample_hash` that is read; None: all documents. unread: for each source,
+    messages about links and folders that cannot be read.
     """
 
     config_hash: str
@@ -58,13 +59,13 @@ class Plan(Record):
 
 
 def open_cache(config: PrepareConfig, cache: CacheConfig) -> RemoteCache | None:
-    """The cache of remote inputs; None when all are local."""
+    """Returns the cache of remote inputs, or None when all inputs are local."""
     remote = any(source.kind != "hf" and is_remote(source.path or "") for source in config.sources)
     return RemoteCache(cache) if remote else None
 
 
 def load_plan(config: PrepareConfig, work: Path) -> Plan | None:
-    """The plan in `work`; None when there is none yet. Raises DataError when it is one of other settings."""
+    """Returns the plan in `work`, or None when there is none. Raises DataError for a plan of other settings."""
     path = work / PLAN_FILE
     try:
         plan = Plan.model_validate_json(path.read_bytes())
@@ -75,16 +76,15 @@ def load_plan(config: PrepareConfig, work: Path) -> Plan | None:
     if plan.config_hash != config.hash:
         raise DataError(
             f"{work}: was begun with other settings (hash {plan.config_hash}, now {config.hash}); "
-            "go on with those, choose another folder, or delete it"
+            "continue with those, choose another folder, or delete it"
         )
-    found = load_tokenizer(work / plan.tokenizer.file).fingerprint
-    if found != plan.tokenizer.fingerprint:
+    if load_tokenizer(work / plan.tokenizer.file).fingerprint != plan.tokenizer.fingerprint:
         raise DataError(f"{work / plan.tokenizer.file}: was changed; delete {work} to begin again")
     return plan
 
 
 class Planner:
-    """Makes the plan: lists the input, samples it, trains or copies the tokenizer. The same result every time."""
+    """Makes the plan: lists the input, samples it, trains or copies the tokenizer. Equal input gives an equal plan."""
 
     def __init__(
         self, config: PrepareConfig, work: Path, console: Console, pool: Pool | None, cache: RemoteCache | None
@@ -94,7 +94,7 @@ class Planner:
 
     def make(self) -> Plan:
         unread = [self._check(reader) for reader in self._readers]
-        # What the tokenizer costs is lost when it does not fit: check the given one before reading a byte.
+        # A given tokenizer that does not fit is refused before any input is read.
         tokenizer = self._load_tokenizer()
         thresholds = [self._threshold(reader) for reader in self._readers]
         if tokenizer is None:
@@ -119,17 +119,16 @@ class Planner:
         return plan
 
     def renew(self, plan: Plan, made_of: Callable[[Task], list[FileFacts]]) -> Plan:
-        """The plan for the input as it is now, and what has changed is said; `plan` itself when nothing has.
+        """Returns the plan for the present input and prints the changes; without changes, returns `plan`.
 
-        A task keeps its number and its files, less those that are gone; new files are in new tasks. The tokenizer
-        stays.
+        A task keeps its number and its files, except those that are gone. New files get new tasks. The tokenizer stays.
 
         Args:
-            made_of: what a task was made of when it was finished, with checksums; else its files.
+            made_of: the input files of a finished task with checksums, or an unfinished task's files.
         """
         tasks, thresholds, unread = list(plan.tasks), list(plan.thresholds), list(plan.unread)
         for number, (reader, source) in enumerate(zip(self._readers, self._config.sources, strict=True)):
-            if source.kind == "hf":  # the hub says nothing of a part's version
+            if source.kind == "hf":  # the hub gives no versions of parts
                 continue
             mine = [task for task in plan.tasks if task.source == number]
             reader.check_listing(problems := Problems(self._config.on_error))
@@ -142,17 +141,17 @@ class Planner:
                 files = [now[file.name] for file in task.files if file.name in now]
                 tasks[task.number] = task.model_copy(update={"files": files})
             if changes:
-                self._say(f"{reader.name}: the input is not what it was: {changes}")
+                self._say(f"{reader.name}: the input has changed: {changes}")
                 self._say(f"{reader.name}: {reader.listing.summary()}")
                 new = set(changes.new)
                 tasks += self._tasks(len(tasks), number, [file for file in reader.files if file.name in new])
                 thresholds[number] = self._threshold(reader)
                 if self._config.tokenizer.path is None:
-                    self._say("the tokenizer stays the one of the earlier input")
+                    self._say("the tokenizer is still that of the earlier input")
         return plan.model_copy(update={"tasks": tasks, "thresholds": thresholds, "unread": unread})
 
     def _check(self, reader: DocumentReader) -> list[str]:
-        """Says what a source reads and what not; returns what should be readable and is not."""
+        """Prints which files a source reads and leaves out; returns messages about those that cannot be read."""
         self._say(f"{reader.name}: {reader.listing.summary()}")
         problems = Problems(self._config.on_error)
         reader.check_listing(problems)
@@ -198,7 +197,7 @@ class Planner:
         with self._console.status(title):
             if self._pool is None:
                 train_sentencepiece(texts, settings.vocab_size, path)
-            else:  # in a process of its own, so that the spinner turns and Ctrl-C works meanwhile
+            else:  # in another process, so that the spinner turns and Ctrl-C works
                 self._pool.submit(train_sentencepiece, texts, settings.vocab_size, path).result()
         return load_tokenizer(path)
 
@@ -216,7 +215,7 @@ class Planner:
 
 
 def _nothing_to_train_on(config: PrepareConfig, left_out: Counter[str]) -> str:
-    """Why no document is left for the tokenizer, and what to change."""
+    """Returns why no document is left for the tokenizer, and what to change."""
     if not left_out.total():
         return "sources: no document has text, so no tokenizer can be trained; check sources and text_field"
     held = left_out["valid_fraction"]
@@ -228,24 +227,24 @@ def _nothing_to_train_on(config: PrepareConfig, left_out: Counter[str]) -> str:
 
 
 def choose_token_type(asked: TokenType | str, vocab_size: int) -> TokenType:
-    """The type of a token on disk. Raises DataError when the one that is asked for cannot hold every id."""
+    """Returns the type of a token on disk. Raises DataError when the type asked for cannot represent every id."""
     if asked == "auto":
         return "uint16" if vocab_size <= _TYPE_SIZES["uint16"] else "uint32"
     token_type: TokenType = "uint16" if asked == "uint16" else "uint32"
     if vocab_size > _TYPE_SIZES[token_type]:
         raise DataError(
-            f"token_type is {asked}, which holds {_TYPE_SIZES[token_type]} ids, but the tokenizer has "
+            f"token_type is {asked}, which has {_TYPE_SIZES[token_type]} values, but the tokenizer has "
             f"{vocab_size} pieces; set token_type: auto or uint32"
         )
     return token_type
 
 
 def _groups(files: list[InputFile], size: int) -> Iterator[list[InputFile]]:
-    """Neighbouring files together, up to about `size` bytes; a larger file alone."""
+    """Yields groups of consecutive files of up to about `size` bytes; a larger file is a group of its own."""
     group: list[InputFile] = []
     total = 0
     for file in files:
-        # Parts of a data set on the hub have no size: each is a task.
+        # Parts of a data set on the hub have no known size, so each is a group.
         if group and (total + file.bytes > size or is_hub_part(file)):
             yield group
             group, total = [], 0

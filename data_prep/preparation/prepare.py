@@ -1,4 +1,4 @@
-"""`prepare`: a folder of token shards out of a configuration, in tasks that a kill does not undo."""
+"""`prepare` makes a folder of token shards from a configuration; finished tasks survive a kill."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -22,10 +22,10 @@ from data_prep.sources.places import is_remote
 
 
 class Preparation:
-    """The steps of preparing one folder: plan, tasks, merge. Each leaves its result in the folder `work`.
+    """The steps of preparing one folder: plan, tasks, merge. Each writes its result into the folder `work`.
 
-    Every step can be repeated, on any machine that sees the folder: what is finished is not done again, and the
-    result is byte for byte the same for every number of processes and every interruption.
+    Every step can be repeated on any machine that has the folder. Finished work is not repeated, and the result's bytes
+    do not depend on the number of processes or on interruptions.
     """
 
     def __init__(
@@ -44,14 +44,19 @@ class Preparation:
         self._workers = config.workers or available_cores()
 
     def finished(self) -> Manifest | None:
-        """The manifest when `folder` is the result of the configuration; None when there is nothing yet."""
+        """Returns the manifest when `folder` is the result of the configuration, or None when it is missing or empty.
+
+        Raises DataError when the folder has other content, or was made with other settings or from other input.
+        """
         folder = self.folder
         if folder.exists() and not folder.is_dir():
             raise DataError(f"{folder}: is a file; choose another folder")
         if not folder.exists() or not any(folder.iterdir()):
             return None
         if not (folder / MANIFEST_FILE).is_file():
-            raise DataError(f"{folder}: exists and is no prepared folder (no {MANIFEST_FILE}); choose another folder")
+            raise DataError(
+                f"{folder}: exists and is not a prepared folder (no {MANIFEST_FILE}); choose another folder"
+            )
         manifest = Manifest.load(folder)
         if manifest.config_hash != self.config.hash:
             raise DataError(
@@ -59,14 +64,14 @@ class Preparation:
                 "choose another folder, or delete that one"
             )
         check_inputs(self.folder, self.config.sources, self.console)
-        shutil.rmtree(self.work, ignore_errors=True)  # left by a merge that was killed at its very end
+        shutil.rmtree(self.work, ignore_errors=True)  # left by a merge that was killed before it removed this folder
         return manifest
 
     def plan(self, pool: Pool | None = None) -> Plan:
-        """Lists the input and makes the tokenizer, or reads what an earlier call wrote."""
-        found = load_plan(self.config, self.work)
-        if found is not None:
-            return self._renewed(found, pool)
+        """Returns the plan: lists the input and makes the tokenizer, or renews the plan of an earlier call."""
+        plan = load_plan(self.config, self.work)
+        if plan is not None:
+            return self._renewed(plan, pool)
         try:
             self.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -84,22 +89,22 @@ class Preparation:
                 cache.close()
 
     def _renewed(self, plan: Plan, pool: Pool | None = None) -> Plan:
-        """The plan for the input as it is now, written when it is another."""
+        """Returns the plan for the present input, and writes it when it has changed."""
         with self._planner(pool) as planner:
-            found = planner.renew(plan, lambda task: made_of(self.work, task))
-        if found != plan:
-            write_text(self.work / PLAN_FILE, found.model_dump_json(indent=1) + "\n")
-        return found
+            renewed = planner.renew(plan, lambda task: made_of(self.work, task))
+        if renewed != plan:
+            write_text(self.work / PLAN_FILE, renewed.model_dump_json(indent=1) + "\n")
+        return renewed
 
     def existing_plan(self) -> Plan:
-        """The plan that `plan` made, for the input as it is now. Raises DataError when there is none."""
-        found = load_plan(self.config, self.work)
-        if found is None:
-            raise DataError(f"{self.work}: nothing has been begun here; run --plan, or --tasks N --task I, first")
-        return self._renewed(found)
+        """Returns the plan that `plan` made, for the present input. Raises DataError when there is none."""
+        plan = load_plan(self.config, self.work)
+        if plan is None:
+            raise DataError(f"{self.work}: has no plan; run --plan, or --tasks N --task I, first")
+        return self._renewed(plan)
 
     def pending(self, parts: int) -> list[int] | None:
-        """Which of `parts` equal shares (share i: tasks i, i + parts, …) have unfinished tasks; None without a plan."""
+        """Returns which of `parts` shares (share i: tasks i, i + parts, …) have unfinished tasks; None without plan."""
         plan = load_plan(self.config, self.work)
         if plan is None:
             return None
@@ -108,8 +113,11 @@ class Preparation:
         return sorted(unfinished)
 
     def run_tasks(self, plan: Plan, numbers: Sequence[int], pool: Pool | None = None) -> None:
-        """Does those of the tasks that are not finished: side by side while there is one for each process of the
-        pool, then one after another with all processes at each."""
+        """Runs the tasks that are not finished.
+
+        As long as there is a task for each process of the pool, each process runs one. The remaining tasks run one
+        after another, each on all processes.
+        """
         pending = [number for number in numbers if load_result(self.work, plan, number) is None]
         done = len(numbers) - len(pending)
         if done:
@@ -128,17 +136,17 @@ class Preparation:
                 run_task(self.config, self.cache, self.work, plan, number, pool, advance)
 
     def merge(self, plan: Plan) -> Manifest:
-        """Makes the folder out of the finished tasks."""
+        """Makes the folder from the finished tasks, and prints a summary."""
         manifest = merge(self.config, self.work, plan, self.folder, self.console)
         print_summary(self.console, manifest, self.folder)
         return manifest
 
     def drop_if_nothing_is_done(self) -> None:
-        """After a failure: what no later run could use is removed, finished tasks are kept."""
+        """Removes `work` after a failure, unless it has finished tasks, which a later run can use."""
         tasks = self.work / "tasks"
         finished = [path for path in tasks.glob("*") if not path.name.startswith(".")] if tasks.is_dir() else []
         if finished:
-            self.console.print(f"{self.work} keeps {len(finished)} finished tasks; run again to go on, or delete it")
+            self.console.print(f"{self.work} keeps {len(finished)} finished tasks; run again to continue, or delete it")
         else:
             shutil.rmtree(self.work, ignore_errors=True)
 
@@ -153,18 +161,18 @@ def _ignore(count: int) -> None:
 def prepare(
     config: PrepareConfig, folder: Path | str, console: Console | None = None, cache: CacheConfig | None = None
 ) -> Manifest:
-    """Makes `folder`: shards, tokenizer, manifest.json. Returns at once when it was made with these settings.
+    """Makes `folder` with shards, tokenizer and manifest.json, unless it exists with these settings; returns the last.
 
-    Work goes into FOLDER.work, which becomes the folder at the end: a run that was killed is continued by the
-    next call, and no finished task is repeated. With more than one worker, a script that calls this needs an
-    `if __name__ == "__main__":`, as workers are new processes that import it.
+    The work is done in FOLDER.work, which becomes the folder at the end. After a kill the next call continues it and
+    repeats no finished task. With more than one worker, a script that calls this function needs an
+    `if __name__ == "__main__":`, because workers are new processes that import it.
 
     Args:
-        console: where progress and the summary go; None is the terminal's standard error.
-        cache: where copies of remote input lie.
+        console: where progress and the summary are printed; None: standard error.
+        cache: where copies of remote input are kept.
 
     Raises:
-        DataError: unusable source, document, tokenizer or folder; no document left.
+        DataError: a source, document, tokenizer or folder is unusable, or no document is left.
     """
     preparation = Preparation(config, folder, console, cache)
     finished = preparation.finished()
@@ -178,7 +186,7 @@ def prepare(
             pool = preparation.open_pool(stack)
             plan = preparation.plan(pool)
             preparation.run_tasks(plan, range(len(plan.tasks)), pool)
-            again = preparation.plan(pool)  # what was added or edited meanwhile
+            again = preparation.plan(pool)  # includes files that were added or changed meanwhile
             if again != plan:
                 preparation.run_tasks(again, range(len(again.tasks)), pool)
         return preparation.merge(again)

@@ -1,4 +1,4 @@
-"""What `prepare` shows: bars with the time left, and the table at the end."""
+"""Progress bars with the time left, and the summary table, of a preparation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +22,9 @@ from data_prep.shards.manifest import Manifest
 
 
 class CountProgress:
-    """A bar over `total` things as a context manager, which gives the function that moves it on by n."""
+    """A bar over `total` things, as a context manager that yields the function to advance it by n."""
 
-    _STEP = 1 << 20  # of the total per update at most 1/1024, so that many small documents do not wait for the bar
+    _STEP = 1 << 20  # smallest advance that is drawn, but at most total/1024, so that small documents do not slow down
 
     def __init__(self, console: Console, title: str, total: int) -> None:
         self._progress = Progress(
@@ -60,14 +60,14 @@ class CountProgress:
 
 
 class ByteProgress(CountProgress):
-    """The same over bytes, with their rate."""
+    """A bar over bytes, with their rate."""
 
     def _columns(self) -> list[ProgressColumn]:
         return [DownloadColumn(), TransferSpeedColumn()]
 
 
 def print_summary(console: Console, manifest: Manifest, folder: Path | str) -> None:
-    """Documents and tokens of each source and split, what was left out, and where the folder is."""
+    """Prints documents and tokens of each source and split, the documents left out, and the tokenizer."""
     table = Table("split", "source", "documents", "tokens", "shards", title=str(folder))
     for split, source in dict.fromkeys((shard.split, shard.source) for shard in manifest.shards):
         shards = [shard for shard in manifest.shards if (shard.split, shard.source) == (split, source)]

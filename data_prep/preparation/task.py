@@ -1,4 +1,4 @@
-"""One task of a preparation: some input files of one source, tokenized into a folder that appears whole."""
+"""One task of a preparation: tokenize some input files of one source into a folder, which is renamed when whole."""
 
 import secrets
 import shutil
@@ -29,7 +29,7 @@ RESULT_FILE, IDENTITIES_FILE, SIGNATURES_FILE = "task.json", "identities.npy", "
 
 
 class TaskResult(Record):
-    """What a finished task left: shards in the order of their identities, what is in none, and what it was made of."""
+    """The result of a finished task: its shards, its documents in no shard, and the input files it was made from."""
 
     entries: list[ShardEntry]
     skipped: SkippedCounts
@@ -39,26 +39,27 @@ class TaskResult(Record):
     threshold: int | None
 
     def is_of(self, plan: Plan, task: Task) -> bool:
-        """Whether it was made of the task's files as the plan knows them."""
+        """Whether the result was made from the task's files as the plan lists them."""
         if self.threshold != plan.thresholds[task.source] or len(self.inputs) != len(task.files):
             return False
         return all(done.same_as(file) for done, file in zip(self.inputs, task.files, strict=True))
 
 
 def task_folder(work: Path, number: int) -> Path:
+    """Return the folder below `work` that holds the result of task `number`."""
     return work / "tasks" / f"{number:05d}"
 
 
 def load_result(work: Path, plan: Plan, number: int) -> TaskResult | None:
-    """The result of a finished task; None when it is not finished, or its input has changed since."""
-    found = _stored(work, number)
-    return found if found is not None and found.is_of(plan, plan.tasks[number]) else None
+    """Returns the result of a finished task, or None when it is not finished or its input has changed since."""
+    result = _stored(work, number)
+    return result if result is not None and result.is_of(plan, plan.tasks[number]) else None
 
 
 def made_of(work: Path, task: Task) -> list[FileFacts]:
-    """What a task was made of when it was finished; its files when it was not."""
-    found = _stored(work, task.number)
-    return task.files if found is None else found.inputs
+    """Returns the input files that a finished task was made from, or the files of an unfinished task."""
+    result = _stored(work, task.number)
+    return task.files if result is None else result.inputs
 
 
 def _stored(work: Path, number: int) -> TaskResult | None:
@@ -80,10 +81,10 @@ def run_task(
     pool: Pool | None,
     advance: Callable[[int], None],
 ) -> TaskResult:
-    """Does one task, unless it was done before. The output depends on the configuration and the files alone.
+    """Runs one task, unless it is finished, and returns its result. It depends on configuration and files alone.
 
     Raises:
-        DataError: a damaged document (with on_error: fail), or an input file that is not what the plan lists.
+        DataError: a document is damaged (with on_error: fail), or an input file differs from the plan.
     """
     finished = load_result(work, plan, number)
     if finished is not None:
@@ -97,7 +98,7 @@ def run_task(
         run = _Run(config, plan, task, building, load_tokenizer(work / plan.tokenizer.file))
         result = run.run(cache, pool, advance, inputs)
         if [file.version for file in _inputs_of(task, run.source, False)] != [file.version for file in inputs]:
-            raise DataError(f"{folder}: its input was changed while it was read; run the same command again")
+            raise DataError(f"{folder}: its input changed while it was read; run the same command again")
         write_text(building / RESULT_FILE, result.model_dump_json(indent=1) + "\n")
         _put(building, folder, work, plan, number)
     finally:
@@ -106,25 +107,25 @@ def run_task(
 
 
 def _put(building: Path, folder: Path, work: Path, plan: Plan, number: int) -> None:
-    """Gives a finished task its name. What another process has made of the same files meanwhile has the same bytes."""
+    """Renames a finished task's folder. If another process has finished it, its folder, with equal bytes, stays."""
     try:
         building.rename(folder)
     except OSError:
-        if load_result(work, plan, number) is None:  # what lies there is of an earlier input
+        if load_result(work, plan, number) is None:  # the existing folder is of earlier input
             shutil.rmtree(folder)
             building.rename(folder)
     sync(folder.parent)
 
 
 def _inputs_of(task: Task, source: SourceConfig, checksum: bool = True) -> list[FileFacts]:
-    """The task's files as they are. Raises DataError when one is not as planned."""
-    found = []
+    """Returns the present facts of the task's files. Raises DataError when a file differs from the plan."""
+    inputs = []
     for file in task.files:
         now: FileFacts | None = file
         if is_local(file.name):
             try:
                 now = facts_now(file.name, source, checksum)
-            except OSError:  # reading it will say so
+            except OSError:  # reading the file will report it
                 now = file
             if now is None or (now.bytes, now.version) != (file.bytes, file.version):
                 said = "it is gone" if now is None else f"it has {now.bytes} and was written since"
@@ -133,8 +134,8 @@ def _inputs_of(task: Task, source: SourceConfig, checksum: bool = True) -> list[
                     "tasks whose files have not changed are kept"
                 )
         assert now is not None
-        found.append(now)
-    return found
+        inputs.append(now)
+    return inputs
 
 
 class _Run:
@@ -162,7 +163,7 @@ class _Run:
             if cache is not None:
                 stack.callback(cache.close)
             documents = self._kept(reader.read(self._problems, advance, self._task.inputs))
-            # Tokens that come from files need no second process.
+            # Documents that are tokenized already need no other process.
             helpers = None if self.source.is_tokens else pool
             for done in tokenize(documents, self._tokenizer, self._plan.token_type, helpers):
                 self._write(done, stack)
@@ -235,7 +236,7 @@ class _Run:
         )
 
     def _binned(self, length: int) -> str:
-        """The source's name with the length's bin, where there are bins."""
+        """Returns the source's name for a document of `length` tokens, with its bin if there are bins."""
         if not self.source.length_bins:
             return self.source.label
         for limit in self.source.length_bins:

@@ -1,4 +1,4 @@
-"""Documents to token arrays on all cores, in the documents' order."""
+"""Tokenize documents on all cores, in their order."""
 
 import functools
 import multiprocessing
@@ -25,12 +25,12 @@ _Content = str | Exercise | NDArray[Any]
 _Result = tuple[Tokens, Mask | None]
 _BATCH_BYTES = 512 * 1024
 _BATCH_DOCUMENTS = 512
-_BATCHES_AHEAD = 4  # a worker: enough to hide the reading, little enough to hold in memory
+_BATCHES_AHEAD = 4  # for each worker: enough to overlap reading, and few enough to keep in memory
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """A document, its tokens uint [n]: bos, the text's ids, eos; which of them are learned, uint8 [n], None: all."""
+    """A document; its tokens uint [n]: bos, the text's ids, eos; loss_mask uint8 [n], 1 = learned, None: all are."""
 
     document: Document
     tokens: Tokens
@@ -38,12 +38,12 @@ class Tokenized:
 
 
 def available_cores() -> int:
-    """Cores this process may use: fewer than the machine has under Slurm or in a container."""
+    """Returns the cores this process may use, which under Slurm or in a container are fewer than the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Pool(ProcessPoolExecutor):
-    """`size` new processes. Not forked: the caller may have threads, which a fork can lock up."""
+    """A pool of `size` spawned processes. They are not forked, because a fork can deadlock the caller's threads."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size, mp_context=multiprocessing.get_context("spawn"))
@@ -52,7 +52,7 @@ class Pool(ProcessPoolExecutor):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error, what is still queued is not worth waiting for.
+        # After an error the queued work is not needed.
         self.shutdown(wait=True, cancel_futures=True)
 
 
@@ -62,7 +62,7 @@ def tokenize(
     token_type: TokenType,
     pool: Pool | None,
 ) -> Iterator[Tokenized]:
-    """Yields every document tokenized, in order; in this process when `pool` is None."""
+    """Yields every document tokenized, in order. pool None: this process tokenizes."""
     if pool is None:
         for document in documents:
             yield Tokenized(document, *_tokens_of(_content(document), tokenizer, token_type))
@@ -107,7 +107,8 @@ def _tokenize_batch(contents: list[_Content], path: Path, token_type: TokenType)
 
 @functools.lru_cache(maxsize=1)
 def worker_tokenizer(path: Path) -> Tokenizer:
-    # A worker process lives for one `prepare` and is given one tokenizer: it reads it once.
+    """Return the tokenizer at `path`, loaded once per worker process."""
+    # A worker process serves one `prepare` with one tokenizer, so it loads it once.
     return load_tokenizer(path)
 
 
@@ -127,7 +128,7 @@ def _tokens_of(content: _Content, tokenizer: Tokenizer, token_type: TokenType) -
 
 
 def _exercise(exercise: Exercise, tokenizer: Tokenizer, token_type: TokenType) -> _Result:
-    """bos, and every turn with an eos behind its answer; answers are learned, and that they end."""
+    """Returns bos, then each turn with eos after its answer; only answers and their eos are learned."""
     ids, learned = [tokenizer.bos_id], [0]
     for prompt, answer in exercise.turns:
         before, after = tokenizer.encode(prompt), [*tokenizer.encode(answer), tokenizer.eos_id]

@@ -1,4 +1,4 @@
-"""Documents to references: cut at the best place among the last tokens that fit, never across two documents."""
+"""Cut documents into references, at the ends of paragraphs, sentences or words where possible."""
 
 from collections.abc import Iterator
 
@@ -17,12 +17,12 @@ INSIDE_WORD, WORD, SENTENCE, PARAGRAPH = range(4)
 
 
 def document_number(tokens: Tokens) -> int:
-    """A 64-bit number of a document's tokens without bos and eos: the same in training data and references."""
+    """Returns a 64-bit hash of a document's tokens without bos and eos; equal in training data and references."""
     return xxhash.xxh3_64_intdigest(np.asarray(tokens, dtype="<i8").tobytes()) or 1
 
 
 class Cutter:
-    """Cuts documents of one tokenizer's tokens into stretches of at most `length`."""
+    """Cuts documents of one tokenizer's tokens into references of at most `length` tokens."""
 
     def __init__(self, tokenizer: Tokenizer, length: int) -> None:
         self.length = length
@@ -42,7 +42,7 @@ class Cutter:
             self._spaced[id] = text[:1].isspace()
 
     def strengths(self, tokens: Tokens) -> NDArray[np.int8]:
-        """How good a cut after each token is, int8 [n]: PARAGRAPH, SENTENCE, WORD or INSIDE_WORD."""
+        """Returns what a cut after each token ends, int8 [n]: PARAGRAPH, SENTENCE, WORD or INSIDE_WORD."""
         last = np.zeros(1, dtype=np.bool_)
         next_spaced = np.concatenate([self._spaced[tokens[1:]], ~last])
         next_newline = np.concatenate([self._newline[tokens[1:]], last])
@@ -55,15 +55,15 @@ class Cutter:
         return out
 
     def bare(self, tokens: Tokens) -> Tokens:
-        """The document without bos and eos."""
+        """Returns the document's tokens without bos and eos."""
         first = int(len(tokens) > 0 and tokens[0] == self._special[0])
         last = len(tokens) - int(len(tokens) > first and tokens[-1] == self._special[1])
         return tokens[first:last]
 
     def cuts(self, tokens: Tokens) -> Iterator[tuple[int, int]]:
-        """(first token, token after the last) of the references of one document without bos and eos.
+        """Yields (begin, end) of each reference in the tokens of one document without bos and eos.
 
-        A cut is at the strongest place in the second half of what fits, the last one of equals.
+        A cut is made at the strongest place in the second half of the longest possible reference; of equals, the last.
         """
         if not len(tokens):
             return

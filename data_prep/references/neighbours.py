@@ -1,4 +1,4 @@
-"""Which reference each chunk of a training stream retrieved: computed once, looked up for nothing."""
+"""The table of the reference that each chunk of the training data retrieved, computed before training."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,13 +9,13 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import Field
 
+from data_prep.config import CHUNK
 from data_prep.errors import DataError
 from data_prep.files import file_checksum
 from data_prep.references.store import ReferenceStore
 from data_prep.shards.columns import map_columns, write_columns
 from data_prep.shards.manifest import Count, FileName, Manifest, Record, Sealed, ShardEntry
 
-CHUNK = 64  # tokens of a chunk: what one retrieval is asked with (papers' value)
 NO_REFERENCE = -1
 
 
@@ -29,7 +29,7 @@ class TableFile(Record):
 
 
 class TableManifest(Sealed):
-    """What a table was made of and how."""
+    """The manifest of a table: of which data, references and settings it was made."""
 
     version: Literal[1] = 1
     kind: Literal["neighbours"] = "neighbours"
@@ -41,17 +41,17 @@ class TableManifest(Sealed):
 
 
 def chunks_in(entry: ShardEntry) -> int:
-    """Whole chunks of a shard: chunk c is its tokens [64 c, 64 c + 64)."""
+    """Returns the whole chunks of a shard; chunk c is its tokens [64 c, 64 c + 64)."""
     return entry.tokens // CHUNK
 
 
 def table_folder(references: Path, data_fingerprint: str, sequence_length: int) -> Path:
-    """Where the table of one data folder's chunks lies among the references."""
+    """Returns the folder, inside that of the references, of the table of one data folder and sample length."""
     return references / f"neighbours-{data_fingerprint}-{sequence_length}"
 
 
 def write_table_file(folder: Path, shard: str, neighbours: NDArray[np.int32]) -> TableFile:
-    """Writes the neighbours int32 [chunks] of one shard, whole or not at all."""
+    """Writes the neighbours int32 [chunks] of one shard atomically."""
     path = folder / f"neighbours-{Path(shard).stem}.arrow"
     write_columns(path, {"reference": np.asarray(neighbours, dtype=np.int32)})
     return TableFile(shard=shard, file=path.name, chunks=len(neighbours), xxh3=file_checksum(path))
@@ -64,11 +64,11 @@ def write_table(
     neighbours: Mapping[str, NDArray[np.int32]] | Iterable[tuple[str, NDArray[np.int32]]],
     settings_hash: str = "",
 ) -> Path:
-    """Writes a whole table: shard's file name -> reference of each of its chunks. Returns its folder."""
+    """Writes a whole table, and returns its folder; neighbours: a shard's file name and int32 [chunks] of it."""
     folder = table_folder(store.folder, data.fingerprint, sequence_length)
     folder.mkdir(parents=True, exist_ok=True)
     pairs = neighbours.items() if isinstance(neighbours, Mapping) else neighbours
-    files = [write_table_file(folder, shard, found) for shard, found in pairs]
+    files = [write_table_file(folder, shard, column) for shard, column in pairs]
     TableManifest(
         data_fingerprint=data.fingerprint,
         store_fingerprint=store.fingerprint,
@@ -80,7 +80,7 @@ def write_table(
 
 
 class NeighbourTable:
-    """The neighbours of a data folder's chunks, memory-mapped at the first look at a shard.
+    """The neighbours of a data folder's chunks. A shard's column is memory-mapped when it is first read.
 
     Raises DataError when the table is missing, damaged, or was made for other data, references or samples.
     """
@@ -88,7 +88,7 @@ class NeighbourTable:
     def __init__(
         self, references: Path | str, data: Manifest, shards: Sequence[ShardEntry], sequence_length: int
     ) -> None:
-        """shards: those that `look_up` numbers, in its order. sequence_length: tokens of a sample."""
+        """shards: in the order of the numbers that `look_up` takes. sequence_length: tokens of a sample."""
         if sequence_length % CHUNK:
             raise DataError(
                 f"data.sequence_length is {sequence_length}; with data.references it must be a multiple of {CHUNK}, "
@@ -106,7 +106,7 @@ class NeighbourTable:
         by_shard = {file.shard: file for file in self.manifest.files}
         for entry in shards:
             if entry.file not in by_shard or by_shard[entry.file].chunks != chunks_in(entry):
-                raise DataError(f"{self.folder}: has not the chunks of {entry.file}; delete it and prepare it again")
+                raise DataError(f"{self.folder}: lacks chunks of {entry.file}; delete it and prepare it again")
         self._files = [by_shard[entry.file] for entry in shards]
         self._columns: dict[int, NDArray[np.int32]] = {}
 
@@ -117,7 +117,10 @@ class NeighbourTable:
         return xxhash.xxh3_64_hexdigest(repr((self.store.fingerprint, parts)).encode())
 
     def look_up(self, shard: int, first_token: int, chunks: int) -> NDArray[np.int64]:
-        """References int64 [chunks] from the chunk that begins at `first_token`, a multiple of 64; -1: none."""
+        """Returns the references int64 [chunks] of chunks from `first_token`, a multiple of 64, on; -1: none.
+
+        Raises DataError when no chunk begins at `first_token`, or the table of the shard is damaged.
+        """
         column = self._columns.get(shard)
         if column is None:
             column = self._columns[shard] = self._open(shard)

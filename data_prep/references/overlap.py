@@ -1,4 +1,4 @@
-"""How much of a reference stands in a training sample: what must not be looked up to be learned."""
+"""The overlap of a reference with a training sample, so that a sample's own text is not retrieved for it."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,20 +7,20 @@ from rapidfuzz.distance import LCSseq
 
 
 def overlaps(sample: Sequence[int], reference: Sequence[int], limit: float) -> bool:
-    """Whether overlap(sample, reference) > limit; tokens each.
+    """Whether overlap(sample, reference) > limit; both are token ids.
 
-    overlap = LCS(t, r) / |r|, the longest common subsequence with all its tokens of t within a stretch of 2 |r|
+    overlap = LCS(t, r) / |r|, the longest common subsequence whose tokens in t lie within 2 |r| consecutive tokens
     (arXiv 2407.01178, section on data leakage).
     """
     if not reference:
         return False
-    # LCS > limit · |r|, in whole numbers; the small term keeps 0.9 · 10 = 9.000000000000002 from counting as more.
+    # LCS > limit · |r| in whole numbers; the small term corrects products like 0.9 · 10 = 9.000000000000002.
     enough = int(limit * len(reference) + 1e-9) + 1
     return _common(sample, reference, enough) and _within_span(sample, reference, enough)
 
 
 def _common(sample: Sequence[int], reference: Sequence[int], enough: int) -> bool:
-    """Cheap and necessary: enough equal tokens at all, then enough of them in order."""
+    """A cheap necessary condition: enough equal tokens, and enough of them in the same order."""
     if enough > len(reference):
         return False
     shared = Counter(sample) & Counter(reference)
@@ -30,14 +30,14 @@ def _common(sample: Sequence[int], reference: Sequence[int], enough: int) -> boo
 def _within_span(sample: Sequence[int], reference: Sequence[int], enough: int) -> bool:
     span, members = 2 * len(reference), set(reference)
     member = [token in members for token in sample]
-    inside = sum(member[:span])  # how many tokens of the stretch that begins at `begin` stand in the reference
+    inside = sum(member[:span])  # tokens of sample[begin : begin + span] that are in the reference
     for begin in range(len(sample)):
         if inside < enough and begin + span >= len(sample):
             return False
-        # A best stretch can be moved on until it begins with a token that is matched.
+        # Some best window begins with a token of the reference.
         if member[begin] and inside >= enough:
-            found = LCSseq.similarity(sample[begin : begin + span], reference, score_cutoff=enough)
-            if found >= enough:
+            common = LCSseq.similarity(sample[begin : begin + span], reference, score_cutoff=enough)
+            if common >= enough:
                 return True
         inside -= member[begin]
         inside += begin + span < len(sample) and member[begin + span]

@@ -1,4 +1,4 @@
-"""A folder of references out of a configuration, and the neighbours of the training data's chunks."""
+"""Prepare a folder of references, and the table of the neighbours of the training data's chunks."""
 
 import shutil
 from collections.abc import Sequence
@@ -32,15 +32,15 @@ from data_prep.tokenizers.tokenizer import load_tokenizer
 class ReferencePreparation:
     """The steps: references and index (`plan`), each chunk's neighbour (`run_tasks`), the table (`merge`).
 
-    Every step can be repeated, on any machine that sees the folders: what is finished is not done again, and the
-    result is the same for every number of processes and every interruption.
+    Every step can be repeated on any machine that has the folders. Finished work is not repeated, and the result does
+    not depend on the number of processes or on interruptions.
     """
 
     def __init__(self, data: DataConfig, console: Console | None = None) -> None:
-        """Raises DataError when the configuration says nothing of references, or the training data are not there."""
+        """Raises DataError when `data.references.prepare` or the prepared training data are missing."""
         if data.references is None or data.references.prepare is None:
             raise DataError(
-                "data.references.prepare is missing; say in it what to cut into references (docs/references.md)"
+                "data.references.prepare is missing; set there what to cut into references (docs/references.md)"
             )
         self.settings: ReferencePrepareConfig = data.references.prepare
         self.folder = data.references.path.expanduser().resolve()
@@ -56,7 +56,7 @@ class ReferencePreparation:
         return stack.enter_context(Pool(self._workers)) if self._workers > 1 else None
 
     def finished(self) -> TableManifest | None:
-        """The table's manifest when it is there and made so; None when there is none."""
+        """Returns the table's manifest, or None when there is no table. Raises DataError for one of other settings."""
         if not (self.table / MANIFEST_FILE).is_file():
             return None
         found = TableManifest.read(self.table, "launchers/prepare_data.py")
@@ -69,7 +69,7 @@ class ReferencePreparation:
         return found
 
     def plan(self, pool: Pool | None = None) -> list[SearchTask]:
-        """Cuts the references and makes their index, unless they are there; returns the tasks that are left to do."""
+        """Cuts the references and makes their index, unless that is done; returns all search tasks."""
         if not (self.folder / MANIFEST_FILE).is_file():
             self._cut(pool)
         store = self._store()
@@ -78,14 +78,14 @@ class ReferencePreparation:
         return search_tasks(self.tokens, self.settings.task_chunks)
 
     def existing_plan(self) -> list[SearchTask]:
-        """The tasks, of references that `plan` made. Raises DataError when it did not."""
+        """Returns all search tasks. Raises DataError unless `plan` has made references and index."""
         if not ((self.folder / MANIFEST_FILE).is_file() and (self.folder / INDEX_FOLDER).is_dir()):
             raise DataError(f"{self.folder}: has no references with an index yet; run --references --plan first")
         self._store()
         return search_tasks(self.tokens, self.settings.task_chunks)
 
     def run_tasks(self, tasks: Sequence[SearchTask], pool: Pool | None = None) -> None:
-        """Does those of the tasks that are not finished."""
+        """Runs the tasks that are not finished."""
         self.work.mkdir(parents=True, exist_ok=True)
         pending = [task for task in tasks if not (self.work / task.file).is_file()]
         if len(pending) < len(tasks):
@@ -102,7 +102,7 @@ class ReferencePreparation:
                 advance(future.result())
 
     def merge(self) -> TableManifest:
-        """Makes the table out of the finished tasks. Raises DataError when some are not."""
+        """Makes the table from the finished tasks. Raises DataError when a task is not finished."""
         tasks = search_tasks(self.tokens, self.settings.task_chunks)
         missing = [number for number, task in enumerate(tasks) if not (self.work / task.file).is_file()]
         if missing:
@@ -123,7 +123,7 @@ class ReferencePreparation:
         store = ReferenceStore(self.folder)
         if store.manifest.config_hash != self._store_hash:
             raise DataError(
-                f"{self.folder}: holds references cut with other settings; choose another data.references.path, or "
+                f"{self.folder}: has references cut with other settings; choose another data.references.path, or "
                 "delete that folder"
             )
         check_inputs(self.folder, self.settings.sources or (), self.console)
@@ -132,7 +132,7 @@ class ReferencePreparation:
 
     @property
     def _store_hash(self) -> str:
-        """Of the settings that the references depend on; how they are retrieved does not change them."""
+        """Hash of the settings that determine the references, which those of retrieval do not."""
         names = {"sources", "documents", "length"}
         kept = {name: value for name, value in dict(self.settings).items() if name in names}
         return ReferencePrepareConfig(**kept).hash
@@ -167,12 +167,14 @@ class ReferencePreparation:
             files=[files[name] for name in names],
         ).save(self.folder)
         if self.settings.sources is not None:
-            if (inputs := Path(documents.place) / INPUTS_FILE).is_file():  # not in one of an earlier version
+            if (
+                inputs := Path(documents.place) / INPUTS_FILE
+            ).is_file():  # folders of earlier versions have no such file
                 shutil.copyfile(inputs, self.folder / INPUTS_FILE)
             shutil.rmtree(documents.place)
 
     def _documents(self) -> PreparedFolder:
-        """The prepared folder whose documents are cut: given, the training data, or made here from the sources."""
+        """Returns the prepared folder whose documents are cut: a given one, the training data, or one made here."""
         if self.settings.sources is None:
             place = self.settings.documents or self.data.path
             if is_remote(place):
@@ -203,7 +205,7 @@ class ReferencePreparation:
 
 
 def cut_shard(place: Path, entry: ShardEntry, path: Path, length: int) -> ReferenceFile:
-    """Cuts one shard's documents into the file `path`."""
+    """Cuts one shard's documents into references of at most `length` tokens, in the file `path`."""
     folder = PreparedFolder(place)
     views = folder.shard(entry).open()
     cutter = Cutter(load_tokenizer(folder.tokenizer_path), length)
@@ -220,7 +222,7 @@ def cut_shard(place: Path, entry: ShardEntry, path: Path, length: int) -> Refere
 
 
 def prepare_references(data: DataConfig, console: Console | None = None) -> ReferenceStore:
-    """Makes `data.references.path` and the table for `data.path`; returns at once when both were made so.
+    """Makes `data.references.path` and the table for `data.path`, unless both exist with these settings.
 
     Raises:
         DataError: see `ReferencePreparation` and `prepare`.
@@ -232,5 +234,7 @@ def prepare_references(data: DataConfig, console: Console | None = None) -> Refe
             preparation.run_tasks(preparation.plan(pool), pool)
         preparation.merge()
     else:
-        preparation.console.print(f"{preparation.folder}: references and neighbours are already prepared so")
+        preparation.console.print(
+            f"{preparation.folder}: references and neighbours are already prepared with these settings"
+        )
     return ReferenceStore(preparation.folder)

@@ -1,4 +1,4 @@
-"""Texts to references: by words (BM25), or by embeddings (sentence-transformers and FAISS)."""
+"""Retrieve references for texts, by words (BM25) or by embeddings (sentence-transformers and FAISS)."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -16,28 +16,30 @@ from data_prep.shards.manifest import FileName, Record, Sealed
 
 INDEX_FOLDER = "index"
 _BATCH = 4096  # references whose text is in memory at once
-# Words, and each sign alone in scripts that write without spaces.
+# Words; in scripts without spaces each character is a word.
 _WORDS = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
 
-Embed = Callable[[Sequence[str]], NDArray[np.float32]]  # texts [n] -> [n, d], of length 1
+Embed = Callable[[Sequence[str]], NDArray[np.float32]]  # texts [n] -> unit vectors [n, d]
 
 
 class Retriever(Protocol):
-    """Finds references by text."""
+    """Retrieves references for texts."""
 
     def search(self, texts: Sequence[str], count: int) -> Ids:
-        """int64 [n, count]: for each text the ids of the references that fit best, best first; -1 after the last."""
+        """Returns int64 [n, count], the ids of each text's best references, the best first; -1 after the last."""
         ...
 
 
 class IndexFile(Record):
+    """A file of the index with its size in bytes and its xxh3 (hex)."""
+
     file: FileName
     bytes: int
     xxh3: str
 
 
 class IndexManifest(Sealed):
-    """What an index was made of."""
+    """The manifest of an index: of which references and settings it was made."""
 
     version: Literal[1] = 1
     kind: Literal["index"] = "index"
@@ -47,7 +49,7 @@ class IndexManifest(Sealed):
 
 
 def build_index(store: ReferenceStore, settings: RetrieverConfig, embed: Embed | None = None) -> None:
-    """Makes the index of all references, unless it is there. embed: instead of the model of the settings.
+    """Makes the index of all references, unless it exists. embed: used instead of the settings' model.
 
     Raises DataError when a library is missing (with the line that installs it).
     """
@@ -72,14 +74,14 @@ def build_index(store: ReferenceStore, settings: RetrieverConfig, embed: Embed |
 
 
 def open_retriever(store: ReferenceStore, embed: Embed | None = None, checksums: bool = True) -> Retriever:
-    """The retriever of a folder of references; BM25's arrays are memory-mapped.
+    """Returns the retriever of a folder of references; BM25's arrays are memory-mapped.
 
-    Raises DataError when there is no index, it is damaged, or was made of other references.
+    Raises DataError when the index is missing, damaged, or made of other references.
     """
     folder = store.folder / INDEX_FOLDER
     manifest = IndexManifest.read(folder, "launchers/prepare_data.py (data.references.prepare)")
     if manifest.store_fingerprint != store.fingerprint:
-        raise DataError(f"{folder}: was made of other references; delete it and run launchers/prepare_data.py again")
+        raise DataError(f"{folder}: was made from other references; delete it and run launchers/prepare_data.py again")
     for entry in manifest.files:
         path = folder / entry.file
         size = path.stat().st_size if path.is_file() else None
@@ -155,7 +157,7 @@ def _build_dense(store: ReferenceStore, settings: RetrieverConfig, folder: Path,
 
 
 class DenseRetriever:
-    """Nearest embeddings by inner product, in a FAISS index that is memory-mapped where its kind allows."""
+    """Nearest embeddings by inner product, in a FAISS index, which is memory-mapped if its kind allows that."""
 
     def __init__(self, folder: Path, embed: Embed) -> None:
         faiss = import_extra("faiss", "dense")
@@ -169,7 +171,10 @@ class DenseRetriever:
 
 
 def sentence_embedder(model: str) -> Embed:
-    """Embeddings of a sentence-transformers model. Raises DataError when the library or the model is missing."""
+    """Returns the embedding function of a sentence-transformers model.
+
+    Raises DataError when the library is missing or the model cannot be loaded.
+    """
     library = import_extra("sentence_transformers", "dense")
     try:
         network = library.SentenceTransformer(model)
@@ -187,7 +192,7 @@ def sentence_embedder(model: str) -> Embed:
 
 
 def import_extra(name: str, extra: str) -> Any:
-    """The module. Raises DataError with the line that installs it."""
+    """Returns the module `name`. Raises DataError, with the command that installs it, when it is missing."""
     import importlib
 
     try:

@@ -1,4 +1,4 @@
-"""One task of a neighbour table: some chunks of one shard look for the references they may read."""
+"""One task of a neighbour table: find the references of some chunks of one shard."""
 
 import functools
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ class SearchTask:
 
 
 def search_tasks(data: PreparedFolder, size: int) -> list[SearchTask]:
-    """All chunks of a data folder in tasks of at most `size`."""
+    """Returns all chunks of a data folder as tasks of at most `size` chunks."""
     return [
         SearchTask(entry.file, entry.split, first, min(first + size, chunks_in(entry)))
         for entry in data.manifest.shards
@@ -55,14 +55,14 @@ def run_search(
     task: SearchTask,
     work: Path,
 ) -> int:
-    """Writes the neighbours of a task's chunks into `work`, int32 .npy; returns how many chunks they are.
+    """Writes the neighbours of a task's chunks into `work`, int32 .npy; returns the number of chunks.
 
-    fingerprints: of the references and of the data, which tell folders apart that were made anew in one place.
+    fingerprints: of references and data, so that a folder that was made anew at the same path is opened anew.
     """
     searcher = _searcher(settings, references, data, sequence_length, fingerprints)
-    found = searcher.neighbours(task)
+    neighbours = searcher.neighbours(task)
     with replacing(work / task.file) as temporary, temporary.open("wb") as file:
-        np.save(file, found)
+        np.save(file, neighbours)
     return task.last - task.first
 
 
@@ -74,7 +74,7 @@ def _searcher(
     sequence_length: int,
     fingerprints: tuple[str, str],
 ) -> "Searcher":
-    # A worker process lives for one preparation: it opens index and references once.
+    # A worker process serves one preparation, so it opens index and references once.
     store = ReferenceStore(references)
     return Searcher(settings, store, open_retriever(store), PreparedFolder(data), sequence_length)
 
@@ -82,8 +82,8 @@ def _searcher(
 class Searcher:
     """Finds the reference of every chunk.
 
-    A chunk asks with those of its tokens that are of its last token's document: what it finds serves that document
-    alone, so nothing that was packed beside it may count.
+    The query of a chunk is its tokens of its last token's document. Only that document's tokens will see the reference,
+    so other documents in the chunk must not influence it.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Searcher:
         self._entries = {entry.file: entry for entry in data.manifest.shards}
 
     def neighbours(self, task: SearchTask) -> NDArray[np.int32]:
-        """References int32 [task's chunks]; -1 where none may be used."""
+        """Returns the references of the task's chunks, int32 [chunks]; -1 where no candidate is allowed."""
         shard = self._data.shard(self._entries[task.shard])
         views = shard.open()
         limit = self._settings.max_overlap if task.split == "train" else self._settings.max_overlap_valid
@@ -109,21 +109,21 @@ class Searcher:
         for begin in range(task.first, task.last, _BATCH):
             chunks = range(begin, min(begin + _BATCH, task.last))
             queries = [self._query(views, chunk) for chunk in chunks]
-            found = self._retriever.search([text for text, _ in queries], self._settings.candidates)
-            for chunk, candidates, (text, document) in zip(chunks, found, queries, strict=True):
+            retrieved = self._retriever.search([text for text, _ in queries], self._settings.candidates)
+            for chunk, candidates, (text, document) in zip(chunks, retrieved, queries, strict=True):
                 if text and not text.isspace():
                     out[chunk - task.first] = self._choose(views, chunk, candidates, document, limit)
         return out
 
     def _query(self, views: ShardViews, chunk: int) -> tuple[str, int]:
-        """(what the chunk asks with, its last token's document)."""
+        """Returns the chunk's query and the number of its last token's document in the shard."""
         end = (chunk + 1) * CHUNK
         document = int(views.offsets.searchsorted(end - 1, side="right")) - 1
         begin = max(chunk * CHUNK, int(views.offsets[document]))
         return self._tokenizer.decode(self._cutter.bare(views.tokens[begin:end]).tolist()), document
 
     def _choose(self, views: ShardViews, chunk: int, candidates: Ids, document: int, limit: float) -> int:
-        """The first candidate that may be used, or -1."""
+        """Returns the first candidate that the rules allow, or -1."""
         candidates = candidates[candidates >= 0]
         samples = [part.tolist() for part in self._samples(views.tokens, chunk)]
         own = self._number(views, document) if self._settings.exclude_same_document else 0
@@ -137,7 +137,7 @@ class Searcher:
         return NO_REFERENCE
 
     def _samples(self, tokens: Tokens, chunk: int) -> Iterator[Tokens]:
-        """The training samples that may read what this chunk finds: its own, and the next one after the last chunk."""
+        """Yields the samples that may read this chunk's reference: its own and, for a sample's last chunk, the next."""
         per_sample = self._length // CHUNK
         sample = chunk // per_sample
         yield tokens[sample * self._length : (sample + 1) * self._length + 1]

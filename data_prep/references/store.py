@@ -1,4 +1,4 @@
-"""References: short stretches of documents, as tokens, that a model's explicit memory is written from."""
+"""References: short parts of documents, as tokens, from which a model writes explicit memories."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ class ReferenceFile(Record):
 
 
 class StoreManifest(Sealed):
-    """What a folder of references holds; ids count through `files` in order."""
+    """The manifest of a folder of references; ids number them through `files` in order."""
 
     version: Literal[1] = 1
     kind: Literal["references"] = "references"
@@ -50,11 +50,11 @@ class StoreManifest(Sealed):
 
 
 def write_references(path: Path, tokens: Tokens, offsets: Sequence[int], documents: Sequence[int]) -> ReferenceFile:
-    """Writes one file, whole or not at all, and describes it.
+    """Writes one file atomically, and returns its entry.
 
     Args:
         tokens: uint16 or uint32 [n]; reference r is tokens[offsets[r]:offsets[r + 1]].
-        documents: for each reference a number of the document it was cut from (`cutting.document_number`).
+        documents: for each reference the number of its document (`cutting.document_number`).
     """
     ends = arrow_array(np.asarray(offsets, dtype=np.int64))
     lists = pa.LargeListArray.from_arrays(ends, arrow_array(tokens))
@@ -69,7 +69,7 @@ def write_references(path: Path, tokens: Tokens, offsets: Sequence[int], documen
 
 
 class _File:
-    """Views of one file, made at the first touch, after its checksum was compared."""
+    """Views of one file. Raises DataError when its checksum or its content is not that of its entry."""
 
     def __init__(self, path: Path, entry: ReferenceFile, token_type: TokenType, checksum: bool) -> None:
         if checksum and file_checksum(path) != entry.xxh3:
@@ -77,23 +77,29 @@ class _File:
         batch = map_batch(path)
         names = batch.schema.names
         if names != ["tokens", "document"] or batch.num_rows != entry.references:
-            raise DataError(f"{path}: holds {names} of {batch.num_rows} references, the manifest differs")
+            raise DataError(
+                f"{path}: has columns {names} of {batch.num_rows} references, the manifest differs; copy it again, or "
+                "prepare the references again"
+            )
         lists = batch.column("tokens")
         self.tokens: Tokens = numpy_view(lists.values)
         self.offsets: Ids = numpy_view(lists.offsets)
         self.documents: NDArray[np.uint64] = numpy_view(batch.column("document"))
         if self.tokens.dtype != np.dtype(token_type) or len(self.tokens) != entry.tokens:
-            raise DataError(f"{path}: holds {len(self.tokens)} tokens of {self.tokens.dtype}, the manifest differs")
+            raise DataError(
+                f"{path}: has {len(self.tokens)} tokens of {self.tokens.dtype}, the manifest differs; copy it "
+                "again, or prepare the references again"
+            )
 
 
 class ReferenceStore:
-    """The references of a folder, in place. Opens no file before it is read.
+    """The references of a folder, memory-mapped; a file is opened when it is first read.
 
     Raises DataError, naming the file, when the folder is not what its manifest says.
     """
 
     def __init__(self, folder: Path | str, checksums: bool = True) -> None:
-        """checksums: compare a file's checksum at its first touch."""
+        """checksums: compare a file's checksum when it is first read."""
         self.folder = Path(folder).expanduser()
         self.manifest = StoreManifest.read(self.folder, "launchers/prepare_data.py (data.references)")
         for entry in self.manifest.files:
@@ -116,12 +122,13 @@ class ReferenceStore:
 
     @property
     def tokens(self) -> int:
+        """Number of tokens of all references."""
         return sum(entry.tokens for entry in self.manifest.files)
 
     def read(self, ids: Ids) -> tuple[Ids, Ids]:
-        """(tokens int64 [n, length], zero after a reference's end; lengths int64 [n]) of ids int64 [n].
+        """Returns tokens int64 [n, length], zero after a reference's end, and lengths int64 [n] of ids int64 [n].
 
-        Id -1 is no reference: length 0. Raises DataError for an id that is not there.
+        Id -1 means no reference, of length 0. Raises DataError for an unknown id.
         """
         ids = np.asarray(ids, dtype=np.int64)
         tokens = np.zeros((len(ids), self.length), dtype=np.int64)
@@ -136,15 +143,15 @@ class ReferenceStore:
         return tokens, lengths
 
     def documents(self, ids: Ids) -> NDArray[np.uint64]:
-        """Numbers of the documents that references were cut from, uint64 [n]; 0 for id -1."""
+        """Returns the numbers of the references' documents, uint64 [n]; 0 for id -1."""
         ids = np.asarray(ids, dtype=np.int64)
-        found = np.zeros(len(ids), dtype=np.uint64)
+        numbers = np.zeros(len(ids), dtype=np.uint64)
         for here, file, rows in self._located(ids):
-            found[here] = file.documents[rows]
-        return found
+            numbers[here] = file.documents[rows]
+        return numbers
 
     def texts(self, ids: Ids, tokenizer: Tokenizer | None = None) -> list[str]:
-        """The references as text; "" for id -1."""
+        """Returns the references of ids int64 [n] as n texts; "" for id -1. Raises DataError for an unknown id."""
         tokenizer = tokenizer or self.tokenizer()
         tokens, lengths = self.read(ids)
         return [
@@ -152,7 +159,7 @@ class ReferenceStore:
         ]
 
     def tokenizer(self) -> Tokenizer:
-        """Raises DataError when the file in the folder is not the tokenizer the references were made with."""
+        """Returns the references' tokenizer. Raises DataError when the folder's file is another one."""
         entry = self.manifest.tokenizer
         tokenizer = load_tokenizer(self.folder / entry.file)
         if tokenizer.fingerprint != entry.fingerprint:
@@ -176,7 +183,7 @@ class ReferenceStore:
             self._files[number] = _File(self.folder / entry.file, entry, self.manifest.token_type, True)
 
     def _located(self, ids: Ids) -> list[tuple[NDArray[np.intp], _File, Ids]]:
-        """(places in `ids`, file, rows in it) for each file that these ids touch."""
+        """Returns (places in `ids`, file, rows in the file) for each file that has some of these ids."""
         if len(ids) and (ids.max() >= len(self) or ids.min() < -1):
             wrong = int(ids.max() if ids.max() >= len(self) else ids.min())
             raise DataError(f"{self.folder}: has references 0 to {len(self) - 1}, {wrong} was asked for")

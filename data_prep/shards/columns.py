@@ -1,4 +1,4 @@
-"""Columns of numbers in Arrow files of one record batch, written whole and read in place."""
+"""Columns of numbers in Arrow files of one record batch, written atomically and memory-mapped."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,13 +13,13 @@ from data_prep.files import replacing
 
 
 def arrow_array(values: NDArray[Any]) -> pa.Array:
-    """The values in place. Not `pa.array`, which imports pandas where it finds it: 0.3 s in every process."""
+    """Returns the values as an Arrow array without a copy. `pa.array` would import pandas, 0.3 s in every process."""
     values = np.ascontiguousarray(values)
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
 
 
 def numpy_view(values: pa.Array) -> NDArray[Any]:
-    """A numpy view of an array without nulls. Not `to_numpy`, which imports pandas where it finds it: 0.3 s.
+    """Returns a numpy view of an array without nulls. `to_numpy` would import pandas, 0.3 s in every process.
 
     A column of fixed_size_binary(w) becomes uint8 [n, w].
     """
@@ -35,11 +35,11 @@ def numpy_view(values: pa.Array) -> NDArray[Any]:
 
 
 def write_columns(path: Path, columns: Mapping[str, NDArray[Any] | pa.Array], notes: Mapping[str, str] = {}) -> None:
-    """Writes the file, whole or not at all.
+    """Writes the file atomically.
 
     Args:
         columns: numbers [n], or uint8 [n, w] for rows of w bytes, or an Arrow array.
-        notes: texts that are kept in the file's schema.
+        notes: texts that the file's schema stores.
     """
     arrays = {name: _array(values) for name, values in columns.items()}
     schema = pa.schema([(name, array.type) for name, array in arrays.items()], metadata=dict(notes))
@@ -49,20 +49,22 @@ def write_columns(path: Path, columns: Mapping[str, NDArray[Any] | pa.Array], no
 
 
 def map_batch(path: Path) -> pa.RecordBatch:
-    """The file's one record batch, memory-mapped. Raises DataError when there is none."""
+    """Returns the file's record batch, memory-mapped. Raises DataError unless the file has exactly one."""
     try:
-        # Closing gives the file descriptor back; the arrays keep the mapping alive.
+        # Closing releases the file descriptor; the arrays keep the mapping alive.
         with pa.memory_map(str(path)) as file:
             reader = pa.ipc.open_file(file)
             if reader.num_record_batches != 1:
-                raise DataError(f"{path}: has {reader.num_record_batches} record batches, not one; make it again")
+                raise DataError(
+                    f"{path}: has {reader.num_record_batches} record batches, but must have one; make it again"
+                )
             return reader.get_batch(0)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: is no Arrow file ({error}); copy it again, or make it again") from error
+        raise DataError(f"{path}: is not an Arrow file ({error}); copy it again, or make it again") from error
 
 
 def map_columns(path: Path, names: list[str]) -> list[NDArray[Any]]:
-    """Views of these columns. Raises DataError when one is missing."""
+    """Returns views of the named columns. Raises DataError when one is missing."""
     batch = map_batch(path)
     for name in names:
         if name not in batch.schema.names:

@@ -1,4 +1,4 @@
-"""A prepared folder where it lies: on this machine, or behind a URL with copies of its shards in a bounded cache."""
+"""A prepared folder, on this machine or behind a URL; a remote folder's shards are copied to a bounded cache."""
 
 import functools
 import os
@@ -15,10 +15,10 @@ from data_prep.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 
 class PreparedFolder:
-    """`manifest`, checked against the sizes of the files that are there, and the shards.
+    """A prepared folder: its `manifest`, checked against the sizes of its files, its tokenizer and its shards.
 
     Raises:
-        DataError: naming the file that is missing, cut short, foreign or malformed, or the storage that fails.
+        DataError: a file is missing, cut short, foreign or malformed, or the storage fails; the message names it.
     """
 
     def __init__(self, place: Path | str, cache: CacheConfig | None = None) -> None:
@@ -33,7 +33,7 @@ class PreparedFolder:
             text = system.cat_file(f"{path.rstrip('/')}/{MANIFEST_FILE}")
         except DataError:
             raise
-        except Exception as error:  # every storage raises its own
+        except Exception as error:  # each storage raises its own errors
             raise DataError(
                 f"{self._url(MANIFEST_FILE)}: cannot be read ({error!r}); check the URL and your credentials"
             ) from error
@@ -41,31 +41,31 @@ class PreparedFolder:
         self.manifest.check_sizes(sizes, str(self.place))
         try:
             self.manifest.check_tokenizer(self.tokenizer_path)
-        except DataError:  # the copy may be of a folder that lay there before
+        except DataError:  # the copy may be of an earlier folder at this URL
             self.cache.forget(self._url(self.manifest.tokenizer.file))
             self.manifest.check_tokenizer(self.tokenizer_path)
 
     @property
     def tokenizer_path(self) -> Path:
-        """The tokenizer's file, or the local copy of it."""
+        """The path of the tokenizer's file, or of its local copy."""
         name = self.manifest.tokenizer.file
         if self.cache is None:
             return Path(self.place) / name
         return self.cache.fetch(self._url(name))
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer. Raises DataError when its bos and eos are not those that delimit the folder's documents."""
-        found, said = load_tokenizer(self.tokenizer_path), self.manifest.tokenizer
-        if (found.bos_id, found.eos_id) != (said.bos_id, said.eos_id):
+        """Returns the tokenizer. Raises DataError when its bos and eos are not those that delimit the documents."""
+        tokenizer, entry = load_tokenizer(self.tokenizer_path), self.manifest.tokenizer
+        if (tokenizer.bos_id, tokenizer.eos_id) != (entry.bos_id, entry.eos_id):
             raise DataError(
-                f"{self._url(said.file)}: bos and eos are {found.bos_id} and {found.eos_id}, but the documents of this "
-                f"folder are delimited by {said.bos_id} and {said.eos_id}, which are ordinary tokens of it; prepare "
-                "the folder again"
+                f"{self._url(entry.file)}: bos and eos are {tokenizer.bos_id} and {tokenizer.eos_id}, but "
+                f"{entry.bos_id} and {entry.eos_id}, ordinary tokens of it, delimit the documents of this folder; "
+                "prepare the folder again"
             )
-        return found
+        return tokenizer
 
     def shard(self, entry: ShardEntry, checksum: bool = True) -> Shard:
-        """The shard, not yet opened."""
+        """Returns the shard, not yet opened."""
         if self.cache is None:
             return Shard(Path(self.place), entry, self.manifest.token_type, checksum)
         fetch = functools.partial(self.cache.fetch, self._url(entry.file), entry.bytes)
@@ -73,7 +73,7 @@ class PreparedFolder:
         return _RemoteShard(self._url(entry.file), fetch, forget, entry, self, checksum)
 
     def prefetch(self, entries: list[ShardEntry]) -> None:
-        """Begins to copy the first of these shards, where the folder is remote."""
+        """Starts to copy the first of these shards, if the folder is remote."""
         if self.cache is not None:
             self.cache.prefetch((self._url(entry.file), entry.bytes, "") for entry in entries)
 
@@ -90,7 +90,7 @@ class PreparedFolder:
 
 
 class _RemoteShard(Shard):
-    """A shard that is copied here when it is first opened; a copy that is damaged is made once more."""
+    """A shard that is copied to this machine when it is first opened; a damaged copy is made again once."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What a prepared folder and its samples look like, for people: tables, a histogram, a sample with its boundaries."""
+"""Show a prepared folder to people: tables, a histogram, a sample with its document boundaries."""
 
 import itertools
 from collections.abc import Sequence
@@ -23,21 +23,21 @@ _LARGEST = 40  # 2**40 tokens: more than any document has
 
 
 def document_lengths(folder: PreparedFolder, split: Split, samples: int = 50) -> dict[str, NDArray[np.int64]]:
-    """Source -> tokens of its documents, int64 [documents], from at most `samples` evenly spread shards a source.
+    """Returns, by source, the tokens of documents, int64 [documents], of at most `samples` evenly spread shards.
 
-    Checksums are not compared: `prepare_data.py --verify` does.
+    Checksums are not compared; `prepare_data.py --verify` does that.
     """
-    found: dict[str, NDArray[np.int64]] = {}
+    lengths: dict[str, NDArray[np.int64]] = {}
     entries = [entry for entry in folder.manifest.shards if entry.split == split]
     for source in dict.fromkeys(entry.source for entry in entries):
         mine = [entry for entry in entries if entry.source == source]
         chosen = [mine[i] for i in np.unique(np.linspace(0, len(mine) - 1, min(samples, len(mine))).astype(int))]
-        found[source] = np.concatenate([np.diff(folder.shard(entry, checksum=False).offsets) for entry in chosen])
-    return found
+        lengths[source] = np.concatenate([np.diff(folder.shard(entry, checksum=False).offsets) for entry in chosen])
+    return lengths
 
 
 def length_table(lengths: dict[str, NDArray[np.int64]]) -> Table:
-    """Mean and percentiles of the documents' lengths."""
+    """Returns a table of the mean and percentiles of the documents' lengths."""
     table = Table("source", "documents read", "mean", "p5", "median", "p95", "longest", title="tokens a document")
     for source, values in lengths.items():
         low, middle, high = np.percentile(values, [5, 50, 95])
@@ -47,7 +47,7 @@ def length_table(lengths: dict[str, NDArray[np.int64]]) -> Table:
 
 
 def write_histogram(lengths: dict[str, NDArray[np.int64]], path: Path) -> None:
-    """A PNG: share of the documents (left) and of the tokens (right) by length, in powers of 2."""
+    """Writes a PNG: the share of documents (left) and of tokens (right) by length, in powers of 2."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -67,9 +67,9 @@ def write_histogram(lengths: dict[str, NDArray[np.int64]], path: Path) -> None:
 
 
 def mix_table(stream: TokenStream, phases: Sequence[tuple[str, int, int]]) -> Table:
-    """Share of every source by size and in each phase, and how often the run passes through it.
+    """Returns a table of each source's share by size and in each phase, and of its epochs in the run.
 
-    phases: (name, first sample, samples after its last).
+    phases: (name, first sample, sample after the last) of each phase.
     """
     table = Table("source", "by size", *(name for name, _, _ in phases), "epochs", title="share of the samples")
     end = stream.epochs(phases[-1][2])
@@ -83,7 +83,7 @@ def mix_table(stream: TokenStream, phases: Sequence[tuple[str, int, int]]) -> Ta
 
 
 def sample_panel(stream: TokenStream, tokenizer: Tokenizer, index: int) -> Panel:
-    """Sample `index` as text: documents in turning colours, a line where one begins, dim what is not learned."""
+    """Returns sample `index` as text: alternating colours for documents, a line before each, dim where not learned."""
     origin, batch = stream.describe(index), stream.batch([index])
     text, before = Text(), 0
     for (document, learned), tokens in _runs(batch):
@@ -98,8 +98,8 @@ def sample_panel(stream: TokenStream, tokenizer: Tokenizer, index: int) -> Panel
 
 
 def _runs(batch: Batch) -> list[tuple[tuple[int, bool], list[int]]]:
-    """((document, is it learned), tokens) of the stretches of a batch of one sample."""
-    # A token is learned as the label of the one before it; the first is no label.
+    """Returns ((document, whether it is learned), tokens) for each run of such tokens in a batch of one sample."""
+    # A token is learned as the label of the token before it; the first is no label.
     learned = np.concatenate([[batch.loss_mask[0, 0]], batch.loss_mask[0]])
     kinds = zip(batch.document_ids[0].tolist(), learned.tolist(), batch.tokens[0].tolist(), strict=True)
     return [
@@ -108,7 +108,7 @@ def _runs(batch: Batch) -> list[tuple[tuple[int, bool], list[int]]]:
 
 
 def _decode(tokens: list[int], tokenizer: Tokenizer) -> str:
-    """Text, with bos and eos spelled out."""
+    """Returns the text of tokens, with bos and eos as the vocabulary spells them."""
     out, specials = "", (tokenizer.bos_id, tokenizer.eos_id)
     for special, group in itertools.groupby(tokens, key=lambda token: token in specials):
         members = list(group)

@@ -1,4 +1,4 @@
-"""manifest.json: what a prepared folder holds, and the checks that it still does."""
+"""manifest.json: the content of a prepared folder, and the checks of its files."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from data_prep.config import TokenType
 from data_prep.errors import DataError
-from data_prep.files import file_checksum, replacing
+from data_prep.files import file_checksum, write_text
 
 MANIFEST_FILE = "manifest.json"
 Split = Literal["train", "valid"]
@@ -28,6 +28,8 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Record(BaseModel):
+    """An entry of a manifest; unknown keys are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -55,7 +57,7 @@ class ShardEntry(Record):
 
 
 class SkippedCounts(Record):
-    """Documents of one source that are in no shard."""
+    """Numbers of one source's documents that are in no shard, by reason."""
 
     empty: Count = 0
     damaged: Count = 0
@@ -70,13 +72,13 @@ class SkippedCounts(Record):
 
 
 class Sealed(Record):
-    """A manifest file, which carries the checksum of all it says."""
+    """A manifest file with a checksum of its own content."""
 
-    checksum: str = Field(default="", description="xxh3 of all the rest; empty in folders made before it was there")
+    checksum: str = Field(default="", description="xxh3 of the other fields; empty in folders of earlier versions")
 
     @classmethod
     def parse(cls, text: bytes, path: str) -> Self:
-        """The manifest out of the bytes of the file `path`. Raises DataError when they are none."""
+        """Returns the manifest in `text`, the bytes of the file `path`. Raises DataError when they are not one."""
         try:
             manifest = cls.model_validate_json(text)
         except ValidationError as error:
@@ -95,7 +97,7 @@ class Sealed(Record):
 
     @classmethod
     def read(cls, folder: Path, made_by: str) -> Self:
-        """The manifest of `folder`. made_by: the command that makes such a folder. Raises DataError."""
+        """Returns the manifest of `folder`; made_by: the command that makes such a folder. Raises DataError."""
         path = folder / MANIFEST_FILE
         try:
             text = path.read_bytes()
@@ -104,10 +106,9 @@ class Sealed(Record):
         return cls.parse(text, str(path))
 
     def save(self, folder: Path) -> None:
-        """Writes manifest.json into `folder`, whole or not at all."""
-        with replacing(folder / MANIFEST_FILE) as temporary:
-            whole = self.model_copy(update={"checksum": self._own_checksum})
-            temporary.write_text(whole.model_dump_json(indent=1) + "\n")
+        """Writes manifest.json into `folder` atomically."""
+        whole = self.model_copy(update={"checksum": self._own_checksum})
+        write_text(folder / MANIFEST_FILE, whole.model_dump_json(indent=1) + "\n")
 
     @property
     def _own_checksum(self) -> str:
@@ -115,7 +116,7 @@ class Sealed(Record):
 
 
 class Manifest(Sealed):
-    """Everything about a prepared folder. `shards` are in reading order."""
+    """The manifest of a prepared folder; `shards` are in reading order."""
 
     version: Literal[1] = 1
     config_hash: str
@@ -127,10 +128,10 @@ class Manifest(Sealed):
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
-        """Reads and checks `folder`: every key, every shard's presence and size, the tokenizer's fingerprint.
+        """Returns the manifest of `folder`, and checks each shard's presence and size and the tokenizer's fingerprint.
 
         Raises:
-            DataError: naming the file that is missing, cut short, foreign or malformed.
+            DataError: a file is missing, cut short, foreign or malformed; the message names it.
         """
         folder = Path(folder)
         manifest = cls.read(folder, "launchers/prepare_data.py")
@@ -139,7 +140,7 @@ class Manifest(Sealed):
         return manifest
 
     def check_sizes(self, sizes: Mapping[str, int], folder: str) -> None:
-        """sizes: the bytes of every file of the folder. Raises DataError at a shard that is missing or differs."""
+        """Raises DataError at a shard that is missing or has another size; sizes: bytes of the folder's files."""
         for shard in self.shards:
             path = f"{folder.rstrip('/')}/{shard.file}"
             if shard.file not in sizes:
@@ -152,7 +153,7 @@ class Manifest(Sealed):
 
     @classmethod
     def parse(cls, text: bytes, path: str) -> Self:
-        """The manifest out of the bytes of the file `path`. Raises DataError when they are none."""
+        """See `Sealed.parse`. Raises DataError also when a shard is listed twice."""
         manifest = super().parse(text, path)
         names = [shard.file for shard in manifest.shards]
         if len(set(names)) != len(names):
@@ -161,7 +162,7 @@ class Manifest(Sealed):
         return manifest
 
     def check_tokenizer(self, path: Path) -> None:
-        """Raises DataError when the file is not the tokenizer that the shards were made with."""
+        """Raises DataError when the file `path` is not the tokenizer that the shards were made with."""
         if not path.is_file():
             raise DataError(f"{path}: tokenizer is missing; copy it back, or prepare the folder again")
         found = file_checksum(path)
@@ -171,14 +172,9 @@ class Manifest(Sealed):
                 f"{self.tokenizer.fingerprint}; put that tokenizer back, or prepare the folder again"
             )
 
-    def verify_checksums(self, folder: Path) -> None:
-        """Reads every shard of `folder` and raises DataError at the first whose checksum differs."""
-        for shard in self.shards:
-            verify_shard(folder / shard.file, shard)
-
     @property
     def fingerprint(self) -> str:
-        """xxh3 (hex) of all that determines the tokens and their order."""
+        """xxh3 (hex) of the fields that determine the tokens and their order."""
         parts = self.model_dump_json(include={"version", "tokenizer", "token_type", "shards"})
         return xxhash.xxh3_64_hexdigest(parts.encode())
 

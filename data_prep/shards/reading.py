@@ -1,8 +1,8 @@
-"""Token shards, read in place: Arrow IPC files, a row a document.
+"""Read token shards, which are memory-mapped Arrow IPC files with a row for each document.
 
-`tokens: large_list<uint16|uint32>`, `source: dictionary`, and where not every token is to be learned
-`loss_mask: large_list<uint8>`, as long as the tokens. A shard is one record batch, so that all its tokens lie in
-the file one after another.
+The columns are `tokens: large_list<uint16|uint32>`, `source: dictionary` and, when not every token is to be learned,
+`loss_mask: large_list<uint8>`, as long as the tokens. A shard is one record batch, so that its tokens are contiguous in
+the file.
 """
 
 from dataclasses import dataclass
@@ -23,11 +23,10 @@ Mask = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class ShardViews:
-    """Views of a mapped file; they keep the mapping alive.
+    """Views of a memory-mapped file, which they keep mapped.
 
     tokens: uint16 or uint32 [n]. offsets: int64 [documents + 1], offsets[d] is the first token of document d.
-    loss_mask: uint8 [n], 0 for a token that is not to be learned; None: all are.
-    raw: the bytes of `tokens`.
+    loss_mask: uint8 [n], 0 = the token is not to be learned; None: all are. raw: the bytes of `tokens`.
     """
 
     tokens: Tokens
@@ -37,13 +36,13 @@ class ShardViews:
 
 
 class Shard:
-    """A shard in place, memory-mapped: verified and opened when it is first asked for.
+    """A memory-mapped shard, which is verified and opened when it is first read.
 
-    Raises DataError, naming the file, when it is not what its entry says.
+    Reading raises DataError, naming the file, when the file does not match its entry.
     """
 
     def __init__(self, folder: Path, entry: ShardEntry, token_type: TokenType, checksum: bool = True) -> None:
-        """checksum: False trusts the file's bytes, for folders that were verified as a whole before."""
+        """checksum: False does not compare the checksum, for folders that were verified before."""
         self.path = folder / entry.file
         self.entry = entry
         self._token_type = token_type
@@ -63,7 +62,7 @@ class Shard:
         return self.open().loss_mask
 
     def open(self) -> ShardViews:
-        """The shard's arrays; the first call reads the whole file once to compare its checksum."""
+        """Returns the shard's arrays; the first call reads the whole file once to compare its checksum."""
         if self._views is None:
             if self._checksum:
                 verify_shard(self.path, self.entry)
@@ -71,24 +70,24 @@ class Shard:
         return self._views
 
     def close(self) -> None:
-        """Lets go of the file; arrays that were given out stay valid."""
+        """Closes the file; arrays that `open` has returned stay valid."""
         self._views = None
 
     def _map(self) -> ShardViews:
         try:
-            # Closing gives the file descriptor back; the arrays keep the mapping alive.
+            # Closing releases the file descriptor; the arrays keep the mapping alive.
             with pa.memory_map(str(self.path)) as file:
                 reader = pa.ipc.open_file(file)
                 if reader.num_record_batches != 1:
-                    raise self._foreign(f"it has {reader.num_record_batches} record batches, not one")
+                    raise self._foreign(f"it has {reader.num_record_batches} record batches, but must have one")
                 batch = reader.get_batch(0)
         except (pa.ArrowException, OSError) as error:
-            raise self._foreign(f"it is no Arrow file ({error})") from error
+            raise self._foreign(f"it is not an Arrow file ({error})") from error
         if "tokens" not in batch.schema.names:
             raise self._foreign("it has no column tokens")
         tokens, offsets = self._column(batch, "tokens", pa.from_numpy_dtype(self._token_type))
         if len(tokens) != self.entry.tokens or batch.num_rows != self.entry.documents:
-            raise self._foreign(f"it holds {batch.num_rows} documents and {len(tokens)} tokens, the manifest differs")
+            raise self._foreign(f"it has {batch.num_rows} documents and {len(tokens)} tokens, the manifest differs")
         mask = None
         if "loss_mask" in batch.schema.names:
             mask, mask_offsets = self._column(batch, "loss_mask", pa.uint8())
@@ -97,7 +96,7 @@ class Shard:
         return ShardViews(tokens, offsets, mask, tokens.view(np.uint8).data)
 
     def _column(self, batch: pa.RecordBatch, name: str, values: pa.DataType) -> tuple[NDArray, NDArray[np.int64]]:
-        """(values, offsets) of a list column without nulls that covers its values exactly."""
+        """Returns values and offsets of a list column. Raises DataError when the lists do not cover the values."""
         lists = batch.column(name)
         if not pa.types.is_large_list(lists.type) or lists.type.value_type != values:
             raise self._foreign(f"{name} are {lists.type}, the manifest says {pa.large_list(values)}")
@@ -106,5 +105,5 @@ class Shard:
             raise self._foreign(f"its documents cover {name} {offsets[0]} to {offsets[-1]} of {len(flat)}")
         return flat, offsets
 
-    def _foreign(self, found: str) -> DataError:
-        return DataError(f"{self.path}: is no shard of this folder: {found}; prepare the folder again")
+    def _foreign(self, reason: str) -> DataError:
+        return DataError(f"{self.path}: is not a shard of this folder: {reason}; prepare the folder again")

@@ -1,4 +1,4 @@
-"""Writing token shards: one source's documents of one split, cut into files of about one size."""
+"""Write token shards: files of about equal size with the documents of one source and one split."""
 
 from array import array
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from data_prep.shards.reading import Mask, Tokens
 class ShardWriter:
     """Writes one source's documents of one split into shards of about `shard_bytes` token bytes.
 
-    A document is never cut: one larger than a shard gets a shard to itself. Used as a context manager;
-    `entries` lists the finished shards afterwards. Nothing is written when there is no document.
+    A document is never cut; one larger than a shard gets a shard of its own. It is a context manager, after which
+    `entries` lists the shards. Without documents nothing is written.
     """
 
     def __init__(
@@ -35,12 +35,15 @@ class ShardWriter:
         prefix: str = "",
         tail: int | None = None,
     ) -> None:
-        """masked: shards get a loss_mask column. prefix: stands before the number in the shards' names.
-        tail: a token that is not learned and ends each shard, so that the last window of packed rows is whole."""
+        """Begin without a shard.
+
+        masked: shards get a loss_mask column. prefix: comes before the number in the shards' names. tail: a token
+        that ends each shard and is not learned, so that the last window of packed rows is whole.
+        """
         self.entries: list[ShardEntry] = []
         self.identities: list[NDArray[np.uint64]] = []
         self._folder, self._split, self._source, self._prefix = folder, split, source, prefix
-        # The operating system gives memory to the part that is written, not to all of it.
+        # The operating system allocates memory only for the part that is written.
         self._buffer = np.empty(shard_bytes // np.dtype(token_type).itemsize, dtype=token_type)
         self._mask = np.empty(len(self._buffer), dtype=np.uint8) if masked else None
         self._limit = len(self._buffer)
@@ -53,19 +56,19 @@ class ShardWriter:
         ends: Sequence[int] | None = None,
         identities: Sequence[int] = (0,),
     ) -> None:
-        """Appends one document: uint [n] of the shard's token type, bos and eos included.
+        """Appends one document: tokens [n] of the shard's token type, with bos and eos.
 
         Args:
-            loss_mask: uint8 [n], 0 for a token that is not to be learned; None: all are. For a `masked` writer.
-            ends: where documents end in `tokens`, for several that must stay in one shard; None: one at the end.
-            identities: a number for each document that `self.identities` gives back, shard by shard.
+            loss_mask: uint8 [n], 0 = the token is not to be learned; None: all are. Only for a `masked` writer.
+            ends: the ends of several documents in `tokens`, which stay in one shard; None: it is one document.
+            identities: a number for each document, which `self.identities` lists by shard.
         """
         assert loss_mask is None or self._mask is not None
         ends = [len(tokens)] if ends is None else ends
         if self._offsets[-1] + len(tokens) + (self._tail is not None) > self._limit:
             self._flush()
         used = self._offsets[-1]
-        if len(tokens) >= len(self._buffer):  # larger than a shard: one of its own
+        if len(tokens) >= len(self._buffer):  # it is larger than a shard and gets its own
             self._buffer = np.resize(self._buffer, len(tokens) + 1)
             if self._mask is not None:
                 self._mask = np.resize(self._mask, len(tokens) + 1)
@@ -105,7 +108,7 @@ class ShardWriter:
 def write_shard(
     path: Path, split: Split, source: str, tokens: Tokens, loss_mask: Mask | None, offsets: Sequence[int]
 ) -> ShardEntry:
-    """Writes one shard, whole or not at all, and describes it: document d is tokens[offsets[d]:offsets[d + 1]]."""
+    """Writes one shard atomically and returns its entry; document d is tokens[offsets[d]:offsets[d + 1]]."""
     documents, ends = len(offsets) - 1, arrow_array(np.array(offsets, dtype=np.int64))
     columns: dict[str, pa.Array] = {
         "tokens": pa.LargeListArray.from_arrays(ends, arrow_array(tokens)),

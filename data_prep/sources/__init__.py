@@ -1,1 +1,1 @@
-"""Where documents come from, and which of them are kept."""
+"""Reading documents from all kinds of sources, and choosing which are kept."""

@@ -1,4 +1,4 @@
-"""Documents out of every kind of source, always in the same order."""
+"""Read the documents of a source of any kind, always in the same order."""
 
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
@@ -42,9 +42,9 @@ _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What one record holds, the name of its source, and where it was read: a file, or file:line (or row).
+    """A document, the name of its source, and its origin: a file, or file:line (or row).
 
-    text is empty where `content` is tokens; for an exercise it is prompts and answers together.
+    text is empty when `content` is tokens; for an exercise it is all prompts and answers.
     """
 
     text: str
@@ -60,7 +60,7 @@ class Document:
 
     @property
     def bytes(self) -> bytes:
-        """What makes the document this one and no other."""
+        """The bytes that identify the document: UTF-8 of its text, or its tokens as little-endian int64."""
         if isinstance(self.content, np.ndarray):
             return self.content.astype("<i8").tobytes()
         return self.text.encode()
@@ -71,21 +71,25 @@ def _ignore(count: int) -> None:
 
 
 class DocumentReader:
-    """A source's documents, in the order of their sorted paths.
+    """Reads a source's documents, in the order of their sorted paths.
 
-    `listing` and `files` raise DataError when the path does not exist or holds no file of the source's kind.
+    `listing` and `files` raise DataError when the path does not exist or has no file of the source's kind.
     """
 
     def __init__(
         self, source: SourceConfig, cache: RemoteCache | None = None, delimiters: tuple[int, int] = (-1, -1)
     ) -> None:
-        """cache: copies of remote files; needed for a URL. delimiters: bos, which begins a document of a .bin; eos."""
+        """Read nothing yet.
+
+        cache: copies of remote files, required for a URL. delimiters: the ids of bos, which begins a document of a
+        .bin, and of eos.
+        """
         self.source, self.name = source, source.label
         self._cache, self._delimiters = cache, delimiters
 
     @cached_property
     def listing(self) -> Listing:
-        """The source's files, sorted, and what was found beside them."""
+        """The source's files, sorted, and what else its folders have."""
         if self.source.kind == "python-stdlib":
             return Listing(_stdlib_files())
         assert self.source.path is not None
@@ -99,13 +103,13 @@ class DocumentReader:
         return self.listing.files
 
     def check_listing(self, problems: Problems) -> None:
-        """Hands over what should be readable and is not."""
+        """Reports links and folders that cannot be read to `problems`."""
         for message in self.listing.broken:
-            problems.bad(message, "mend or remove it, or set on_error: skip")
+            problems.bad(message, "repair or remove it, or set on_error: skip")
 
     @property
     def file_bytes(self) -> int:
-        """Size of all files: what `advance` of `read` adds up to."""
+        """Bytes of all files, which are the sum of what `read` passes to `advance`."""
         return sum(file.bytes for file in self.files)
 
     def read(
@@ -114,7 +118,7 @@ class DocumentReader:
         advance: Callable[[int], None] = _ignore,
         files: Sequence[InputFile] | None = None,
     ) -> Iterator[Document]:
-        """Yields every document that is neither empty nor damaged; counts those in `problems`.
+        """Yields every document that is neither empty nor damaged, and counts the others in `problems`.
 
         Args:
             problems: raises DataError at the first damaged document, or counts it.
@@ -126,7 +130,7 @@ class DocumentReader:
         files = self.files if files is None else list(files)
         for number, file in enumerate(files):
             seen = 0
-            # A few of the standard library's test files are empty, or in other encodings, on purpose.
+            # Some test files of the standard library are empty, or in other encodings, on purpose.
             damage = Lenient(problems) if self.source.kind == "python-stdlib" else problems
             if file.bytes == 0 and self.source.kind in ("jsonl", "task"):
                 problems.is_empty(file.name)
@@ -137,7 +141,7 @@ class DocumentReader:
                 if document.is_empty:
                     damage.is_empty(origin)
                 elif not encodes(document.text):
-                    problems.bad(f"{origin}: text has a lone surrogate, which no UTF-8 file can hold")
+                    problems.bad(f"{origin}: text has a lone surrogate, which UTF-8 cannot represent")
                 else:
                     yield document
             advance(file.bytes - seen)
@@ -171,7 +175,7 @@ class DocumentReader:
         assert self._cache is not None
         path = self._cache.fetch(file.name, file.bytes, file.version)
         if self.source.kind == "megatron":
-            # The index must lie beside it under the same name.
+            # Megatron's index must be beside the file and have the same name.
             index = self._cache.fetch(file.name.removesuffix(".bin") + ".idx")
             beside = path.with_suffix(".idx")
             beside.unlink(missing_ok=True)
@@ -181,7 +185,7 @@ class DocumentReader:
 
 
 def _readable(records: Records, file: InputFile, problems: Problems) -> Records:
-    """The records; what the operating system refuses to read is a problem of the file."""
+    """Yields the records; an error of the operating system is reported as a problem of the file."""
     try:
         yield from records
     except OSError as error:

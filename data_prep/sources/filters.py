@@ -1,10 +1,10 @@
-"""Filters of the configuration: is a document one to keep?"""
+"""Filters that leave documents out because of their content."""
 
 from data_prep.config import FilterConfig
 
 
 def rejected_by(text: str, filters: FilterConfig) -> str | None:
-    """The name of the first setting that leaves `text` out; None: it is kept."""
+    """Returns the name of the first setting that leaves `text` out, or None when it is kept."""
     if len(text) < filters.min_characters:
         return "min_characters"
     if filters.max_characters is not None and len(text) > filters.max_characters:
@@ -23,18 +23,18 @@ def rejected_by(text: str, filters: FilterConfig) -> str | None:
 
 
 def alphabetic_share(text: str) -> float:
-    """Letters (of any script) among the characters that are not white space."""
+    """Returns the share of letters (of any script) among the characters that are not white space."""
     visible = "".join(text.split())
     return sum(map(str.isalpha, visible)) / len(visible) if visible else 0.0
 
 
 def repeated_line_share(text: str) -> float:
-    """Lines that stood in the text before, among its lines that are not blank."""
+    """Returns the share of repeated lines among the lines that are not blank."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return 1 - len(set(lines)) / len(lines) if lines else 0.0
 
 
 def mean_word_length(text: str) -> float:
-    """Characters a word; words stand between white space."""
+    """Returns the mean characters of a word; words are separated by white space."""
     words = text.split()
     return sum(map(len, words)) / len(words) if words else 0.0

@@ -1,4 +1,4 @@
-"""A reader for each file format of text: yields (content, origin, file bytes read so far), reports what is damaged."""
+"""Readers of the text formats. Each yields (content, origin, file bytes read so far) and reports damaged records."""
 
 import gzip
 import re
@@ -23,12 +23,12 @@ from data_prep.suggest import did_you_mean
 _PLACE = re.compile(r"\{(context|question)\}")
 _CHUNK = 1024 * 1024
 _ROWS = 1024
-_LARGEST_WINDOW = 2**31  # bytes of memory that a .zst may ask for, as `zstd --long=31` writes; the format's own most
+_LARGEST_WINDOW = 2**31  # bytes of memory that a .zst may need: the format's maximum, written by `zstd --long=31`
 
 
 @dataclass(frozen=True, slots=True)
 class Exercise:
-    """A text of which answers alone are learned: (what stands before an answer, answer) for each, in their order."""
+    """A text whose answers alone are learned; turns: (prompt, answer) of each, in order."""
 
     turns: tuple[tuple[str, str], ...]
 
@@ -43,7 +43,7 @@ Records = Iterator[tuple[Content, str, int]]
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An input file: where its bytes lie, what messages call it, and how to read it."""
+    """An input file: path of its bytes, its name in messages, and its source's settings."""
 
     path: Path
     name: str
@@ -51,6 +51,7 @@ class Opened:
 
 
 def read_text(file: Opened, problems: Problems) -> Records:
+    """Yield the one document of a UTF-8 text file; a file in another encoding becomes a problem."""
     content = file.path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -61,6 +62,7 @@ def read_text(file: Opened, problems: Problems) -> Records:
 
 
 def read_jsonl(file: Opened, problems: Problems) -> Records:
+    """Yield a document per JSON line; a line without a text becomes a problem."""
     with file.path.open("rb") as opened:
         number = 0
         try:
@@ -75,16 +77,16 @@ def read_jsonl(file: Opened, problems: Problems) -> Records:
 
 
 def _reason(error: Exception) -> str:
-    """Why compressed data cannot be unpacked."""
+    """Returns why compressed data cannot be unpacked."""
     if "too much memory" in str(error):  # zstandard's words
         return (
-            f"its window is above {_LARGEST_WINDOW:,} bytes, the most that is read; pack it with zstd --long=31 or less"
+            f"its window is above {_LARGEST_WINDOW:,} bytes, the most allowed; compress it with zstd --long=31 or less"
         )
     return f"compressed data is damaged or cut short ({error})"
 
 
 def _content_of_line(line: bytes, origin: str, source: SourceConfig, problems: Problems) -> Content | None:
-    """What one JSONL line holds; None when the line is damaged."""
+    """Returns the content of a JSONL line, or None when the line is damaged."""
     try:
         record = parse_json(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -103,26 +105,26 @@ def _content_of_line(line: bytes, origin: str, source: SourceConfig, problems: P
         return Exercise((turn,)) if turn else None
     turns = record["turns"]
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
-        problems.bad(f"{origin}: 'turns' is no list of objects; give each a context, a question and an answer")
+        problems.bad(f"{origin}: 'turns' is not a list of objects; give each a context, a question and an answer")
         return None
-    found = []
+    pairs = []
     for number, turn in enumerate(turns, start=1):
         if (pair := _turn_of(turn, f"{origin}, turn {number}", source.prompt, problems)) is None:
             return None
-        found.append(pair)
-    return Exercise(tuple(found))
+        pairs.append(pair)
+    return Exercise(tuple(pairs))
 
 
-def _turn_of(record: dict[str, Any], origin: str, layout: str, problems: Problems) -> tuple[str, str] | None:
-    """What stands before the answer of an exercise or of one of its turns, and the answer; None: it is damaged."""
+def _turn_of(record: dict[str, Any], origin: str, prompt: str, problems: Problems) -> tuple[str, str] | None:
+    """Returns the prompt with its places filled and the answer, or None when the record is damaged."""
     parts = {key: _text_of(record, key, origin, problems) for key in ("context", "question", "answer")}
     if any(part is None for part in parts.values()):
         return None
     if not str(parts["answer"]).strip():
         problems.bad(f"{origin}: 'answer' is empty; there is nothing to learn")
         return None
-    # One pass: braces within a part are text, not places to fill in.
-    return _PLACE.sub(lambda found: str(parts[found[1]]), layout), str(parts["answer"])
+    # One pass, so that braces within a part stay text.
+    return _PLACE.sub(lambda place: str(parts[place[1]]), prompt), str(parts["answer"])
 
 
 def _text_of(record: dict[str, Any], key: str, origin: str, problems: Problems) -> str | None:
@@ -153,7 +155,7 @@ def _lines(name: str, file: BinaryIO) -> Iterator[bytes]:
 
 
 def _unpack_zstd(file: BinaryIO) -> Iterator[bytes]:
-    # Not stream_reader: it takes a file that was cut short for one that ends there.
+    # Not stream_reader, which does not notice that a file was cut short.
     frame = None
     while chunk := file.read(_CHUNK):
         while chunk:
@@ -167,6 +169,7 @@ def _unpack_zstd(file: BinaryIO) -> Iterator[bytes]:
 
 
 def read_parquet(file: Opened, problems: Problems) -> Records:
+    """Yield a document per row of a Parquet file; a damaged file becomes a problem."""
     try:
         with pq.ParquetFile(file.path) as opened:
             if _has_texts(opened.schema_arrow, file, problems):
@@ -174,13 +177,13 @@ def read_parquet(file: Opened, problems: Problems) -> Records:
                 yield from _rows(batches, opened.metadata.num_rows, file, problems)
     except (pa.ArrowException, OSError, UnicodeError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the operating system, not of the format
+            raise  # an error of the operating system, not of the format
         reason = str(error).partition("\n")[0]
-        problems.bad(f"{file.name}: is damaged or no Parquet file ({reason})")
+        problems.bad(f"{file.name}: is damaged or not a Parquet file ({reason})")
 
 
 def read_arrow(file: Opened, problems: Problems) -> Records:
-    """An Arrow IPC file, or the stream format that the package datasets writes."""
+    """Reads an Arrow IPC file, or the stream format that the package datasets writes."""
     try:
         with pa.memory_map(str(file.path)) as mapped:
             with pa.OSFile(str(file.path)) as start:
@@ -188,14 +191,14 @@ def read_arrow(file: Opened, problems: Problems) -> Records:
             table = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(mapped).read_all()
         if _has_texts(table.schema, file, problems):
             for chunk in table.column(file.source.text_field).chunks:
-                _validate(chunk)  # which reading does not: damaged offsets would end the process
+                _validate(chunk)  # reading does not validate, and damaged offsets would crash the process
             batches = table.select([file.source.text_field]).to_batches(max_chunksize=_ROWS)
             yield from _rows(iter(batches), table.num_rows, file, problems)
     except (pa.ArrowException, OSError, UnicodeError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the operating system, not of the format
+            raise  # an error of the operating system, not of the format
         reason = str(error).partition("\n")[0]
-        problems.bad(f"{file.name}: is damaged or no Arrow file ({reason})")
+        problems.bad(f"{file.name}: is damaged or not an Arrow file ({reason})")
 
 
 def _has_texts(schema: pa.Schema, file: Opened, problems: Problems) -> bool:
@@ -212,7 +215,7 @@ def _has_texts(schema: pa.Schema, file: Opened, problems: Problems) -> bool:
 
 
 def _holds_text(kind: pa.DataType) -> bool:
-    """Whether its values are texts or null, however they are stored."""
+    """Whether the type's values are texts or null, in any of Arrow's encodings."""
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
         return _holds_text(kind.value_type)
     tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
@@ -220,13 +223,13 @@ def _holds_text(kind: pa.DataType) -> bool:
 
 
 def _validate(values: pa.Array) -> None:
-    """Raises ArrowInvalid where offsets or indices lead outside; a text that is no UTF-8 is found when it is read."""
+    """Raises ArrowInvalid when offsets or indices are out of range; invalid UTF-8 is found when a text is read."""
     if pa.types.is_dictionary(values.type):
         _validate(values.dictionary)
         values.indices.validate(full=True)
         known = numpy_view(values.indices.drop_null())
         if len(known) and not 0 <= known.min() <= known.max() < len(values.dictionary):
-            raise pa.ArrowInvalid("an index leads outside the dictionary")
+            raise pa.ArrowInvalid("an index is outside the dictionary")
         return
     try:
         values.validate(full=True)
@@ -249,7 +252,7 @@ def _rows(batches: Iterator[pa.RecordBatch], rows: int, file: Opened, problems: 
 
 
 def as_tokens(content: NDArray[Any], bos_id: int, eos_id: int) -> NDArray[Any]:
-    """The document's own tokens without the delimiters that the import left at its ends."""
+    """Returns the document's tokens without delimiters that its file has at the ends."""
     if len(content) and content[0] in (bos_id, eos_id):
         content = content[1:]
     if len(content) and content[-1] == eos_id:

@@ -1,4 +1,4 @@
-"""Data sets by name, through the package `datasets` where it is installed."""
+"""Read data sets by name, with the optional package `datasets`."""
 
 from typing import Any
 
@@ -25,23 +25,23 @@ def _load(source: SourceConfig) -> Any:
     except Exception as error:  # the library raises many kinds
         raise DataError(
             f"sources.path: data set {source.path} (subset {source.subset}, split {source.subset_split}) cannot be "
-            f"opened ({error}); check the name, and that this machine reaches the hub"
+            f"opened ({error}); check the name, and that this machine can reach the hub"
         ) from error
 
 
 def hub_parts(source: SourceConfig) -> list[InputFile]:
-    """The parts a data set consists of, each a "file" of unknown size."""
+    """Returns the parts of a data set, each as a "file" of unknown size."""
     parts = int(_load(source).num_shards)
     return [InputFile(f"{source.path}{_PART}{number:05d}", 0) for number in range(parts)]
 
 
 def is_hub_part(file: InputFile) -> bool:
-    """Whether `hub_parts` made it."""
+    """Whether the file is a part that `hub_parts` made."""
     return _PART in file.name
 
 
 def read_hub(source: SourceConfig, part: InputFile, problems: Problems) -> Records:
-    """Records of one part."""
+    """Yields the records of one part."""
     number, data = int(part.name.rpartition(_PART)[2]), _load(source)
     for row, record in enumerate(data.shard(num_shards=data.num_shards, index=number), start=1):
         origin = f"{part.name}:{row}"

@@ -1,4 +1,4 @@
-"""Local paths and URLs: which is which, and what lies there."""
+"""Local paths and URLs of input, and listing the files there."""
 
 import glob
 import os
@@ -14,34 +14,34 @@ from pydantic import AfterValidator, PlainValidator
 
 from data_prep.errors import DataError
 
-LONGEST_NAME = 255  # bytes of a file's or folder's name, on every common file system
+LONGEST_NAME = 255  # bytes of a file's or folder's name that every common file system allows
 _LONGEST_PATH = 4095
 
 
 def local_path(path: Path | str) -> Path:
-    """`path` with `~` and `~user` as home folders. Raises ValueError where no file can have such a path."""
-    found = Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises for a user who is not there
-    if found.parts and found.parts[0].startswith("~"):
-        raise ValueError(f"begins with {found.parts[0]!r}, the home of a user who is not there; write the whole path")
-    if "\0" in str(found):
-        raise ValueError("holds a zero character; remove it")
-    longest = max((len(os.fsencode(part)) for part in found.parts), default=0)
-    if longest > LONGEST_NAME or len(os.fsencode(found)) > _LONGEST_PATH:
+    """Returns `path` with `~` and `~user` expanded. Raises ValueError when no file can have such a path."""
+    expanded = Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises for an unknown user
+    if expanded.parts and expanded.parts[0].startswith("~"):
+        raise ValueError(f"begins with {expanded.parts[0]!r}, the home of an unknown user; write the whole path")
+    if "\0" in str(expanded):
+        raise ValueError("has a zero character; remove it")
+    longest = max((len(os.fsencode(part)) for part in expanded.parts), default=0)
+    if longest > LONGEST_NAME or len(os.fsencode(expanded)) > _LONGEST_PATH:
         raise ValueError(
-            f"is too long: a name in it has {longest} bytes, all of it {len(os.fsencode(found)):,}; file systems take "
-            f"{LONGEST_NAME} and {_LONGEST_PATH:,}"
+            f"is too long: a name in it has {longest} bytes, the whole path {len(os.fsencode(expanded)):,}; file "
+            f"systems allow {LONGEST_NAME} and {_LONGEST_PATH:,}"
         )
-    return found
+    return expanded
 
 
 def _as_typed(path: Path) -> Path:
-    """The path as it was typed, which the hash of the settings is of; its users replace `~`."""
+    """Returns the path as typed, because the settings' hash covers it; those who use it expand `~`."""
     local_path(path)
     return path
 
 
 def _as_place(value: Any) -> Any:
-    """A URL stays text (a Path would take one of its slashes), anything else becomes a Path."""
+    """Returns a URL as text (a Path would drop one of its slashes), anything else as a Path."""
     if not isinstance(value, str | Path):
         raise ValueError(f"is {value!r}, not a valid path; give a path or a URL as text")
     return value if is_remote(value) else _as_typed(Path(value))
@@ -57,13 +57,13 @@ Place = Annotated[Path | str, PlainValidator(_as_place)]
 
 
 def is_remote(place: Path | str) -> bool:
-    """Whether fsspec has to fetch it: "s3://bucket/x", "gs://…", "hf://datasets/…"."""
+    """Whether the place is a URL, which fsspec reads: "s3://bucket/x", "gs://…", "hf://datasets/…"."""
     return isinstance(place, str) and "://" in place
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A file that is read: its path or URL, its size, and what changes when it is written again ("": not known)."""
+    """An input file: path or URL, bytes, and a version that changes when it is written again ("": unknown)."""
 
     name: str
     bytes: int
@@ -72,16 +72,18 @@ class InputFile:
 
 @dataclass
 class Listing:
-    """What a place holds: files to read, sorted by name; what is left out; what should be readable and is not."""
+    """The files of a place: those to read, sorted by name; counts of those left out; those that cannot be read."""
 
     files: list[InputFile] = field(default_factory=list)
     hidden: int = 0  # files and folders whose names begin with a dot
-    again: int = 0  # folders that were entered before, under another name
-    others: Counter[str] = field(default_factory=Counter)  # ending -> files of no ending that is asked for
-    broken: list[str] = field(default_factory=list)  # links that lead nowhere, folders that cannot be listed
+    again: int = 0  # folders reached a second time, through another link
+    others: Counter[str] = field(
+        default_factory=Counter
+    )  # ending -> number of files with other endings than those asked for
+    broken: list[str] = field(default_factory=list)  # messages: broken links, folders that cannot be listed
 
     def summary(self) -> str:
-        """For people: what is read and what is not."""
+        """Returns, for people, which files are read and which are left out."""
         others = ", ".join(f"{count:,} {ending}" for ending, count in self.others.most_common(5))
         left_out = [
             f"{self.hidden:,} hidden" if self.hidden else "",
@@ -94,12 +96,12 @@ class Listing:
 
 
 def list_files(place: Path | str, endings: tuple[str, ...]) -> Listing:
-    """The file, the folder's files of these endings in upper or lower case, or what the glob matches.
+    """Lists a file, a folder's files with these endings in upper or lower case, or the matches of a glob.
 
-    Links are followed, each folder is entered once; hidden files and folders are left out unless they are named.
+    Links are followed, and each folder is entered once. Hidden files and folders are left out unless they are named.
 
     Raises:
-        DataError: nothing is there, or the storage cannot be read.
+        DataError: there is no such file, or the storage cannot be read.
     """
     found = _list_remote(str(place), endings) if is_remote(place) else _list_local(Path(place).expanduser(), endings)
     if not found.files:
@@ -116,11 +118,11 @@ def _list_local(root: Path, endings: tuple[str, ...]) -> Listing:
     try:
         is_there = root.exists()
     except OSError as error:
-        raise DataError(f"sources.path: {root} cannot be looked at ({error.strerror}); give a readable path") from error
+        raise DataError(f"sources.path: {root} cannot be read ({error.strerror}); give a readable path") from error
     if is_there:
         folders.take(root, found, named=True)
     elif root.is_symlink():
-        raise DataError(f"sources.path: {root} is a link to {root.readlink()}, which is not there; mend the link")
+        raise DataError(f"sources.path: {root} is a link to {root.readlink()}, which does not exist; repair the link")
     elif glob.has_magic(str(root)):
         seen: set[str] = set()
         for path in folders.matching(root, found):
@@ -141,7 +143,7 @@ class _Folders:
         self._entered: set[tuple[int, int]] = set()
 
     def take(self, path: Path, found: Listing, named: bool = False) -> None:
-        """Adds a file, or what lies below a folder. named: whatever its ending."""
+        """Adds a file, or the files below a folder. named: the file is taken with any ending."""
         waiting = [(path, named)]
         while waiting:
             path, named = waiting.pop()
@@ -161,7 +163,7 @@ class _Folders:
                 found.others[path.suffix or "without ending"] += 1
 
     def matching(self, pattern: Path, found: Listing) -> list[Path]:
-        """What a glob matches, sorted. Not `glob`, which never ends among two circles of links, and hides errors."""
+        """Returns what a glob matches, sorted. `glob` would not end in circles of links, and hides errors."""
         paths = [Path(pattern.anchor)]
         for part in pattern.relative_to(pattern.anchor).parts:
             if part == "**":
@@ -174,19 +176,19 @@ class _Folders:
         return sorted(set(paths), key=lambda path: (len(path.parts), path))
 
     def _enter(self, folder: Path, info: os.stat_result, found: Listing) -> list[Path]:
-        """What is in the folder and not hidden."""
+        """Returns the folder's content that is not hidden; nothing when it was entered before."""
         if (info.st_dev, info.st_ino) in self._entered:
             found.again += 1
             return []
         self._entered.add((info.st_dev, info.st_ino))
-        everything = _inside(folder, found)[::-1]  # the last is taken first
+        everything = _inside(folder, found)[::-1]  # `take` pops the last first
         shown = [path for path in everything if not path.name.startswith(".")]
         found.hidden += len(everything) - len(shown)
         return shown
 
 
 def _inside(folder: Path, found: Listing) -> list[Path]:
-    """What is in a folder, sorted; nothing when it cannot be listed, which is noted."""
+    """Returns a folder's content, sorted; when it cannot be listed, nothing, and notes that in `found`."""
     try:
         return sorted(folder.iterdir())
     except OSError as error:
@@ -195,7 +197,7 @@ def _inside(folder: Path, found: Listing) -> list[Path]:
 
 
 def _folders_below(folder: Path, found: Listing) -> list[Path]:
-    """The folder and the ones below it that are not hidden, each once, by the shortest way there."""
+    """Returns the folder and the folders below it that are not hidden, each once, by its shortest path."""
     entered: dict[str, Path] = {}
     level = [folder]
     while level:
@@ -213,7 +215,7 @@ def _list_remote(url: str, endings: tuple[str, ...]) -> Listing:
     has_magic = glob.has_magic(path)
     try:
         infos = list((system.glob if has_magic else system.find)(path, detail=True).values())
-    except Exception as error:  # every storage raises its own
+    except Exception as error:  # each storage raises its own errors
         raise DataError(
             f"sources.path: {url} cannot be listed ({error}); check the URL and your credentials"
         ) from error
@@ -235,7 +237,10 @@ def _list_remote(url: str, endings: tuple[str, ...]) -> Listing:
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """(fsspec file system, path in it) of a URL. Raises DataError when the protocol's package is not installed."""
+    """Returns the fsspec file system of a URL and the path in it.
+
+    Raises DataError when the protocol's package is not installed.
+    """
     try:
         system, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:

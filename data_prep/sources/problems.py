@@ -1,16 +1,16 @@
-"""Damaged documents: stop at the first, or count them and go on."""
+"""Damaged documents: raise at the first, or count them and continue."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from data_prep.errors import DataError
 
-_MESSAGES = 10_000  # the count goes on, the text of more helps nobody
+_MESSAGES = 10_000  # messages that are kept; further documents are only counted
 
 
 @dataclass
 class Problems:
-    """What to do about damaged documents, and how many there were. `fail` raises DataError at the first."""
+    """Counts damaged and empty documents. With on_error `fail` the first damaged one raises DataError."""
 
     on_error: Literal["fail", "skip"] = "fail"
     empty: int = 0
@@ -26,19 +26,19 @@ class Problems:
             self.messages.append(message)
 
     def warn(self, message: str) -> None:
-        """Keeps what is read, but perhaps not as it was meant."""
+        """Keeps a warning of content that is read, but perhaps not as it was meant."""
         if len(self.warnings) < _MESSAGES:
             self.warnings.append(message)
 
     def is_empty(self, origin: str) -> None:
-        """Counts a document (or a file) without text, which is no damage."""
+        """Counts a document (or a file) without text, which is not damage."""
         self.empty += 1
         if len(self.messages) < _MESSAGES:
             self.messages.append(f"{origin}: is empty")
 
 
 class Lenient(Problems):
-    """Counts what is damaged into another `Problems` without ever raising."""
+    """Counts damaged documents in another `Problems`, and never raises."""
 
     def __init__(self, target: Problems) -> None:
         super().__init__("skip")

@@ -1,4 +1,4 @@
-"""A bounded local cache of remote files, with files fetched before they are needed."""
+"""A bounded local cache of remote files, which fetches files ahead."""
 
 import errno
 import secrets
@@ -17,17 +17,17 @@ from data_prep.sources.places import file_system
 
 
 class RemoteCache:
-    """Copies of remote files in a local folder of at most `max_bytes`, the one used longest ago removed first.
+    """Copies of remote files in a local folder of at most `max_bytes`; the least recently used is removed first.
 
-    Several processes may share the folder: a copy appears whole, and whoever has one open keeps it when another
-    process removes it. A single file larger than the bound is kept while it is the only one.
+    Several processes may share the folder: a copy appears whole, and a process that has it open can read it after
+    another one has removed it. A single file larger than the bound is kept while it is the only one.
     """
 
     def __init__(self, config: CacheConfig) -> None:
         self._folder = config.folder.expanduser()
         self._max_bytes = config.max_bytes
         self._lock = threading.Lock()
-        self._used: OrderedDict[Path, int] = OrderedDict()  # copies and their bytes, used longest ago first
+        self._used: OrderedDict[Path, int] = OrderedDict()  # copies and their bytes, the least recently used first
         self._coming: dict[tuple[str, str], Future[Path]] = {}  # by URL and version
         self._pool = ThreadPoolExecutor(max(1, config.read_ahead), thread_name_prefix="fetch")
         self._read_ahead = config.read_ahead
@@ -38,34 +38,34 @@ class RemoteCache:
             self._used[path] = path.stat().st_size
 
     def fetch(self, url: str, size: int | None = None, version: str = "") -> Path:
-        """The local copy of `url`, made when it is not there.
+        """Returns the local copy of `url`, which is made when it is missing.
 
-        size: bytes it must have; a copy of another size is made again. version: what the storage says of the file; a
-        copy of another version is another copy.
+        size: bytes of the file; a copy of another size is made again. version: the storage's version of the file; each
+        version has a copy of its own.
 
         Raises:
-            DataError: the storage does not give the file, or not whole.
+            DataError: the file cannot be fetched, or not as a whole.
         """
         with self._lock:
             coming = self._coming.pop((url, version), None)
         return coming.result() if coming is not None else self._fetch(url, size, version)
 
     def prefetch(self, files: Iterable[tuple[str, int, str]]) -> None:
-        """Begins to fetch (url, bytes, version), as many as `read_ahead` allows; the caller goes on at once."""
+        """Starts to fetch (url, bytes, version), as many as `read_ahead` allows, and returns at once."""
         for url, size, version in list(files)[: self._read_ahead]:
             with self._lock:
                 if (url, version) not in self._coming:
                     self._coming[url, version] = self._pool.submit(self._fetch, url, size, version)
 
     def on_removal(self, call: Callable[[Path], None]) -> None:
-        """`call` is called with each copy that is removed to make room, from whichever thread does it."""
+        """Registers a function that is called with each copy removed to make room, in the thread that removes it."""
         self._removed.append(call)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def forget(self, url: str) -> None:
-        """Removes the copy of `url`, for one that turned out damaged."""
+        """Removes the copy of `url`, when it is damaged."""
         path = self._path(url)
         with self._lock:
             self._used.pop(path, None)
@@ -96,14 +96,14 @@ class RemoteCache:
         try:
             with replacing(own) as temporary:
                 system.get_file(remote, str(temporary))
-        except Exception as error:  # every storage raises its own
+        except Exception as error:  # each storage raises its own errors
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise  # of this disk, not of the storage
+                raise  # an error of this disk, not of the storage
             raise DataError(f"{url}: cannot be fetched ({error!r}); check the URL and your credentials") from error
         found = own.stat().st_size
         if size is not None and found != size:
             own.unlink()
-            raise DataError(f"{url}: has {found} bytes, it should have {size}: it was replaced or cut short")
+            raise DataError(f"{url}: has {found} bytes, it should have {size}: it was replaced or cut short; run again")
         own.replace(path)
         return found
 

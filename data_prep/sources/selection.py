@@ -1,4 +1,4 @@
-"""Which documents: train or valid, or in a sample of a given size. All by hash, never by order."""
+"""Choose documents by their hash: train or valid, or a sample of a given size. Order has no influence."""
 
 import heapq
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ import xxhash
 from data_prep.shards.manifest import Split
 from data_prep.sources.documents import Document
 
-# Different seeds, so that being sampled says nothing about being held out.
+# Different seeds make sampling independent of holding out.
 _IDENTITY, _SPLIT, _SAMPLE, _TOKENIZER = 0, 1, 2, 3
 _RANGE = 2**64
 
@@ -17,28 +17,30 @@ Kept = TypeVar("Kept")
 
 
 def identity_hash(content: bytes) -> int:
-    """64-bit xxh3 of a document's bytes: equal for exact duplicates, never 0."""
+    """Returns the 64-bit xxh3 of a document's bytes: equal for exact duplicates, never 0."""
     return xxhash.xxh3_64_intdigest(content, _IDENTITY) or 1
 
 
 def split_of(content: bytes, valid_fraction: float) -> Split:
-    """ "valid" for about `valid_fraction` of all documents, else "train"."""
+    """Returns "valid" for about `valid_fraction` of all documents, else "train"."""
     return "valid" if xxhash.xxh3_64_intdigest(content, _SPLIT) < valid_fraction * _RANGE else "train"
 
 
 def sample_hash(content: bytes) -> int:
-    """64-bit number that decides whether a document is in a sample: in, when at most the sample's threshold."""
+    """Returns a 64-bit number; a document is in a sample when it is at most the sample's threshold."""
     return xxhash.xxh3_64_intdigest(content, _SAMPLE)
 
 
 class _Sample(Generic[Kept]):
-    """The documents of the smallest hashes that together have at most `max_bytes`, and at least one."""
+    """The documents of the smallest hashes, together at most `max_bytes`, but at least one document."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._total = 0
-        self._limit = _RANGE  # the smallest hash that did not fit: nothing from there on may come in
-        self._heap: list[tuple[int, int, Kept]] = []  # (-hash, bytes, kept): the first one is the next to leave
+        self._limit = _RANGE  # the smallest hash that did not fit: only smaller ones are accepted
+        self._heap: list[
+            tuple[int, int, Kept]
+        ] = []  # (-hash, bytes, kept): the first has the largest hash and leaves next
         self._hashes: set[int] = set()
 
     def offer(self, number: int, size: int, kept: Kept) -> None:
@@ -54,14 +56,14 @@ class _Sample(Generic[Kept]):
             self._total -= size
 
     def result(self) -> list[tuple[int, Kept]]:
-        """(hash, kept) of each document, by increasing hash."""
+        """Returns (hash, kept) of each document, by increasing hash."""
         return sorted((-number, kept) for number, _, kept in self._heap)
 
 
 def sample_threshold(documents: Iterable[Document], max_bytes: int) -> int:
-    """The largest `sample_hash` of a sample of at most `max_bytes` UTF-8 bytes (at least one document).
+    """Returns the largest `sample_hash` of a sample of at most `max_bytes` UTF-8 bytes (at least one document).
 
-    One pass; memory grows with the number of sampled documents, not with their text.
+    It takes one pass, and memory for the number of sampled documents, not for their text.
     """
     sample = _Sample[None](max_bytes)
     for document in documents:
@@ -72,7 +74,7 @@ def sample_threshold(documents: Iterable[Document], max_bytes: int) -> int:
 
 
 def sample_texts(documents: Iterable[Document], max_bytes: int) -> list[str]:
-    """Distinct texts of together at most `max_bytes` (at least one), chosen and ordered by hash."""
+    """Returns distinct texts, together at most `max_bytes` but at least one, chosen and ordered by hash."""
     sample = _Sample[str](max_bytes)
     for document in documents:
         content = document.bytes

@@ -1,4 +1,4 @@
-"""Readers for data that others have tokenized already: llm.c's and LM2's `.bin`, Megatron's `.bin` and `.idx`."""
+"""Readers of tokenized data: `.bin` of llm.c and of LM2's repository, `.bin` with `.idx` of Megatron."""
 
 import struct
 from pathlib import Path
@@ -18,13 +18,13 @@ _MEGATRON_TYPES: dict[int, type[Any]] = {1: np.uint8, 2: np.int8, 3: np.int16, 4
 
 
 def read_bin(file: Opened, problems: Problems, bos_id: int, eos_id: int) -> Records:
-    """Documents of a header of 256 int32 (magic, version, tokens) and tokens; bos begins each document."""
+    """Yields the documents of a .bin: a header of 256 int32 (magic, version, tokens), then tokens; bos begins each."""
     size = file.path.stat().st_size
     header = np.fromfile(file.path, dtype="<i4", count=_HEADER_INTS)
     magic = int(header[0]) if len(header) else 0
     if len(header) < _HEADER_INTS or magic not in _BIN_KINDS:
         known = " or ".join(map(str, _BIN_KINDS))
-        problems.bad(f"{file.name}: begins with {magic}, not with {known}: it is no .bin of llm.c or of LM2")
+        problems.bad(f"{file.name}: begins with {magic}, not with {known}: it is not a .bin of llm.c or of LM2")
         return
     version, kind = _BIN_KINDS[magic]
     count, width = int(header[2]), np.dtype(kind).itemsize
@@ -41,7 +41,7 @@ def read_bin(file: Opened, problems: Problems, bos_id: int, eos_id: int) -> Reco
     begins = np.flatnonzero(np.asarray(tokens) == bos_id)
     _warn_of_other_delimiters(file.name, np.asarray(tokens), len(begins), bos_id, eos_id, problems)
     if count and (not len(begins) or begins[0] != 0):
-        begins = np.concatenate([[0], begins])  # what went before is the rest of the last shard's document
+        begins = np.concatenate([[0], begins])  # tokens before the first bos end the last shard's document
     for begin, end in zip(begins.tolist(), [*begins[1:].tolist(), count], strict=True):
         yield np.array(tokens[begin:end]), f"{file.name}:{begin}", 4 * _HEADER_INTS + end * width
 
@@ -49,23 +49,23 @@ def read_bin(file: Opened, problems: Problems, bos_id: int, eos_id: int) -> Reco
 def _warn_of_other_delimiters(
     name: str, tokens: NDArray[Any], begins: int, bos_id: int, eos_id: int, problems: Problems
 ) -> None:
-    """Documents that eos ends without a bos before the next one are read as one."""
+    """Warns when eos, not bos, seems to delimit the documents, which are then read as one."""
     ends = int(np.count_nonzero(tokens[:-1] == eos_id)) if eos_id != bos_id else 0
     if ends > begins + 1 or (ends and not begins):
         problems.warn(
-            f"{name}: eos ({eos_id}) stands {ends:,} times inside its {len(tokens):,} tokens, but only bos ({bos_id}), "
-            f"which stands {begins:,} times, begins a document: it is read as {max(begins, 1):,}. If "
-            "eos delimits its documents, name a tokenizer whose bos and eos are one token, as <|endoftext|>"
+            f"{name}: eos ({eos_id}) is {ends:,} times inside its {len(tokens):,} tokens, but only bos ({bos_id}) "
+            f"begins a document, {begins:,} times, so it is read as {max(begins, 1):,} documents. If eos delimits its "
+            "documents, name a tokenizer whose bos and eos are one token, such as <|endoftext|>"
         )
 
 
 def read_megatron(file: Opened, problems: Problems) -> Records:
-    """Documents of an indexed data set: `file` is its .bin, its .idx lies beside it."""
+    """Yields the documents of an indexed data set; `file` is its .bin, and its .idx is beside it."""
     index = index_of(file.path)
     try:
         kind, ends, starts = _read_index(index)
     except (OSError, ValueError, struct.error) as error:
-        problems.bad(f"{index}: is missing, damaged or no index of Megatron's ({error})")
+        problems.bad(f"{index}: is missing, damaged or not an index of Megatron's ({error})")
         return
     size, width = file.path.stat().st_size, np.dtype(kind).itemsize
     if len(ends) and int(ends.max()) > size:
@@ -80,12 +80,12 @@ def read_megatron(file: Opened, problems: Problems) -> Records:
 
 
 def index_of(path: Path) -> Path:
-    """The index that lies beside a .bin, in its case."""
+    """Returns the path of the index beside a .bin, in upper or lower case as that."""
     return path.with_suffix(".IDX" if path.suffix.isupper() else ".idx")
 
 
 def _read_index(path: Path) -> tuple[type[Any], NDArray[np.int64], NDArray[np.int64]]:
-    """(type of a token, ends, starts): for each document its bytes in the .bin, int64 [documents] each."""
+    """Returns the type of a token, and for each document where its bytes end and start, int64 [documents] each."""
     raw = path.read_bytes()
     if raw[:9] != _MEGATRON_MAGIC:
         raise ValueError(f"begins with {raw[:9]!r}")
@@ -99,7 +99,7 @@ def _read_index(path: Path) -> tuple[type[Any], NDArray[np.int64], NDArray[np.in
     bounds = np.frombuffer(raw, "<i8", documents, at + 12 * sequences)
     if len(bounds) == 0 or bounds[0] != 0 or bounds[-1] != sequences or np.any(np.diff(bounds) < 0):
         raise ValueError("its documents do not cover its sequences")
-    # A document is a run of sequences that lie one after another.
+    # A document is several consecutive sequences.
     bounds = bounds[np.concatenate([[True], np.diff(bounds) > 0])]
     starts = pointers[bounds[:-1]]
     ends = pointers[bounds[1:] - 1] + lengths[bounds[1:] - 1] * np.dtype(kind).itemsize

@@ -1,1 +1,1 @@
-"""From prepared folders to batches: which sample comes next is a pure function of its number."""
+"""Make batches from prepared folders; a sample is a pure function of its number."""

@@ -1,4 +1,4 @@
-"""What the stream gives: tokens at once, document numbers and the loss mask when somebody asks."""
+"""A batch of the stream: its tokens, and document numbers and loss mask, which are computed on first use."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -13,16 +13,15 @@ from data_prep.shards.reading import Shard, Tokens
 class Batch:
     """B samples of L + 1 tokens: inputs are tokens[:, :-1], targets tokens[:, 1:].
 
-    tokens: uint16 or uint32 [B, L + 1], as the shards store them; widening them is the reader's to do.
+    tokens: uint16 or uint32 [B, L + 1], the shards' own type; who needs a wider type converts them.
     document_ids: int32 [B, L + 1]; 0, 1, 2, ... by document within the sample.
-    loss_mask: bool [B, L]; False at t where tokens[t + 1] belongs to another document than tokens[t], or where
-        the shard's own mask says that tokens[t + 1] is not to be learned.
+    loss_mask: bool [B, L]; False at t where tokens[t + 1] belongs to another document than tokens[t], or where the
+        shard's own mask says that tokens[t + 1] is not to be learned.
+    neighbours: int64 [B, U], U = L / 64; the reference that the tokens of chunk u (tokens[:, 64 u : 64 u + 64])
+        retrieved, -1: none; None: the stream has no table. They are not shifted: a causal model must give chunk u the
+        reference that chunk u - 1 retrieved.
 
-    The last two are computed when they are first read: copying the tokens costs less than they do.
-    So is, where the stream has a table of neighbours (None without one):
-
-    neighbours: int64 [B, U], U = L / 64; the reference that chunk u's own tokens (tokens[:, 64 u : 64 u + 64])
-        retrieved; -1: none. Nothing is shifted: a reader that must be causal gives chunk u what chunk u - 1 found.
+    The last three are computed on first use, because they cost more than copying the tokens.
     """
 
     def __init__(
@@ -33,24 +32,23 @@ class Batch:
         table: NeighbourTable | None = None,
         numbers: Sequence[int] = (),
     ) -> None:
-        """shards, starts: for each sample, the shard it was cut from and its first token there.
-        numbers: the shards' numbers in `table`."""
+        """shards, starts: for each sample, its shard and its first token there. numbers: of these shards in `table`."""
         self.tokens = tokens
         self._table, self._numbers = table, numbers
-        # The views, not the shards: a shard that is closed meanwhile stays readable until this batch is gone.
+        # Views instead of shards, because they stay readable when a shard is closed.
         self._views = [shard.open() for shard in shards]
         self._starts = starts
 
     @cached_property
     def _begins(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(row, column) of every token but a sample's first that begins a document, both int64 [n]."""
+        """(row, column), int64 [n] each, of the tokens that begin a document, without those that begin a sample."""
         width = self.tokens.shape[1]
-        found = []
+        begins = []
         for row, (views, start) in enumerate(zip(self._views, self._starts, strict=True)):
             first, last = views.offsets.searchsorted((start + 1, start + width)).tolist()
             if first < last:
-                found.append(views.offsets[first:last] + (row * width - start))
-        flat = np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+                begins.append(views.offsets[first:last] + (row * width - start))
+        flat = np.concatenate(begins) if begins else np.empty(0, dtype=np.int64)
         rows, columns = np.divmod(flat, width)
         return rows, columns
 

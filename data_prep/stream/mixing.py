@@ -1,4 +1,4 @@
-"""Which source gives which sample: a fixed, evenly spread pattern of sources, repeated for ever."""
+"""Choose each sample's source by a fixed, evenly spread pattern of sources, which repeats."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ from data_prep.errors import DataError
 from data_prep.suggest import did_you_mean
 
 PERIOD = 4096
-# "By size" is exact, every window once an epoch, while one epoch's pattern is small enough to write down.
+# Up to this many windows, a mix by size is exact: the pattern has each window of an epoch once.
 EXACT_PERIOD = 65_536
 
 Weights = Mapping[str, float]
@@ -20,24 +20,24 @@ Int64 = NDArray[np.int64]
 
 
 def quotas_of(weights: Sequence[float], period: int) -> Int64:
-    """int64 [sources]: slots among `period` by largest remainder, at least 1 for a weight above 0."""
+    """Returns the slots of each source, int64 [sources], by largest remainder; at least 1 for a weight above 0."""
     given = np.array(weights, dtype=np.float64)
-    shares = given / given.max()  # first, so that huge weights do not overflow the sum
+    shares = given / given.max()  # divided by the largest, so that the sum of huge weights does not overflow
     exact = shares / shares.sum() * period
     quotas = np.where(given > 0, np.maximum(np.floor(exact), 1), 0).astype(np.int64)
     while (missing := period - int(quotas.sum())) > 0:
         order = np.argsort(quotas - exact, kind="stable")[:missing]
         quotas[order] += 1
     while quotas.sum() > period:
-        # The minimum of 1 took slots: they come from the sources furthest above their share, never below 1.
+        # The minimum of 1 used too many slots: the sources furthest above their share lose some, but keep one.
         quotas[np.argmax(np.where(quotas > 1, quotas - exact, -np.inf))] -= 1
     return quotas
 
 
 class Pattern:
-    """`period` slots handed to sources by `quotas`, each source's spread evenly by golden-ratio steps.
+    """A pattern of slots, `quotas` of each source, which golden-ratio steps spread evenly.
 
-    `source[v]` int64 [period] is the slot's source, `rank[v]` how many slots of that source come before it.
+    source: int64 [period], each slot's source. rank: int64 [period], the number of earlier slots of that source.
     """
 
     def __init__(self, quotas: Int64) -> None:
@@ -54,23 +54,22 @@ class Pattern:
         self.rank[by_source] = np.arange(self.period) - starts
 
     def counts(self, samples: int) -> Int64:
-        """How many of the first `samples` samples each source gives. int64 [sources]."""
+        """Returns how many of the first `samples` samples each source gives, int64 [sources]."""
         periods, rest = divmod(samples, self.period)
         return periods * self.quotas + np.bincount(self.source[:rest], minlength=len(self.quotas))
 
 
 class MixSchedule:
-    """Sample number -> (source, running number within that source); the mix may change at given samples.
+    """Maps a sample number to its source and its number within the source; the mix may change at given samples.
 
-    A source goes on where it stood when the mix changes. Everything is a function of the schedule so far, so
-    appending a change leaves all samples before it as they were.
+    When the mix changes, a source continues where it was. A change affects no sample before it.
     """
 
     def __init__(self, mix: Mix, windows: Mapping[str, int], sequence_length: int) -> None:
-        """windows: source name -> windows of `sequence_length` + 1 tokens it has; their order numbers them.
+        """windows: source name -> its number of windows of `sequence_length` + 1 tokens; the order numbers the sources.
 
         Raises:
-            DataError: unknown or empty source, unusable weights, or changes that are not in order.
+            DataError: a source is unknown or empty, weights are unusable, or changes are not in order.
         """
         changes = [(0, mix)] if mix is None or isinstance(mix, Mapping) else list(mix)
         firsts = [first for first, _ in changes]
@@ -83,7 +82,7 @@ class MixSchedule:
             self._before.append(self._before[-1] + pattern.counts(last - first))
 
     def locate(self, samples: Int64) -> tuple[Int64, Int64]:
-        """(source, running number), int64 [n] each, of sample numbers int64 [n]."""
+        """Returns source and number within the source, int64 [n] each, of sample numbers int64 [n]."""
         source, number = np.empty_like(samples), np.empty_like(samples)
         change = np.searchsorted(self._firsts, samples, side="right") - 1
         for current in np.unique(change):
@@ -96,7 +95,7 @@ class MixSchedule:
         return source, number
 
     def counts(self, samples: int) -> Int64:
-        """How many of the first `samples` samples each source gives. int64 [sources]."""
+        """Returns how many of the first `samples` samples each source gives, int64 [sources]."""
         change = int(np.searchsorted(self._firsts, samples, side="right")) - 1
         return self._before[change] + self._patterns[change].counts(samples - int(self._firsts[change]))
 
@@ -116,12 +115,14 @@ def _pattern(weights: Weights | None, windows: Mapping[str, int], sequence_lengt
 def _check_weights(weights: Weights, windows: Mapping[str, int], sequence_length: int) -> None:
     for name, weight in weights.items():
         if name not in windows:
-            raise DataError(f"mix: there is no source {name!r}{did_you_mean(name, windows)}; name one of the folder's")
+            raise DataError(
+                f"mix: there is no source {name!r}{did_you_mean(name, windows)}; use a source of the folder"
+            )
         if not 0 <= weight < math.inf:
             raise DataError(f"mix: weight of {name!r} is {weight}; it must be a number of at least 0")
         if weight > 0 and not windows[name]:
             raise DataError(
-                f"mix: {name!r} has weight {weight}, but no {sequence_length + 1} tokens in one shard "
+                f"mix: {name!r} has weight {weight}, but no shard with {sequence_length + 1} tokens "
                 f"(sequence_length {sequence_length}); lower sequence_length, add text or leave it out"
             )
     if not any(weights.values()):

@@ -1,4 +1,4 @@
-"""Packing short documents into rows of one length, so that no sample cuts a document."""
+"""Pack short documents into rows of one length, so that no sample cuts a document."""
 
 from collections.abc import Sequence
 
@@ -7,20 +7,20 @@ import numpy as np
 from data_prep.shards.reading import Mask, Tokens
 from data_prep.shards.writer import ShardWriter
 
-_TOGETHER = 1024  # documents that are packed with one another: more fill rows better, and wait longer
+_TOGETHER = 1024  # documents that are packed together: more of them fill rows better, but use more memory
 
 
 class PackedWriter:
-    """Gives a `ShardWriter` rows of exactly `length` tokens, filled best first-fit, longest document first.
+    """Gives a `ShardWriter` rows of exactly `length` tokens, filled by first-fit, the longest document first.
 
-    What stays free in a row is a document of its own, of eos tokens that are not learned. With samples of `length`
-    tokens, each sample is one row.
+    The free end of a row becomes a document of eos tokens that are not learned. With samples of `length` tokens, each
+    sample is one row.
     """
 
     def __init__(self, writer: ShardWriter, length: int, eos_id: int) -> None:
         self._writer, self._length, self._eos_id = writer, length, eos_id
         self._waiting: list[tuple[Tokens, Mask, int]] = []
-        self.filling = 0  # tokens that stand for nothing
+        self.filling = 0  # tokens of padding
 
     def add(self, tokens: Tokens, loss_mask: Mask | None, identity: int) -> None:
         """Appends a document of at most `length` tokens; see `ShardWriter.add`."""
@@ -31,7 +31,7 @@ class PackedWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is waiting."""
+        """Packs and writes the documents that are waiting."""
         lengths = [len(tokens) for tokens, _, _ in self._waiting]
         for row in pack(lengths, self._length):
             self._write([self._waiting[member] for member in row])
@@ -52,7 +52,7 @@ class PackedWriter:
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Rows of numbers of `lengths`, each row of at most `capacity` together: first-fit decreasing."""
+    """Returns rows of indices of `lengths`, each row's lengths at most `capacity` in sum, by first-fit decreasing."""
     rows: list[list[int]] = []
     free: list[int] = []
     for member in sorted(range(len(lengths)), key=lambda member: -lengths[member]):

@@ -1,4 +1,4 @@
-"""A keyed permutation of 0..n-1 that needs no table: any position is computed on its own."""
+"""A keyed permutation of 0..n-1 without a table: every position is computed by itself."""
 
 import math
 from typing import overload
@@ -14,7 +14,7 @@ U64 = NDArray[np.uint64]
 
 
 def mix64(value: int) -> int:
-    """splitmix64's finaliser on one integer: every input bit changes about half of the 64 output bits."""
+    """Returns splitmix64's finaliser of an integer; each input bit changes about half of the 64 output bits."""
     value = (value + _GOLDEN) & _MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -22,7 +22,7 @@ def mix64(value: int) -> int:
 
 
 def _scramble(values: U64, key: int) -> U64:
-    """`mix64(value + key)` for an array; uint64 arithmetic wraps, as it should."""
+    """Returns `mix64(value + key)` for an array; the wrapping of uint64 arithmetic is intended."""
     out = values + np.uint64((key + _GOLDEN) & _MASK)
     out ^= out >> np.uint64(30)
     out *= np.uint64(0xBF58476D1CE4E5B9)
@@ -33,7 +33,7 @@ def _scramble(values: U64, key: int) -> U64:
 
 
 def _feistel(values: U64, rows: int, columns: int, keys: list[int]) -> U64:
-    """A bijection of range(rows * columns): each round adds to one digit a function of the other one."""
+    """Returns a bijection of range(rows * columns); each round adds to one digit a function of the other."""
     high, low = values // np.uint64(columns), values % np.uint64(columns)
     for number, key in enumerate(keys):
         if number % 2 == 0:
@@ -48,11 +48,11 @@ def permute(index: int, n: int, key: int) -> int: ...
 @overload
 def permute(index: NDArray[np.integer], n: int, key: int) -> NDArray[np.int64]: ...
 def permute(index: int | NDArray[np.integer], n: int, key: int) -> int | NDArray[np.int64]:
-    """Where the permutation `key` of range(n) sends `index`.
+    """Returns the image of `index` under the permutation `key` of range(n).
 
-    A Feistel network on the two digits of rows x columns >= n with rows and columns near sqrt(n); an image
-    outside range(n) is sent through again (cycle walking), which happens to about 1 in sqrt(n).
-    Time and memory a position do not depend on n.
+    It is a Feistel network on the two digits of rows x columns >= n, with rows and columns near sqrt(n). An image
+    outside range(n) is permuted again (cycle walking), which happens to about 1 in sqrt(n). Time and memory per
+    position do not depend on n.
 
     Args:
         index: one integer, or an integer array of any shape, each in range(n).

@@ -1,4 +1,4 @@
-"""The endless stream of training samples: sample g is a pure function of (folder, mix, seed, g)."""
+"""The endless stream of training samples; sample g is a pure function of (folder, mix, seed, g)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ from data_prep.stream.batch import Batch
 from data_prep.stream.mixing import Int64, Mix, MixSchedule
 from data_prep.stream.windows import SourceWindows
 
-# Samples are located this many at a time: one vectorised computation serves the batches that follow.
+# Samples are located this many at a time, in one vectorised computation for several batches.
 _BLOCK = 1024
 _BLOCKS_KEPT = 16
 
 
 @dataclass(frozen=True)
 class SampleOrigin:
-    """Where a sample comes from: window w of a shard is its tokens [w * L, w * L + L + 1)."""
+    """The origin of a sample; window w of a shard is its tokens [w * L, w * L + L + 1)."""
 
     source: str
     epoch: int
@@ -34,11 +34,10 @@ class SampleOrigin:
 
 
 class TokenStream:
-    """Samples of `sequence_length` + 1 tokens out of a prepared folder, in an order nobody has to store.
+    """Samples of `sequence_length` + 1 tokens of a prepared folder, in an order that is computed, not stored.
 
-    The position in a run is the number of samples seen, so any number of data-parallel ranks continues any
-    other's. Each source passes through all its windows once an epoch, in an order keyed by seed, data,
-    source and epoch.
+    The position in a run is the number of samples seen, so a run can continue with another number of data-parallel
+    ranks. Each source passes through all its windows once an epoch, in an order keyed by seed, data, source and epoch.
     """
 
     def __init__(
@@ -59,11 +58,11 @@ class TokenStream:
 
         Args:
             mix: source -> weight from the first sample on, or [(first sample, weights), ...]; None: by size.
-            shuffle: False gives each source's windows in their order in the shards.
-            shuffle_shards: shuffle among so many shards of a source at a time, which come in shuffled order
-                themselves; None: among all. For a remote folder that is larger than the cache.
+            shuffle: False keeps each source's windows in the order of the shards.
+            shuffle_shards: number of shards of a source, in shuffled order, whose windows are shuffled together, for a
+                remote folder that is larger than the cache; None: all.
             checksums: compare a shard's checksum before its first token is used.
-            cache: where copies of a remote folder's shards lie.
+            cache: where copies of a remote folder's shards are kept.
             references: folder of references with a table for these data and samples; batches then have `neighbours`.
 
         Raises:
@@ -96,8 +95,8 @@ class TokenStream:
             )
         if not len(self):
             raise DataError(
-                f"{folder}: split {split!r} has {self.tokens} tokens in {len(entries)} shards, and in none "
-                f"the {sequence_length + 1} that a sample of sequence_length {sequence_length} takes; "
+                f"{folder}: split {split!r} has {self.tokens} tokens in {len(entries)} shards, and in none the "
+                f"{sequence_length + 1} that a sample of sequence_length {sequence_length} takes; "
                 f"lower sequence_length or prepare more text{', or raise valid_fraction' * (split == 'valid')}"
             )
         opened = [shard.entry for shard in self._shards]
@@ -105,21 +104,21 @@ class TokenStream:
         self._schedule = MixSchedule(mix, self.windows, sequence_length)
         self._dtype = np.dtype(self.manifest.token_type)
         self._token_bytes = self._dtype.itemsize
-        self._raw: dict[int, memoryview] = {}  # the bytes of the shards that are open
+        self._raw: dict[int, memoryview] = {}  # bytes of the open shards' tokens
         self._blocks: dict[int, tuple[list[int], list[int]]] = {}
 
     def __len__(self) -> int:
-        """Samples of one epoch: every window of every source once."""
+        """Number of samples of an epoch, which has every window of every source once."""
         return sum(source.windows for source in self._sources)
 
     @property
     def windows(self) -> dict[str, int]:
-        """Source -> samples of one epoch of it."""
+        """Source -> number of its samples in one epoch."""
         return {source.name: source.windows for source in self._sources}
 
     @property
     def fingerprint(self) -> str:
-        """xxh3 (hex) of the data and of all that fixes the order within sources; the mix is no part of it."""
+        """xxh3 (hex) of the data and of the settings that determine the order within sources, without the mix."""
         parts: tuple[object, ...] = (self._data, self.split, self.sequence_length, self.seed, self.shuffle)
         if self.shuffle_shards is not None:
             parts += (self.shuffle_shards,)
@@ -128,20 +127,20 @@ class TokenStream:
         return xxhash.xxh3_64_hexdigest(repr(parts).encode())
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Samples `indices` of the run, any number in any order, each at least 0; see `Batch`.
+        """Returns the samples `indices` of the run, any number in any order, each at least 0.
 
         Raises:
-            DataError: a shard, when it is first touched, turns out damaged.
+            DataError: an index is negative, or a shard that is read for the first time is damaged.
         """
         shards, starts = self._places(indices)
         width = self.sequence_length + 1
         size, row_bytes, raw = self._token_bytes, width * self._token_bytes, self._raw
         try:
             parts = [raw[s][t * size : t * size + row_bytes] for s, t in zip(shards, starts, strict=True)]
-        except KeyError:  # a shard's first touch
+        except KeyError:  # a shard is not open yet
             opened = [self._open(s) for s in shards]
             parts = [o[t * size : t * size + row_bytes] for o, t in zip(opened, starts, strict=True)]
-        # One allocation and one copy a sample; assigning numpy rows one by one takes twice as long.
+        # One allocation, and one copy for each sample; assigning numpy rows one by one takes twice as long.
         tokens = np.frombuffer(bytearray().join(parts), dtype=self._dtype).reshape(len(parts), width)
         return Batch(tokens, [self._shards[shard] for shard in shards], starts, self.table, shards)
 
@@ -150,7 +149,7 @@ class TokenStream:
         return raw
 
     def epochs(self, samples: int) -> dict[str, float]:
-        """Source -> how often a run of `samples` samples has passed through it; 1.5: once, and half of it again.
+        """Returns, by source, how many epochs of it a run of `samples` samples has read; 1.5 is one and a half.
 
         Sample g is in epoch `int(epochs(g)[describe(g).source])` of its source, counted from 0.
         """
@@ -161,7 +160,7 @@ class TokenStream:
         }
 
     def describe(self, index: int) -> SampleOrigin:
-        """Where sample `index` of the run comes from."""
+        """Returns the origin of sample `index` of the run."""
         samples = np.array([index], dtype=np.int64)
         source, number = self._schedule.locate(samples)
         shard, start = self._place(index)
@@ -170,18 +169,18 @@ class TokenStream:
         return SampleOrigin(chosen.name, int(number[0]) // chosen.windows, self._shards[shard].entry.file, window)
 
     def _places(self, indices: Sequence[int]) -> tuple[list[int], list[int]]:
-        """(shards, first tokens) of samples."""
+        """Returns shards and first tokens of samples."""
         if isinstance(indices, range) and indices.step == 1 and 0 <= indices.start < indices.stop:
             number, first = divmod(indices.start, _BLOCK)
             last = indices.stop - number * _BLOCK
-            if last <= _BLOCK:  # what training asks for: a run of samples
+            if last <= _BLOCK:  # the usual case in training: consecutive samples
                 shards, starts = self._block(number)
                 return shards[first:last], starts[first:last]
         places = [self._place(index) for index in indices]
         return [shard for shard, _ in places], [start for _, start in places]
 
     def _place(self, index: int) -> tuple[int, int]:
-        """(shard, first token) of a sample."""
+        """Returns shard and first token of a sample."""
         if index < 0:
             raise DataError(f"sample index is {index}; samples are numbered from 0")
         number, within = divmod(int(index), _BLOCK)
@@ -189,11 +188,11 @@ class TokenStream:
         return shards[within], starts[within]
 
     def _block(self, number: int) -> tuple[list[int], list[int]]:
-        """(shards, first tokens) of the samples from number * _BLOCK on."""
+        """Returns shards and first tokens of the _BLOCK samples from number * _BLOCK on."""
         block = self._blocks.get(number)
         if block is None:
             block = self._compute_block(number)
-            if self.folder.cache is not None:  # what comes next is fetched while this is trained on
+            if self.folder.cache is not None:  # the next block's shards are fetched ahead
                 following = self._blocks.get(number + 1) or self._compute_block(number + 1)
                 coming = [shard for shard in dict.fromkeys(following[0]) if shard not in self._raw]
                 self.folder.prefetch([self._shards[shard].entry for shard in coming])
@@ -207,7 +206,7 @@ class TokenStream:
         return self._blocks[number]
 
     def _follow_cache(self, cache: RemoteCache) -> None:
-        """A copy that leaves the cache is let go of, so that the disk gets its space back."""
+        """Closes a shard whose copy leaves the cache, so that its disk space is freed."""
         numbers = {shard.entry.file: number for number, shard in enumerate(self._shards)}
 
         def let_go(path: Path) -> None:
@@ -219,7 +218,7 @@ class TokenStream:
         cache.on_removal(let_go)
 
     def _locate(self, samples: Int64) -> tuple[Int64, Int64]:
-        """(shard, first token), int64 [n] each, of sample numbers int64 [n]."""
+        """Returns shard and first token, int64 [n] each, of sample numbers int64 [n]."""
         shards, starts = np.empty_like(samples), np.empty_like(samples)
         source, number = self._schedule.locate(samples)
         for current in np.unique(source):

@@ -1,4 +1,4 @@
-"""The windows of one source, and the order in which an epoch passes through them."""
+"""The windows of one source, and their order in an epoch."""
 
 from collections.abc import Sequence
 
@@ -30,11 +30,11 @@ class SourceWindows:
         self._orders: dict[int, tuple[Int64, Int64]] = {}
 
     def places(self, windows: Int64, key: int | None) -> tuple[Int64, Int64]:
-        """(shard, first token), int64 [n] each, of the windows that an epoch passes at places int64 [n].
+        """Returns shard and first token, int64 [n] each, of an epoch's windows at positions `windows`, int64 [n].
 
-        key: of the epoch's order; None: the order of the shards. With `shuffle_shards` = k the shards come in an
-        order of their own, and windows are shuffled among k neighbours of that order: no more than 2 k shards are
-        in use at a time. Without it they are shuffled among all. Memory is O(shards) at most.
+        key: of the epoch's order; None: the order of the shards. With `shuffle_shards` = k the shards are shuffled, and
+        windows are shuffled among k neighbours in that order, so that at most 2 k shards are in use at a time. Without
+        it windows are shuffled among all shards. Memory is O(shards) at most.
         """
         order, ends = None, self._ends
         if key is not None and self._together is None:
@@ -48,16 +48,16 @@ class SourceWindows:
         return self.first_shard + (shard if order is None else order[shard]), start
 
     def _order(self, key: int) -> tuple[Int64, Int64]:
-        """(order of the shards, ends of their windows in it) of one epoch, int64 [shards] each."""
-        found = self._orders.get(key)
-        if found is None:
+        """Returns the order of the shards in an epoch, and the ends of their windows in it, int64 [shards] each."""
+        cached = self._orders.get(key)
+        if cached is None:
             shards = len(self._counts)
             order = permute(np.arange(shards, dtype=np.int64), shards, mix64(key))
-            found = order, np.cumsum(self._counts[order], dtype=np.int64)
-            if len(self._orders) > 4:  # one epoch at a time, and the next at its edge
+            cached = order, np.cumsum(self._counts[order], dtype=np.int64)
+            if len(self._orders) > 4:  # only the present epoch and the next are in use
                 self._orders.clear()
-            self._orders[key] = found
-        return found
+            self._orders[key] = cached
+        return cached
 
     def _within_groups(self, windows: Int64, ends: Int64, key: int) -> Int64:
         assert self._together is not None

@@ -1,1 +1,1 @@
-"""Text to token ids and back: SentencePiece and Hugging Face's tokenizer.json."""
+"""Convert text to token ids and back, with SentencePiece or Hugging Face's tokenizer.json."""

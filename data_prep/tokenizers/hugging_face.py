@@ -1,8 +1,8 @@
-"""Our tokenizers as the files that Transformers' `AutoTokenizer` loads, with the same ids.
+"""Write a tokenizer as the files that Transformers' `AutoTokenizer` loads, with the same ids.
 
-A SentencePiece model becomes a byte-fallback BPE of the `tokenizers` library over the same pieces.  Their spaces are
-written as spaces, not as SentencePiece's mark U+2581: so a real U+2581 in a text becomes bytes, as in our tokenizer,
-and nothing has to be replaced on the way in or out.
+A SentencePiece model becomes a byte-fallback BPE of the `tokenizers` library over the same pieces. Spaces in pieces are
+written as spaces, not as SentencePiece's mark U+2581. So a U+2581 in a text becomes bytes, as in our tokenizer, and
+texts need no replacement of spaces.
 """
 
 import json
@@ -25,8 +25,8 @@ _WAY_OUT = "export without it: --no-tokenizer"
 def write_hf_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json` (and the SentencePiece file itself) into `folder`.
 
-    bos is put before a text, as before every document in training; a batch is padded on the left.
-    Raises DataError for a SentencePiece model that has no such form.
+    The written tokenizer puts bos before a text, as training does before every document, and pads a batch on the left.
+    Raises DataError for a SentencePiece model that cannot be converted.
     """
     if tokenizer.kind == "sentencepiece":
         _from_sentencepiece(tokenizer).save(str(folder / "tokenizer.json"))
@@ -40,7 +40,7 @@ def write_hf_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         "eos_token": eos,
         "pad_token": eos,
         "padding_side": "left",
-        "split_special_tokens": True,  # a text that spells a special token is ordinary text, as in training
+        "split_special_tokens": True,  # text that spells a special token stays text, as in training
         "clean_up_tokenization_spaces": False,
         "model_max_length": int(1e30),
     }
@@ -52,7 +52,7 @@ def _from_sentencepiece(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     if trainer.model_type != trainer.BPE or normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces:
         raise DataError(
-            f"{tokenizer.path}: only a BPE model that leaves the text as it is has a tokenizer.json with the same ids "
+            f"{tokenizer.path}: only a BPE model that does not change the text has a tokenizer.json with the same ids "
             f"(this one: model_type {trainer.model_type}, normalization {normalizer.name!r}, remove_extra_whitespaces "
             f"{normalizer.remove_extra_whitespaces}); {_WAY_OUT}"
         )
@@ -71,7 +71,7 @@ def _from_sentencepiece(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
         result.normalizer = normalizers.Prepend(" ")
         result.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     result.add_special_tokens([p.piece for p in pieces if p.type == kinds.CONTROL])
-    whole = [_spelled(p) for p in pieces if p.type == kinds.USER_DEFINED]  # never part of another piece
+    whole = [_spelled(p) for p in pieces if p.type == kinds.USER_DEFINED]  # never merged into another piece
     result.add_tokens([tokenizers.AddedToken(text, normalized=False, special=False) for text in whole])
     result.post_processor = _bos_before_text(tokenizer)
     return result
@@ -85,7 +85,7 @@ def _bos_before_text(tokenizer: Tokenizer) -> processors.TemplateProcessing:
 
 
 def _with_bos(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    """A tokenizer.json that puts bos alone before a text and neither cuts nor fills it, as in training."""
+    """Returns a tokenizer.json that puts only bos before a text, and neither truncates nor pads it, as in training."""
     result = tokenizers.Tokenizer.from_buffer(tokenizer.path.read_bytes())
     result.no_truncation()
     result.no_padding()
@@ -95,14 +95,14 @@ def _with_bos(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
 
 
 def _spelled(piece: Any) -> str:
-    """A piece with its spaces as spaces."""
+    """Returns the text of a piece, with spaces instead of SentencePiece's mark."""
     return str(piece.piece).replace(_MARK, " ")
 
 
 def _merges(pieces: Sequence[Any], normal: int) -> list[tuple[str, str]]:
-    """Every pair of pieces that makes a third; the likelier third first, as SentencePiece merges.
+    """Returns every pair of pieces that makes a third one, in SentencePiece's order of merging: by the third's score.
 
-    Among equals SentencePiece takes the leftmost, and so goes on with what it has made: the longer left piece first.
+    Of equal scores SentencePiece merges the leftmost pair, so that the longer left piece comes first.
     """
     scores = {_spelled(piece): piece.score for piece in pieces if piece.type == normal}
     merges = [

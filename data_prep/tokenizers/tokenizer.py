@@ -1,4 +1,4 @@
-"""Tokenizers: SentencePiece (load, train) and Hugging Face tokenizer.json (load), behind one interface."""
+"""Tokenizers with one interface: SentencePiece (load, train) and Hugging Face tokenizer.json (load)."""
 
 import io
 import itertools
@@ -14,11 +14,11 @@ import xxhash
 from data_prep.errors import DataError
 from data_prep.files import parse_json, replacing
 
-# SentencePiece writes the thread count into the model file. A fixed one keeps the fingerprint the same on
-# every machine; merging pairs is serial anyway, and the threads above the core count cost nothing.
+# SentencePiece writes the number of threads into the model file. A fixed number gives the same fingerprint on every
+# machine. Merging pairs is serial, and more threads than cores cost nothing.
 _TRAIN_THREADS = 16
 _TRAIN_CHARACTERS = 2000
-# SentencePiece stands this character for a space, and would decode a real one to a space.
+# SentencePiece represents a space by this character, and would decode a text's own to a space.
 _SPACE_MARK = "\u2581"
 _HF_SPECIALS = [
     ("<|begin_of_text|>", "<|end_of_text|>"),
@@ -27,12 +27,12 @@ _HF_SPECIALS = [
     ("<|endoftext|>", "<|endoftext|>"),
 ]
 _WITH_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
-_NO_PIECE = "\ufffd"  # shown for an id that the vocabulary does not have
-_RARE = "\u0378\U0010fffd\x00"  # what small vocabularies do not have
+_NO_PIECE = "\ufffd"  # for an id that the vocabulary lacks
+_RARE = "\u0378\U0010fffd\x00"  # characters that small vocabularies lack
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back.
+    """Converts text to ids and back.
 
     `vocab_size` is one more than the largest id, `fingerprint` the xxh3 (hex) of the model file's bytes.
     """
@@ -45,20 +45,20 @@ class Tokenizer(Protocol):
     fingerprint: str
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, no bos or eos added; text that looks like a special token is ordinary text."""
+        """Returns the ids of `text`, without bos and eos; text that spells a special token is ordinary text."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`; an id without a piece, as of the rows that pad a model's vocabulary, becomes U+FFFD."""
+        """Returns the text of `ids`; an id without a piece, such as padding of a model's vocabulary, becomes U+FFFD."""
         ...
 
     def piece(self, id: int) -> str:
-        """The vocabulary's own spelling of one id; U+FFFD for an id without a piece."""
+        """Returns the vocabulary's piece of one id, or U+FFFD for an id without a piece."""
         ...
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece `.model`. Raises DataError when the file is none or has no bos and eos."""
+    """A SentencePiece `.model`. Raises DataError when the file is not one, or has no bos and eos."""
 
     kind = "sentencepiece"
 
@@ -102,8 +102,8 @@ class SentencePieceTokenizer:
 class HFTokenizer:
     """A Hugging Face `tokenizer.json`.
 
-    bos and eos are taken from its special tokens alone. Raises DataError when the file is none, has no bos and eos that
-    are known, or makes one of its special tokens of a text.
+    Only its special tokens can be bos and eos. Raises DataError when the file is not one, has no known bos and eos, or
+    encodes some text as a special token.
     """
 
     kind = "hf"
@@ -115,7 +115,9 @@ class HFTokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(model)
         except BaseException as error:
-            raise _explained(error, f"{path}: is no Hugging Face tokenizer.json", "give a file they wrote") from error
+            raise _explained(
+                error, f"{path}: is not a Hugging Face tokenizer.json", "give a file that the library wrote"
+            ) from error
         # A document that spells "<|end_of_text|>" must not end the document.
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
@@ -132,20 +134,20 @@ class HFTokenizer:
         self._check_text_is_text(specials)
 
     def _delimiters(self, specials: dict[str, int], vocabulary: Container[str]) -> tuple[int, int]:
-        """Ids of bos and eos."""
+        """Returns the ids of bos and eos. Raises DataError when the special tokens have no known pair."""
         for bos, eos in _HF_SPECIALS:
             if bos in specials and eos in specials:
                 return specials[bos], specials[eos]
         known = ", ".join(f"{bos} {eos}" for bos, eos in _HF_SPECIALS)
         ordinary = [token for pair in _HF_SPECIALS for token in dict.fromkeys(pair) if token in vocabulary]
-        which = f"; {', '.join(ordinary)} are ordinary tokens, which a text may hold" if ordinary else ""
+        which = f"; {', '.join(ordinary)} are ordinary tokens, which a text may have" if ordinary else ""
         raise DataError(
-            f"{self.path}: has no bos and eos token that is known ({known}) among its special tokens{which}; add one "
-            'of these pairs to added_tokens with "special": true'
+            f"{self.path}: has no known pair of bos and eos ({known}) among its special tokens{which}; add one of "
+            'these pairs to added_tokens with "special": true'
         )
 
     def _check_text_is_text(self, specials: dict[str, int]) -> None:
-        """Raises DataError when the text that spells a special token, or an unknown character, becomes a special id."""
+        """Raises DataError when text that spells a special token, or an unknown character, gets the id of one."""
         unknown = str(getattr(self._tokenizer.model, "unk_token", None))
         control = {id for token, id in specials.items() if token != unknown} | {self.bos_id, self.eos_id}
         for token in [*specials, _RARE]:
@@ -173,14 +175,14 @@ class HFTokenizer:
 
 
 def _check_prefix(model: bytes, path: Path) -> None:
-    """Raises DataError for merges that lack the prefix of continued words: the library ends the process over them."""
-    if not _WITH_PREFIX.search(model):  # nearly all: large files are not read twice
+    """Raises DataError for merges without the prefix of continued words, which make the library end the process."""
+    if not _WITH_PREFIX.search(model):  # true of nearly all files, so that large ones are not parsed twice
         return
     try:
         content = parse_json(model.decode())["model"]
         prefix, merges = str(content["continuing_subword_prefix"]), content.get("merges", ())
         rights = [merge.split(" ")[-1] if isinstance(merge, str) else merge[-1] for merge in merges]
-    except (ValueError, LookupError, TypeError, AttributeError):  # which the library says better
+    except (ValueError, LookupError, TypeError, AttributeError):  # the library reports these
         return
     if wrong := [right for right in rights if not str(right).startswith(prefix)]:
         raise DataError(
@@ -190,14 +192,17 @@ def _check_prefix(model: bytes, path: Path) -> None:
 
 
 def _explained(error: BaseException, what: str, way_out: str) -> BaseException:
-    """A DataError for what the library tokenizers raises: bare Exception, and a panic, which is none. Else `error`."""
+    """Returns a DataError for an error of the library tokenizers (Exception, or PanicException, which is not one).
+
+    Any other error, such as KeyboardInterrupt, is returned as it is.
+    """
     if isinstance(error, Exception) or type(error).__name__ == "PanicException":
         return DataError(f"{what} ({str(error)[:200]}); {way_out}")
     return error
 
 
 def _decode(ids: Sequence[int], known: Container[int], decode: Callable[[list[int]], str]) -> str:
-    """The text of ids of which some have no piece."""
+    """Returns the text of ids, some of which may have no piece."""
     whole = list(map(int, ids))
     if all(id in known for id in whole):
         return decode(whole)
@@ -206,23 +211,23 @@ def _decode(ids: Sequence[int], known: Container[int], decode: Callable[[list[in
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Loads `*.model` as SentencePiece and `*.json` as Hugging Face. Raises DataError."""
+    """Loads `*.model` as SentencePiece and `*.json` as Hugging Face. Raises DataError when that fails."""
     path = Path(path).expanduser()
     if path.suffix == ".model":
         return SentencePieceTokenizer(path)
     if path.suffix == ".json":
         return HFTokenizer(path)
-    raise DataError(f"{path}: is no tokenizer by its name; give a SentencePiece *.model or a Hugging Face *.json")
+    raise DataError(f"{path}: does not end as a tokenizer; give a SentencePiece *.model or a Hugging Face *.json")
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, out_path: Path) -> None:
-    """Trains BPE with byte fallback on `texts` and writes `out_path`, the same bytes for the same texts.
+    """Trains BPE with byte fallback on `texts` and writes `out_path`; equal texts give equal bytes.
 
-    decode(encode(x)) == x for every text: nothing is normalised, unknown characters become bytes, newlines
-    and tabs are pieces of their own, runs of spaces are learned. Ids: unk 0, bos 1, eos 2.
+    decode(encode(x)) == x for every text: nothing is normalised, unknown characters become bytes, newlines and tabs are
+    pieces of their own, and runs of spaces are learned. Ids: unk 0, bos 1, eos 2.
 
     Raises:
-        DataError: no text, or a corpus too small (or too varied) for `vocab_size`.
+        DataError: no text, or text that is too short (or too varied) for `vocab_size`.
     """
     model = io.BytesIO()
     try:
@@ -253,7 +258,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, out_path: Path) -
 
 
 def _why_not(said: str) -> str:
-    """What is wrong with the vocabulary's size and what to do, from the trainer's words, which name its own options."""
+    """Returns what is wrong with the vocabulary's size and the way out, from the trainer's message."""
     if match := re.search(r"too high \(\d+\).* <= (\d+)", said):
         return (
             f", more than the {match[1]} pieces that this text has; change vocab_size to {match[1]} or less, or add "
@@ -267,7 +272,7 @@ def _why_not(said: str) -> str:
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    # The trainer drops sentences above max_sentence_length bytes (at most 4 a character) without a word.
+    # The trainer drops sentences above max_sentence_length bytes (at most 4 a character) without a message.
     for text in texts:
         for start in range(0, len(text), _TRAIN_CHARACTERS):
             yield text[start : start + _TRAIN_CHARACTERS]

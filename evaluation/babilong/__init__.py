@@ -1,1 +1,1 @@
-"""BABILong (arXiv 2406.10149): bAbI's facts among the sentences of books, at any length."""
+"""BABILong (arXiv 2406.10149): facts of bAbI hidden among sentences of books, at any length."""

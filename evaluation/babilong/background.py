@@ -1,4 +1,4 @@
-"""Sentences of long books, in their order, from a random place of a random one."""
+"""Sentences of long books, in order, from a random place of a random book."""
 
 import ast
 import glob
@@ -14,49 +14,50 @@ from data_prep.errors import DataError
 from evaluation.babilong.randomness import Keyed
 
 WHERE = (
-    "books of Project Gutenberg as *.txt files will do (https://www.gutenberg.org); the published benchmark takes "
+    "books of Project Gutenberg as *.txt files can be used (https://www.gutenberg.org); the published benchmark uses "
     "PG19's test books (https://github.com/google-deepmind/pg19)"
 )
-_CHARACTERS = 10  # of a book cut out for every token wanted
+_CHARACTERS = 10  # of a book that are read for every token needed
 _TRIES = 1000
 
 
 @dataclass(frozen=True)
 class Background:
-    """`count` texts, read when they are needed. `name` says in results what they are."""
+    """`count` texts, which `text` reads by number; name: their name in results."""
 
     name: str
     count: int
     text: Callable[[int], str] = field(repr=False)
 
     def sentences(self, rng: Keyed, tokens: int) -> Iterator[str]:
-        """Sentences without end, white space made single spaces; about `tokens` of them will be wanted.
+        """Yield sentences without end, with white space as single spaces; about `tokens` tokens will be used.
 
-        As in the benchmark: from a random character of a random text on, without the first and the last sentence (both
-        may be cut), then from another.
+        As in the benchmark they begin at a random character of a random text, without the first and the last sentence,
+        which may be cut, and then continue at another one.
+        Raises `DataError` when the texts have no sentences.
         """
-        splitter, found = _splitter(), True
-        while found:
-            found = False
+        splitter, any_found = _splitter(), True
+        while any_found:
+            any_found = False
             for _ in range(_TRIES):
                 text = self.text(rng.below(self.count))
                 if not text:
                     continue
                 start = rng.below(len(text))
                 for sentence in _inner(splitter, text[start : start + _CHARACTERS * max(tokens, 200)]):
-                    found = True
+                    any_found = True
                     yield sentence
-                if found:
+                if any_found:
                     break
         raise self.empty()
 
     def empty(self) -> DataError:
-        """The error of texts without sentences."""
-        return DataError(f"--background: {self.name} has no three sentences in a row; {WHERE}")
+        """Return the error for texts without sentences."""
+        return DataError(f"--background: {self.name} has no three consecutive sentences; {WHERE}")
 
 
 def _inner(splitter: Any, text: str) -> Iterator[str]:
-    """All sentences but the first and the last."""
+    """Yield all sentences except the first and the last."""
     waiting: str | None = None
     for number, (start, end) in enumerate(splitter.span_tokenize(text)):
         if waiting is not None:
@@ -70,21 +71,21 @@ def _splitter() -> Any:
         from nltk.tokenize.punkt import PunktSentenceTokenizer
     except ImportError as error:
         raise DataError(
-            f"--background: sentences are found by the package nltk ({error}): pip install 'memtrain[evaluation]'"
+            f"--background: needs the package nltk to find sentences ({error}): pip install 'memtrain[evaluation]'"
         ) from None
     return PunktSentenceTokenizer()
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences of a text, white space made single spaces."""
+    """Return the sentences of a text, with white space as single spaces."""
     return [" ".join(text[start:end].split()) for start, end in _splitter().span_tokenize(text)]
 
 
 def open_background(places: Sequence[str]) -> Background:
-    """Books by path, folder or glob (*.txt), or `hf:NAME[:SPLIT]` for a data set with a column `text`.
+    """Open books by path, folder or glob (*.txt), or `hf:NAME[:SPLIT]`, a data set with a column `text`.
 
-    Nothing given: the documentation strings of Python's standard library, which are on every machine.
-    Raises `DataError` where nothing is found.
+    Without places they are the documentation strings of Python's standard library, which every machine has.
+    Raises `DataError` for a place without texts.
     """
     if not places:
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -94,11 +95,11 @@ def open_background(places: Sequence[str]) -> Background:
     paths: list[Path] = []
     for place in places:
         path = Path(place).expanduser()
-        found = sorted(path.rglob("*.txt")) if path.is_dir() else sorted(map(Path, glob.glob(str(path))))  # noqa: PTH207 (absolute globs)
-        if not found:
-            raise DataError(f"--background: {place} is no text file and no folder of them; {WHERE}")
-        paths += found
-    # `read` keeps some books: a sample begins in any of them
+        books = sorted(path.rglob("*.txt")) if path.is_dir() else sorted(map(Path, glob.glob(str(path))))  # noqa: PTH207 (absolute globs)
+        if not books:
+            raise DataError(f"--background: {place} is neither a text file nor a folder of *.txt files; {WHERE}")
+        paths += books
+    # some books are cached, because samples begin in random ones
     read = lru_cache(maxsize=64)(lambda number: _read(paths[number]))
     return Background(f"{len(paths)} files of {', '.join(places)}", len(paths), read)
 
@@ -119,12 +120,12 @@ def _from_hub(place: str) -> Background:
 
 
 def load_hub(name: str, subset: str | None, split: str, option: str) -> Any:
-    """A split of a data set of the Hugging Face hub (or of a local folder); raises `DataError`."""
+    """Load a split of a data set of the Hugging Face hub or of a local folder. Raises `DataError`."""
     return _hub(option, name, lambda library: library.load_dataset(name, subset, split=split))
 
 
 def hub_splits(name: str, subset: str | None, option: str) -> list[str]:
-    """Names of its splits; raises `DataError`."""
+    """Return the names of a data set's splits. Raises `DataError`."""
     return list(_hub(option, name, lambda library: library.get_dataset_split_names(name, subset)))
 
 
@@ -135,7 +136,7 @@ def _hub(option: str, name: str, ask: Callable[[Any], Any]) -> Any:
         return ask(datasets)
     except ImportError as error:
         raise DataError(f"{option}: hf: needs the package datasets ({error}): pip install 'memtrain[hf]'") from None
-    except Exception as error:  # the library raises many kinds
+    except Exception as error:  # the library raises errors of many kinds
         raise DataError(
             f"{option}: data set {name} cannot be opened ({error}); check its name, or give files"
         ) from None
@@ -143,10 +144,10 @@ def _hub(option: str, name: str, ask: Callable[[Any], Any]) -> Any:
 
 @lru_cache(maxsize=1)
 def _documentation() -> str:
-    """Every documentation string of the modules at the standard library's top, in the order of their names."""
+    """Return the documentation strings of the standard library's top-level modules, in the order of their names."""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    found: list[str] = []
+    texts: list[str] = []
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         tree = ast.parse(path.read_bytes())
-        found += [text for node in ast.walk(tree) if isinstance(node, kinds) and (text := ast.get_docstring(node))]
-    return "\n\n".join(found)
+        texts += [text for node in ast.walk(tree) if isinstance(node, kinds) and (text := ast.get_docstring(node))]
+    return "\n\n".join(texts)

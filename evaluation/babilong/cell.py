@@ -1,4 +1,4 @@
-"""One cell of BABILong's table: a task at a length."""
+"""Evaluate one cell of BABILong's table, a task at a length."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _BATCHES = 8  # of samples in memory at once
 
 @dataclass(frozen=True)
 class Answered:
-    """A sample's question and answer, what the model said, and what each of `SCORERS` thinks of that."""
+    """A sample's question and answer, the model's output, and whether it is right by each of `SCORERS`."""
 
     number: int
     question: str
@@ -33,7 +33,10 @@ class Answered:
 
 @dataclass(frozen=True)
 class Asker:
-    """How samples become tokens: with an instruction and examples, or in the `layout` the model was trained in."""
+    """Turns samples into token ids.
+
+    mode: `prompt` with an instruction and examples; `finetuned` in the `layout` that the model was trained with.
+    """
 
     tokenizer: Tokenizer
     mode: Mode
@@ -41,7 +44,7 @@ class Asker:
     retriever: Retriever | None = None
 
     def ids(self, sample: Sample) -> list[int]:
-        """bos and the text before the answer; in `finetuned` as data_prep lays out an exercise."""
+        """Return bos and the ids of the text before the answer; in mode `finetuned` as data_prep lays out exercises."""
         if self.retriever:
             short = self.retriever.shorten(sample.context, sample.question)
             sample = Sample(sample.task, sample.length, short, sample.question, sample.answer)
@@ -55,7 +58,7 @@ class Asker:
 def evaluate_cell(
     reader: Reader, asker: Asker, samples: Iterator[Sample], task: str, length: str
 ) -> tuple[list[Row], list[Answered]]:
-    """A row a scorer, and every answer."""
+    """Return a row for each scorer, and every answer."""
     answered: list[Answered] = []
     read = 0
     while group := list(islice(samples, reader.batch_size * _BATCHES)):

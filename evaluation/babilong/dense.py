@@ -1,4 +1,4 @@
-"""Questions of every kind that a story can answer, after any of its facts: stories without end, or others' facts."""
+"""Dense stories: after any fact may follow a question of any kind that the facts so far answer."""
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -12,18 +12,18 @@ from evaluation.babilong.tasks import ROOMS
 from evaluation.babilong.world import OPPOSITE, World
 
 ASKED = 0.5  # share of the facts that a question follows
-_MOVED = 0.5  # of questions for an object, about one that was carried elsewhere
-_RECENT = 4  # gifts that are asked about
+_MOVED = 0.5  # least share of questions about an object that was carried to another room
+_RECENT = 4  # last gifts that questions are about
 _TRIES = 20
 Kind = Callable[[World, Keyed], str | None]
-# fewest and most facts of a simulated story
+# least and most facts of a simulated story
 FACTS = {"qa1": (4, 16), "qa2": (6, 48), "qa3": (8, 100), "qa4": (2, 5), "qa5": (6, 60)}
 
 
 def simulated(task: str, rng: Keyed, unwanted: Container[int] = (), share: float = ASKED) -> Story:
-    """A story of the task's world with dense questions.
+    """Return a simulated story of the task's world with dense questions.
 
-    None of them is `unwanted`, or one that the simulator keeps for evaluation, with the same facts before it.
+    No question, with the facts before it, is in `unwanted` or among those that the simulator keeps for evaluation.
     """
     least, most = FACTS[task]
     count = least + rng.below(most - least + 1)
@@ -34,9 +34,9 @@ def simulated(task: str, rng: Keyed, unwanted: Container[int] = (), share: float
 def asked_densely(
     facts: Iterable[str], task: str, rng: Keyed, unwanted: Container[int], held_out: bool, share: float = ASKED
 ) -> Story:
-    """The facts, and after a share of them a question of a random kind, up to the last question.
+    """Return the facts, with a question of a random kind after a share of them, up to the last question.
 
-    unwanted, held_out: what is not asked, see `Story.without`.
+    unwanted, held_out: questions that are left out, see `Story.without`.
     """
     world, text, items = World(), "", list[str | Asked]()
     kinds, end = KINDS[task], 0
@@ -55,7 +55,7 @@ def asked_densely(
 def _allowed_question(
     world: World, kinds: Sequence[Kind], text: str, rng: Keyed, unwanted: Container[int], held_out: bool
 ) -> str | None:
-    """Of a kind drawn among those that can be asked; None when there is none, or none was found that is allowed."""
+    """Return a question of a random kind that the world answers, or None when no allowed one is found."""
     for _ in range(_TRIES):
         kind = rng.choice(kinds)
         question = kind(world, rng)
@@ -80,7 +80,7 @@ def _events(task: str, count: int, rng: Keyed) -> Iterator[str]:
 
 
 def _neighbours(count: int, rng: Keyed) -> list[str]:
-    """Rooms in a row without crossing itself, each fact about two that lie side by side; in any order."""
+    """Return facts about rooms on a path that does not cross itself, each about two neighbours, in random order."""
     steps = {"north": (0, 1), "south": (0, -1), "east": (1, 0), "west": (-1, 0)}
     rooms = [ROOMS[index] for index in rng.order(len(ROOMS))[: count + 1]]
     place, used, facts = (0, 0), {(0, 0)}, list[str]()
@@ -101,7 +101,7 @@ def _person(world: World, rng: Keyed) -> str | None:
 
 
 def _object(world: World, rng: Keyed) -> str | None:
-    """At least half of the time about an object that was carried elsewhere, where there is one."""
+    """Ask at least half of the time about an object that was carried to another room, when there is one."""
     known = [thing for thing, rooms in world.been.items() if rooms]
     if not known:
         return None
@@ -128,7 +128,7 @@ def _gift(form: str) -> Kind:
 
 
 def _relation(form: str) -> Kind:
-    """form: {room} is what is known, the answer lies {to} of it; {back} is the opposite direction."""
+    """Return a kind of question; form: the answer lies {to} of {room}, and {back} is the opposite direction."""
 
     def ask(world: World, rng: Keyed) -> str | None:
         one, direction, other = rng.choice(world.relations)

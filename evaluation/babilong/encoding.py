@@ -1,4 +1,4 @@
-"""Exercises of several questions as token ids, sentence by sentence: each sentence is encoded once."""
+"""Encode exercises of several questions; each sentence is encoded once and cached."""
 
 from array import array
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from data_prep import Tokenizer
 from data_prep.errors import DataError
 from evaluation.babilong.stories import Story
 
-_KEPT = 1_000_000  # encoded texts: some 500 MB
-_BEFORE = "a"  # stands for any text before a space or a new line
+_KEPT = 1_000_000  # encoded texts that are cached, about 500 MB
+_BEFORE = "a"  # represents any text before a space or a newline
 
 
 class Turn(NamedTuple):
-    """Sentences, facts among others, then a question and its answer."""
+    """Sentences, facts and others, then a question and its answer."""
 
     sentences: tuple[str, ...]
     question: str
@@ -21,10 +21,10 @@ class Turn(NamedTuple):
 
 
 def turns_of(story: Story, noise: Sequence[str], gaps: Sequence[int]) -> list[Turn]:
-    """The story's turns, with `noise` sentences between its facts and questions.
+    """Return the story's turns, with the sentences `noise` between its facts and questions.
 
-    gaps: before which sentence of the noise each fact and question stands, ascending, one for each item but the last,
-    which comes after all of the noise.
+    gaps: for each fact and question but the last, the sentence of the noise before which it is put, ascending. The last
+    item comes after all of the noise.
     """
     turns, sentences, used = list[Turn](), list[str](), 0
     for item, gap in zip(story.items, (*gaps, len(noise)), strict=True):
@@ -39,10 +39,10 @@ def turns_of(story: Story, noise: Sequence[str], gaps: Sequence[int]) -> list[Tu
 
 
 class SentenceEncoder:
-    """A tokenizer that encodes sentences in their places and remembers them.
+    """Encodes sentences one by one, and caches their ids.
 
-    The ids are those of the whole text, since a tokenizer cuts at the space before a sentence.  That it does is
-    checked of every sentence.
+    Together they are the ids of the whole text, if the tokenizer cuts before the space that begins a sentence. That is
+    checked for every sentence.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -53,29 +53,32 @@ class SentenceEncoder:
         self._after: dict[str, array[int]] = {}
 
     def alone(self, text: str) -> "array[int]":
-        """Ids of a text with nothing before it."""
+        """Return the ids of a text without text before it."""
         ids = self._alone.get(text)
         return ids if ids is not None else self._keep(self._alone, text, self.tokenizer.encode(text))
 
     def after(self, text: str) -> "array[int]":
-        """Ids of a text that begins with a space, where it stands after another."""
+        """Return the ids of a text that begins with a space, after another text.
+
+        Raises `DataError` when the tokenizer joins it with the text before.
+        """
         ids = self._after.get(text)
         if ids is not None:
             return ids
-        found = self.tokenizer.encode(_BEFORE + text)
-        if found[: len(self._before)] != self._before:
-            raise DataError(f"--tokenizer: it joins {text[:20]!r} with what stands before it; take one that cuts there")
-        return self._keep(self._after, text, found[len(self._before) :])
+        both = self.tokenizer.encode(_BEFORE + text)
+        if both[: len(self._before)] != self._before:
+            raise DataError(f"--tokenizer: it joins {text[:20]!r} with the text before; use one that cuts between them")
+        return self._keep(self._after, text, both[len(self._before) :])
 
     def cut(self, text: str, tokens: int) -> str:
-        """The text's first tokens, without half a character at the end."""
+        """Return the text's first tokens as text, without an incomplete character at the end."""
         return self.tokenizer.decode(self.after(text)[:tokens].tolist()).rstrip("\ufffd") if tokens > 0 else ""
 
     def exercise(self, turns: Sequence[Turn]) -> tuple["array[int]", list[tuple[int, int]]]:
-        """(ids, where answers begin and end), as data_prep lays out an exercise: bos, the turns, each with its eos.
+        """Return the ids of an exercise as data_prep lays it out, and where its answers begin and end.
 
-        A turn is `FINETUNED_LAYOUT` filled, then the answer, then eos, which ends the answer and not the story: where
-        stories end is told by document numbers.  The next turn's sentences follow after a space.
+        The ids are bos, then the turns: the filled `FINETUNED_LAYOUT`, the answer and eos. eos ends the answer, not the
+        story, whose end only document numbers show. A space comes before the next turn's sentences.
         """
         ids, answers = array(self.type, (self.tokenizer.bos_id,)), list[tuple[int, int]]()
         for turn in turns:
@@ -93,5 +96,5 @@ class SentenceEncoder:
     def _keep(self, known: dict[str, "array[int]"], text: str, ids: list[int]) -> "array[int]":
         if len(known) >= _KEPT:
             known.clear()
-        found = known[text] = array(self.type, ids)
-        return found
+        known[text] = array(self.type, ids)
+        return known[text]

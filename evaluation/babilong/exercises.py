@@ -1,4 +1,4 @@
-"""Exercises as files: a JSON object a line, in the form `data_prep` takes; written by all cores."""
+"""Write exercises to files on all cores, in the form that `data_prep` reads, a JSON object for each line."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -14,8 +14,8 @@ from evaluation.babilong.randomness import Keyed
 from evaluation.babilong.recipe import ExerciseMaker, Places, Recipe, open_maker
 
 MANIFEST = "babilong.json"
-MIXED = "mixed"  # stands for a length where the recipe's noise says how long exercises are
-_BLOCK = 250  # exercises a process makes at once
+MIXED = "mixed"  # a length: the recipe's noise determines how long exercises are
+_BLOCK = 250  # exercises that a process makes at once
 
 
 def _ignore(count: int) -> None:
@@ -33,19 +33,19 @@ def write_exercises(
     workers: int = 1,
     advance: Callable[[int], None] = _ignore,
 ) -> dict[str, int]:
-    """Write `count` exercises of every length and task, FOLDER/LENGTH/TASK.jsonl, and what they are.
+    """Write `count` exercises of every length and task to FOLDER/LENGTH/TASK.jsonl, and a description of them.
 
-    Exercises of a length have any number of tokens from the next shorter one's on (`exact`: all the same), as in the
-    benchmark's curriculum: facts and questions then stand anywhere in a segment.  `MIXED` as a length: as much noise as
-    the recipe says.  An exercise is a pure function of recipe, files, seed, task, length and number: any number of
-    processes writes the same files.
+    Exercises of a length have any number of tokens between the next shorter length and it (`exact`: all the same), as
+    in the benchmark's curriculum, so that facts and questions lie anywhere in a segment. With the length `MIXED` they
+    have the recipe's noise. An exercise is a pure function of recipe, files, seed, task, length and number, so the
+    written files do not depend on the number of processes.
 
-    Args: lengths: ascending; advance: called with exercises written since the last call.
-    Returns the number of exercises of each file.  Raises `DataError` where a file or room for a story is missing.
+    Args: lengths: ascending; advance: called with the number of exercises written since the last call.
+    Returns the number of exercises of each file. Raises `DataError` when a file is missing or no story fits a length.
     """
     spans = list(zip(lengths if exact else [lengths[0], *lengths], lengths, strict=False))
     files = [(task, *span) for task in recipe.tasks for span in spans]
-    for task, least, length in files:  # what cannot be made is said before anything is written
+    for task, least, length in files:  # raises for what cannot be made before anything is written
         _lines(places, recipe, task, least, length, seed, 0, 1)
     about = described(open_maker(places, recipe), places, recipe, seed)
     blocks = [(first, min(_BLOCK, count - first)) for first in range(0, count, _BLOCK)]
@@ -65,7 +65,7 @@ def write_exercises(
 
 
 def described(maker: ExerciseMaker, places: Places, recipe: Recipe, seed: int) -> dict[str, Any]:
-    """What exercises are made of, for the file beside them."""
+    """Return the origin of exercises, for the description beside them."""
     files = bool(places.babi) and recipe.simulated < 1
     what: dict[str, Any] = {"facts": "bAbI files" if files else "simulator", "place": places.babi}
     what |= {"left_out": maker.material.left_out, "held_out": len(maker.material.held_out)}
@@ -76,7 +76,7 @@ def described(maker: ExerciseMaker, places: Places, recipe: Recipe, seed: int) -
 def _lines(
     places: Places, recipe: Recipe, task: str, least: str, length: str, seed: int, first: int, count: int
 ) -> str:
-    """Exercises `first` … first + count - 1 of a task and length, a line each."""
+    """Return exercises `first` … first + count - 1 of a task and length, one in each line."""
     maker, rows = open_maker(places, recipe), list[str]()
     for number in range(first, first + count):
         rng = Keyed("exercise", seed, task, length, number)
@@ -89,7 +89,7 @@ def _lines(
 
 
 def as_record(turns: Sequence[Turn]) -> dict[str, Any]:
-    """An exercise as a line of a file; what goes on after an answer begins with a space, as within a text."""
+    """Return an exercise as the object of a line; text after an answer begins with a space, as within a text."""
     records = [
         {
             "context": (" " if number and turn.sentences else "") + " ".join(turn.sentences),

@@ -1,4 +1,4 @@
-"""bAbI's text files (Weston et al. 2015): numbered facts, and questions with answer and supporting facts after tabs."""
+"""Read bAbI's text files (Weston et al. 2015): numbered facts, and questions with tab, answer and supporting facts."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ _LINE = re.compile(r"(\d+) (.*)")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question and the facts told before it; `supporting` are indices of the facts that answer it, where known."""
+    """A question with its answer and the facts before it; supporting: indices of the facts that answer it, if known."""
 
     facts: tuple[str, ...]
     question: str
@@ -28,15 +28,15 @@ class Question:
 
     @property
     def identity(self) -> int:
-        """xxh3 of facts and question: what a model could learn by heart."""
+        """xxh3 of facts and question, with which a model could memorise the answer."""
         return xxhash.xxh3_64_intdigest("\n".join((*self.facts, self.question)).encode())
 
 
 def read_babi(path: Path) -> list[Question]:
-    """All questions of a file, each with the facts (not the questions) of its story that stand before it.
+    """Return all questions of a file, each with the facts of its story before it.
 
     Raises:
-        DataError: naming the line that has no number, no answer, or refers to a line that is no fact before it.
+        DataError: a line has no number or answer, or refers to a line that is not an earlier fact; it names the line.
     """
     try:
         lines = lines_of(path.read_text(encoding="utf-8"))
@@ -65,14 +65,16 @@ def _questions(lines: Iterable[str], path: Path) -> Iterator[Question]:
         places = {place: index for index, place in enumerate(facts)}
         numbers = [int(n) for n in " ".join(supporting).split()]
         if unknown := [n for n in numbers if n not in places]:
-            raise DataError(f"{path}:{row}: refers to line {unknown[0]} of its story, which is no fact before it")
+            raise DataError(
+                f"{path}:{row}: refers to line {unknown[0]} of its story, which is not a fact before it; {WHERE}"
+            )
         yield Question(tuple(facts.values()), question, answer, tuple(places[n] for n in numbers))
 
 
 def babi_files(folder: Path, task: str) -> dict[str, Path]:
-    """Split -> file of a task, under bAbI's own names (qa1_single-supporting-fact_test.txt) or short (qa1_test.txt).
+    """Return split -> file of a task, with bAbI's name (qa1_single-supporting-fact_test.txt) or short (qa1_test.txt).
 
-    Raises `DataError` when the folder is none.
+    Raises `DataError` when `folder` is not a folder.
     """
     if not folder.is_dir():
         raise DataError(f"--babi: {folder} is no folder; {WHERE}")
@@ -80,7 +82,7 @@ def babi_files(folder: Path, task: str) -> dict[str, Path]:
 
 
 def without(questions: Iterable[Question], others: Iterable[Question]) -> tuple[list[Question], int]:
-    """Questions that are not, with the same facts before them, among `others`; and how many were."""
+    """Return the questions that are not, with equal facts before them, among `others`, and how many are."""
     known = {other.identity for other in others}
     everything = list(questions)
     kept = [question for question in everything if question.identity not in known]

@@ -1,4 +1,4 @@
-"""Facts among background sentences, to a budget of tokens (BABILong §2)."""
+"""Hide facts among background sentences, up to a budget of tokens (BABILong §2)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from evaluation.babilong.simulator import Part
 
 LEAST_TOKENS = 10  # of a background sentence
 FACTS_PER_TOKEN = 8  # a sample has at most length/8 facts
-_PATIENCE = 1000  # questions that do not fit, for one that does
+_PATIENCE = 1000  # questions that are tried for one that fits
 
 
 class Encoder(Protocol):
-    """What a budget is counted with: a `data_prep.Tokenizer`."""
+    """The part of `data_prep.Tokenizer` that counts a budget."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -26,9 +26,10 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """`fact_places`: where each fact begins in `context`, characters; None when the text came from a file.
+    """A context with hidden facts, a question and its answer.
 
-    `tokens`: of `context`, None when nobody counted them.
+    fact_places: the character in `context` where each fact begins; None when the context was read from a file.
+    tokens: of `context`; None: not counted.
     """
 
     task: str
@@ -43,9 +44,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Generator:
-    """Samples as a pure function of questions, background, tokenizer and seed; the same on every machine.
+    """Makes samples as a pure function of questions, background, tokenizer and seed, equal on every machine.
 
-    The same questions come at every length, as far as their facts fit.
+    Every length has the same questions, as far as their facts fit.
     """
 
     background: Background | None
@@ -56,9 +57,9 @@ class Generator:
     def samples(
         self, task: str, length: str, questions: Iterator[Question], count: int, least: int | None = None
     ) -> Iterator[Sample]:
-        """The first `count` samples of the questions whose facts fit; fewer when the questions run out.
+        """Yield the first `count` samples whose facts fit, or fewer when there are not enough questions.
 
-        least: a sample is of any length from so many tokens to `length`, evenly drawn; None: of `length`.
+        least: a sample's length is drawn evenly from `least` tokens to `length`; None: all have `length`.
         """
         number, longest = 0, tokens_of(length)
         for tried, question in enumerate(questions if count else ()):
@@ -69,7 +70,7 @@ class Generator:
                 return
 
     def compose(self, task: str, length: str, question: Question, number: int, least: int | None = None) -> Sample:
-        """Hide the facts of one question."""
+        """Return a sample that hides the facts of one question; number: of the sample."""
         rng = Keyed("sample", self.part, task, canonical(length), self.seed, number)
         longest = tokens_of(length)
         tokens = longest if least is None else least + rng.below(longest - least + 1)
@@ -79,7 +80,7 @@ class Generator:
         noise = self._noise(budget - sum(self._count(fact) for fact in question.facts), rng)
         gaps = sorted(rng.below(len(noise) + 1) for _ in question.facts)
         sample = self._joined(task, length, question, noise, gaps)
-        # Parts encoded alone may be a token shorter than in their place; what is too much goes from the noise's end.
+        # Parts may have a token less alone than in the whole text; the excess is cut from the end of the noise.
         while noise and (excess := (sample.tokens or 0) - budget) > 0:
             noise[-1] = self._cut(noise[-1], self._count(noise[-1]) - excess)
             noise = noise if noise[-1] else noise[:-1]
@@ -87,7 +88,7 @@ class Generator:
         return sample
 
     def _joined(self, task: str, length: str, question: Question, noise: list[str], gaps: list[int]) -> Sample:
-        """`gaps`: before which background sentence each fact stands, ascending."""
+        """Join facts and noise to a sample; gaps: the index in `noise` before which each fact is put, ascending."""
         parts: list[str] = []
         places, position, told = [], 0, 0
         for index in range(len(noise) + 1):
@@ -106,7 +107,7 @@ class Generator:
         )
 
     def _noise(self, budget: int, rng: Keyed) -> list[str]:
-        """Background sentences of together `budget` tokens, the last one cut."""
+        """Return background sentences of `budget` tokens in total, the last one cut."""
         if budget <= 0:
             return []
         if self.background is None:
@@ -127,19 +128,19 @@ class Generator:
             return True
         if len(question.facts) > tokens // FACTS_PER_TOKEN:
             return False
-        together = len(self.tokenizer.encode(" ".join(question.facts)))  # may be a token longer than its parts
+        together = len(self.tokenizer.encode(" ".join(question.facts)))  # can be a token more than its parts
         return max(together, sum(self._count(fact) for fact in question.facts)) <= context_tokens(tokens)
 
     def _count(self, sentence: str) -> int:
         return len(self.tokenizer.encode(" " + sentence))
 
     def _cut(self, sentence: str, tokens: int) -> str:
-        """Its first tokens, without half a character at the end."""
+        """Return the sentence's first tokens as text, without an incomplete character at the end."""
         if tokens <= 0:
             return ""
         return self.tokenizer.decode(self.tokenizer.encode(" " + sentence)[:tokens]).strip().rstrip("\ufffd")
 
 
 def shuffled(questions: list[Question], *key: str | int) -> Iterator[Question]:
-    """In an order that depends on the key alone."""
+    """Yield the questions in an order that depends on the key alone."""
     return (questions[index] for index in Keyed("order", *key).order(len(questions)))

@@ -1,4 +1,4 @@
-"""bAbI as a data set of the Hugging Face hub (`facebook/babi_qa`): a row a story."""
+"""Read bAbI from a data set of the Hugging Face hub (`facebook/babi_qa`), which has a row for each story."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from evaluation.babilong.facts import Question
 
 
 def hub_questions(place: str, task: str, split: str) -> list[Question]:
-    """Questions of a split of `hf:NAME[:SUBSET]`; raises `DataError`."""
+    """Return the questions of a split of `hf:NAME[:SUBSET]`. Raises `DataError`."""
     name, subset = _named(place, task)
     rows = load_hub(name, subset, split, "--babi")
     if "story" not in rows.column_names:
@@ -17,18 +17,21 @@ def hub_questions(place: str, task: str, split: str) -> list[Question]:
 
 
 def splits_there(place: str, task: str) -> list[str]:
-    """Names of the splits it has; raises `DataError`."""
+    """Return the names of the data set's splits. Raises `DataError`."""
     return hub_splits(*_named(place, task), "--babi")
 
 
 def _named(place: str, task: str) -> tuple[str, str]:
-    """{task} in SUBSET is filled in; by default it is en-10k-{task}."""
+    """Return name and subset of `hf:NAME[:SUBSET]`, with {task} in SUBSET replaced; the default is en-10k-{task}."""
     _, name, subset = (place + ":en-10k-{task}").split(":")[:3]
     return name, subset.replace("{task}", task)
 
 
 def _story(story: Any) -> list[Question]:
-    """A row: columns id, text, type (0: a fact, 1: a question), supporting_ids, answer, an entry a line."""
+    """Return the questions of a row.
+
+    Its columns id, text, type (0: fact, 1: question), supporting_ids and answer have an entry for each line.
+    """
     if isinstance(story, list):
         story = {key: [line[key] for line in story] for key in story[0]}
     facts: dict[str, str] = {}
@@ -40,6 +43,6 @@ def _story(story: Any) -> list[Question]:
             facts[str(number)] = text.strip()
             continue
         places = {place: index for index, place in enumerate(facts)}
-        found = tuple(places[str(place)] for place in supporting if str(place) in places)
-        questions.append(Question(tuple(facts.values()), text.strip(), answer.strip(), found))
+        known = tuple(places[str(place)] for place in supporting if str(place) in places)
+        questions.append(Question(tuple(facts.values()), text.strip(), answer.strip(), known))
     return questions

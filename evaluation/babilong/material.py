@@ -1,4 +1,4 @@
-"""Stories to train on, and the questions that none of them may have."""
+"""Stories to train on, without the questions of the evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,11 +10,11 @@ from evaluation.babilong.stories import Story, stories_of
 
 @dataclass(frozen=True)
 class Material:
-    """What exercises are made of beside the simulator's stories.
+    """The sources of exercises beside the simulator.
 
-    stories: task -> those of its training file; a task that is not there has the simulator's alone.
-    held_out: identities of all questions of the files to evaluate with; no exercise has one of them.
-    left_out: task -> questions of its training file that are among these.
+    stories: task -> stories of its training file; a task without them has only simulated ones.
+    held_out: identities of all questions of the evaluation files, which no exercise has.
+    left_out: task -> number of questions of its training file that are held out.
     """
 
     stories: dict[str, list[Story]] = field(default_factory=dict)
@@ -22,18 +22,18 @@ class Material:
     left_out: dict[str, int] = field(default_factory=dict)
 
     def story(self, task: str, rng: Keyed) -> Story | None:
-        """One of the task's stories; None: it has none."""
-        found = self.stories.get(task)
-        return rng.choice(found) if found else None
+        """Return a random story of the task, or None when it has none."""
+        stories = self.stories.get(task)
+        return rng.choice(stories) if stories else None
 
 
 def load_material(babi: str | None, tasks: Sequence[str]) -> Material:
-    """Reads TASK_train.txt of each task, and what may not be learned from TASK_test.txt and TASK_valid.txt.
+    """Read the stories of TASK_train.txt, and the held-out questions of TASK_test.txt and TASK_valid.txt, of each task.
 
-    babi: a folder, or hf:NAME; None: no files, the simulator tells all stories.
+    babi: a folder, or hf:NAME; None: all stories are simulated.
 
     Raises:
-        DataError: the folder or a task's training file is missing, or is none of bAbI's.
+        DataError: the folder or a task's training file is missing, or is not in bAbI's form.
     """
     if babi is None:
         return Material()
@@ -47,8 +47,10 @@ def load_material(babi: str | None, tasks: Sequence[str]) -> Material:
             held_out |= {question.identity for question in splits[split]()}
         read[task] = stories_of(splits["train"]())
     stories, left_out = dict[str, list[Story]](), dict[str, int]()
-    for task, found in read.items():
-        allowed = [story.without(held_out) for story in found]
-        left_out[task] = sum(len(story.questions) for story in found) - sum(len(story.questions) for story in allowed)
+    for task, originals in read.items():
+        allowed = [story.without(held_out) for story in originals]
+        left_out[task] = sum(len(story.questions) for story in originals) - sum(
+            len(story.questions) for story in allowed
+        )
         stories[task] = [story for story in allowed if story.questions]
     return Material(stories, frozenset(held_out), left_out)

@@ -1,4 +1,4 @@
-"""Work shared among processes, with results in the order of the work."""
+"""Share work among processes, and return results in the order of the work."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 from data_prep.preparation.tokenize import Pool
 
 T = TypeVar("T")
-_AHEAD = 3  # pieces of work a process: enough that none waits, few enough to hold in memory
+_AHEAD = 3  # results ahead for each process: enough that none waits, few enough for the memory
 
 
 def in_order(function: Callable[..., T], work: Iterable[tuple[Any, ...]], workers: int) -> Iterator[T]:
-    """function(*arguments) of each piece of work, in order; in this process when `workers` is 1.
+    """Yield function(*arguments) for each arguments in `work`, in order; with `workers` 1 in this process.
 
-    `work` may be endless.  `function` and arguments must be picklable.
+    `work` may be endless. `function` and arguments must be picklable.
     """
     if workers == 1:
         yield from starmap(function, work)

@@ -1,4 +1,4 @@
-"""What exercises are made of, and the exercises: stories of any form, among book sentences or not."""
+"""Make exercises by a recipe: stories of several forms, among book sentences or alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,21 +20,21 @@ from evaluation.babilong.stories import Story, permuted, single, story_of
 
 Form = Literal["single", "story", "dense"]
 T = TypeVar("T")
-_TRIES = 1000  # stories that are too long, for one that fits
+_TRIES = 1000  # stories that are tried for one that fits
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What exercises are made of.  Shares need not add up to 1.
+    """The composition of exercises. Shares need not add up to 1.
 
-    tasks: task -> share.  share_of: what of, where tasks are mixed (rows): of the exercises, or of their tokens; qa3's
-        stories are 20 times as long as qa4's, and have 15 times as many dense questions.
-    forms: form -> share.  single: one question at a story's end; story: all of a story's own questions; dense:
+    tasks: task -> share. share_of: in rows, where tasks are mixed, it is a share of the exercises or of their tokens;
+        qa3's stories are 20 times as long as qa4's, and have 15 times as many dense questions.
+    forms: form -> share. single: one question at a story's end; story: all of a story's own questions; dense:
         questions of every kind after any fact.
-    simulated: share of the stories that the simulator tells; the others are those of bAbI's training files.
-    permute: people, rooms and objects of the files' stories are exchanged (`stories.permuted`), with verbs.
-    noise: N -> share: book sentences of 0 … N tokens, evenly drawn, among facts and questions.
-    asked: dense: share of the facts that a question follows.
+    simulated: share of simulated stories; the others are those of bAbI's training files.
+    permute: exchange people, rooms and objects, and draw verbs, in the files' stories (`stories.permuted`).
+    noise: N -> share: among facts and questions are book sentences of 0 … N tokens, evenly drawn.
+    asked: in dense stories, the share of facts after which a question follows.
     """
 
     tasks: dict[str, float]
@@ -49,7 +49,7 @@ class Recipe:
         return hash(repr(self))
 
     def __post_init__(self) -> None:
-        """Raises `DataError` for shares that are no shares and tasks that have no dense stories."""
+        """Raise `DataError` for invalid shares, and for tasks without dense stories."""
         given: dict[str, Mapping[Any, float]] = {"tasks": self.tasks, "forms": self.forms, "noise": self.noise}
         for name, shares in given.items():
             if not sum(shares.values()) > 0 or min(shares.values()) < 0:
@@ -64,10 +64,10 @@ class Recipe:
 
 
 class ExerciseMaker:
-    """Exercises of a recipe, each a pure function of its key.
+    """Makes the exercises of a recipe, each a pure function of its key.
 
     Args:
-        background: books for the noise; None: without noise.
+        background: books for the noise; None: no noise.
 
     Raises:
         DataError: the recipe asks for noise without a background.
@@ -77,20 +77,20 @@ class ExerciseMaker:
         self, recipe: Recipe, material: Material, encoder: SentenceEncoder, background: Background | None
     ) -> None:
         if background is None and any(most and share for most, share in recipe.noise.items()):
-            raise DataError("--background: noise is asked for; pass a folder of books")
+            raise DataError("--background: is missing, but the recipe has noise; pass a folder of books")
         self.material, self.encoder, self.background = material, encoder, background
         self.recipe, self._noise = recipe, Noise(background, encoder) if background else None
 
     def turns(self, rng: Keyed, task: str | None = None) -> list[Turn]:
-        """An exercise's turns, with the recipe's noise; task: None for one of the recipe's."""
+        """Return an exercise's turns, with the recipe's noise; task None: one of the recipe's."""
         story = self._story(task or drawn(self.recipe.tasks, rng), rng)
         return self._hidden(story, rng.below(drawn(self.recipe.noise, rng) + 1), rng)
 
     def turns_of_length(self, task: str, least: int, most: int, rng: Keyed) -> list[Turn]:
-        """An exercise with as much noise as an evaluation's sample of `least` … `most` tokens has beside its facts.
+        """Return an exercise with as much noise as a sample of `least` … `most` tokens has in the evaluation.
 
-        What stands in the middle of a story counts as facts do.  A story too long for `most` ends with the last
-        question that fits.  most = 0: without noise, as long as the story is.
+        A story's earlier questions and answers count like facts. A story that is too long for `most` ends with the last
+        question that fits. most 0: the whole story without noise.
 
         Raises:
             DataError: no story fits.
@@ -105,7 +105,7 @@ class ExerciseMaker:
         raise DataError(f"--lengths: no story of {task} fits into {most} tokens; leave the shortest lengths out")
 
     def _shortened(self, story: Story, tokens: int) -> tuple[Story, int]:
-        """The story up to the last question before which at most `tokens` stand, and how many stand there."""
+        """Return the story up to the last question with at most `tokens` tokens before it, and the number of these."""
         turns = turns_of(story, (), [0] * (len(story.items) - 1))
         _, answers = self.encoder.exercise(turns)
         ends = [place for place, item in enumerate(story.items, start=1) if not isinstance(item, str)]
@@ -116,36 +116,36 @@ class ExerciseMaker:
         return Story(()), 0
 
     def _hidden(self, story: Story, tokens: int, rng: Keyed) -> list[Turn]:
-        """The story among book sentences of so many tokens; as in evaluation, all of them before the last question."""
+        """Return the story's turns with book sentences of `tokens` tokens, all before the last question."""
         noise = self._noise.sentences(tokens, rng) if self._noise else []
         gaps = sorted(rng.below(len(noise) + 1) for _ in story.items[1:])
         return turns_of(story, noise, gaps)
 
     def _story(self, task: str, rng: Keyed) -> Story:
-        """A story with at least a question."""
+        """Return a story with at least one question."""
         story = Story(())
-        while not story.items:  # all of a story's questions may be kept for evaluation
+        while not story.items:  # all questions of a story may be held out
             story = self._tried(task, drawn(self.recipe.forms, rng), rng)
         return story
 
     def _tried(self, task: str, form: Form, rng: Keyed) -> Story:
         recipe, held_out = self.recipe, self.material.held_out
-        found = None if recipe.simulated and rng.share() < recipe.simulated else self.material.story(task, rng)
+        own = None if recipe.simulated and rng.share() < recipe.simulated else self.material.story(task, rng)
         if form == "dense":
-            if found is None:
+            if own is None:
                 return simulated(task, rng, held_out, recipe.asked)
             if recipe.permute:
-                found = permuted(found, task, rng)
-            return asked_densely(found.facts, task, rng, held_out, False, recipe.asked)
-        story = story_of(tell_story(task, rng)) if found is None else found
-        if recipe.permute and found is not None:
+                own = permuted(own, task, rng)
+            return asked_densely(own.facts, task, rng, held_out, False, recipe.asked)
+        story = story_of(tell_story(task, rng)) if own is None else own
+        if recipe.permute and own is not None:
             story = permuted(story, task, rng)
-        story = story.without(held_out, found is None)
+        story = story.without(held_out, own is None)
         return single(story, rng) if form == "single" and story.questions else story
 
 
 def drawn(shares: Mapping[T, float], rng: Keyed) -> T:
-    """One of the keys, as often as its share says."""
+    """Return a random key, with its share as probability."""
     keys, drawn = list(shares), rng.share() * sum(shares.values())
     for key in keys:
         drawn -= shares[key]
@@ -156,9 +156,9 @@ def drawn(shares: Mapping[T, float], rng: Keyed) -> T:
 
 @dataclass(frozen=True)
 class Places:
-    """Where a process that makes exercises finds what they are made of.
+    """The files from which a process makes exercises.
 
-    babi, books: what `load_material` and `open_background` take; books is None for exercises without noise.
+    babi, books: arguments of `load_material` and `open_background`; books None: no noise.
     """
 
     tokenizer: Path
@@ -168,7 +168,7 @@ class Places:
 
 @lru_cache(maxsize=1)
 def open_maker(places: Places, recipe: Recipe) -> ExerciseMaker:
-    """What a process makes exercises with, opened once.  Raises `DataError` where a file is missing."""
+    """Return a process's exercise maker, which is opened once. Raises `DataError` when a file is missing."""
     background = None if places.books is None else open_background(places.books)
     material = load_material(places.babi, list(recipe.tasks))
     return ExerciseMaker(recipe, material, SentenceEncoder(load_tokenizer(places.tokenizer)), background)

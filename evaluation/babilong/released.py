@@ -1,4 +1,4 @@
-"""The published form of the samples: JSON objects with input, question and target, read and written."""
+"""Read and write samples in the published form: JSON objects with input, question and target."""
 
 import json
 from collections.abc import Iterable
@@ -20,9 +20,9 @@ _KEYS = ("input", "question", "target")
 
 
 def load_released(place: str, task: str, length: str) -> list[Sample]:
-    """Samples of a cell: from a folder (TASK/LENGTH.json, LENGTH/TASK.json, TASK_LENGTH.json, or .jsonl), or hf:NAME.
+    """Return a cell's samples, from a folder (TASK/LENGTH.json, LENGTH/TASK.json, TASK_LENGTH.json, .jsonl) or hf:NAME.
 
-    Raises `DataError` naming the file, and the row that is not as published.
+    Raises `DataError` naming the file, and the row that has another form.
     """
     length = canonical(length)
     if place.startswith("hf:"):
@@ -35,7 +35,7 @@ def load_released(place: str, task: str, length: str) -> list[Sample]:
 
 
 def find_released(folder: Path, task: str, length: str) -> Path:
-    """The file of one cell; raises `DataError`."""
+    """Return the file of one cell. Raises `DataError` when it is missing."""
     folder, length = folder.expanduser(), canonical(length)
     names = [f"{task}/{length}", f"{length}/{task}", f"{task}_{length}", f"data/{task}/{length}"]
     paths = [folder / f"{name}{suffix}" for name in names for suffix in (".json", ".jsonl")]
@@ -46,7 +46,7 @@ def find_released(folder: Path, task: str, length: str) -> Path:
 
 
 def save_released(samples: Iterable[Sample], folder: Path) -> Path:
-    """Write the samples of one cell as FOLDER/TASK/LENGTH.json."""
+    """Write the samples of one cell to FOLDER/TASK/LENGTH.json, and return the path."""
     samples = list(samples)
     path = folder / samples[0].task / f"{samples[0].length}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def save_released(samples: Iterable[Sample], folder: Path) -> Path:
 
 
 def _rows(path: Path) -> list[Any]:
-    """A JSON list, an object of columns, or a JSON object a line."""
+    """Read a JSON list, a JSON object of columns, or a JSON object in each line."""
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":
@@ -67,7 +67,7 @@ def _rows(path: Path) -> list[Any]:
     if isinstance(content, dict) and all(isinstance(content.get(key), list) for key in _KEYS):
         return [dict(zip(_KEYS, row, strict=True)) for row in zip(*(content[key] for key in _KEYS), strict=True)]
     if not isinstance(content, list):
-        raise DataError(f"{path}: holds no list of samples; {WHERE}")
+        raise DataError(f"{path}: is not a list of samples; {WHERE}")
     return content
 
 

@@ -1,7 +1,7 @@
-"""Packed rows of exercises made on the spot: training data without files, as fast as a few cores can feed one GPU.
+"""Make packed rows of exercises during training, without files; a few cores are fast enough for one GPU.
 
-Rows come in blocks, and a block is a pure function of the recipe and (seed, block number): any number of processes
-makes the same rows, and a run that was stopped goes on with the rows it would have had.
+Rows come in blocks, and a block is a pure function of recipe, seed and block number. So the rows do not depend on the
+number of processes, and a run that continues gets the rows that it would have got.
 """
 
 from array import array
@@ -22,19 +22,19 @@ from evaluation.babilong.parallel import in_order
 from evaluation.babilong.randomness import Keyed
 from evaluation.babilong.recipe import ExerciseMaker, Places, Recipe, drawn, open_maker
 
-BLOCK = 256  # rows made at once
-_WAITING = 32  # exercises a row is filled from
-_TRIES = 1000  # exercises that do not fit into a row, for one that does
-Exercise = tuple["array[int]", list[tuple[int, int]]]  # ids, and where answers begin and end
+BLOCK = 256  # rows that are made at once
+_WAITING = 32  # exercises from which a row is filled
+_TRIES = 1000  # exercises that are tried for one that fits into a row
+Exercise = tuple["array[int]", list[tuple[int, int]]]  # ids, and (begin, end) of each answer
 Block = tuple[Tokens, NDArray[np.bool_], NDArray[np.int32]]  # of rows, stacked
 
 
 class Row(NamedTuple):
-    """L = row_length.
+    """A packed row; L is row_length.
 
     tokens: uint16 (uint32 for more than 65,536 pieces) [L + 1]; inputs are tokens[:-1], targets tokens[1:].
     loss_mask: bool [L]; True at t where tokens[t + 1] belongs to an answer or is the eos that ends one.
-    document_ids: int32 [L + 1]; 0, 1, 2, … by exercise.  What stays free at the end is eos tokens of one more document.
+    document_ids: int32 [L + 1]; 0, 1, 2, … by exercise. The free end is one more document, of eos tokens.
     """
 
     tokens: Tokens
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 
 class RowMaker:
-    """Rows of `row_length` + 1 tokens, block by block."""
+    """Makes rows of `row_length` + 1 tokens, block by block."""
 
     def __init__(self, maker: ExerciseMaker, row_length: int, seed: int) -> None:
         self._maker, self._seed, self._capacity = maker, seed, row_length + 1
@@ -51,7 +51,7 @@ class RowMaker:
         self._type = np.dtype(self._encoder.type)
 
     def block(self, number: int) -> list[Row]:
-        """The `BLOCK` rows of a block.
+        """Return the `BLOCK` rows of a block.
 
         Raises:
             DataError: no exercise fits into a row.
@@ -61,7 +61,7 @@ class RowMaker:
         return [self._row(self._chosen(waiting, exercises)) for _ in range(BLOCK)]
 
     def _chosen(self, waiting: list[Exercise], exercises: Iterator[Exercise]) -> list[Exercise]:
-        """A row's exercises: always the one that waits longest of those that still fit."""
+        """Return a row's exercises; each is the one of those that fit that has waited longest."""
         chosen, free = list[Exercise](), self._capacity
         place: int | None = 0
         while place is not None:
@@ -73,7 +73,7 @@ class RowMaker:
 
     def _exercises(self, rng: Keyed) -> Iterator[Exercise]:
         shares = {task: share for task, share in self._maker.recipe.tasks.items() if share}
-        # how many tokens each task had, by its share; not all begin with one task
+        # tokens of each task so far, divided by its share; random at first, so that blocks begin with different tasks
         had = {task: rng.share() * self._capacity for task in shares}
         while True:
             task = drawn(shares, rng)
@@ -84,13 +84,13 @@ class RowMaker:
             yield exercise
 
     def _fitting(self, task: str, rng: Keyed) -> Exercise:
-        """An exercise up to the last answer that fits into a row."""
+        """Return an exercise up to the last answer that fits into a row."""
         for _ in range(_TRIES):
             ids, answers = self._encoder.exercise(self._maker.turns(rng, task))
             fitting = [answer for answer in answers if answer[1] <= self._capacity]
             if fitting:
                 return ids[: fitting[-1][1]], fitting
-        raise DataError(f"row_length is {self._capacity - 1}: no exercise fits; raise it, or ask for less noise")
+        raise DataError(f"row_length is {self._capacity - 1}: no exercise fits; raise it, or use less noise")
 
     def _row(self, exercises: list[Exercise]) -> Row:
         tokens = np.full(self._capacity, self._encoder.tokenizer.eos_id, self._type)
@@ -118,14 +118,14 @@ def stream_of_rows(
     workers: int = 1,
     first_block: int = 0,
 ) -> Iterator[Row]:
-    """Rows without end: of the blocks from `first_block` on, those whose number is `worker` modulo `workers`.
+    """Yield rows without end, of the blocks from `first_block` on whose number is `worker` modulo `workers`.
 
     Args:
-        material: what `material.load_material` reads.
-        background: what `background.open_background` opens; needed for noise.
+        material: from `material.load_material`.
+        background: from `background.open_background`; required for noise.
 
     Raises:
-        DataError: noise without background, or exercises that do not fit into a row.
+        DataError: the recipe has noise without a background, or no exercise fits into a row.
     """
     maker = RowMaker(ExerciseMaker(recipe, material, SentenceEncoder(tokenizer), background), row_length, seed)
     for number in count(first_block):
@@ -136,7 +136,7 @@ def stream_of_rows(
 def rows_by_processes(
     seed: int, recipe: Recipe, places: Places, row_length: int, workers: int, first_block: int = 0
 ) -> Iterator[Row]:
-    """The rows of `stream_of_rows`, all of them in their order, made ahead by `workers` processes.
+    """Yield all rows of `stream_of_rows`, in order, which `workers` processes make ahead.
 
     The processes end when the iterator is closed.
     """
@@ -146,7 +146,7 @@ def rows_by_processes(
 
 
 def _block(places: Places, recipe: Recipe, row_length: int, seed: int, number: int) -> Block:
-    """A block's rows, stacked: they are sent faster than one by one."""
+    """Return a block's rows stacked, which is faster to send than single rows."""
     rows = RowMaker(open_maker(places, recipe), row_length, seed).block(number)
     tokens, masks, documents = zip(*rows, strict=True)
     return np.stack(tokens), np.stack(masks), np.stack(documents)

@@ -1,4 +1,4 @@
-"""Whether an answer is right: by the benchmark's rule, to the letter, and by that rule without its faults."""
+"""Score answers: by the benchmark's own rule, by equality, and by a corrected version of the benchmark's rule."""
 
 import re
 from collections import Counter
@@ -12,10 +12,10 @@ _WORD = re.compile(r"\w+")
 
 
 def official(output: str, answer: str, question: str, task: Task) -> bool:
-    """The released rule: the answer is the only label that is a part of the output's first sentence.
+    """The released rule: the answer is the only label that is a substring of the output's first sentence.
 
-    Labels that are part of the question do not count; of a list every label must be there and no other.  These are
-    parts of the text, not words: "one" is part of "none", so that no output can be right where the answer is "none".
+    Labels that are substrings of the question do not count. Of a list every label must be found and no other. Labels
+    are substrings, not words: "one" is in "none", so no output is right when the answer is "none".
     """
     said = output.lower().split(".")[0]
     for cut in _CUTS:
@@ -27,14 +27,14 @@ def official(output: str, answer: str, question: str, task: Task) -> bool:
 
 
 def exact(output: str, answer: str, question: str, task: Task) -> bool:
-    """The output is the answer, but for case, surrounding white space and a full stop."""
+    """The output equals the answer, without regard to case, surrounding white space and a full stop."""
     return output.strip().removesuffix(".").strip().lower() == answer.strip().lower()
 
 
 def corrected(output: str, answer: str, question: str, task: Task) -> bool:
-    """The official rule with words instead of parts of the text, and with the output cut where it goes on to more.
+    """The official rule with words instead of substrings, on a shorter part of the output.
 
-    The first line that says anything counts, to its first full stop; what follows another "Question" does not.
+    Only the first line with text counts, up to its first full stop or another "Question:".
     """
     said = output.strip().lower().split("\n")[0].split(".")[0]
     for cut in (*_CUTS, "question:"):
@@ -48,9 +48,9 @@ SCORERS: dict[str, Scorer] = {"official": official, "exact": exact, "corrected":
 
 
 def agreement(judged: Iterable[Sequence[bool]]) -> str:
-    """A table of how often the scorers say what of the same outputs, the most frequent first.
+    """Return a table of how often each combination of the scorers' verdicts occurs, the most frequent first.
 
-    Args: for every output what each of `SCORERS` said.
+    Args: judged: for every output the verdict of each of `SCORERS`.
     """
     counts = Counter(tuple(verdicts) for verdicts in judged)
     lines = [f"{'answers':>8}  " + "  ".join(f"{name:>9}" for name in SCORERS)]

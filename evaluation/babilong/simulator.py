@@ -1,7 +1,7 @@
-"""Facts and questions of our own making, in the manner of bAbI's qa1–qa10, for a machine that has no bAbI.
+"""Simulate facts and questions like those of bAbI's qa1–qa10, for machines without bAbI's files.
 
-A story is told to a `World`; what is asked is answered by it.  Which stories are for training and which for evaluation
-depends on their text alone, so the two never share a question with the same facts before it.
+A `World` reads a story and answers its questions. A question's text, with the facts before it, determines whether it is
+for training or for evaluation, so the two never share one.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from evaluation.babilong.tasks import OBJECTS, ROOMS
 from evaluation.babilong.world import DROPS, GIVES, MOVES, OPPOSITE, TAKES, World
 
 Part = Literal["train", "test"]
-HELD_OUT = 10  # one identity in so many belongs to "test"
+HELD_OUT = 10  # one of this many identities belongs to "test"
 
 _HOUSE = ("Daniel", "John", "Mary", "Sandra")
 _GIVERS = ("Bill", "Fred", "Jeff", "Mary")
@@ -25,7 +25,7 @@ Ask = Callable[[World, Keyed, "Script"], str]
 
 @dataclass(frozen=True)
 class Script:
-    """How a task's stories go: who, where, how often what happens, what is asked after how many facts."""
+    """The composition of a task's stories: people, rooms, events with weights, questions and the facts before each."""
 
     ask: Ask
     people: tuple[str, ...] = _HOUSE
@@ -36,26 +36,26 @@ class Script:
 
     @cached_property
     def kinds(self) -> list[str]:
-        """Each kind of event as often as its weight says."""
+        """The kinds of events, each repeated by its weight."""
         return [kind for kind, weight in self.events for _ in range(weight)]
 
 
 def simulate(task: str, seed: int, part: Part) -> Iterator[Question]:
-    """Questions without end, each of a story of its own; a pure function of the arguments.
+    """Yield questions without end, each of another story; a pure function of the arguments.
 
-    Two stories may be alike in a small world, as in bAbI.
+    In a small world two stories may be equal, as in bAbI.
     """
     number = 0
     while True:
         rng = Keyed("story", task, seed, number)
-        found = rng.choice(tell_story(task, rng))
-        if (found.identity % HELD_OUT == 0) == (part == "test"):
-            yield found
+        question = rng.choice(tell_story(task, rng))
+        if (question.identity % HELD_OUT == 0) == (part == "test"):
+            yield question
         number += 1
 
 
 def tell_story(task: str, rng: Keyed) -> list[Question]:
-    """A story's questions, in their order: one of qa4, five of the most others."""
+    """Return a story's questions, in order: one for qa4 and qa3, five for the others."""
     return [_relations(rng)] if task == "qa4" else _story(SCRIPTS[task], rng)
 
 
@@ -70,7 +70,7 @@ def _story(script: Script, rng: Keyed) -> list[Question]:
         while answer is None:
             question = script.ask(world, rng, script)
             answer = world.ask(question)
-            if answer is None:  # nothing can be asked yet
+            if answer is None:  # no question can be answered yet
                 facts.append(event(script, world, rng))
                 world.tell(facts[-1])
         questions.append(Question(tuple(facts), question, answer))
@@ -78,7 +78,7 @@ def _story(script: Script, rng: Keyed) -> list[Question]:
 
 
 def event(script: Script, world: World, rng: Keyed) -> str:
-    """A sentence that can be true now."""
+    """Return a random event that is possible in the world, as a sentence."""
     while True:
         sentence = _EVENTS[rng.choice(script.kinds)](script, world, rng.choice(script.people), rng)
         if sentence is not None:
@@ -159,7 +159,7 @@ def _where_was_it(world: World, rng: Keyed, script: Script) -> str:
 
 
 def _is_she_in(world: World, rng: Keyed, script: Script) -> str:
-    """Half of the questions name the room that was told."""
+    """Ask about a person's room; half of the questions name a room that a fact told."""
     known = [person for person in script.people if person in world.may_be or person in world.not_in]
     if not known:
         return ""
@@ -193,10 +193,10 @@ def _about_gifts(world: World, rng: Keyed, script: Script) -> str:
 
 
 def _relations(rng: Keyed) -> Question:
-    """qa4: three rooms in a line, and a question about one end of it."""
+    """Return a question of qa4, about three rooms of which the middle one is next to both others."""
     first, middle, last = (ROOMS[index] for index in rng.order(len(ROOMS))[:3])
     one, two = (rng.choice(tuple(OPPOSITE)) for _ in range(2))
-    while OPPOSITE[one] == two:  # the two ends would be the same side's
+    while OPPOSITE[one] == two:  # both other rooms would be in the same place
         two = rng.choice(tuple(OPPOSITE))
     facts = [relation(first, one, middle, rng), relation(middle, two, last, rng)]
     if rng.share() < 0.5:
@@ -211,7 +211,7 @@ def _relations(rng: Keyed) -> Question:
 
 
 def relation(one: str, direction: str, other: str, rng: Keyed) -> str:
-    """`one` is `direction` of `other`, said from either side."""
+    """Return the sentence that `one` is `direction` of `other`, or its converse."""
     if rng.share() < 0.5:
         return f"The {one} is {direction} of the {other}."
     return f"The {other} is {OPPOSITE[direction]} of the {one}."

@@ -1,4 +1,4 @@
-"""Where samples come from: bAbI's files or the simulator among background text, or the published files."""
+"""The sources of samples: bAbI's files or the simulator with background text, or the published files."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,31 +13,31 @@ from evaluation.babilong.hub import hub_questions, splits_there
 from evaluation.babilong.released import find_released, load_released
 from evaluation.babilong.simulator import Part, simulate
 
-# which file of a folder is for what; the second is taken where the first is not there
+# the split to read for each part; the second when the first is missing
 SPLITS: dict[Part, tuple[str, ...]] = {"test": ("test", "valid"), "train": ("train",)}
 
 
 class Samples(Protocol):
-    """Anything that has samples of a cell, and can say for results where they are from."""
+    """A source of a cell's samples, which describes its origin for results."""
 
     def samples(self, task: str, length: str, count: int) -> Iterator[Sample]: ...
 
     def check(self, task: str, length: str) -> None:
-        """Raises `DataError` when a cell's files are missing."""
+        """Raise `DataError` when a cell's files are missing."""
 
     def describe(self) -> dict[str, Any]: ...
 
 
 @dataclass
 class Generated:
-    """Questions of bAbI's files (`babi`: a folder, or hf:NAME), or the simulator's when that is None.
+    """Samples with questions of bAbI's files (`babi`: a folder, or hf:NAME), or of the simulator (None).
 
-    Questions whose facts and words also stand in the other part's files are left out, and counted in `shared`.
+    Questions that, with the facts before them, are also in the other part's files are left out and counted in `shared`.
     """
 
     generator: Generator
     babi: str | None
-    splits: dict[str, str] = field(default_factory=dict)  # task -> which of the files was read
+    splits: dict[str, str] = field(default_factory=dict)  # task -> split that was read
     shared: dict[str, int] = field(default_factory=dict)  # task -> questions left out
     _questions: dict[str, list[Question]] = field(default_factory=dict)
 
@@ -48,7 +48,7 @@ class Generated:
         next(self.questions(task))
 
     def questions(self, task: str) -> Iterator[Question]:
-        """In an order that depends on the seed alone."""
+        """Yield the task's questions, in an order that depends on the seed alone."""
         if self.babi is None:
             return simulate(task, self.generator.seed, self.part)
         if task not in self._questions:
@@ -81,7 +81,7 @@ class Generated:
 
 @dataclass(frozen=True)
 class Released:
-    """The published samples, or any in their form."""
+    """The published samples, or others in the same form."""
 
     place: str
 
@@ -97,13 +97,13 @@ class Released:
 
 
 def missing(place: str, task: str, part: Part) -> DataError:
-    """The error of a folder without a task's file."""
+    """Return the error for a folder without a task's file."""
     wanted = " or ".join(f"{task}_{split}.txt" for split in SPLITS[part])
     return DataError(f"--babi: {place} has no {wanted}; {WHERE}")
 
 
 def splits_of(place: str, task: str) -> dict[str, Callable[[], list[Question]]]:
-    """Split -> what reads it, of those that are there."""
+    """Return, for each split that exists, the function that reads it."""
     if place.startswith("hf:"):
         return {split: partial(hub_questions, place, task, split) for split in splits_there(place, task)}
     files = babi_files(Path(place).expanduser(), task)

@@ -1,4 +1,4 @@
-"""Whole stories: facts and questions in their own order."""
+"""Whole stories: facts and questions in order."""
 
 import re
 from collections.abc import Container, Iterable, Sequence
@@ -24,7 +24,7 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """`items`: facts and questions in their order."""
+    """A story; items: its facts (str) and questions, in order."""
 
     items: tuple[str | Asked, ...]
 
@@ -35,18 +35,18 @@ class Story:
     @property
     def questions(self) -> list[Question]:
         """Each question with the facts before it."""
-        facts, found = list[str](), list[Question]()
+        facts, questions = list[str](), list[Question]()
         for item in self.items:
             if isinstance(item, str):
                 facts.append(item)
             else:
-                found.append(Question(tuple(facts), item.question, item.answer))
-        return found
+                questions.append(Question(tuple(facts), item.question, item.answer))
+        return questions
 
     def without(self, unwanted: Container[int], held_out: bool = False) -> "Story":
-        """The story without the questions whose identity is unwanted, up to the last of the others.
+        """Return the story without questions whose identity is unwanted, up to the last of the other questions.
 
-        held_out: also without those that the simulator keeps for evaluation.
+        held_out: also leave out those that the simulator keeps for evaluation.
         """
         asked = {question.identity for question in self.questions}
         gone = {identity for identity in asked if identity in unwanted or (held_out and identity % HELD_OUT == 0)}
@@ -62,7 +62,7 @@ class Story:
 
 
 def story_of(questions: Sequence[Question]) -> Story:
-    """The story that questions tell whose facts go on from one to the next."""
+    """Return the story of questions, the facts of each of which begin with the facts of the one before."""
     items, told = list[str | Asked](), 0
     for question in questions:
         items += question.facts[told:]
@@ -72,7 +72,7 @@ def story_of(questions: Sequence[Question]) -> Story:
 
 
 def stories_of(questions: Iterable[Question]) -> list[Story]:
-    """The stories of a bAbI file's questions; facts after a story's last question are not among them."""
+    """Return the stories of a bAbI file's questions, without facts after a story's last question."""
     stories, story = list[Story](), list[Question]()
     for question in questions:
         if story and not _goes_on(story[-1], question):
@@ -87,13 +87,13 @@ def _goes_on(earlier: Question, later: Question) -> bool:
 
 
 def permuted(story: Story, task: str, rng: Keyed, verbs: bool = True) -> Story:
-    """The story with people, rooms and objects of the task's world exchanged, each kind among itself.
+    """Return the story with people, rooms and objects of the task's world permuted, each kind among itself.
 
-    What follows from the facts is exchanged alike, so that the answers stay right.
-    verbs: every fact's verb is drawn again among those of one meaning ("took", "grabbed", …).
+    Questions and answers are permuted too, so that the answers stay right.
+    verbs: draw every fact's verb among those of equal meaning ("took", "grabbed", …).
     """
     exchanged = dict[str, str]()
-    world = SCRIPTS.get(task, SCRIPTS["qa1"])  # qa4 has rooms alone
+    world = SCRIPTS.get(task, SCRIPTS["qa1"])  # qa4 has only rooms, those of qa1
     for names in (world.people, world.rooms, OBJECTS):
         exchanged |= {name: names[place] for name, place in zip(names, rng.order(len(names)), strict=True)}
     items = list[str | Asked]()
@@ -115,6 +115,6 @@ def _meaning(verb: str) -> tuple[str, ...]:
 
 
 def single(story: Story, rng: Keyed) -> Story:
-    """One of the story's questions alone, at its end."""
+    """Return the story of one random question, with the facts before it."""
     question = rng.choice(story.questions)
     return Story((*question.facts, Asked(question.question, question.answer)))

@@ -1,4 +1,4 @@
-"""The ten tasks: what may be answered, and which ability LM2's Figure 3 counts them to."""
+"""The ten tasks: their possible answers, and their ability in LM2's Figure 3."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ OBJECTS = ("apple", "football", "milk")
 
 @dataclass(frozen=True)
 class Task:
-    """`labels`: every answer; lists of them (qa8) are joined by commas."""
+    """A task; labels: the possible answers. An answer of qa8 is a list of labels, joined by commas."""
 
     name: str
     title: str
@@ -40,10 +40,10 @@ TASKS = {
 
 
 def find_tasks(names: Iterable[str]) -> list[Task]:
-    """Tasks by name; raises `DataError` at one that does not exist."""
-    found = []
+    """Return tasks by name. Raises `DataError` for an unknown one."""
+    tasks = []
     for name in names:
         if name not in TASKS:
-            raise DataError(f"--tasks: {name!r} is none of BABILong's tasks{did_you_mean(name, TASKS)}")
-        found.append(TASKS[name])
-    return found
+            raise DataError(f"--tasks: {name!r} is not a task of BABILong{did_you_mean(name, TASKS)}")
+        tasks.append(TASKS[name])
+    return tasks

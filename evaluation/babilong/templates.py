@@ -1,6 +1,6 @@
-"""What a pretrained model is asked, laid out as in BABILong: instruction, examples, form of the answer, text, question.
+"""Prompts for pretrained models in BABILong's layout: instruction, examples, form of the answer, text, question.
 
-The words are ours; the layout and what each part says follow the benchmark, so that numbers compare.
+The words are our own. Layout and content of each part follow the benchmark, so that numbers can be compared.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ FINETUNED_LAYOUT = "{context}\n{question}\n"  # data_prep's default for exercise
 
 @dataclass(frozen=True)
 class Prompt:
-    """`examples`: (facts, question, answer) each."""
+    """A task's prompt; examples: (facts, question, answer) of each."""
 
     instruction: str
     examples: tuple[tuple[str, str, str], ...]
@@ -30,7 +30,7 @@ class Prompt:
 
 
 def fill(layout: str, context: str, question: str, **parts: str) -> str:
-    """The layout with its places filled; braces inside a text stay what they are."""
+    """Return the layout with its places filled; braces inside the inserted texts stay as they are."""
     for name, text in parts.items():
         layout = layout.replace(f"{{{name}}}", text)
     before, place, after = layout.partition("{context}")

@@ -1,4 +1,4 @@
-"""What follows from facts: a world that is told bAbI's sentences and answers its questions (qa1–qa10)."""
+"""A world that reads facts in bAbI's sentences and answers bAbI's questions (qa1–qa10)."""
 
 import re
 from dataclasses import dataclass, field
@@ -41,27 +41,31 @@ _TO_WHOM = re.compile(r"Who did (\w+) give the (\w+) to")
 
 @dataclass
 class World:
-    """Where everybody and everything is, as far as it was told."""
+    """The places of people and objects, as far as the facts tell them."""
 
-    may_be: dict[str, tuple[str, ...]] = field(default_factory=dict)  # person -> the rooms it can be in
-    not_in: dict[str, str] = field(default_factory=dict)  # person -> a room it is not in, and nothing else is known
+    may_be: dict[str, tuple[str, ...]] = field(default_factory=dict)  # person -> the rooms they can be in
+    not_in: dict[str, str] = field(
+        default_factory=dict
+    )  # person -> a room that they are not in, if nothing else is known
     holder: dict[str, str] = field(default_factory=dict)  # object -> person
     taken: dict[str, list[str]] = field(default_factory=dict)  # person -> objects, in the order they were first held
-    been: dict[str, list[str]] = field(default_factory=dict)  # object -> rooms, in turn
+    been: dict[str, list[str]] = field(default_factory=dict)  # object -> rooms, in order of time
     gifts: list[tuple[str, str, str]] = field(default_factory=list)  # (giver, object, receiver)
-    relations: list[tuple[str, str, str]] = field(default_factory=list)  # (room, direction, room): … is … of …
+    relations: list[tuple[str, str, str]] = field(
+        default_factory=list
+    )  # (room, direction, room): the first is in this direction of the second
 
     def room(self, person: str) -> str | None:
-        """Where a person is, when that is certain."""
+        """Return a person's room, or None when it is not certain."""
         rooms = self.may_be.get(person, ())
         return rooms[0] if len(rooms) == 1 else None
 
     def carried(self, person: str) -> list[str]:
-        """Objects, in the order in which the person first ever held them: bAbI's order of lists."""
+        """Return the objects that a person holds, in the order they first held them, which is bAbI's order of lists."""
         return [thing for thing in self.taken.get(person, ()) if self.holder.get(thing) == person]
 
     def tell(self, fact: str) -> None:
-        """Raises `ValueError` at a sentence that is none of bAbI's."""
+        """Read a fact. Raises `ValueError` for a sentence that bAbI does not have."""
         kind, words = _parsed(fact)
         if kind in ("move", "is in"):
             self._place(words[0], (words[1],))
@@ -82,7 +86,7 @@ class World:
             self.relations.append((words[0], words[1], words[2]))
 
     def ask(self, question: str) -> str | None:
-        """The answer in bAbI's words, or None when it does not follow from what was told."""
+        """Return the answer in bAbI's words, or None when it does not follow from the facts."""
         kind, words = _asked(question)
         if kind == "where is":
             return self.room(words[0])
@@ -134,7 +138,7 @@ class World:
         return "yes" if len(rooms) == 1 else "maybe"
 
     def _related(self, direction: str, room: str) -> str | None:
-        """What is `direction` of `room`."""
+        """Return the room that is `direction` of `room`, or None."""
         for one, told, other in self.relations:
             if (told, other) == (direction, room):
                 return one
@@ -143,7 +147,7 @@ class World:
         return None
 
     def _gift(self, kind: str, words: tuple[str, ...]) -> str | None:
-        """Questions about the last gift that fits."""
+        """Return the answer to a question about gifts, from the last gift that fits, or None."""
         for giver, thing, receiver in reversed(self.gifts):
             if kind == "what given" and words == (giver, receiver):
                 return thing
@@ -184,17 +188,17 @@ _QUESTIONS = (
 
 @lru_cache(maxsize=1 << 16)
 def _parsed(fact: str) -> tuple[str, tuple[str, ...]]:
-    """Kind of a fact and its words."""
+    """Return the kind of a fact and its words. Raises `ValueError` for another sentence."""
     text = fact.strip().removesuffix(".")
     for kind, form in _FACTS:
         if found := form.fullmatch(text):
             return kind, found.groups()
-    raise ValueError(f"{fact!r} is no sentence of this world")
+    raise ValueError(f"{fact!r} is not a sentence of this world")
 
 
 @lru_cache(maxsize=1 << 16)
 def _asked(question: str) -> tuple[str, tuple[str, ...]]:
-    """Kind of a question and its words; ("", ()) for one that is none of bAbI's."""
+    """Return the kind of a question and its words, or ("", ()) for a question that bAbI does not have."""
     text = question.strip().removesuffix("?").strip()
     for kind, form in _QUESTIONS:
         if found := form.fullmatch(text):
@@ -203,7 +207,7 @@ def _asked(question: str) -> tuple[str, tuple[str, ...]]:
 
 
 def answer(facts: tuple[str, ...] | list[str], question: str) -> str | None:
-    """What follows from the facts, told in their order."""
+    """Return the answer that follows from the facts, in their order, or None."""
     world = World()
     for fact in facts:
         world.tell(fact)

@@ -1,4 +1,4 @@
-"""What a memory does with a prompt: which slots its tokens read, what they got back, what each slot is worth."""
+"""Interpret a memory on a prompt: the slots its tokens read, the writes they read, and the loss without slots."""
 
 from evaluation.interpret.analysis import Analysis, analyse, load_analysis, save_analysis
 

@@ -1,4 +1,4 @@
-"""An interpretation as pictures: one set of SVGs for the page, the same as PNGs for files."""
+"""Draw an interpretation's figures, for SVGs of the page and for PNG files."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,11 +11,11 @@ from evaluation.interpret.analysis import Analysis
 from evaluation.report.figure import COLOURS, INK, new_figure, tidy
 
 TOKEN_WIDTH = 14  # characters of a token on an axis
-POINTS = 500  # of a line
+POINTS = 500  # of a line, at most
 
 
 def figures(analysis: Analysis) -> Iterator[tuple[str, str, Figure]]:
-    """File name, caption and figure, block by block."""
+    """Yield file name, caption and figure, block by block."""
     for layer in analysis.layers:
         block = f"block {layer['layer']}"
         yield f"heatmap-{layer['layer']:02}", f"{block}: tokens × slots", _heatmaps(analysis, layer)
@@ -23,11 +23,11 @@ def figures(analysis: Analysis) -> Iterator[tuple[str, str, Figure]]:
             caption = f"{block}: what the prompt's last token would read after each segment"
             yield f"over-time-{layer['layer']:02}", caption, _over_time(analysis, layer)
     yield "course", "gates, reads and state from token to token", _course(analysis)
-    yield "wiped", "what the tokens lose when memory is wiped", _wiped(analysis)
+    yield "ablated", "what the tokens lose when memory is ablated", _ablated(analysis)
 
 
 def shown(token: str) -> str:
-    """A token as an axis can show it."""
+    """Return a token's text for an axis: white space as signs, long texts cut."""
     text = token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·").replace("▁", "·").replace("$", r"\$")
     return text if len(text) <= TOKEN_WIDTH else text[: TOKEN_WIDTH - 1] + "…"
 
@@ -63,7 +63,7 @@ def _heatmap(figure: Figure, axes: Axes, values: list[list[float]], slots: list[
 
 
 def _course(analysis: Analysis) -> Figure:
-    """Gates, norm of the read and of the state along the stream; a line a block."""
+    """Draw gates, norm of the read and norm of the state along the stream, with a line for each block."""
     names = [name for name in ("gates", "read_norm", "state_norm") if any(layer.get(name) for layer in analysis.layers)]
     panels = [("loss", "loss of each token\n(nats)")]
     panels += [("out", "output gate"), ("in", "input gate"), ("forget", "forget gate")] if "gates" in names else []
@@ -95,7 +95,7 @@ def _course(analysis: Analysis) -> Figure:
 
 
 def _thinned(places: np.ndarray[Any, Any], values: list[float]) -> tuple[list[float], list[float]]:
-    """At most POINTS points, means of as many stretches."""
+    """Return at most POINTS points, the means of consecutive values."""
     parts = min(POINTS, len(values))
     return tuple([float(part.mean()) for part in np.array_split(x, parts)] for x in (places, np.array(values)))  # type: ignore[return-value]
 
@@ -104,20 +104,20 @@ def _segments(analysis: Analysis) -> int:
     return -(-len(analysis.tokens) // analysis.segment_length)
 
 
-def _wiped(analysis: Analysis) -> Figure:
-    base, *rows = analysis.wiped
+def _ablated(analysis: Analysis) -> Figure:
+    base, *rows = analysis.ablated
     figure = new_figure(10, 0.8 + 0.2 * len(rows))
     axes = figure.subplots()
     tidy(axes)
     axes.barh(range(len(rows)), [row["loss"] - base["loss"] for row in rows], color=COLOURS[0])
-    axes.set_yticks(range(len(rows)), [wiped_name(row) for row in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [ablated_name(row) for row in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(f"loss above {base['loss']:.4f}, the one with the whole memory (nats per token)", color=INK)
     return figure
 
 
-def wiped_name(row: dict[str, Any]) -> str:
-    """What a row of `Analysis.wiped` took away, in words."""
+def ablated_name(row: dict[str, Any]) -> str:
+    """Return what a row of `Analysis.ablated` left out, in words."""
     if row["what"] not in ("slot", "block"):
         return str(row["what"])
     parts = [f"block {row['layer']}"] if "layer" in row else []

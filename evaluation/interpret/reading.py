@@ -1,7 +1,7 @@
-"""What the memories computed while one stream of tokens was read, in a form all kinds share.
+"""What the memories computed while the model read one stream of tokens, in a form that all kinds share.
 
-Everything here comes from the tensors that `model.memory.interface.recording` kept of the model's own forward pass, or
-is computed from them; `Reading.error` says how far a computed read is from the one the model made.
+All numbers are tensors that `model.memory.interface.recording` kept of the model's own forward pass, or computed from
+them. `Reading.error` is the largest difference between a computed read and the model's.
 
 R reads, H heads, N slots.
 """
@@ -24,10 +24,10 @@ class Reading(MemoryReading):
     layer: int = 0  # number of the block
 
     def share(self, address: Tensor, bank: Tensor | None) -> Tensor:
-        """How much of a read comes from each slot, [R, N] in 0..1, mean over heads.
+        """Return the share of each slot in a read, [R, N] in 0..1, mean over heads.
 
-        Softmax memories (lm2 depth, rmt): the address itself. Those through time have no softmax: address times the
-        norm of what the slot holds, over the sum; an empty bank gives zeros.
+        For softmax memories (lm2 depth, rmt) it is the address itself. Memories through time have no softmax; their
+        share is the address times the norm of the slot's content, divided by the sum. An empty bank gives zeros.
         """
         if not self.writes or bank is None:
             return address.mean(dim=1)
@@ -37,13 +37,13 @@ class Reading(MemoryReading):
 
 @torch.no_grad()
 def read(net: LanguageModel, ids: Sequence[int]) -> tuple[list[Reading], Tensor]:
-    """Run `ids`, one document, through `net`; every hosting block's reading and the logits fp32 [L, V].
+    """Run `ids`, one document, through `net`; return every hosting block's reading, and the logits fp32 [L, V].
 
-    Raises `ModelError` for a kind of memory that keeps nothing of its reads.
+    Raises `ModelError` for a kind of memory without `Memory.reading`.
     """
     device = next(net.parameters()).device
     with recording(net) as tapes:
         logits = net(torch.tensor([list(ids)], device=device)).logits[0].cpu()
     hosts = sorted(net.config.memory.memory_layers(net.config.num_layers)) if net.memory_on else []
-    found = zip(hosts, memories(net), tapes, strict=True)
-    return [Reading(layer=layer, **vars(memory.reading(tape))) for layer, memory, tape in found], logits
+    blocks = zip(hosts, memories(net), tapes, strict=True)
+    return [Reading(layer=layer, **vars(memory.reading(tape))) for layer, memory, tape in blocks], logits

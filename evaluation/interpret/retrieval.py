@@ -1,15 +1,15 @@
-"""Which earlier tokens' writes a read returned: exact weights, for the memories that flow through time.
+"""The exact weight of each earlier token's write in a read, for the memories that flow through time.
 
-A bank is a sum of its writes, each faded by the writes after it, so a read is linear attention over the writes:
+A bank is a sum of writes, each of which later writes decay, so a read is linear attention over the writes:
 
     r_t = q_t^T M = sum_u a_tu c_u
 
-Going back from the read to the writes, newest first, what a write u leaves of the query q is all there is to know:
+The weights are computed from the newest write u to the oldest; each changes the query q for those before it:
 
-    lm2      a_u = <q, k_u>,          q <- exp(-delta_u k_u^2) * q                    (eq. 6 with fading slots)
+    lm2      a_u = <q, k_u>,          q <- exp(-delta_u k_u^2) * q                    (eq. 6 with decaying slots)
     delta    a_u = beta_u <q, k_u>,   q <- alpha_u (q - beta_u <q, k_u> k_u)          (the delta rule)
 
-R reads, U writes, H heads, N rows of the bank.
+R reads, U writes, H heads, N slots of the bank.
 """
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def retrieved(queries: Tensor, writes: dict[str, Tensor]) -> Tensor:
-    """Weight of every write in every read of the bank these writes left.
+    """Return the weight of every write in every read of the bank that these writes left.
 
     Args: queries fp32 [R, H, N]; writes of U tokens in order: key [U, H, N], strength [U, H, 1] (delta of lm2, beta of
     delta) and, of the delta rule, log_decay [U, H, 1].

@@ -1,1 +1,1 @@
-"""One page that shows runs beside what was published: tables, figures, what is missing."""
+"""One page that compares runs with published numbers: tables, figures, and commands for what is missing."""

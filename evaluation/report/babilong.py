@@ -16,8 +16,8 @@ PREFIX = "babilong/"
 TASKS_HERE = PREFIX + ".*"
 NAMES = list(TASKS)  # qa1 … qa10
 SHORT = ("0k", "1k", "2k", "4k")
-AS_PRINTED = ("8k", "16k", "32k", "64k")  # what the published “AVG ≥ 8K” is the mean of
-AS_SAID = (*AS_PRINTED, "128k")  # what its caption says it is the mean of
+AS_PRINTED = ("8k", "16k", "32k", "64k")  # lengths whose mean is the published “AVG ≥ 8K”
+AS_SAID = (*AS_PRINTED, "128k")  # lengths that its caption names
 Cells = dict[str, dict[str, Score]]  # length -> task -> score
 
 
@@ -32,6 +32,7 @@ class Line:
 
 
 def our_lines(runs: list[Run], scorer: str) -> list[Line]:
+    """Return the table's lines of the evaluated `runs`, scored by `scorer`."""
     return [_line(model, scorer) for model in evaluated(runs, TASKS_HERE)]
 
 
@@ -46,6 +47,7 @@ def _line(model: Evaluated, scorer: str) -> Line:
 
 
 def published_lines(table: dict[str, Any]) -> list[Line]:
+    """Return the table's lines of the models in `published.yaml`."""
     return [
         Line(
             model["name"],
@@ -60,15 +62,15 @@ def published_lines(table: dict[str, Any]) -> list[Line]:
 
 
 def row_of(line: Line, lengths: Sequence[str]) -> Row | None:
-    """Means over these lengths, task by task, and their mean; None when the line has none of them."""
+    """Return each task's mean over these lengths and the mean of the tasks; None when the line has no such length."""
     there = [length for length in lengths if length in line.cells]
     if not there:
         return None
     by_task = [mean([line.cells[n][task] for n in there if task in line.cells[n]]) for task in NAMES]
-    found = [score for score in by_task if score is not None]
+    scores = [score for score in by_task if score is not None]
     notes = [f"{', '.join(there).upper()} only"] if len(there) < len(lengths) else []
-    notes += [f"mean of {len(found)} tasks"] if len(found) < len(NAMES) else []
-    return Row(line.name, [*map(cell, by_task), cell(mean(found))], line.published, line.badges, "; ".join(notes))
+    notes += [f"mean of {len(scores)} tasks"] if len(scores) < len(NAMES) else []
+    return Row(line.name, [*map(cell, by_task), cell(mean(scores))], line.published, line.badges, "; ".join(notes))
 
 
 def _group(title: str, lines: list[Line], lengths: Sequence[str]) -> Group:
@@ -76,7 +78,7 @@ def _group(title: str, lines: list[Line], lengths: Sequence[str]) -> Group:
 
 
 def section(runs: list[Run], book: dict[str, Any], scorer: str) -> Section:
-    """The BABILong section."""
+    """Return the BABILong section."""
     published = book["lm2_paper"]["babilong"]
     ours, theirs = our_lines(runs, scorer), published_lines(published)
     lines = [*theirs, *ours]
@@ -89,19 +91,18 @@ def section(runs: list[Run], book: dict[str, Any], scorer: str) -> Section:
     lengths = sorted({n for line in lines for n in line.cells}, key=tokens_of)
     table3 = [_group(length.upper(), lines, [length]) for length in lengths]
     paragraphs = [
-        f"Accuracy in percent; ours by the {scorer} scorer with 95 % intervals below (Wilson; of a mean: combined in "
-        "quadrature). Published: "
+        f"Accuracy in percent. Ours are by the {scorer} scorer, with 95 % intervals below (Wilson; those of means are "
+        "combined in quadrature). Published: "
         + book["lm2_paper"]["citation"]
-        + ", without intervals; whole numbers suggest 100 samples a "
-        "cell, about ±10.",
+        + ", without intervals; whole numbers suggest 100 samples in a cell, which is about ±10.",
     ]
     counts = sorted({s.samples or 0 for line in ours for row in line.cells.values() for s in row.values()})
     if counts:
-        paragraphs.append(f"Samples of a cell of ours: {', '.join(f'{n:,}' for n in counts)}.")
+        paragraphs.append(f"Samples in a cell of ours: {', '.join(f'{n:,}' for n in counts)}.")
     if any("simulated facts" in line.badges for line in ours):
         paragraphs.append(
-            "SIMULATED FACTS: rows with this mark were measured on stories of our own simulator, not on bAbI's; they "
-            "compare our models with each other, not with what was published."
+            "SIMULATED FACTS: rows with this mark were measured on stories of our own simulator, not on bAbI's. They "
+            "compare our models with each other, not with published numbers."
         )
     tables = [
         Table("Table 1. Task × length × model", head, [g for g in table1 if g.rows]),
@@ -120,7 +121,7 @@ def section(runs: list[Run], book: dict[str, Any], scorer: str) -> Section:
 
 
 def _scorers(runs: list[Run]) -> list[Table]:
-    """Mean accuracy by each scorer over the cells that all of them judged."""
+    """Return a table of the mean accuracy by each scorer, over the cells that all scorers judged."""
     rows = []
     for model in evaluated(runs, TASKS_HERE):
         scores: dict[tuple[str, str | None], dict[str, float]] = {}
@@ -136,13 +137,14 @@ def _scorers(runs: list[Run]) -> list[Table]:
         return []
     note = (
         "Mean of all cells that every scorer judged. Official is the benchmark's own rule, which never accepts “none” "
-        "in qa7, since “one” is inside it; exact asks for the answer alone; corrected is the official rule by words."
+        "in qa7, because “one” is a part of it. Exact accepts only the answer itself. Corrected is the official rule "
+        "applied to words."
     )
     return [Table("Our models by scorer", ["model", "official", "exact", "corrected", "cells"], each(rows), note)]
 
 
 def _finetuned(ours: list[Line], book: dict[str, Any]) -> list[Table]:
-    """Means of qa1 to qa5 beside models trained on the benchmark itself; only for ours that were, too."""
+    """Return a table of the means of qa1 to qa5, of our fine-tuned models and published ones."""
     mine = [line for line in ours if "finetuned" in line.badges]
     if not mine:
         return []
@@ -156,20 +158,20 @@ def _finetuned(ours: list[Line], book: dict[str, Any]) -> list[Table]:
         scores = [[line.cells.get(n, {}).get(task) for task in NAMES[:5]] for n in lengths]
         cells = [cell(mean([s for s in five if s]) if all(five) else None) for five in scores]
         rows.append(Row(line.name, cells, badges=line.badges))
-    note = f"One model a task or all, trained on the benchmark itself. Published: {book['citation']}"
+    note = f"Models trained on the benchmark itself, on one task or on all. Published: {book['citation']}"
     return [Table("Fine-tuned, mean of qa1 to qa5", ["model", *(n.upper() for n in lengths)], each(rows), note)]
 
 
 def capabilities(line: Line, tasks: Sequence[str], lengths: Sequence[str]) -> dict[str, float]:
-    """Mean accuracy by ability over these tasks and lengths, all of which the line must have."""
-    found: dict[str, list[float]] = {}
+    """Return the mean accuracy of each ability over these tasks and lengths, all of which the line must have."""
+    values: dict[str, list[float]] = {}
     for task in tasks:
-        found.setdefault(TASKS[task].capability, []).extend(line.cells[n][task].value for n in lengths)
-    return {name: sum(values) / len(values) for name, values in found.items()}
+        values.setdefault(TASKS[task].capability, []).extend(line.cells[n][task].value for n in lengths)
+    return {name: sum(of_name) / len(of_name) for name, of_name in values.items()}
 
 
 def _style(line: Line, number: int) -> dict[str, Any]:
-    """Ours in colour, what was published in grey."""
+    """Return the style of a line: colours for our models, grey for published ones."""
     if line.published:
         marker = MARKERS[number % len(MARKERS)]
         return {"color": GREY, "linestyle": "--", "linewidth": 1, "marker": marker, "markersize": 4}
@@ -177,7 +179,7 @@ def _style(line: Line, number: int) -> dict[str, Any]:
 
 
 def _radar(ours: list[Line], theirs: list[Line]) -> list[Picture]:
-    """Figure 3, over what every one of our lines has, and the published ones that have it too."""
+    """Draw Figure 3 over the tasks and lengths that all our lines have, with the published lines that have them too."""
     shown = ours or [line for line in theirs if "128k" in line.cells]
     lengths = [n for n in (*SHORT, *AS_SAID) if all(n in line.cells for line in shown)]
     tasks = [t for t in NAMES if lengths and all(t in line.cells[n] for line in shown for n in lengths)]
@@ -207,7 +209,7 @@ def _radar(ours: list[Line], theirs: list[Line]) -> list[Picture]:
 
 
 def _by_length(ours: list[Line], theirs: list[Line]) -> list[Picture]:
-    """Mean over the tasks that all our lines have, by length."""
+    """Draw the mean over the tasks that all our lines have, by length."""
     if not ours:
         return []
     tasks = [t for t in NAMES if all(t in row for line in ours for row in line.cells.values())]

@@ -1,4 +1,4 @@
-"""What training left: loss curves, Figure 5, speed and memory, perplexity by position."""
+"""Sections on training: loss curves, Figure 5, speed and memory, perplexity by position."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -15,11 +15,11 @@ from evaluation.report.parts import Cell, Missing, Picture, Row, Section, Table,
 from evaluation.report.sources import Run, evaluated
 from model.cost import count_parameters
 
-POINTS = 200  # of a curve: means of as many stretches
+POINTS = 200  # of a curve; each is the mean of consecutive steps
 
 
 def blocks(run: Run) -> str:
-    """Which blocks have a memory, in words."""
+    """Return the blocks that have a memory, in words."""
     if run.config is None:
         return "unknown"
     model = run.config.model
@@ -36,7 +36,7 @@ def blocks(run: Run) -> str:
 
 
 def loss_section(runs: list[Run]) -> Section:
-    """Training and validation loss over tokens."""
+    """Return the section of training and validation loss over tokens."""
     trained = [run for run in runs if run.steps]
     if not trained:
         missing = [Missing("no run folder with metrics.jsonl was given", "python launchers/report.py runs/NAME …")]
@@ -48,17 +48,17 @@ def loss_section(runs: list[Run]) -> Section:
         for part, (_, lines) in enumerate(groupby(run.steps, key=lambda line: line["phase"])):
             tokens, loss = _thinned(list(lines))
             axes.plot(tokens, loss, color=colour, linewidth=1.2, alpha=0.7, label=None if part else run.name)
-        for name, filled in (("valid_loss", colour), ("wiped_valid_loss", "none")):
+        for name, filled in (("valid_loss", colour), ("ablated_valid_loss", "none")):
             points = [(e["tokens"], e[name]) for e in run.evaluations if e.get(name) is not None]
             axes.plot(*_columns(points), "o", markersize=4, color=colour, markerfacecolor=filled)
     _over_tokens(axes, "loss (nats per token)")
     _show_the_end(axes, [e["valid_loss"] for run in trained for e in run.evaluations if e.get("valid_loss")])
     axes.legend(fontsize=8, frameon=False, labelcolor=INK)
-    caption = "Lines: training loss; dots: validation; open dots: validation with the memory wiped"
+    caption = "Lines: training loss; dots: validation; open dots: validation with the memory ablated"
     rows = [
         Row(run.name, [Cell(blocks(run)), Cell(f"{run.steps[-1]['tokens']:,}"), *_last_losses(run)]) for run in trained
     ]
-    head = ["run", "blocks with memory", "tokens", "validation loss", "perplexity", "memory wiped"]
+    head = ["run", "blocks with memory", "tokens", "validation loss", "perplexity", "memory ablated"]
     return Section(
         "Training", tables=[Table("At the end", head, each(rows))], pictures=[Picture("loss", caption, figure)]
     )
@@ -71,12 +71,12 @@ def _last_losses(run: Run) -> Iterator[Cell]:
         return
     yield Cell(f"{last['valid_loss']:.3f}")
     yield Cell(f"{np.exp(last['valid_loss']):.1f}")
-    wiped = last.get("wiped_valid_loss")
-    yield Cell("–") if wiped is None else Cell(f"{wiped:.3f}", f"{wiped - last['valid_loss']:+.3f}")
+    ablated = last.get("ablated_valid_loss")
+    yield Cell("–") if ablated is None else Cell(f"{ablated:.3f}", f"{ablated - last['valid_loss']:+.3f}")
 
 
 def ablation_section(runs: list[Run], book: dict[str, Any]) -> Section:
-    """Figure 5: validation perplexity over tokens, of the runs whose model differs in its memory's blocks alone."""
+    """Return the section of Figure 5: validation perplexity of runs that differ only in the blocks with a memory."""
     published = book["lm2_paper"]["ablation"]
     families = [family for family in _families(runs) if len({blocks(run) for run in family}) > 1]
     paragraphs = [f"Which blocks have a memory, as in Figure 5 of {book['lm2_paper']['citation']}."]
@@ -87,7 +87,7 @@ def ablation_section(runs: list[Run], book: dict[str, Any]) -> Section:
             Row(run.name, [Cell(blocks(run)), Cell(f"{run.steps[-1]['tokens']:,}"), *_last_losses(run)])
             for run in family
         ]
-        head = ["run", "blocks with memory", "tokens", "validation loss", "perplexity", "memory wiped"]
+        head = ["run", "blocks with memory", "tokens", "validation loss", "perplexity", "memory ablated"]
         tables.append(Table("At the end of Figure 5's curves", head, each(rows)))
     missing = [] if families else [
         Missing(
@@ -99,14 +99,14 @@ def ablation_section(runs: list[Run], book: dict[str, Any]) -> Section:
 
 
 def _families(runs: list[Run]) -> list[list[Run]]:
-    """Runs of one backbone, data and length, whatever their memory."""
-    found: dict[str, list[Run]] = {}
+    """Return groups of runs with equal backbone, data and length, and any memory."""
+    families: dict[str, list[Run]] = {}
     for run in runs:
         if run.config is not None and any(e.get("valid_loss") for e in run.evaluations):
             model = run.config.model.model_dump(exclude={"memory"})
             lengths = sum(phase.tokens for phase in run.config.phases)
-            found.setdefault(str((model, run.config.data.path, lengths)), []).append(run)
-    return list(found.values())
+            families.setdefault(str((model, run.config.data.path, lengths)), []).append(run)
+    return list(families.values())
 
 
 def _shape(run: Run) -> str:
@@ -129,7 +129,7 @@ def _perplexity(family: list[Run]) -> Figure:
 
 
 def position_section(runs: list[Run]) -> Section:
-    """Perplexity by position in a long document, and by length."""
+    """Return the section of perplexity by position in a long document, and by length."""
     series = [
         (run, r.series["perplexity_by_position"])
         for run in runs
@@ -143,7 +143,7 @@ def position_section(runs: list[Run]) -> Section:
         rows.append(Row(model.name, [_perplexity_cell(by.get(length)) for length in lengths]))
     head = ["model", *(length.upper() for length in lengths)]
     tables = (
-        [Table("Perplexity by length", head, each(rows), "Of the first tokens of texts; below, nats per token.")]
+        [Table("Perplexity by length", head, each(rows), "Over the first tokens of texts; below, nats per token.")]
         if lengths
         else []
     )
@@ -161,7 +161,7 @@ def position_section(runs: list[Run]) -> Section:
         axes.legend(fontsize=8, frameon=False, labelcolor=INK)
         axes.set_yscale("log")
         _plain_ticks(axes)
-        caption = "Mean over texts; what lies further back than attention reaches, only a memory can use"
+        caption = "Mean over texts; only a memory can use tokens further back than attention reaches"
         pictures.append(Picture("perplexity-by-position", caption, figure))
     have = {run.name for run, _ in series}
     missing = lacking(
@@ -177,10 +177,12 @@ def _perplexity_cell(row: Any) -> Cell:
 
 
 def speed_section(runs: list[Run]) -> Section:
-    """Speed and memory, in training and in evaluation."""
+    """Return the section of speed and memory, in training and in evaluation."""
     rows = []
     for run in runs:
-        plain = [r for r in run.results if not r.model.kind.endswith("+rag")]  # retrieval is no speed of the model's
+        plain = [
+            r for r in run.results if not r.model.kind.endswith("+rag")
+        ]  # with retrieval the speed is not the model's
         newest = (plain or run.results)[-1] if run.results else None
         rows.append(
             Row(
@@ -204,7 +206,7 @@ def speed_section(runs: list[Run]) -> Section:
             )
         )
     head = ["run", "memory", "parameters", "training tokens/s", "evaluation tokens/s", "evaluation peak MiB", "device"]
-    text = "Training: median over the last phase, all ranks together. Evaluation: of the newest result file. "
+    text = "Training: median of the last phase, all ranks together. Evaluation: from the newest result file. "
     text += "The LM2 paper states no speed."
     return Section("Speed and memory", [text], [Table("Ours", head, each(rows))])
 
@@ -224,7 +226,7 @@ def _training_speed(run: Run) -> str:
 
 
 def _thinned(lines: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
-    """Tokens and loss of at most POINTS stretches of steps, each its mean."""
+    """Return tokens and loss, averaged over at most POINTS groups of consecutive steps."""
     known = [(line["tokens"], line["loss"]) for line in lines if line.get("loss") is not None]
     parts = [part for part in np.array_split(np.array(known), min(POINTS, max(1, len(known)))) if len(part)]
     return [float(part[:, 0].mean()) for part in parts], [float(part[:, 1].mean()) for part in parts]
@@ -242,7 +244,7 @@ def _over_tokens(axes: Axes, label: str) -> None:
 
 
 def _plain_ticks(axes: Axes) -> None:
-    """Whole numbers along a logarithmic axis."""
+    """Label a logarithmic axis with plain numbers."""
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: ""))
@@ -256,7 +258,7 @@ def _tokens(x: float) -> str:
 
 
 def _show_the_end(axes: Axes, valid: list[float]) -> None:
-    """The fall of the first steps leaves the frame at the top: what is read is below."""
+    """Limit the axis to the range of the later losses; the fall of the first steps leaves it at the top."""
     if valid:
         low, high = min(valid), sorted(valid)[int(0.9 * (len(valid) - 1))]
         room = max(0.25 * (high - low), 0.05)

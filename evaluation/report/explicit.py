@@ -1,4 +1,4 @@
-"""Explicit memory (Memory³): shown when results hold its rows."""
+"""The section of explicit memory (Memory³), for results that have its rows."""
 
 from math import exp
 from typing import Any
@@ -12,9 +12,9 @@ LOSSES = ("without memory", "explicit memory")
 
 
 def section(runs: list[Run], book: dict[str, Any]) -> Section | None:
-    """Questions in the three modes, perplexity with and without, the published numbers and cost model.
+    """Return the section: questions in three modes, perplexity with and without, costs, and published numbers.
 
-    Of tasks QUESTIONS/MODE and perplexity/MODE; None when no result has one.
+    It shows the tasks QUESTIONS/MODE and perplexity/MODE; None when no result has one.
     """
     asked = evaluated(runs, rf"(?!perplexity/).*/({'|'.join(MODES)})")
     measured = evaluated(runs, f"perplexity/({'|'.join(LOSSES)})")
@@ -29,7 +29,7 @@ def section(runs: list[Run], book: dict[str, Any]) -> Section | None:
         tables.append(Table("Perplexity with and without explicit memory", head, each(map(_losses, measured)), note))
     if costs := [_costs(run) for run in runs if run.config is not None and run.config.model.explicit is not None]:
         head = ["shape", "in the parameters", "explicit memory", "text in the prompt", "memory costs least for"]
-        note = "GFLOP to know a reference that is used n times, by the paper's account (Memory³, sections 2 and A)."
+        note = "GFLOP for a reference that is used n times, by the paper's formulas (Memory³, sections 2 and A)."
         tables.append(Table("What knowing a text costs", head, each(costs), note))
     published = [Row(one["what"], [Cell(one["value"])], published=True) for one in book["memory3"]["rows"]]
     tables.append(Table("Published", ["what", "value"], each(published), book["memory3"]["citation"]))
@@ -37,13 +37,13 @@ def section(runs: list[Run], book: dict[str, Any]) -> Section | None:
 
 
 def _answers(name: str, models: list[Evaluated]) -> Table:
-    """A row a model and scorer."""
+    """Return a table with a row for each model and scorer."""
     rows = []
     for model in models:
         by = {(row.scorer, row.task): row for row in model.rows}
         for scorer in dict.fromkeys(row.scorer for row in model.rows):
-            found = [by.get((scorer, f"{name}/{mode}")) for mode in MODES]
-            cells = [cell(Score.of(row) if row else None) for row in found]
+            results = [by.get((scorer, f"{name}/{mode}")) for mode in MODES]
+            cells = [cell(Score.of(row) if row else None) for row in results]
             rows.append(Row(model.name, [Cell(scorer), *cells]))
     return Table(f"{name}: accuracy", ["model", "scorer", *MODES], each(rows))
 

@@ -1,4 +1,4 @@
-"""Figures that read on white and on black: drawn once, as SVG text that takes the page's colour, or as a PNG."""
+"""Figures for light and dark pages: an SVG, whose text has the page's colour, or a PNG."""
 
 import io
 from pathlib import Path
@@ -9,20 +9,22 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from data_prep.files import replacing
+
 INK = "#333333"  # becomes the page's text colour in an SVG
-GREY, MARKERS = "#8f96a0", "osv^D*Px"  # what was published: one colour, a marker each
+GREY, MARKERS = "#8f96a0", "osv^D*Px"  # of published models: one colour, and a marker for each
 COLOURS = ("#4c8bd6", "#e0703a", "#3fa66b", "#b565c9", "#c9a227", "#2aa7b5", "#d1495b", "#8b6f4e")
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches."""
+    """Return an empty figure; width and height in inches."""
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     figure.patch.set_alpha(0)
     return figure
 
 
 def tidy(axes: Axes) -> None:
-    """Grid and ticks that stay behind the data."""
+    """Style the axes: grid and ticks behind the data, no frame at the top and right."""
     axes.patch.set_alpha(0)
     axes.grid(True, color="#8a8a8a", linewidth=0.4, alpha=0.4)
     axes.set_axisbelow(True)
@@ -32,7 +34,7 @@ def tidy(axes: Axes) -> None:
 
 
 def svg(figure: Figure, name: str) -> str:
-    """An `<svg>` element to stand in a page; `name` keeps its ids apart from other figures' on the page."""
+    """Return an `<svg>` element for a page; name: makes its ids differ from those of other figures on the page."""
     out = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
         FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
@@ -44,9 +46,8 @@ def svg(figure: Figure, name: str) -> str:
 
 
 def png(figure: Figure, path: Path) -> None:
-    """Write `path` on a white ground; the old picture is there until the new one is whole."""
+    """Write `path` atomically, on a white background."""
     figure.patch.set_alpha(1)
-    aside = path.with_name(path.name + ".tmp")
-    FigureCanvasAgg(figure).print_png(aside)
+    with replacing(path) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary)
     figure.patch.set_alpha(0)
-    aside.replace(path)

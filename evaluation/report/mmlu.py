@@ -1,4 +1,4 @@
-"""MMLU: Table 2, by category and by level."""
+"""The section of MMLU: LM2's Table 2, by category and by level."""
 
 from typing import Any
 
@@ -10,20 +10,20 @@ SUBJECTS_HERE = "mmlu/.*"
 
 
 def line(model: Evaluated, columns: list[str]) -> Row:
-    """Eight columns over their questions, the mean of the eight, and all questions."""
-    found = {row.task: Score.of(row, mean=True) for row in averages(model.rows)}
-    scores = [found.get(name) for name in columns]
+    """Return a row: eight columns averaged over their questions, the mean of the eight, and all questions."""
+    by_name = {row.task: Score.of(row, mean=True) for row in averages(model.rows)}
+    scores = [by_name.get(name) for name in columns]
     there = [score for score in scores if score]
-    # the columns share their questions, so the mean of them gets no interval
+    # the columns share questions and are not independent, so their mean has no interval
     average = mean([Score(score.value) for score in there]) if len(there) == len(columns) else None
     subjects = len({row.task for row in model.rows})
     note = f"{sum(row.samples for row in model.rows):,} questions"
     note += f" of {subjects} of {len(SUBJECTS)} subjects" if subjects < len(SUBJECTS) else ""
-    return Row(model.name, [*map(cell, scores), cell(average), cell(found.get("Average"))], note=note)
+    return Row(model.name, [*map(cell, scores), cell(average), cell(by_name.get("Average"))], note=note)
 
 
 def section(runs: list[Run], book: dict[str, Any]) -> Section:
-    """The MMLU section."""
+    """Return the MMLU section."""
     table = book["lm2_paper"]["mmlu"]
     rows = [
         Row(

@@ -1,10 +1,11 @@
-"""The page: every section put together, as one HTML file and as Markdown with its pictures."""
+"""The page: all sections in one HTML file, and in Markdown with pictures."""
 
 from datetime import datetime, timezone
 from pathlib import Path
 
 from markupsafe import Markup
 
+from data_prep.files import write_text
 from evaluation.interpret.page import section as interpretation
 from evaluation.report import babilong, curves, explicit, mmlu
 from evaluation.report.figure import png, svg
@@ -17,9 +18,9 @@ TITLE = "Runs beside what was published"
 
 
 def sections(runs: list[Run], scorer: str) -> list[Section]:
-    """In the order they are read."""
+    """Return the sections in the order of the page."""
     book = published()
-    found = [
+    every = [
         babilong.section(runs, book, scorer),
         mmlu.section(runs, book),
         curves.ablation_section(runs, book),
@@ -29,15 +30,15 @@ def sections(runs: list[Run], scorer: str) -> list[Section]:
         curves.speed_section(runs),
         explicit.section(runs, book),
     ]
-    return [section for section in found if section]
+    return [section for section in every if section]
 
 
 def _interpretations(runs: list[Run]) -> Section:
-    """Figure 6."""
+    """Return the section of Figure 6, with every run's interpretation."""
     inner = [(run.name, interpretation(run.interpretation, run.name, brief=True)) for run in runs if run.interpretation]
     without = [run for run in runs if not run.interpretation and curves.blocks(run) not in ("none", "unknown")]
     command = "python launchers/interpret.py --checkpoint {run} --prompt-file FILE"
-    missing = lacking("look into the memory", without, command)
+    missing = lacking("interpretation of the memory", without, command)
     text = (
         "What the tokens of a prompt read from memory before and after it was updated (Figure 6 of the LM2 paper, "
         "whose heatmaps are pictures without numbers), and what reads returned."
@@ -46,7 +47,7 @@ def _interpretations(runs: list[Run]) -> Section:
 
 
 def write_report(paths: list[Path], folder: Path, scorer: str, command: str) -> list[Path]:
-    """Write index.html, report.md and the Markdown's pictures into `folder`; returns the two pages."""
+    """Write index.html, report.md and the Markdown's pictures into `folder`, and return the two pages' paths."""
     runs = load_runs(paths)
     parts = sections(runs, scorer)
     about = {
@@ -67,7 +68,6 @@ def write_report(paths: list[Path], folder: Path, scorer: str, command: str) -> 
             png(picture.figure, folder / f"{picture.file}.png")
     pages = []
     for name, text in (("index.html", html), ("report.md", markdown)):
-        aside = folder / f"{name}.tmp"
-        aside.write_text(text, encoding="utf-8")
-        pages.append(aside.replace(folder / name))
+        write_text(folder / name, text)
+        pages.append(folder / name)
     return pages

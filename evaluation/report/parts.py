@@ -1,4 +1,4 @@
-"""What a page is made of, for HTML and Markdown alike: sections of paragraphs, tables, figures and what is missing."""
+"""The parts of a page, for HTML and Markdown: sections with paragraphs, tables, figures and what is missing."""
 
 import shlex
 from collections.abc import Iterable, Sequence
@@ -14,17 +14,17 @@ from evaluation.results import Row as Result
 
 @dataclass(frozen=True)
 class Score:
-    """A share of right answers in percent with its 95 % interval; published ones have none."""
+    """A share of right answers in percent, with its 95 % interval; published scores have none."""
 
     value: float
     low: float | None = None
     high: float | None = None
     samples: int | None = None
-    mean: bool = False  # of several cells: shown with a decimal
+    mean: bool = False  # a mean of several cells is shown with a decimal
 
     @classmethod
     def of(cls, row: Result, mean: bool = False) -> "Score | None":
-        """A result's share of right answers; None when it has none."""
+        """Return a result's share of right answers, or None when it has none."""
         if row.accuracy is None:
             return None
         low, high = (None if x is None else 100 * x for x in (row.low, row.high))
@@ -38,10 +38,10 @@ class Score:
 
 
 def mean(scores: Sequence[Score]) -> Score | None:
-    """The plain mean of independent scores; of one that one, None of none.
+    """Return the mean of independent scores: of one score itself, of none None.
 
     Its interval combines the distances of the scores' limits in quadrature (MOVER: Zou and Donner 2008), so that skewed
-    Wilson intervals stay skewed; it is left out when one of the scores has none.
+    Wilson intervals stay skewed. Without an interval of one of the scores it has none.
     """
     if len(scores) < 2:
         return scores[0] if scores else None
@@ -55,19 +55,20 @@ def mean(scores: Sequence[Score]) -> Score | None:
 
 @dataclass(frozen=True)
 class Cell:
-    """Text of a cell, and small text below it (an interval)."""
+    """The text of a cell, and small text below it, such as an interval."""
 
     text: str = ""
     small: str = ""
 
 
 def cell(score: Score | None) -> Cell:
+    """Return the cell of a score; a dash where nothing was measured."""
     return Cell("–") if score is None else score.cell()
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model's row: ours or a published one."""
+    """The row of one model, ours or a published one."""
 
     name: str
     cells: Sequence[Cell]
@@ -78,7 +79,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows below one heading of a table; no heading when the title is empty."""
+    """Rows of a table below a heading; an empty title means no heading."""
 
     title: str
     rows: Sequence[Row]
@@ -86,6 +87,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
+    """A table of a section: its head, and rows in groups with a rule between them."""
+
     caption: str
     head: Sequence[str]
     groups: Sequence[Group]
@@ -94,7 +97,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure; `file` is its PNG's name without suffix."""
+    """A figure with its caption; file: name of its PNG without suffix."""
 
     file: str
     caption: str
@@ -104,7 +107,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Missing:
-    """What a section has not, and the command that makes it."""
+    """What a section lacks, and the command that makes it."""
 
     what: str
     command: str
@@ -112,17 +115,19 @@ class Missing:
 
 @dataclass(frozen=True)
 class Section:
+    """One section of the page, from its title to what it lacks."""
+
     title: str
     paragraphs: Sequence[str] = ()
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
     notes: Sequence[str] = ()
     missing: Sequence[Missing] = ()
-    inner: Sequence[tuple[str, Markup]] = field(default_factory=tuple)  # heading and HTML, left out in Markdown
+    inner: Sequence[tuple[str, Markup]] = field(default_factory=tuple)  # heading and HTML, which Markdown leaves out
 
 
 def lacking(what: str, runs: Sequence[Run], command: str) -> list[Missing]:
-    """One message for all runs that lack something; `{run}` in the command is the first one's place."""
+    """Return a message for the runs that lack something; `{run}` in the command becomes the first one's place."""
     if not runs:
         return []
     names = ", ".join(run.name for run in runs)
@@ -130,5 +135,5 @@ def lacking(what: str, runs: Sequence[Run], command: str) -> list[Missing]:
 
 
 def each(rows: Iterable[Row]) -> list[Group]:
-    """A table without headings between its rows."""
+    """Return rows as the only group of a table, without heading."""
     return [Group("", list(rows))]

@@ -1,4 +1,4 @@
-"""Jinja templates: what goes into HTML is escaped, what goes into Markdown is plain text."""
+"""Render Jinja templates; HTML is escaped, Markdown is not."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 
 def render(template: str, **values: Any) -> str:
-    """The text of `templates/TEMPLATE` with these values; a value that is missing raises."""
+    """Return the text of `templates/TEMPLATE` with these values. A missing value raises `jinja2.UndefinedError`."""
     environment = Environment(
         loader=PackageLoader("evaluation.report"),
         autoescape=select_autoescape(enabled_extensions=("html.j2",), default=False),
@@ -18,5 +18,5 @@ def render(template: str, **values: Any) -> str:
 
 
 def anchor(text: str) -> str:
-    """An id for a link within the page."""
+    """Return the id of a heading, for links within the page."""
     return "".join(c if c.isalnum() else "-" for c in text.lower())

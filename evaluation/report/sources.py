@@ -1,4 +1,4 @@
-"""What is shown: run folders and result files, and what was published."""
+"""Read what the page shows: run folders, result files, and published numbers."""
 
 import re
 from dataclasses import dataclass, field
@@ -20,12 +20,12 @@ INTERPRETATION = Path("interpretation") / "interpretation.json"
 
 @dataclass(frozen=True)
 class Run:
-    """One run, or one result file without its run.
+    """A run, or a result file without its run.
 
     Attributes:
         name: unique on the page.
-        folder: of the run; None for a lone file.
-        results: evaluations, the newest last.
+        folder: of the run; None for a result file.
+        results: its evaluations, the newest last.
         steps, evaluations: the lines of metrics.jsonl.
     """
 
@@ -39,13 +39,13 @@ class Run:
 
     @property
     def place(self) -> str:
-        """What to pass to a command as --checkpoint."""
+        """The argument of --checkpoint for commands."""
         return str(self.folder) if self.folder else self.results[-1].checkpoint
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The rows of one model in one mode: what becomes a line of a table."""
+    """The rows of one model in one mode, which become a line of a table."""
 
     name: str
     kind: str
@@ -55,7 +55,7 @@ class Evaluated:
 
 
 def load_runs(paths: list[Path]) -> list[Run]:
-    """Read run folders and result files. Raises `ConfigError` or `DataError` naming what cannot be used."""
+    """Read run folders and result files. Raises `ConfigError` naming every one that cannot be used."""
     runs, problems = [], []
     for path in paths:
         try:
@@ -86,7 +86,7 @@ def _load_folder(folder: Path) -> Run:
         )
     results = sorted((load_results(p) for p in sorted((folder / "evaluation").glob("*.json"))), key=lambda r: r.date)
     steps, evaluations = read_metrics(folder / "metrics.jsonl")
-    found = folder / INTERPRETATION
+    interpretation = folder / INTERPRETATION
     return Run(
         folder.resolve().name,
         folder,
@@ -94,15 +94,15 @@ def _load_folder(folder: Path) -> Run:
         load_config(folder / "config.yaml"),
         steps,
         evaluations,
-        load_analysis(found) if found.is_file() else None,
+        load_analysis(interpretation) if interpretation.is_file() else None,
     )
 
 
 def evaluated(runs: list[Run], tasks: str) -> list[Evaluated]:
-    """Lines of a table of the tasks that match a regular expression.
+    """Return the lines of a table of the tasks that match a regular expression.
 
-    A run's files are a line for each kind, checkpoint and mode (or shots). Of a cell that was evaluated more
-    than once the newest counts.
+    A run has a line for each kind, checkpoint and mode (or shots) of its result files. Of a cell that was evaluated
+    several times the newest counts.
     """
     lines = []
     for run in runs:
@@ -113,9 +113,9 @@ def evaluated(runs: list[Run], tasks: str) -> list[Evaluated]:
                     way = f"{row.shots}-shot" if row.shots is not None else row.mode or ""
                     key = (results.model.kind, results.checkpoint, way)
                     variants.setdefault(key, []).append((results, row))
-        for key, found in variants.items():
-            newest = {(row.task, row.length, row.scorer): row for _, row in found}
-            sources = list({id(results): results for results, _ in found}.values())
+        for key, pairs in variants.items():
+            newest = {(row.task, row.length, row.scorer): row for _, row in pairs}
+            sources = list({id(results): results for results, _ in pairs}.values())
             parts = [text for text, *others in zip(key, *variants, strict=True) if len(set(others)) > 1]
             parts = [Path(part).name.partition("+")[2] if part == key[0] else Path(part).name for part in parts]
             name = " · ".join([run.name, *filter(None, parts)])

@@ -37,15 +37,16 @@ class Shape:
     row_length: int
 
 
-# Tokens of a segment that each kind trains with.  The sequential kinds compute one segment after the other, and keep
-# what a segment's own attention sees; which length suits a kind is part of the search.
-SEGMENTS: dict[Kind, tuple[int, ...]] = {
-    "delta": (16, 32),
-    "lm2-time": (16, 32),
-    "lm2-depth": (32, 128),
-    "rmt": (32, 128),
-    "llama-full": (0,),  # the row
-    "llama-window": (16, 32),
+# Tokens of a segment, and segments that attention sees.  A sentence that a segment's end cuts in two cannot be
+# understood from one segment: two short ones see every sentence whole, at the cost of one long one.  The sequential
+# kinds compute one segment after the other, and keep what a segment's own attention sees; `llama-full` sees a row.
+SETTINGS: dict[Kind, tuple[int, int]] = {
+    "delta": (8, 2),
+    "lm2-time": (8, 2),
+    "lm2-depth": (32, 1),
+    "rmt": (128, 1),
+    "llama-full": (0, 1),
+    "llama-window": (8, 2),
 }
 
 

@@ -25,8 +25,10 @@ class Asked:
 def right_answers(
     net: LanguageModel, samples: Sequence[Asked], device: torch.device, batch: int = 64, piece: int = 4096
 ) -> list[bool]:
-    """Whether each sample is answered exactly; `batch` samples of similar length are read together, `piece` tokens at a
-    time."""
+    """Return whether each sample is answered exactly.
+
+    `batch` samples of similar length are read together, `piece` tokens at a time.
+    """
     order = sorted(range(len(samples)), key=lambda i: len(samples[i].prompt))
     right = [False] * len(samples)
     for begin in range(0, len(order), batch):

@@ -40,8 +40,11 @@ class Goal:
 
 
 def curriculum(row_length: int) -> tuple[Goal, ...]:
-    """One task in stories of two to five facts, then two tasks until they are learned, then five, then five among book
-    sentences."""
+    """Return the stages in their order.
+
+    One task in stories of two to five facts, then two tasks until they are learned, then five, then five among book
+    sentences.
+    """
     shortest = Stage("one", (("qa1", 1.0),), facts=5)
     first = Stage("two", (("qa1", 1.0), ("qa2", 2.0)))
     noise = ((0.15, row_length // 5), (0.45, row_length * 4 // 5))

@@ -22,7 +22,7 @@ _GROUPS = (
     ("apple", "football", "milk"),
     ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office"),
 )
-RELATIONS = 3  # questions of a story of qa4
+RELATIONS = 1  # questions of a story of qa4, as in bAbI: an answer given helps with the next ones
 _WORD = re.compile(r"[A-Za-z]+")
 
 
@@ -76,17 +76,32 @@ def story(task: str, material: Material, rng: random.Random, simulated: float) -
         facts = _permuted(rng.choice(material.facts[task]), task, rng)
     if task == "qa4":
         return _relations(facts, material.held_out, rng)
-    world, turns, told = World(), list[Turn](), list[str]()
+    world, turns, told, answered = World(), list[Turn](), list[str](), Answered()
     for fact in facts:
         world.tell(fact)
         told.append(fact)
         asked = list[tuple[str, str]]()
-        if rng.random() < 0.5 and (question := _question(task, world, rng)):
+        if rng.random() < 0.5 and (question := _question(task, world, answered, rng)):
             answer = world.ask(question)
-            if answer is not None and Question(tuple(told), question, "").identity not in material.held_out:
+            held_out = Question(tuple(told), question, "").identity in material.held_out
+            if answer is not None and not held_out and answered.add(question, answer):
                 asked.append((question, answer))
         turns.append(Turn(fact, tuple(asked)))
     return turns
+
+
+class Answered:
+    """What a story has answered already: a question whose answer can be copied from an earlier one teaches nothing."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, str] = {}
+        self.gifts = set[tuple[str, str, str]]()
+
+    def add(self, question: str, answer: str) -> bool:
+        """Note an answer.  Returns False when the story gave the same one to the same question before."""
+        new = self._answers.get(question) != answer
+        self._answers[question] = answer
+        return new
 
 
 def _simulated(task: str, rng: random.Random) -> Sequence[str]:
@@ -103,16 +118,17 @@ def _permuted(facts: Sequence[str], task: str, rng: random.Random) -> list[str]:
     return [_WORD.sub(lambda word: exchanged.get(word[0], word[0]), fact) for fact in facts]
 
 
-def _question(task: str, world: World, rng: random.Random) -> str | None:
+def _question(task: str, world: World, answered: Answered, rng: random.Random) -> str | None:
     """A question of a random kind among those the world can answer; the task's own kind as often as all others."""
     people = [person for person in world.may_be if world.room(person)]
     things = [thing for thing, rooms in world.been.items() if rooms]
     moved = [thing for thing in things if len(world.been[thing]) > 1]
+    gifts = [gift for gift in world.gifts[-2:] if gift not in answered.gifts]
     kinds: dict[str, bool] = {
         "qa1": bool(people),
         "qa2": bool(things),
         "qa3": bool(moved),
-        "qa5": bool(world.gifts) and task == "qa5",
+        "qa5": bool(gifts) and task == "qa5",
     }
     possible = [kind for kind, there in kinds.items() if there]
     if not possible:
@@ -125,7 +141,8 @@ def _question(task: str, world: World, rng: random.Random) -> str | None:
     if kind == "qa3":
         thing = rng.choice(moved)
         return f"Where was the {thing} before the {rng.choice(world.been[thing][1:])}?"
-    giver, thing, receiver = rng.choice(world.gifts[-2:])
+    giver, thing, receiver = gift = rng.choice(gifts)
+    answered.gifts.add(gift)
     forms = (
         f"What did {giver} give to {receiver}?",
         f"What did {giver} give to {receiver}?",

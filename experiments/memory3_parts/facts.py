@@ -49,8 +49,11 @@ def people(count: int, seed: int) -> list[Person]:
 
 
 def write_corpus(folder: Path, train: int, test: int, seed: int) -> None:
-    """`open`: pages that say the facts before they ask (other people than anywhere else); `closed`: pages of questions
-    alone; `references`: the facts of the closed pages' and of the test's people; `questions.jsonl`: the test's."""
+    """Write three folders of texts and the questions of the test.
+
+    `open`: pages that say the facts before they ask (other people than anywhere else); `closed`: pages of questions
+    alone; `references`: the facts of the closed pages' and of the test's people; `questions.jsonl`: the test's.
+    """
     everyone, rng = people(2 * train + test, seed), random.Random(seed + 1)
     rng.shuffle(everyone)
     told, asked, unseen = everyone[:train], everyone[train : 2 * train], everyone[2 * train :]

@@ -1,6 +1,6 @@
-"""Explicit memory (Memory3, arXiv 2407.01178): references written as sparse keys and values, and read by attention.
+"""Explicit memory (Memory3, arXiv 2407.01178): references written as sparse keys and values, which attention reads.
 
-What needs torch is imported when it is first asked for, as in `model`.
+The names are imported on first use, because they need torch, as in `model`.
 """
 
 from importlib import import_module

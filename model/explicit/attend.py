@@ -1,7 +1,7 @@
-"""Attention of a block that has references: one softmax over [BOS; the chunk's memories; causal context].
+"""Attention of a block with explicit memory: one softmax over [BOS; the chunk's references; causal context].
 
-What passes through a block is packed, [B, L + P + M*R, D]: the tokens, the BOS, the references (no BOS when it is
-carried, no references above the last memory layer), so that they share its products and its all-reduces.
+A block computes tokens, BOS and references in one tensor [B, L + P + M*R, D], so that they share its matrix products
+and its all-reduces. The BOS is left out when the state carries it, references above the last memory layer.
 """
 
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What BOS and references become in one block.
+    """BOS and references after the attention of one block.
 
-    contexts: of the BOS [B, P, H*d] and of the references [B, M*R, H*d], those that go on: the BOS not when it is
-        carried, the references not from the last memory layer;
-    sink_keys, sink_values: [B, P, Hkv, d]; memory: None but in a memory layer.
+    contexts: attention outputs [B, P, H*d] of the BOS, unless the state carries it, and [B, M*R, H*d] of the
+        references, in the blocks below the last memory layer.
+    sink_keys, sink_values: [B, P, Hkv, d] of the BOS. memory: what a memory layer keeps; None in other layers.
     """
 
     contexts: list[Tensor]
@@ -47,10 +47,14 @@ def encode(
     index: int,
     carried: LayerReferences | None = None,
 ) -> Encoded:
-    """BOS (if not carried) and references of the call in block `index`: q [B, P + M*R, H, d], k and v, unrotated."""
+    """Compute the attention of BOS and references in block `index`, and what a memory layer keeps of them.
+
+    Args: q [B, P + M*R, H, d], k and v [B, P + M*R, Hkv, d], without rotary embedding; carried: the layer's state of an
+        earlier call, which has the BOS; None: P tokens of q, k and v are the BOS.
+    """
     config, p, contexts = reading.config, reading.sink, []
     if carried is None:
-        sink_keys, sink_values = rotate(k[:, :p], -p, config), v[:, :p].clone()  # no view that keeps v alive
+        sink_keys, sink_values = rotate(k[:, :p], -p, config), v[:, :p].clone()  # a view would keep all of v alive
         contexts.append(_causal(rotate(q[:, :p], -p, config), sink_keys, sink_values))
     else:
         sink_keys, sink_values = carried.sink_keys, carried.sink_values
@@ -68,13 +72,13 @@ def encode(
         if index != reading.last_memory_layer:
             before = (x.repeat_interleave(count, dim=0) for x in (sink_keys, sink_values))
             keys, v = (torch.cat(pair, dim=1) for pair in zip(before, (keys, v), strict=True))
-            context = attention.layout.inner(_causal, rotate(q, 0, config), keys, v)
+            context = attention.parallel.inner(_causal, rotate(q, 0, config), keys, v)
             contexts.append(context.view(len(references.lengths), -1, context.size(-1)))
     return Encoded(contexts, sink_keys, sink_values, memory)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q [R, n, H, d], k and v [R, P + n, Hkv, d] -> [R, n, H*d]."""
+    """Causal attention of q [R, n, H, d] to k and v [R, P + n, Hkv, d], aligned at their ends -> [R, n, H*d]."""
     ahead = k.size(1) - q.size(1)
     mask = torch.ones(q.size(1), k.size(1), dtype=torch.bool, device=q.device).tril(ahead) if ahead else None
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -84,9 +88,11 @@ def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def attend(
     attention: "Attention", h: Tensor, spans: Sequence[SegmentSpan], state: LayerState, reading: Reading, index: int
 ) -> tuple[Tensor, LayerState]:
-    """h [B, L + P + M*R, D], normalised and copied into the tensor-parallel region, in block `index`.
+    """Attention of block `index` for tokens, BOS and references.
 
-    Returns this rank's partial output, for the tokens, the BOS and the references that go on, and the layer's state.
+    Args: h [B, L + P + M*R, D], normalised and copied into the tensor-parallel region.
+    Returns this rank's partial output [B, n, D], n counting the tokens and the BOS and references of
+        `Encoded.contexts`, and the layer's next state.
     """
     length = reading.length
     q, k, v = attention.split(h)
@@ -106,7 +112,7 @@ def attend(
             more = _before(sink_keys, sink_values, memory, span, reading)
         with_references = more[0].size(2) > sink_keys.size(1)
         extra = Extra(*more, reading.mask(span, with_references, q.device))
-        outputs.append(attention.layout.inner(attention.attend, own_q, keys, values, span, extra))
+        outputs.append(attention.parallel.inner(attention.attend, own_q, keys, values, span, extra))
         first = keys.size(1) - span.kept
         keys, values = keys[:, first:], values[:, first:]
     partial = attention.out(torch.cat([*outputs, *encoded.contexts], dim=1))
@@ -116,7 +122,10 @@ def attend(
 
 @dataclass(frozen=True)
 class Extra:
-    """Keys and values [B, S, P + m, Hkv, d] before those of the context, and who sees what of both (`Reading.mask`)."""
+    """Keys and values [B, S, P + m, Hkv, d] of BOS and references, which stand before the context's.
+
+    mask: which token may see which key, of these and of the context's (`Reading.mask`).
+    """
 
     keys: Tensor
     values: Tensor
@@ -126,7 +135,7 @@ class Extra:
 def _before(
     sink_keys: Tensor, sink_values: Tensor, memory: Memory | None, span: SegmentSpan, reading: Reading
 ) -> tuple[Tensor, Tensor]:
-    """Keys and values [B, S, P or P+m, Hkv, d] of BOS and memories that stand before each segment of a span."""
+    """Return keys and values [B, S, P or P+m, Hkv, d] of BOS and references, rotated to stand before each segment."""
     wide = (-1, span.segments, -1, -1, -1)
     keys = reading.before_segments(sink_keys.unsqueeze(1).expand(wide), span)
     values = sink_values.unsqueeze(1).expand(wide)
@@ -144,7 +153,7 @@ def _carried(
     reading: Reading,
     carried: LayerReferences | None,
 ) -> LayerReferences:
-    """The layer's share of the references that the next call still sees."""
+    """Return what this layer carries to the next call: the BOS, and the open chunk's references."""
     if not reading.leaves_open(span):
         none = sink_keys[:, :0]
         return LayerReferences(sink_keys, sink_values, none, none)

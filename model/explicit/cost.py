@@ -1,9 +1,9 @@
-"""What knowledge costs where it can be: in parameters, explicit memory, or text in the prompt (Memory3, sections 2, A).
+"""What a reference costs as parameters, as explicit memory and as text in the prompt (Memory3, sections 2 and A).
 
-The paper's conventions, which give its figures: a product of n by m numbers is 2nm operations; attention over a text of
-R tokens counts all R^2 pairs; of the last block that is computed, attention counts and the feed-forward does not;
-parameters learn a text by one training step on it (three forward passes, with the output head, in a long context).
-Everything is a closed formula of the configuration, in floating-point operations or bytes; no torch.
+Costs are closed formulas of the configuration, in floating-point operations or bytes, without torch. They follow the
+paper's conventions, so that its figures come out: a product of n by m numbers is 2nm operations; attention over a text
+of R tokens counts all R^2 pairs; the last block counts its attention and not its feed-forward; parameters learn a text
+by one training step on it (three forward passes, with the output head, in a long context).
 """
 
 import math
@@ -14,7 +14,7 @@ from model.config import ExplicitConfig, ModelConfig
 
 @dataclass(frozen=True)
 class KnowledgeCosts:
-    """Operations for one reference: to store it, and each time that a chunk uses it."""
+    """Operations for one reference: once to write it, and each time that a chunk reads it."""
 
     implicit_write: float
     explicit_write: float
@@ -22,7 +22,7 @@ class KnowledgeCosts:
     rag_read: float
 
     def of(self, uses: float) -> dict[str, float]:
-        """Operations of a reference that is used so many times, in each form."""
+        """Return the operations of each form for a reference that `uses` chunks read."""
         return {
             "implicit": self.implicit_write,
             "explicit": self.explicit_write + self.explicit_read * uses,
@@ -31,18 +31,18 @@ class KnowledgeCosts:
 
     @property
     def crossover(self) -> tuple[float, float]:
-        """Explicit memory costs least for numbers of uses between these: below, text in the prompt, above, parameters.
+        """(fewest, most) uses between which explicit memory costs least; below text does, above parameters do.
 
-        The first is above the second where it never costs least.
+        Explicit memory never costs least when fewest is above most.
         """
         from_text = self.explicit_write / (self.rag_read - self.explicit_read)
         return from_text, (self.implicit_write - self.explicit_write) / self.explicit_read
 
 
 def knowledge_costs(config: ModelConfig, context: int = 2048) -> KnowledgeCosts:
-    """Costs of a whole reference (`explicit.reference_length` tokens) for a model of this shape.
+    """Return the costs of a whole reference (`explicit.reference_length` tokens) for a model of this shape.
 
-    Args: context, tokens of a training sample, over whose half a token attends on average.
+    Args: context: tokens of a training sample; a token attends to half of them on average.
     """
     explicit = _explicit(config)
     tokens, attention = explicit.reference_length, config.num_heads * config.head_width
@@ -61,14 +61,14 @@ def knowledge_costs(config: ModelConfig, context: int = 2048) -> KnowledgeCosts:
 
 
 def memory_bytes(config: ModelConfig, item: float = 2) -> float:
-    """Bytes of one reference's explicit memory; item: bytes of a number (bf16: 2)."""
+    """Return the bytes of one reference's explicit memory; item: bytes of a number (bf16: 2)."""
     explicit = _explicit(config)
     layers, heads = len(explicit.memory_layers(config.num_layers)), len(explicit.heads(config.num_kv_heads))
     return math.prod((layers, 2, heads, explicit.tokens, config.head_width)) * item
 
 
 def sparsity(config: ModelConfig) -> float:
-    """How many times smaller it is than the keys and values of all tokens, query heads and layers."""
+    """Return the keys and values of all tokens, query heads and layers divided by those that are kept."""
     explicit = _explicit(config)
     everything = config.num_layers * config.num_heads * explicit.reference_length
     kept = len(explicit.memory_layers(config.num_layers)) * len(explicit.heads(config.num_kv_heads)) * explicit.tokens
@@ -76,9 +76,9 @@ def sparsity(config: ModelConfig) -> float:
 
 
 def _encoding(config: ModelConfig, depth: int, tokens: int) -> float:
-    """A text through the first `depth` blocks, the last one's feed-forward left out."""
+    """Operations of the first `depth` blocks on a text of `tokens` tokens, without the last block's feed-forward."""
     attention, feed_forward = _block(config)
-    pairs = 2 * config.num_heads * config.head_width * tokens  # scores and their use, a token
+    pairs = 2 * config.num_heads * config.head_width * tokens  # of a token: scores, and the weighted sum of values
     return 2 * tokens * (depth * (attention + pairs) + (depth - 1) * feed_forward)
 
 

@@ -1,8 +1,9 @@
-"""Reading and writing text with references that are retrieved as the text goes on (Memory3, inference).
+"""Read and generate text with references that are retrieved on the way (Memory3, inference).
 
-Every 64 tokens a chunk of each stream drops the references it had and gets new ones.  A prompt's chunk asks with its
-own tokens, which are given and not predicted; a chunk that is being written asks with the 64 tokens before it.  The
-last chunk of a prompt may be open: what is written there goes on with what the prompt found.
+Each chunk of C tokens (`explicit.chunk_length`) reads the references that are retrieved when it begins, and no others.
+The query of a prompt's chunk is the chunk itself, whose tokens are given and not predicted. The query of a generated
+chunk is the C tokens before it. When a prompt ends inside a chunk, the generated rest of that chunk reads the
+references that the prompt's part retrieved.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,24 +22,26 @@ Query = Sequence[int]
 
 
 class Source(Protocol):
-    """Where memories come from: a retriever and a bank."""
+    """Retrieves references for queries and returns their explicit memories."""
 
-    each: int
+    each: int  # references of a query
 
     def find(self, queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
-        """(memories [n, each, L_mem, 2, H_kv, k, d], lengths int64 [n, each]; 0: none) for n queries of tokens."""
+        """Return memories [n, each, L_mem, 2, H_kv, k, d] and lengths int64 [n, each] in tokens (0: none)."""
         ...
 
     def prefetch(self, queries: Sequence[Query]) -> None:
-        """Begins to bring what these queries will find; returns at once."""
+        """Start to load what these queries will retrieve, and return at once."""
         ...
 
 
 class RetrievingReader:
-    """B streams at one position, whose chunks read what `source` finds.
+    """Reads B streams side by side; each chunk reads the references that `source` retrieves for it.
 
-    known: the tokens of each stream, its prompt and what was added; `position`: how many of them are read.
-    shifted: prompts too ask with the tokens before the chunk, so that no token's loss knows of itself.
+    known: the token ids of each stream, its prompt and what was appended; position: how many of them are read.
+    shifted: the query of a prompt's chunk too is the tokens before it, so that the loss of a token does not depend on
+        a query that contains the token.
+    Raises `ModelError` for an empty prompt, and for a source with a model whose explicit memory is off.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class RetrievingReader:
 
     @torch.no_grad()
     def read(self, count: int) -> Tensor:
-        """Read the next `count` tokens of every stream (0 where a shorter one has ended); hidden [B, count, D]."""
+        """Read the next `count` tokens of every stream; return hidden [B, count, D]. An ended stream reads 0s."""
         begin, end = self.position, self.position + count
         rows = [known[begin:end] + [0] * (end - max(begin, min(end, len(known)))) for known in self.known]
         references = self._references(begin, end)
@@ -73,19 +76,19 @@ class RetrievingReader:
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """fp32 [..., V] of hidden [..., D]."""
+        """Return logits, fp32 [..., V], of hidden [..., D]. Collective over the tensor group."""
         return self.net.tp.gather(self.net.head.logits(hidden)).float()
 
     def _begun(self, begin: int, end: int) -> range:
-        """Numbers of the chunks that begin in [begin, end)."""
+        """Return the numbers of the chunks that begin at positions [begin, end)."""
         return range(-(-begin // self._chunk), -(-end // self._chunk))
 
     def _query(self, row: int, chunk: int) -> list[int]:
-        """The last 64 tokens that the chunk may ask with: up to its own end in a prompt, else before it."""
+        """Return the query of a chunk, at most C tokens: up to the chunk's end in a prompt, else up to its begin."""
         begin = chunk * self._chunk
         known, given = self.known[row], self._given[row]
         end = min(begin + self._chunk, given) if given > begin else min(begin, len(known))
-        ended = len(known) < begin  # nobody reads what comes after
+        ended = len(known) < begin  # the stream ends before this chunk, so nothing reads its references
         return [] if ended else known[max(0, end - self._chunk) : end]
 
     def _references(self, begin: int, end: int) -> References | None:
@@ -100,8 +103,11 @@ class RetrievingReader:
         )
 
     def _prefetch(self, end: int, count: int) -> None:
-        """What comes next: of prompts the chunks after this call's; of what is being written, three quarters through
-        a chunk, what it looks like then (the last tokens seldom change what is found)."""
+        """Prefetch the references of the next chunks.
+
+        In a prompt these are the chunks of the next call. In generated text the query of the next chunk is guessed
+        when three quarters of this one are written: its last tokens seldom change what is retrieved.
+        """
         assert self.source is not None
         if count > 1:
             chunks = [c for c in self._begun(end, end + count) if any(g > c * self._chunk for g in self._given)]
@@ -124,10 +130,10 @@ def generate_with_memory(
     seed: int = 0,
     stop_id: int | None = None,
 ) -> Iterator[tuple[int, int]]:
-    """Yield (stream, token): up to `max_tokens` after each of the prompts, which may be of unequal length.
+    """Yield (stream, token id), up to `max_tokens` tokens for each prompt; prompts may differ in length.
 
-    A stream ends with `stop_id`, which is yielded.  source None: nothing is retrieved.  What a stream gets does not
-    depend on the others, greedily; the same seed and prompts give the same text.
+    A stream ends with `stop_id`, which is yielded too. source None: nothing is retrieved. With greedy sampling a
+    stream does not depend on the other streams; the same seed and prompts give the same text.
     """
     reader = RetrievingReader(net, source, prompts)
     generator = torch.Generator(device=reader.device).manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What layers keep of references: of those of one call, and from one call to the next.
+"""What layers keep of references: during a call (`Memory`) and from one call to the next (the other two).
 
 B batch, M references of the call, k kept tokens of each, P tokens of the BOS, m of the open chunk's references.
 """
@@ -13,7 +13,11 @@ from model.parallel import TensorParallel
 
 @dataclass(frozen=True)
 class OpenChunk:
-    """The references of a chunk that a call ended in: present, bool [B, m], and documents, int64 [B, m], if given."""
+    """The references of the chunk in which a call ended, token by token.
+
+    present: bool [B, m], False where a reference has no such token. documents: int64 [B, m], ids of the documents
+    whose tokens retrieved them; None: every token sees them.
+    """
 
     present: Tensor
     documents: Tensor | None
@@ -21,8 +25,11 @@ class OpenChunk:
 
 @dataclass(frozen=True)
 class LayerReferences:
-    """One layer's share of what is carried: the BOS at its own place, and before the open chunk's segment the BOS and,
-    in a memory layer, the open chunk's references.  Each [B, P or P+m, Hkv, d]; the last two are empty between chunks.
+    """What one layer carries of BOS and references to the next call.
+
+    sink_keys, sink_values: [B, P, Hkv, d], the BOS at its own positions.
+    keys, values: [B, P or P+m, Hkv, d], the BOS and, in a memory layer, the open chunk's references, rotated to stand
+        before the open segment; of no token when no chunk is open.
     """
 
     sink_keys: Tensor
@@ -33,15 +40,17 @@ class LayerReferences:
 
 @dataclass(frozen=True)
 class Memory:
-    """Keys and values [B, M, k, Hkv, d] of the call's references in one layer, at their own places."""
+    """Keys and values [B, M, k, Hkv, d] of a call's references in one layer, at their positions in the reference."""
 
     keys: Tensor
     values: Tensor
 
     @staticmethod
     def of_heads(stored: Tensor, heads: Sequence[int], num_kv_heads: int, tp: TensorParallel) -> "Memory":
-        """From keys and values [B, M, 2, H_kv, k, d] of the key/value heads with memory, `heads`: those of this rank,
-        zero for its heads without."""
+        """Return this rank's heads of `stored` [B, M, 2, H_kv, k, d], whose heads are the key/value heads `heads`.
+
+        This rank's heads without memory are zero.
+        """
         local = num_kv_heads // tp.size
         first = tp.rank * local
         places = [i for i, head in enumerate(heads) if first <= head < first + local]

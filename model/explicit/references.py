@@ -1,9 +1,8 @@
-"""What the chunks of one call may read."""
+"""The references that the chunks of one call read."""
 
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from model.config import ModelConfig
@@ -14,15 +13,16 @@ from model.errors import ModelError
 class References:
     """References for the U chunks that begin in a call; chunk c is the stream's tokens [C*c, C*(c+1)).
 
-    Every chunk brings `each` references, which stay in sight for `window` chunks, its own included: training has
-    each 1 and window 5, generation each 5 and window 1.  They stand in the order of their chunks, the last ones being
-    the last chunk's; M = each*U, or more where chunks before the call still are in sight.
+    Every chunk brings `each` references, which `window` chunks see, the chunk itself and those after it: training has
+    each 1 and window 5, generation each 5 and window 1. References are ordered by chunk, and the last ones belong to
+    the last chunk. M = each*U, or more when the call's first chunks still see references of chunks before the call.
 
-    lengths: int64 [B, M], tokens of each reference; 0: there is none.
-    tokens: int64 [B, M, R], filled up with any id: written in this call, so that gradients reach the writing.
-    memories: [B, M, L_mem, 2, H_kv, k, d], already written (`model.explicit.write`).  One of the two is given.
-    documents: int64 [B, M], id of the document whose tokens found it: another document's do not see it; None: all do.
-        The ids are those of the call, and must differ between documents that come within `window` chunks.
+    lengths: int64 [B, M], tokens of each reference; 0: the chunk brings none.
+    tokens: int64 [B, M, R], padded with any id. The call writes them, so that gradients reach the writing.
+    memories: [B, M, L_mem, 2, H_kv, k, d], written before (`model.explicit.write`). Give either tokens or memories.
+    documents: int64 [B, M], id of the document whose tokens retrieved the reference; tokens of other documents do not
+        see it. None: all tokens do. The ids are those of the call; two documents within `window` chunks of each other
+        must have different ids.
     """
 
     lengths: Tensor
@@ -34,28 +34,27 @@ class References:
 
     @property
     def count(self) -> int:
-        """M."""
+        """M, references of the call."""
         return self.lengths.size(1)
 
     @property
     def bundles(self) -> int:
-        """Chunks that bring something."""
+        """Number of chunks that bring references."""
         return self.count // self.each
 
     def part(self, first: int, chunks: int, all_chunks: int) -> "References":
-        """What chunks [first, first + chunks) of the call's `all_chunks` see: for a call on these alone."""
+        """Return the references that chunks [first, first + chunks) of the call's `all_chunks` see.
+
+        A call on these chunks alone takes them.
+        """
         ahead = self.bundles - all_chunks  # bundles of earlier chunks
         begin, end = max(0, first + ahead - self.window + 1) * self.each, (first + ahead + chunks) * self.each
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         cut: dict[str, Any] = {name: value[:, begin:end] for name, value in tensors.items()}
         return replace(self, **cut)
 
-    def none_found(self) -> "References":
-        """The same with every reference taken away."""
-        return replace(self, lengths=torch.zeros_like(self.lengths))
-
     def check(self, batch: int, chunks: int, config: ModelConfig) -> None:
-        """Raise `ModelError` when the references do not fit a call on `chunks` new chunks."""
+        """Raise `ModelError` when the references do not fit a call in which `chunks` chunks begin."""
         explicit = config.explicit
         assert explicit is not None
         if (self.tokens is None) == (self.memories is None):
@@ -77,8 +76,8 @@ class References:
             self._expect("documents", self.documents, shape)
         if self.each < 1 or self.window < 1 or self.count % self.each:
             raise ModelError(
-                f"references: {self.count} of them, {self.each} a chunk, in sight for {self.window} chunks; every "
-                "chunk must bring as many, and be in sight itself"
+                f"references: {self.count} references, each {self.each}, window {self.window}; each and window must be "
+                "at least 1, and the number of references a multiple of each"
             )
         if not chunks <= self.bundles < chunks + self.window:
             raise ModelError(
@@ -94,7 +93,7 @@ class References:
 
 
 def memory_shape(config: ModelConfig) -> tuple[int, int, int, int, int]:
-    """(L_mem, 2, H_kv, k, d) of one reference's explicit memory: keys, then values."""
+    """Return (L_mem, 2, H_kv, k, d), the shape of one reference's explicit memory; axis 1 is keys, values."""
     explicit = config.explicit
     assert explicit is not None
     layers, heads = len(explicit.memory_layers(config.num_layers)), len(explicit.heads(config.num_kv_heads))

@@ -1,4 +1,4 @@
-"""References to explicit memories: what is kept on disk, and read again as `References.memories`."""
+"""Write references as explicit memories, which a bank stores and `References.memories` takes."""
 
 from typing import TYPE_CHECKING
 
@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 
 def write(net: "LanguageModel", tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Encode references, each alone, and keep of each layer and head the keys and values of the best tokens.
+    """Encode each reference alone and return the keys and values of the tokens that each layer and head keeps.
 
-    Args: tokens int64 [N, R], filled up with any id; lengths int64 [N].
-    Returns [N, L_mem, 2, H_kv, k, d], keys with the rotary embedding at their place in the reference, then values; zero
-    beyond `lengths` and for a length of 0; on every tensor-parallel rank all heads.  Only blocks up to the last memory
-    layer are computed.  Call it under `torch.no_grad()` unless gradients are wanted.
+    Collective over the tensor group. Only blocks up to the last memory layer are computed. Call it under
+    `torch.no_grad()` unless you want gradients.
+
+    Args: tokens int64 [N, R], padded with any id; lengths int64 [N].
+    Returns [N, L_mem, 2, H_kv, k, d], the heads of all ranks: keys, rotated to their positions in the reference, then
+        values; zero beyond `lengths`.
     Raises `ModelError` when the model has no explicit memory or the shapes do not fit.
     """
     if net.explicit is None:
@@ -37,7 +39,7 @@ def write(net: "LanguageModel", tokens: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _all_heads(net: "LanguageModel", memory: Memory) -> Tensor:
-    """A layer's keys and values [1, N, k, Hkv/tp, d] -> [N, 2, H_kv, k, d], the heads with memory of all ranks."""
+    """Gather keys and values [1, N, k, Hkv/tp, d] of a layer -> [N, 2, H_kv, k, d], all ranks' heads with memory."""
     assert net.explicit is not None
     own = torch.cat((memory.keys, memory.values)).transpose(0, 1)  # [N, 2, k, Hkv/tp, d]
     every = net.tp.gather(own.flatten(3)).unflatten(3, (-1, own.size(4)))

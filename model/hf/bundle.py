@@ -1,11 +1,11 @@
 """The source files that let an exported folder run without this project.
 
-Transformers copies a folder's Python files into a package of its own, all in one directory, and finds them by their
-relative imports.  So each file of `model/` that `model/hf/modeling.py` needs is written under a flat name with its
-`from model.x import` turned into `from .memtrain_x import`; nothing else in it changes.  megatron-core's place is taken
-by `model/hf/one_rank.py`, that of the search for installed memory kinds by `model/hf/carried_kinds.py`.
+Transformers copies a folder's Python files into one directory, a package, and finds them by their relative imports. So
+each file of `model/` that `model/hf/modeling.py` needs is written under a flat name. `from model.x import` becomes
+`from .memtrain_x import`; nothing else changes. `model/hf/one_rank.py` replaces megatron-core, and
+`model/hf/carried_kinds.py` replaces the search for installed memory kinds.
 
-A kind of another package comes along: its files, as far as they import each other by name, are written in the same way.
+For a memory kind of another package, the files of that package that its class imports are written in the same way.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ from model.memory.registry import BUILT_IN
 from model.memory.spec import MemoryConfig
 
 MODELING, CONFIGURATION = "modeling_memtrain", "configuration_memtrain"
-PACKAGES = ("torch", "transformers", "pydantic")  # what the written files import beside the standard library
+PACKAGES = ("torch", "transformers", "pydantic")  # imports of the written files beside the standard library
 
 _NAMES = {"model.hf.modeling": MODELING, "model.hf.configuration": CONFIGURATION}
 _KINDS = "model.memory.entry_points"
@@ -24,7 +24,7 @@ _INSTEAD = {"model.megatron": "model.hf.one_rank", _KINDS: "model.hf.carried_kin
 
 
 def source_files(memory: type[MemoryConfig]) -> dict[str, str]:
-    """File name -> text; `memory`: the kind of the model's memory."""
+    """Return file name -> text of the source files; memory: the kind of the model's memory."""
     files: dict[str, str] = {}
     packages, entered = ["model"], ""
     if memory not in BUILT_IN:
@@ -39,7 +39,7 @@ def source_files(memory: type[MemoryConfig]) -> dict[str, str]:
             continue
         text = _source(_INSTEAD.get(module, module)).read_text(encoding="utf-8")
         text += entered if module == _KINDS else ""
-        waiting += [found for _, found in imports.findall(text)]
+        waiting += [name for _, name in imports.findall(text)]
         files[file] = imports.sub(lambda match: f"{match[1]}from .{_flat(match[2])} import ", text)
     return files
 
@@ -51,7 +51,7 @@ def _flat(module: str) -> str:
 
 
 def _source(module: str) -> Path:
-    """The file of a module, without importing it."""
+    """Return the file of a module, without importing it."""
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None, module
     return Path(spec.origin)

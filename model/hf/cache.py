@@ -1,4 +1,4 @@
-"""What `generate` carries between its steps: our streams' states."""
+"""The cache that Transformers' `generate` carries between its steps. It holds the streams' states."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,10 @@ from model.state import StreamState
 
 @dataclass(frozen=True)
 class Streams:
-    """Rows of the batch that have read equally many tokens, and so share a state.
+    """Rows of the batch that have read equally many tokens, so that one state holds them.
 
-    rows: int64 [n] places in the batch; padding: columns on the left that they do not read; state: None, not begun.
+    rows: int64 [n], their places in the batch; padding: columns on the left that they skip; state: None before the
+    first token.
     """
 
     rows: Tensor
@@ -21,9 +22,9 @@ class Streams:
 
 
 class MemtrainCache:
-    """Memory, and keys and values of the open segments: constant in size, whatever has been read.
+    """The memories, and the keys and values of the open segments. Its size does not depend on how much was read.
 
-    It cannot go back: what a memory has read cannot be taken out again, so `crop` (assisted generation) is refused.
+    Tokens cannot be removed from a memory, so `crop`, which assisted generation calls, raises `ValueError`.
     """
 
     is_compileable = False
@@ -34,7 +35,7 @@ class MemtrainCache:
 
     @classmethod
     def begin(cls, batch: int, mask: Tensor | None, device: torch.device) -> "MemtrainCache":
-        """Before the first token.  mask: int or bool [B, L], 0 for padding on the left; None: no padding."""
+        """Return the cache before the first token. mask: [B, L], 0 = padding on the left; None: no padding."""
         if mask is None:
             return cls([Streams(torch.arange(batch, device=device), 0, None)])
         padding = mask.size(1) - mask.bool().sum(dim=1)
@@ -52,7 +53,7 @@ class MemtrainCache:
         return sum(len(streams.rows) for streams in self.streams)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Row i of the batch becomes what row `indices[i]` was."""
+        """Make row i of the batch what row `indices[i]` was; indices: int64 [n]."""
         chosen = []
         for old in self.streams:
             matches = indices.to(old.rows.device).unsqueeze(1) == old.rows  # [new rows, old rows of these streams]
@@ -62,7 +63,7 @@ class MemtrainCache:
         self.streams = chosen
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Beam search: the same as `batch_select_indices`."""
+        """Do what `batch_select_indices` does, under the name that beam search calls."""
         self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -70,4 +71,6 @@ class MemtrainCache:
         self.batch_select_indices(rows.repeat_interleave(repeats))
 
     def crop(self, max_length: int) -> None:
-        raise ValueError("a memory cannot forget its last tokens: use generate without assistant or prompt look-up")
+        raise ValueError(
+            "crop: tokens cannot be removed from a memory; use generate without assistant or prompt look-up"
+        )

@@ -1,6 +1,6 @@
-"""`model/memory/entry_points.py` of an exported folder, which carries the kind that it needs and asks for no other.
+"""Replaces `model/memory/entry_points.py` in an exported folder, which contains the memory kind that it needs.
 
-For a kind of another package `bundle.py` adds the lines that enter its class here.
+For a kind of another package, `bundle.py` appends lines that add its class to `KINDS`.
 """
 
 from model.memory.spec import MemoryConfig
@@ -9,10 +9,10 @@ KINDS: dict[str, type[MemoryConfig]] = {}
 
 
 def kinds() -> list[str]:
-    """Names of the kinds that came with the folder beside memtrain's own."""
+    """Return the names of the folder's kinds that are not memtrain's own."""
     return list(KINDS)
 
 
 def load(kind: str) -> type[MemoryConfig]:
-    """The class of one of `kinds`."""
+    """Return the class of one of `kinds`."""
     return KINDS[kind]

@@ -1,4 +1,4 @@
-"""`config.json` of an exported model: `ModelConfig` under the key `model`."""
+"""The `config.json` of an exported model, which has a `ModelConfig` under the key `model`."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from model.config import ModelConfig
 
 
 class MemtrainConfig(PretrainedConfig):
-    """Hugging Face's view of a `ModelConfig`; its usual attributes are read from there."""
+    """A `ModelConfig` as a Transformers configuration, with the attributes that Transformers reads."""
 
     model_type = "memtrain"
 
@@ -20,7 +20,7 @@ class MemtrainConfig(PretrainedConfig):
 
     @property
     def shape(self) -> ModelConfig:
-        """The model's configuration, checked."""
+        """The checked `ModelConfig`. Raises `pydantic.ValidationError` when it is invalid."""
         return ModelConfig(**self.model)
 
     @property

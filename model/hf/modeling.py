@@ -1,4 +1,4 @@
-"""Our language model as a Transformers `AutoModelForCausalLM`, its memory carried in the cache."""
+"""The language model as a Transformers `AutoModelForCausalLM`; its cache carries the memory."""
 
 from typing import Any
 
@@ -26,9 +26,9 @@ class MemtrainForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: MemtrainConfig) -> None:
         super().__init__(config)
-        # built here, not by `config`, whose file Transformers loads from a copy of its own with kinds of its own
+        # `config.shape` would not do: Transformers loads the file of `config` from another copy, with other kinds
         self.net = LanguageModel(ModelConfig(**config.model))
-        if not any(parameter.is_meta for parameter in self.net.parameters()):  # not from a folder
+        if not any(parameter.is_meta for parameter in self.net.parameters()):  # not loaded from a folder
             self.net.initialize(seed=0)
             for parameter in self.net.parameters():
                 parameter._is_hf_initialized = True  # type: ignore[attr-defined]
@@ -46,12 +46,13 @@ class MemtrainForCausalLM(PreTrainedModel, GenerationMixin):
         return self.net.head
 
     def resize_token_embeddings(self, *_arguments: Any, **_keywords: Any) -> torch.nn.Module:
-        raise ValueError("the vocabulary of a memtrain model is fixed when it is trained")
+        raise ValueError("resize_token_embeddings: the vocabulary of a memtrain model is fixed when it is trained")
 
     def write_references(self, tokens: Tensor, lengths: Tensor) -> References:
-        """Explicit memories of references int64 [n, R] with lengths int64 [n], for `self.net(ids, references=...)`.
+        """Write references int64 [n, R] of lengths int64 [n] as explicit memories, for `self.net(ids, references=...)`.
 
-        One stream (B = 1), one reference for each 64 tokens of `ids`, seen from there on; lengths of 0: none.
+        They serve one stream (B = 1): each chunk of `ids` brings one reference, which all later tokens see too; a
+        length of 0 means no reference.
         Raises `ModelError` when the model has no explicit memory.
         """
         memories = write(self.net, tokens, lengths)
@@ -73,27 +74,29 @@ class MemtrainForCausalLM(PreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> Any:
-        """Logits of a batch, and the cache to go on from.
+        """Return the logits of a batch, and the cache to continue from.
 
         Args:
             input_ids: int64 [B, L], the tokens after those that `past_key_values` has read.
-            attention_mask: [B, past + L] or [B, L]; 0 for padding, which must be on the left.  On the right it is
-                taken when no cache is asked for: no token looks ahead.
-            past_key_values: of an earlier call; it is changed in place, as Transformers' caches are.
-            labels: int64 [B, L]; -100 is left out of the loss.
-            logits_to_keep: compute only so many last positions; 0: all.
+            attention_mask: [B, past + L] or [B, L]; 0 = padding, which must be on the left. Padding on the right is
+                accepted when no cache is asked for, because no token sees later ones.
+            past_key_values: of an earlier call; the call changes it in place, as for Transformers' caches.
+            labels: int64 [B, L]; positions with -100 are left out of the loss.
+            logits_to_keep: number of last positions to compute; 0: all.
 
         Returns `CausalLMOutputWithPast`: logits fp32 [B, L or kept, V], 0 at padding on the left.
-        Raises `ValueError` for what a carried memory cannot do.
+        Raises `ValueError` for padding or outputs that a memory does not allow.
         """
         if output_attentions or output_hidden_states:
-            raise ValueError("output_attentions and output_hidden_states: not kept by this model; leave them out")
+            raise ValueError(
+                "output_attentions and output_hidden_states: this model does not return them; leave them out"
+            )
         cache = past_key_values
         if cache is None:
             mask, pads_on_right = _left_padding(attention_mask)
             if pads_on_right and use_cache:
                 raise ValueError(
-                    "attention_mask: a memory reads from the left; pad there: tokenizer.padding_side='left'"
+                    "attention_mask: with a cache padding must be on the left; set tokenizer.padding_side='left'"
                 )
             use_cache = not pads_on_right if use_cache is None else use_cache
             cache = MemtrainCache.begin(input_ids.size(0), mask, input_ids.device)
@@ -108,7 +111,7 @@ class MemtrainForCausalLM(PreTrainedModel, GenerationMixin):
         return output.to_tuple() if return_dict is False else output
 
     def _advance(self, cache: MemtrainCache, input_ids: Tensor, keep: int) -> Tensor:
-        """Read `input_ids` [B, L] into `cache`; logits fp32 [B, L or keep, V]."""
+        """Read `input_ids` [B, L] into `cache`; return logits fp32 [B, L or keep, V]."""
         length = input_ids.size(1)
         kept = min(keep, length) if keep else length
         following, parts = [], []
@@ -125,7 +128,7 @@ class MemtrainForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 def _left_padding(mask: Tensor | None) -> tuple[Tensor | None, bool]:
-    """The mask when it pads on the left, and whether it pads on the right.  Raises `ValueError` for any other."""
+    """Return the mask if it pads on the left, and whether it pads on the right. Raises `ValueError` for others."""
     if mask is None or bool(mask.bool().all()):
         return None, False
     if mask.dim() != 2 or not bool(mask.bool().any(dim=1).all()):
@@ -136,13 +139,15 @@ def _left_padding(mask: Tensor | None) -> tuple[Tensor | None, bool]:
     if not bool((steps < 0).any()):
         return mask, False
     if bool((steps > 0).any()):
-        raise ValueError("attention_mask: padding may stand before or after a row's tokens, not both, nor among them")
+        raise ValueError("attention_mask: a row's padding must all come before its tokens, or all after them")
     return None, True
 
 
 def _check_continuation(cache: MemtrainCache, input_ids: Tensor, mask: Tensor | None) -> None:
-    """Refuse another batch than the cache's, and padding after tokens that were read."""
+    """Raise `ValueError` for another batch size than the cache's, and for padding after tokens that were read."""
     if cache.batch_size != input_ids.size(0):
-        raise ValueError(f"past_key_values: of {cache.batch_size} rows, but input_ids have {input_ids.size(0)}")
+        raise ValueError(
+            f"past_key_values: has {cache.batch_size} rows, but input_ids have {input_ids.size(0)}; pass the same rows"
+        )
     if mask is not None and not bool(mask[:, -input_ids.size(1) :].bool().all()):
         raise ValueError("attention_mask: rows that are being continued cannot be padded; leave them out of the batch")

@@ -1,4 +1,4 @@
-"""`model/megatron.py` for a single process: the same weights in plain torch.  Takes its place in exported folders."""
+"""Replaces `model/megatron.py` in exported folders, which run in a single process: the same weights in plain torch."""
 
 import torch
 import torch.distributed as dist
@@ -18,19 +18,22 @@ class _Weight(nn.Module):
 
 
 class ColumnWeight(_Weight):
+    """The weight of a linear layer, [out, in]."""
+
     def __init__(self, in_size: int, out_size: int, group: dist.ProcessGroup | None) -> None:
         super().__init__(out_size, in_size, group)
 
 
 class RowWeight(ColumnWeight):
-    pass
+    """The weight of a linear layer, [out, in]."""
 
 
 class TableWeight(_Weight):
-    pass
+    """The embedding table, [V, D]."""
 
 
 def copy_to_region(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Raise `RuntimeError`: there is no group to copy to."""
     raise RuntimeError("an exported model runs on one rank: it has no tensor parallelism")
 
 

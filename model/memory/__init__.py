@@ -1,4 +1,4 @@
-"""The memory kinds: a package a kind, with `spec.py` (its configuration and costs, without torch) and `module.py`.
+"""The memory kinds. Each is a package: `spec.py` (configuration and costs, without torch) and `module.py`, the layer.
 
-`registry.py` finds them, those of other packages too; `spec.py` and `interface.py` are all that the rest knows of them.
+`registry.py` finds the kinds, installed ones too. The rest of the project uses `spec.py` and `interface.py` alone.
 """

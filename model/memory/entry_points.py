@@ -1,4 +1,4 @@
-"""Memory kinds of installed packages, by the entry points that name them."""
+"""Memory kinds of installed packages, which name them as entry points of the group `memtrain.memory_kinds`."""
 
 from importlib.metadata import EntryPoint, entry_points
 
@@ -9,12 +9,15 @@ GROUP = "memtrain.memory_kinds"
 
 
 def kinds() -> list[str]:
-    """Names of the installed kinds; nothing of them is imported."""
+    """Return the names of the installed kinds, without importing them."""
     return sorted({point.name for point in entry_points(group=GROUP)})
 
 
 def load(kind: str) -> type[MemoryConfig]:
-    """The class of an installed kind.  Raises `ModelError` naming the package when the name leads to no such class."""
+    """Return the class of the installed kind `kind`.
+
+    Raises `ModelError` naming the package when two packages bring the kind, or the entry point names no usable class.
+    """
     points = list(entry_points(group=GROUP, name=kind))
     if len(points) > 1:
         packages = " and ".join(_package(point) for point in points)
@@ -22,7 +25,7 @@ def load(kind: str) -> type[MemoryConfig]:
     (point,) = points
     try:
         found = point.load()
-    except Exception as error:  # whatever a package of others raises when it is imported
+    except Exception as error:  # importing another package can raise anything
         raise ModelError(
             f"memory.kind '{kind}': {point.value} of the package {_package(point)} cannot be imported "
             f"({type(error).__name__}: {error}); repair or uninstall that package"

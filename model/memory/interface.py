@@ -1,4 +1,4 @@
-"""What every recurrent memory offers the decoder layer."""
+"""The interface between a decoder layer and its memory."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,20 +18,20 @@ GATES = ("in", "forget", "out")
 class Memory(nn.Module, ABC):
     """One decoder layer's memory, of any kind.
 
-    `wiped` makes every read find the initial memory, which is how its use is measured; `wiped_slots` the same for
+    With `ablated` every read finds the initial memory, so that its use can be measured; `ablated_slots` is the same for
     single slots.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.wiped = False
-        self.wiped_slots: tuple[int, ...] = ()
+        self.ablated = False
+        self.ablated_slots: tuple[int, ...] = ()
         self.tape: Tape | None = None
         self._gates: dict[str, tuple[Tensor, int]] = {}
-        self._compiled_gates: dict[str, Tensor | None] = dict.fromkeys(GATES)  # a compiled graph may add no key
+        self._compiled_gates: dict[str, Tensor | None] = dict.fromkeys(GATES)  # a compiled graph cannot add keys
 
     def record_gate(self, name: str, gate: Tensor) -> None:
-        """Add a gate's mean opening in this forward to what the log will show."""
+        """Add the mean of a gate's values in this forward to the means that `take_gates` returns."""
         mean = gate.detach().mean()
         if torch.compiler.is_compiling():
             self._compiled_gates[name] = mean
@@ -40,7 +40,7 @@ class Memory(nn.Module, ABC):
         self.show(f"gate_{name}", gate)
 
     def gather_gates(self) -> None:
-        """After each forward: add what a compiled graph has left."""
+        """Add the means that a compiled graph has left. The decoder layer calls it after each forward."""
         for name, mean in self._compiled_gates.items():
             if mean is not None:
                 self._add_gate(name, mean)
@@ -51,88 +51,99 @@ class Memory(nn.Module, ABC):
         self._gates[name] = (total + mean, count + 1)
 
     def show(self, name: str, x: Tensor) -> None:
-        """Keep a tensor of the computation for whoever is `recording`; otherwise nothing."""
+        """Append a tensor of the computation to the tape inside `recording`; do nothing elsewhere."""
         if self.tape is not None:
             self.tape.setdefault(name, []).append(x.detach())
 
     def take_gates(self) -> dict[str, Tensor]:
-        """Mean opening of each gate over the forwards since the last call."""
+        """Return each gate's mean, fp32 [], over the forwards since the last call, and start anew."""
         means = {name: total / count for name, (total, count) in self._gates.items()}
         self._gates = {}
         return means
 
     def reading(self, tape: Tape) -> MemoryReading:
-        """What this memory read and wrote over one document (B = 1), from its tape of that call.
+        """Return what this memory read and wrote over one document (B = 1), from the tape of the calls on it.
 
-        Raises `ModelError` for a kind that does not say.
+        Raises `ModelError` for a kind without this method.
         """
         raise ModelError(
             f"{type(self).__name__} keeps nothing of its reads: it has no method `reading`, so it cannot be interpreted"
         )
 
     def used_outside_forward(self) -> Iterable[nn.Parameter]:
-        """Parameters that are read while neither this module's `forward` nor that of a module below it runs."""
+        """Return the parameters that are read outside the `forward` of this module and of the modules below it.
+
+        ZeRO 3 must be told of them, because it gathers a parameter only while its module's `forward` runs.
+        """
         return ()
 
     @abstractmethod
     def initial_state(self, hidden: Tensor) -> Any:
-        """The state before the first token, on the device of `hidden` [B, L, D]."""
+        """Return the state before the first token, on the device of `hidden` [B, L, D]."""
 
     @abstractmethod
     def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Initial fp32 values, of `shape`, for a part of the parameter `name`: consecutive rows, or a part of one row.
+        """Return initial fp32 values, of `shape`, for a part of the parameter `name`: whole rows, or a part of one row.
 
-        `generator` stands where the part begins. Each number must be constant in the parameter, or follow from
-        `torch.randn` of this shape alone: a rank draws no other rank's part of a weight.
+        `generator` is in the state where the part begins. A rank draws its own part of a weight alone, so the values
+        must be constant over the parameter, or follow from one `torch.randn` of this shape.
         """
 
     def drawn_as(self, name: str) -> str:
-        """The parameter whose random numbers `name` begins with: itself, unless a kind wants two to begin alike."""
+        """Return the name of the parameter whose seed initialises `name`.
+
+        Override it to give two parameters equal initial weights (query and key).
+        """
         return name
 
 
 class RecurrentMemory(Memory):
-    """Beside the feed-forward.  Reads before it writes: tokens of a segment see what earlier segments of their own
-    document left, so that all segments of a span are computed at once."""
+    """A memory that runs beside the feed-forward and computes all segments of a span at once.
+
+    It reads before it writes: a segment's tokens see what earlier segments of their own document wrote.
+    """
 
     @abstractmethod
     def forward(self, h: Tensor, span: SegmentSpan, state: Any) -> tuple[Tensor, Any]:
-        """h [B, n, D], normalised and copied into the tensor-parallel region.
+        """Read and write the memory for a span's tokens h [B, n, D], which are in the tensor-parallel region.
 
         Returns this rank's partial output [B, n, D] (exactly zero when freshly initialised) and the next state.
         """
 
 
 def memories(module: nn.Module) -> list[Memory]:
-    """All memory modules below `module`, in order of depth."""
+    """Return all memory modules below `module`, in order of depth."""
     return [m for m in module.modules() if isinstance(m, Memory)]
 
 
 @contextmanager
-def wiped(module: nn.Module, slots: Sequence[int] | None = None) -> Iterator[None]:
+def ablated(module: nn.Module, slots: Sequence[int] | None = None) -> Iterator[None]:
     """Inside the context every read below `module` finds the initial memory (only in `slots`, when they are given)."""
     found = memories(module)
     try:
         for memory in found:
-            memory.wiped, memory.wiped_slots = slots is None, tuple(slots or ())
+            memory.ablated, memory.ablated_slots = slots is None, tuple(slots or ())
         yield
     finally:
         for memory in found:
-            memory.wiped, memory.wiped_slots = False, ()
+            memory.ablated, memory.ablated_slots = False, ()
 
 
-def lost_slots(found: Iterable[Memory], slots: int, device: torch.device) -> Tensor | None:
-    """bool [slots], True = wiped in any of these memories; None: nothing is wiped."""
-    lost = {n for m in found for n in (range(slots) if m.wiped else m.wiped_slots)}
+def lost_slots(found: Iterable[Memory], num_slots: int, device: torch.device) -> Tensor | None:
+    """Return bool [N], True = the slot is ablated in any of these memories; None: no slot is ablated."""
+    lost = {n for m in found for n in (range(num_slots) if m.ablated else m.ablated_slots)}
     if not lost:
         return None
-    return torch.isin(torch.arange(slots, device=device), torch.tensor(sorted(lost), device=device))
+    return torch.isin(torch.arange(num_slots, device=device), torch.tensor(sorted(lost), device=device))
 
 
 @contextmanager
 def recording(module: nn.Module) -> Iterator[list[Tape]]:
-    """What the memories below `module` compute inside the context, by name: a tape a memory, in order of depth, an
-    entry a call.  Each kind's file says what it shows."""
+    """Record the tensors that the memories below `module` `show` inside the context.
+
+    Yields a tape for each memory, in order of depth; a tape has, by name, one tensor for each call. Its shape
+    depends on the kind and the name; `lm2` through time shows its keys as [B, S, H, T, N].
+    """
     found = memories(module)
     tapes: list[Tape] = [{} for _ in found]
     try:

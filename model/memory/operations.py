@@ -1,9 +1,8 @@
-"""The inner operations of the memories that flow through time, with their derivatives written out.
+"""Inner operations of the memories that flow through time, with explicit backward passes.
 
-Autograd's own versions are several times slower: they keep every intermediate of a loop over segments, and pass over
-each array once per elementary operation.  Tests hold them to `torch.autograd.gradcheck` and to the slow references.
-
-In a compiled layer the plain formulas stand in their place, whose passes the compiler fuses, forward and backward.
+With plain autograd they are several times slower: it keeps every intermediate of the loop over segments, and passes
+over each array once per elementary operation. Tests compare them with `torch.autograd.gradcheck` and the slow
+references. A compiled layer uses the plain formulas instead, because the compiler fuses their passes.
 """
 
 from typing import Any
@@ -16,14 +15,14 @@ from model.parallel_context import SegmentParallel
 
 
 def normalise(x: Tensor, eps: float, length: float = 1.0) -> Tensor:
-    """x / sqrt(|x|^2 + eps) * length over the last axis, fp32."""
+    """Return x / sqrt(|x|^2 + eps) * length over the last axis, fp32."""
     if torch.compiler.is_compiling():
         return x * (torch.rsqrt(x.square().sum(-1, keepdim=True) + eps) * length)
     return _Normalise.apply(x, eps, length)
 
 
 def address(x: Tensor, scale: float) -> Tensor:
-    """The unit vector along phi(scale * x) over the last axis, phi(z) = elu(z) + 1 > 0, fp32."""
+    """Return the unit vector along phi(scale * x) over the last axis, phi(z) = elu(z) + 1 > 0, fp32."""
     if torch.compiler.is_compiling():
         phi = F.elu(x * scale) + 1.0
         return phi * torch.rsqrt(phi.square().sum(-1, keepdim=True).clamp(min=1e-24))
@@ -33,11 +32,11 @@ def address(x: Tensor, scale: float) -> Tensor:
 def scan(
     bank: Tensor, transition: Tensor, added: Tensor, ranks: SegmentParallel | None = None
 ) -> tuple[Tensor, Tensor]:
-    """M_{s+1} = transition_s M_s + added_s.
+    """Compute M_{s+1} = transition_s M_s + added_s over the segments. Collective over `ranks`.
 
-    Args: bank [B, H, N, d]; transition [B, S, H, N, 1], a factor for each row, or [B, S, H, N, N], a matrix;
-        added [B, S, H, N, d]; ranks that own the segments before and after these: the bank then comes from the rank
-        before (`bank` counts on the first only) and goes to the rank after, and its gradient the other way.
+    Args: bank [B, H, N, d]; transition [B, S, H, N, 1], a factor for each slot, or [B, S, H, N, N], a matrix;
+        added [B, S, H, N, d]; ranks: those that share each sample's segments, None: this one. The bank comes from
+        the rank before (only the first uses `bank`) and goes to the rank after; its gradient goes the other way.
     Returns: the banks that enter the segments, [B, S, H, N, d], and the one that leaves the last, [B, H, N, d].
     """
     if torch.compiler.is_compiling():
@@ -46,16 +45,17 @@ def scan(
 
 
 def decayed_keys(keys: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
-    """What is left of each write at its segment's end, and of each row that was there before.
+    """Decay each write by the forgetting of the segment's later tokens.
 
-    Args: keys [..., T, N]; strength delta [..., T, 1].
-    Returns: k_tn exp(-sum_{u>t} delta_u k_un^2), [..., T, N], and exp(-sum_t delta_t k_tn^2), [..., 1, N].
+    Args: keys k [..., T, N]; strength delta [..., T, 1].
+    Returns: the keys at the segment's end and the share that is kept of each slot's content before the segment:
+        k_tn exp(-sum_{u>t} delta_u k_un^2), [..., T, N], and exp(-sum_t delta_t k_tn^2), [..., 1, N].
     """
     if torch.compiler.is_compiling():
-        fading = (strength * keys.square()).cumsum(dim=-2)
-        total = fading[..., -1:, :]
-        return keys * torch.exp(fading - total), torch.exp(-total)
-    return _FadingKeys.apply(keys, strength)
+        decay = (strength * keys.square()).cumsum(dim=-2)
+        total = decay[..., -1:, :]
+        return keys * torch.exp(decay - total), torch.exp(-total)
+    return _DecayedKeys.apply(keys, strength)
 
 
 class _Normalise(torch.autograd.Function):
@@ -96,8 +96,10 @@ class _Address(torch.autograd.Function):
 
 
 class _Scan(torch.autograd.Function):
-    """The gradient G_s of M_s runs the same recurrence backwards: G_s = transition_s^T G_{s+1} + dM_s;
-    d added_s = G_{s+1}; d transition_s = G_{s+1} M_s^T (its diagonal where the transition is a factor)."""
+    """The scan. The gradient G_s of M_s follows the same recurrence in reverse: G_s = transition_s^T G_{s+1} + dM_s.
+
+    d added_s = G_{s+1}; d transition_s = G_{s+1} M_s^T (its diagonal where the transition is a factor).
+    """
 
     @staticmethod
     def forward(
@@ -135,7 +137,7 @@ class _Scan(torch.autograd.Function):
 
 
 def _step(transition: Tensor, bank: Tensor, added: Tensor, out: Tensor) -> None:
-    """transition [B, H, N, 1] or [B, H, N, N]; bank, added and out [B, H, N, d]."""
+    """Write transition bank + added to `out`; transition [B, H, N, 1] or [B, H, N, N], the others [B, H, N, d]."""
     if transition.size(-1) > 1:
         torch.add(transition @ bank, added, out=out)
     else:
@@ -143,7 +145,7 @@ def _step(transition: Tensor, bank: Tensor, added: Tensor, out: Tensor) -> None:
 
 
 def _plain_scan(bank: Tensor, transition: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
-    """`scan` on one rank."""
+    """`scan` on one rank, in plain operations."""
     banks = [bank]
     for s in range(added.size(1)):
         step = transition[:, s]
@@ -152,23 +154,23 @@ def _plain_scan(bank: Tensor, transition: Tensor, added: Tensor) -> tuple[Tensor
     return torch.stack(banks[:-1], dim=1), banks[-1]
 
 
-class _FadingKeys(torch.autograd.Function):
-    """With w the faded keys and g = dw * w, the gradient of delta_u k_un^2 is -sum_{t<u} g_tn - kept dkept."""
+class _DecayedKeys(torch.autograd.Function):
+    """With w the decayed keys and g = dw * w, the gradient of delta_u k_un^2 is -sum_{t<u} g_tn - kept dkept."""
 
     @staticmethod
     def forward(ctx: Any, keys: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
-        fading = (strength * keys.square()).cumsum(dim=-2)  # from the segment's begin up to each token
-        total = fading[..., -1:, :].neg()
-        fading.add_(total).exp_()
+        decay = (strength * keys.square()).cumsum(dim=-2)  # summed from the segment's begin to each token
+        total = decay[..., -1:, :].neg()
+        decay.add_(total).exp_()
         kept = total.exp_()
-        faded = fading * keys
-        ctx.save_for_backward(keys, strength, fading, kept)
-        return faded, kept
+        decayed = decay * keys
+        ctx.save_for_backward(keys, strength, decay, kept)
+        return decayed, kept
 
     @staticmethod
-    def backward(ctx: Any, d_faded: Tensor, d_kept: Tensor) -> tuple[Tensor, Tensor]:
-        keys, strength, fading, kept = ctx.saved_tensors
-        d_keys = d_faded * fading
+    def backward(ctx: Any, d_decayed: Tensor, d_kept: Tensor) -> tuple[Tensor, Tensor]:
+        keys, strength, decay, kept = ctx.saved_tensors
+        d_keys = d_decayed * decay
         d_log = d_keys * keys
         d_erased = d_log - d_log.cumsum(dim=-2)
         d_erased.sub_(kept * d_kept).mul_(keys)

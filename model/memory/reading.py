@@ -1,4 +1,4 @@
-"""What a memory computed while one stream of tokens was read, in a form that all kinds share, from its tape.
+"""What a memory computed while it read one stream of tokens, in a form that all kinds share.
 
 L tokens read, S banks they read (one a segment), H heads, N slots, d width of a slot.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-Tape = dict[str, list[Tensor]]  # by name, a tensor a call: what `Memory.show` was given
+Tape = dict[str, list[Tensor]]  # tensors that `Memory.show` was given: by name, one for each call
 
 
 @dataclass(frozen=True)
@@ -16,14 +16,14 @@ class MemoryReading:
     """One block's memory over one document.
 
     Attributes:
-        address: fp32 [L, H, N], the weight with which a token's query asks each slot; see the kind for its scale.
-        bank: fp32 [S, H, N, d], what each segment's tokens found in the slots, or [S, 1, N, D] where slots are whole;
-            None where there is no bank beside the tokens.
-        recalled: fp32 [L, H, d], what each token's read returned, as the model computed it; None as `bank`.
+        address: fp32 [L, H, N], the weight of each slot in a token's read; its scale depends on the kind.
+        bank: fp32 [S, H, N, d], the slots that each segment's tokens read, or [S, 1, N, D] for slots that are not
+            split into heads; None for kinds without a bank.
+        recalled: fp32 [L, H, d], the result of each token's read, as the model computed it; None without a bank.
         gates: name -> mean opening, fp32 [L] for gates of tokens, [S] for gates of slots.
-        error: largest difference between `recalled` and the same computed from `address` and `bank`.
-        writes: how every token changed the bank (`evaluation.interpret.retrieval`); empty for kinds whose reads cannot
-            be taken apart into writes.
+        error: largest difference between `recalled` and the product of `address` and `bank`.
+        writes: what each token wrote, by name (`evaluation.interpret.retrieval`); empty for kinds whose reads are no
+            sum over earlier tokens' writes.
     """
 
     address: Tensor
@@ -35,12 +35,12 @@ class MemoryReading:
 
 
 def by_token(calls: list[Tensor]) -> Tensor:
-    """Calls' [1, S, H, n, …] -> fp32 [L, H, …] on the CPU."""
+    """Join the calls' [1, S, H, n, …] -> fp32 [L, H, …] on the CPU."""
     return torch.cat([x[0].transpose(1, 2).flatten(0, 1) for x in calls]).float().cpu()
 
 
 def gate_means(tape: Tape) -> dict[str, Tensor]:
-    """Mean opening of each recorded gate, by token, or by segment for gates that stand once a segment."""
+    """Return the mean of each recorded gate, fp32 [L] by token, or [S] for gates that have one value a segment."""
     return {name.removeprefix("gate_"): _mean(x) for name, x in tape.items() if name.startswith("gate_")}
 
 

@@ -1,9 +1,9 @@
-"""Which memory kinds there are: those of this package, and those that installed packages name as entry points.
+"""The memory kinds: those of this package, and those that installed packages name as entry points.
 
     [project.entry-points."memtrain.memory_kinds"]
     KIND = "package.spec:Config"        # a subclass of model.memory.spec.MemoryConfig; docs/memory.md has an example
 
-An installed package is imported when a configuration names its kind, or when all kinds are listed.
+An installed package is imported only when a configuration names its kind, or when all kinds are listed.
 """
 
 from typing import Any, Literal
@@ -24,13 +24,14 @@ BUILT_IN: tuple[Kind, ...] = (NoMemoryConfig, LM2TimeConfig, LM2DepthConfig, Del
 
 
 def registered() -> list[Kind]:
-    """Every kind, built in or installed.  Raises `ModelError` when an installed one cannot be imported."""
+    """Return every kind, built in or installed. Raises `ModelError` when an installed one cannot be imported."""
     return [*BUILT_IN, *(load(kind) for kind in installed_kinds())]
 
 
 def selected(fields: dict[str, Any]) -> Kind:
-    """The class that a configuration's `fields` mean: of those whose `selects` they hold, the most particular.
+    """Return the class that a configuration's `fields` select.
 
+    A class fits when the fields have all values of its `selects`; of several the one with most values is chosen.
     Raises `ValidationError` for an unknown kind, naming the known ones, and `ModelError` as `registered` does.
     """
     kind = fields.get("kind", "none")
@@ -44,9 +45,9 @@ def selected(fields: dict[str, Any]) -> Kind:
 
 
 def own_fields(chosen: Kind, fields: dict[str, Any]) -> dict[str, Any]:
-    """`fields` without those of other built-in kinds that say nothing, which files of all kinds' fields have.
+    """Return `fields` without other built-in kinds' fields that are null or have their default.
 
-    Raises `ValueError` for such a field that says something.
+    Files with the fields of all kinds thus open. Raises `ValueError` for another kind's field with any other value.
     """
     others = {name: kind for kind in reversed(BUILT_IN) for name in kind.model_fields}
     foreign = {name: kind for name, kind in others.items() if name not in chosen.model_fields}
@@ -60,15 +61,15 @@ def own_fields(chosen: Kind, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def choices() -> dict[str, Kind]:
-    """Every kind by the name that commands take: `lm2`, `lm2-depth`, ..."""
+    """Return every kind by the name that commands take: `lm2`, `lm2-depth`, ..."""
     return {"-".join(kind.selects.values()): kind for kind in registered()}
 
 
 def parallel_kinds() -> str:
-    """The kinds whose segments are computed at once, for messages: `none, lm2, delta`."""
+    """Return the names of the kinds that compute all segments at once, for messages: `none, lm2, delta`."""
     return ", ".join(name for name, kind in choices().items() if not kind.sequential)
 
 
 def captions() -> dict[str, str]:
-    """What the weights in an interpretation's pictures are, by the kind's label."""
+    """Return each kind's caption for an interpretation's pictures, by label."""
     return {kind.label: kind.caption for kind in registered()}

@@ -1,13 +1,13 @@
-"""What the memories that flow through time share: read before write, all segments of a span at once.
+"""The common part of the memories that flow through time: read before write, all segments of a span at once.
 
-A segment's tokens read the bank that earlier segments left; then the segment, as a whole, transforms and adds to it:
+A segment's tokens read the bank that earlier segments left. Then the segment as a whole changes the bank:
 
     M_{s+1} = transition_s(M_s) + added_s
 
-Transition and addition come from the segment's tokens alone, so they are computed for all segments in one batch; only
-this line runs over the segments one after the other, and it is small.
+Transition and addition depend on the segment's tokens alone, so they are computed for all segments in one batch. Only
+this equation is computed segment after segment, and it costs little.
 
-B batch, S segments, T tokens of a segment, H memory heads (of this rank), N rows of a bank, d width of a head,
+B batch, S segments, T tokens of a segment, H memory heads (of this rank), N slots of a bank, d width of a head,
 D = H*d of all ranks.
 """
 
@@ -28,26 +28,27 @@ from model.parallel import ColumnParallel, RowParallel, sharded_parameter
 from model.parallel_context import ParallelContext
 from model.segments import SegmentSpan
 
-SHARPNESS = 1.5  # standard deviation of an address's coordinates before elu + 1, at first
-WRITES = ("key", "content", "strength", "log_decay")  # what subclasses show of each token's write
-READ_EPS = 0.1  # of the read's RMS norm: an almost empty bank must not be amplified (nor its gradient)
+SHARPNESS = 1.5  # initial standard deviation of an address's coordinates before elu + 1
+WRITES = ("key", "content", "strength", "log_decay")  # names under which subclasses show each token's write
+READ_EPS = 0.1  # of the read's RMS norm, so that it does not amplify an almost empty bank or its gradient
 
 
 @dataclass(frozen=True)
 class SegmentState:
-    """bank: fp32 [B, H, N, d]; pending: [B, o, D] the open segment's tokens, written when it closes (o < T)."""
+    """bank: fp32 [B, H, N, d]; pending: [B, o, D], the open segment's o < T tokens, written when it closes."""
 
     bank: Tensor
     pending: Tensor
 
 
-Projected = tuple[Tensor, ...]  # products of the same tokens
+Projected = tuple[Tensor, ...]  # products of the same tokens with several weights
 
 
 def products(x: Tensor, layers: tuple[ColumnParallel, ...]) -> Projected:
-    """x [..., D] times each layer's weight, as one product.
+    """Return x [..., D] times each layer's weight, computed as one product.
 
-    Under ZeRO 3 (DeepSpeed then marks each parameter) a weight is there only while its own layer is called.
+    Under ZeRO 3, where DeepSpeed marks each parameter, they are separate products: a weight is present only while its
+    own layer is called.
     """
     if any(hasattr(layer.weight, "ds_id") for layer in layers):
         return tuple(layer(x) for layer in layers)
@@ -55,7 +56,7 @@ def products(x: Tensor, layers: tuple[ColumnParallel, ...]) -> Projected:
 
 
 class _Products(torch.autograd.Function):
-    """y = x W^T with the weights side by side, which are joined again for dx = dy W: they are not kept joined."""
+    """y = x W^T with the weights concatenated; the backward pass concatenates them again, to keep no copy."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -72,25 +73,25 @@ class _Products(torch.autograd.Function):
 
 
 class SegmentalMemory(RecurrentMemory):
-    """Reads its bank by positive unit queries and through an output gate; subclasses say how it is written.
+    """Reads its bank with positive unit queries and an output gate; subclasses define how it is written.
 
-    All parameters are split by heads and the forward has no collective of its own.  The bank starts at zero, so a
-    document without a past reads exactly nothing; W_o starts at zero, so switching the memory on changes no logit.
+    All parameters are split by heads, and the forward has no collective of its own. The bank starts at zero, so a
+    document's first segment reads exactly zero. W_o starts at zero, so switching the memory on changes no logit.
     """
 
     gate_in: ColumnParallel
     gate_forget: ColumnParallel
 
-    def __init__(self, config: MemoryConfig, model: BackboneConfig, layout: ParallelContext, rows: int) -> None:
+    def __init__(self, config: MemoryConfig, model: BackboneConfig, parallel: ParallelContext, num_slots: int) -> None:
         super().__init__()
-        size, heads, tp = model.hidden_size, config.heads, layout.tensor
-        self.segments = layout.segments
-        self.rows, self.width, self.heads = rows, size // heads, heads // tp.size
+        size, heads, tp = model.hidden_size, config.heads, parallel.tensor
+        self.segments = parallel.segments
+        self.num_slots, self.width, self.heads = num_slots, size // heads, heads // tp.size
         self.init_std = model.initial_std(size)
-        # at first W h has a standard deviation of init_std * sqrt(D): 1 unless the configuration sets init_std
+        # the initial W h has a standard deviation of init_std * sqrt(D), 1 unless the configuration sets init_std
         self.sharpness = SHARPNESS / (self.init_std * size**0.5)
-        self.query = ColumnParallel(size, heads * rows, tp)
-        self.key = ColumnParallel(size, heads * rows, tp)
+        self.query = ColumnParallel(size, heads * num_slots, tp)
+        self.key = ColumnParallel(size, heads * num_slots, tp)
         self.content = ColumnParallel(size, size, tp)
         self.gate_out = ColumnParallel(size, size, tp)
         self.gate_out_bias = sharded_parameter((size,), tp)
@@ -98,15 +99,15 @@ class SegmentalMemory(RecurrentMemory):
 
     @abstractmethod
     def written(self, projected: Projected, span: SegmentSpan, bank: Tensor) -> tuple[Tensor, Tensor]:
-        """What whole segments make of the bank that enters them.
+        """Compute the banks before and after whole segments.
 
         Args: projected: key, content, gate_in and gate_forget of the segments' tokens, each [B, S, T, ...];
-            bank: fp32 [B, H, N, d], zero or of the document before.
+            bank: fp32 [B, H, N, d] that enters the first segment.
         Returns: the banks that enter the segments, fp32 [B, S, H, N, d], and the one that leaves the last.
         """
 
     def scanned(self, bank: Tensor, transition: Tensor, added: Tensor, span: SegmentSpan) -> tuple[Tensor, Tensor]:
-        """What `written` returns, from each segment's transition and addition as `scan` takes them, fp32."""
+        """Return what `written` returns, from each segment's fp32 transition and addition (see `scan`)."""
         if span.continues is not None:  # a new document begins with the initial bank, which is zero
             transition = transition * span.continues[:, :, None, None, None]
         return scan(bank, transition, added, self.segments)
@@ -117,11 +118,11 @@ class SegmentalMemory(RecurrentMemory):
         return torch.randn(shape, generator=generator).mul_(self.init_std)
 
     def drawn_as(self, name: str) -> str:
-        # Queries begin as keys do: a token finds what was written under the same token from the first step on.
+        # Queries and keys have equal initial weights, so that a token reads what an equal token wrote from the start.
         return name.replace(".memory.query.", ".memory.key.")
 
     def initial_state(self, hidden: Tensor) -> SegmentState:
-        shape = (hidden.size(0), self.heads, self.rows, self.width)
+        shape = (hidden.size(0), self.heads, self.num_slots, self.width)
         return SegmentState(torch.zeros(shape, dtype=torch.float32, device=hidden.device), hidden[:, :0].detach())
 
     def forward(self, h: Tensor, span: SegmentSpan, state: SegmentState) -> tuple[Tensor, SegmentState]:
@@ -138,7 +139,7 @@ class SegmentalMemory(RecurrentMemory):
                 read, write = both[:2], both[2:]
             write = tuple(x.unflatten(1, (span.segments, -1)) for x in write)
             banks, last = self.written(write, span, state.bank)
-            state = SegmentState(last, h.new_empty(h.size(0), 0, h.size(2)))  # no view that keeps h alive
+            state = SegmentState(last, h.new_empty(h.size(0), 0, h.size(2)))  # a view would keep h alive
         query, gate = (x.unflatten(1, (span.segments, -1)) for x in read)
         return self._output(query, gate, banks, span).flatten(1, 2), state
 
@@ -151,23 +152,23 @@ class SegmentalMemory(RecurrentMemory):
         return MemoryReading(address, bank, recalled, gate_means(tape), float((rebuilt - recalled).abs().max()), writes)
 
     def by_head(self, x: Tensor) -> Tensor:
-        """[B, S, n, H*d] -> fp32 [B, S, H, n, d], contiguous: passes over views of heads are several times slower."""
+        """[B, S, n, H*d] -> fp32 [B, S, H, n, d], contiguous, as passes over strided heads are several times slower."""
         return x.float().unflatten(-1, (self.heads, -1)).transpose(2, 3).contiguous()
 
     def address(self, x: Tensor) -> Tensor:
-        """Queries or keys [B, S, n, H*N] -> positive unit vectors over the bank's rows, fp32 [B, S, H, n, N]."""
+        """Map queries or keys [B, S, n, H*N] to positive unit vectors over the bank's slots, fp32 [B, S, H, n, N]."""
         return address(self.by_head(x), self.sharpness)
 
     def _output(self, query: Tensor, gate_out: Tensor, banks: Tensor, span: SegmentSpan) -> Tensor:
-        """out = W_o (sigmoid(W_out h) * rms(q^T M)), this rank's part; zero where the bank is another document's."""
-        lost = lost_slots((self,), self.rows, banks.device)
+        """Return this rank's partial W_o (sigmoid(W_out h) * rms(q^T M)), zero where another document wrote M."""
+        lost = lost_slots((self,), self.num_slots, banks.device)
         if lost is not None:
             banks = banks * ~lost[:, None]
         queries = self.address(query)
         recalled = queries @ banks  # [B, S, H, n, d]
         for name, x in (("query", queries), ("bank", banks), ("recalled", recalled)):
             self.show(name, x)
-        recalled = normalise(recalled, self.width * READ_EPS, self.width**0.5)  # its RMS norm
+        recalled = normalise(recalled, self.width * READ_EPS, self.width**0.5)  # RMS norm
         if span.readable is not None:
             recalled = recalled * span.readable[:, :, None, :, None]
         gate = torch.sigmoid(gate_out.float() + self.gate_out_bias)

@@ -1,6 +1,6 @@
 """Memories whose segments can only be computed one after the other, and the loop over segments and blocks.
 
-B batch, n tokens of a span, Q tokens and vectors that pass through the blocks for it, D hidden.
+B batch, n tokens of a span, Q vectors that pass through the blocks for it (its tokens and the memory's), D hidden.
 """
 
 from abc import abstractmethod
@@ -19,59 +19,62 @@ from model.state import LayerState
 
 
 class Block(Protocol):
-    """What a memory sees of the decoder layer that hosts it."""
+    """The decoder layer that hosts a memory, as the memory sees it."""
 
     attention: Attention
     attention_norm: RMSNorm
-    layout: ParallelContext
+    parallel: ParallelContext
     tp: TensorParallel
 
     def attend(self, x: Tensor, span: SegmentSpan, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, n, D] after the block's attention, and the keys and values it keeps."""
+        """Return x [B, n, D] after the block's attention, and the keys and values to carry."""
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """x [B, Q, D] after the block's feed-forward."""
+        """Return x [B, Q, D] after the block's feed-forward."""
 
 
 class SequentialMemory(Memory):
     """A call loops over spans of at most one segment, and for each span over the blocks (`run_sequential`).
 
-    The `carry` goes from block to block, what is `carried` from span to span, and to the next call.  Both belong to the
-    kind; the first hosting block's memory makes them.  Blocks that host no memory hand the carry on.
+    `carry` is handed from block to block, `carried` from span to span and from call to call. The kind defines the types
+    of both, and the memory of the first hosting block makes them. Blocks without a memory pass the carry on unchanged.
     """
 
-    slots: int  # slots of the carried memory, which `wiped` names by their number
+    num_slots: int  # of the carried memory, which `ablated` names by their number
 
     @abstractmethod
     def begin(self, hidden: Tensor, spans: Sequence[SegmentSpan], carried: Any) -> Any:
-        """What is carried into a call, for embedded tokens [B, L, D]; `carried`: by the call before, None at first."""
+        """Return what the first span is given, for embedded tokens [B, L, D].
+
+        carried: what the call before left; None at the first call.
+        """
 
     @abstractmethod
     def enter(self, x: Tensor, span: SegmentSpan, carried: Any, lost: Tensor | None) -> tuple[Tensor, Any]:
-        """What goes into the first block for the tokens x [B, n, D] of a span: [B, Q, D] and the carry.
+        """Return the first block's input [B, Q, D] and carry for a span's tokens x [B, n, D].
 
-        lost: bool [slots], True = this slot is read as at first; None: no slot.
+        lost: bool [N], True = the slot is replaced by its initial value; None: none is.
         """
 
     @abstractmethod
     def step(
         self, block: Block, x: Tensor, carry: Any, span: SegmentSpan, state: LayerState
     ) -> tuple[Tensor, Any, LayerState]:
-        """One block on one span: x [B, Q, D], the carry and the block's state, before and after."""
+        """Compute one block on one span; return x [B, Q, D], the carry and the block's state after it."""
 
     @abstractmethod
     def leave(self, x: Tensor, carry: Any, span: SegmentSpan, carried: Any) -> tuple[Tensor, Any]:
-        """The span's tokens [B, n, D] out of what left the last block, and what is carried on."""
+        """Return the span's tokens [B, n, D] from the last block's output x [B, Q, D], and the next `carried`."""
 
 
 def truncated(x: Tensor, span: SegmentSpan, every: int | None) -> Tensor:
-    """x, detached where a span begins a segment whose number is a multiple of `every`: gradients end there."""
+    """Return x, detached where the span begins a segment whose number is a multiple of `every`; None: never."""
     segment = span.start // span.segment_length
     return x.detach() if every and span.offset == 0 and segment and segment % every == 0 else x
 
 
 class Layer(Protocol):
-    """A decoder layer, as the loop sees it."""
+    """A decoder layer, as `run_sequential` sees it."""
 
     def step(self, x: Tensor, carry: Any, span: SegmentSpan, state: LayerState) -> tuple[Tensor, Any, LayerState]:
         """See `SequentialMemory.step`."""
@@ -85,15 +88,15 @@ def run_sequential(
     carried: Any,
     call: Callable[..., Any],
 ) -> tuple[Tensor, list[LayerState], Any]:
-    """hidden [B, L, D] through all layers, span after span.
+    """Compute all layers on hidden [B, L, D], span after span.
 
-    call: runs a layer's function, directly or recomputing it in the backward pass.
-    Returns the hidden states, the layers' states and what is carried to the next call.
+    call: runs a layer's `step`, with recomputation in the backward pass or without.
+    Returns hidden [B, L, D], the layers' states, and what the next call is given.
     """
     found = [m for layer in layers for m in memories(layer)]  # type: ignore[arg-type]  # layers are modules
     first = found[0]
     assert isinstance(first, SequentialMemory)
-    lost = lost_slots(found, first.slots, hidden.device)
+    lost = lost_slots(found, first.num_slots, hidden.device)
     carried, outputs = first.begin(hidden, spans, carried), []
     for span in spans:
         x, carry = first.enter(hidden[:, span.begin : span.end], span, carried, lost)

@@ -1,7 +1,7 @@
-"""What the library knows of a memory kind without torch: its configuration, its rules, and what it costs.
+"""A memory kind without torch: its configuration, its rules and its costs.
 
 A kind is a subclass of `MemoryConfig` in `model/memory/KIND/spec.py` or in another package (`model.memory.registry`).
-Configuration, planning, pipeline and reports ask a kind nothing else; its layer is what `build` makes.
+Configuration, planning, pipeline and reports use this class alone; `build` makes the layer.
 """
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -38,14 +38,14 @@ class MemoryConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     label: ClassVar[str]  # the name in results, reports and file names
-    selects: ClassVar[dict[str, str]]  # the values in a configuration that mean this class: {"kind": "..."} at least
-    caption: ClassVar[str] = ""  # what the weights in an interpretation's pictures are, in a sentence or two
-    exists: ClassVar[bool] = True  # False: no layer hosts anything
+    selects: ClassVar[dict[str, str]]  # values of a configuration that select this class: at least {"kind": "..."}
+    caption: ClassVar[str] = ""  # what an interpretation's pictures show, in a sentence or two
+    exists: ClassVar[bool] = True  # False: no layer hosts a memory
     sequential: ClassVar[bool] = False  # segments can only be computed one after the other
-    needs_documents: ClassVar[bool] = False  # its layer must be given document numbers, also when there is one document
-    carry_travels: ClassVar[bool] = False  # a sequential kind that a pipeline takes, with one segment a sample
-    gathers: ClassVar[int] = 0  # collectives of the size of the residual stream that a layer adds to a forward
-    undecayed: ClassVar[tuple[str, ...]] = ()  # names of matrices below `memory` that weight decay leaves out
+    needs_documents: ClassVar[bool] = False  # its layer needs document numbers even for a single document
+    carry_travels: ClassVar[bool] = False  # a sequential kind that runs in a pipeline, with one segment a sample
+    gathers: ClassVar[int] = 0  # collectives, of the residual stream's size, that a layer adds to a forward
+    undecayed: ClassVar[tuple[str, ...]] = ()  # names of matrices below `memory` without weight decay
 
     kind: str = Field("none", description="none, a kind of memory that comes with memtrain, or an installed one")
     slots: Positive | None = Field(
@@ -59,12 +59,12 @@ class MemoryConfig(BaseModel):
     if TYPE_CHECKING:
 
         def __init__(self, **fields: Any) -> None:
-            """Fields of the kind, which a type checker does not know."""
+            """Take the fields of any kind, which a type checker cannot know."""
 
     def __new__(cls, *_arguments: Any, **fields: Any) -> Self:
-        """An instance of the class that `fields` select; Python then calls that class's `__init__`."""
+        """Return an instance of the class that `fields` select; Python then calls that class's `__init__`."""
         if cls is MemoryConfig:
-            from model.memory.registry import selected  # which imports this file
+            from model.memory.registry import selected  # imported here, because it imports this file
 
             cls = selected(fields)  # type: ignore[assignment]
         return super().__new__(cls)
@@ -92,11 +92,11 @@ class MemoryConfig(BaseModel):
 
     @property
     def title(self) -> str:
-        """The kind in messages, as a configuration says it."""
+        """The kind as messages name it, in a configuration's words: `lm2 flow: depth`."""
         return " ".join(value if key == "kind" else f"{key}: {value}" for key, value in self.selects.items())
 
     def memory_layers(self, num_layers: int) -> frozenset[int]:
-        """Indices of the decoder layers that host a memory."""
+        """Return the indices of the decoder layers that host a memory."""
         if self.layers == "all":
             return frozenset(range(num_layers))
         if isinstance(self.layers, int):
@@ -104,11 +104,11 @@ class MemoryConfig(BaseModel):
         return frozenset(self.layers)
 
     def num_slots(self, model: BackboneConfig) -> int:
-        """Slots of a bank."""
+        """Return N, the slots of a bank."""
         return self.slots or 64
 
     def problems(self, model: BackboneConfig) -> list[str]:
-        """Rules between the memory and its model that are broken, each with its way out."""
+        """Return the broken rules between the memory and its model, each with its way out."""
         problems = []
         if model.hidden_size % self.heads:
             problems.append(
@@ -130,50 +130,50 @@ class MemoryConfig(BaseModel):
 
     # -- the layer ----------------------------------------------------------------------------------------------------
 
-    def build(self, model: BackboneConfig, layout: "ParallelContext", first: bool) -> "Memory":
-        """One decoder layer's memory module, uninitialised; `first`: of the layers that host one."""
+    def build(self, model: BackboneConfig, parallel: "ParallelContext", first: bool) -> "Memory":
+        """Return a decoder layer's memory module, uninitialised; first: it is the first layer that hosts one."""
         raise NotImplementedError
 
     def first_carry(self, hidden: "torch.Tensor") -> "torch.Tensor":
-        """With `carry_travels`: what enters the first block, fp32 [B, L, D], for embedded tokens [B, L, D]."""
+        """Return the carry of the first block, fp32 [B, L, D], for embedded tokens [B, L, D]; for `carry_travels`."""
         raise NotImplementedError(f"memory {self.title} sends nothing through a pipeline")
 
     def computed_by(
         self, model: BackboneConfig, device: "torch.device", precision: str, segment_ranks: int
     ) -> str | None:
-        """What the memory's products run on there, for the log at start; None: nothing to say."""
+        """Return a line for the log at start on the kernels that compute the memory, or None."""
         return None
 
-    # -- costs; of one hosting layer ----------------------------------------------------------------------------------
+    # -- costs of one hosting layer -----------------------------------------------------------------------------------
 
     def parameters(self, model: BackboneConfig, first: bool) -> tuple[int, int]:
-        """Parameters that are split over the tensor-parallel ranks, and those that are whole on each of them."""
+        """Return the parameters that are split over the tensor-parallel ranks, and those whole on each of them."""
         raise NotImplementedError
 
     def weights(self, model: BackboneConfig) -> int:
-        """Weights that every token is multiplied by: 6 FLOPs each in training."""
+        """Return the weights that multiply every token: 6 FLOPs each in training."""
         raise NotImplementedError
 
     def products(self, model: BackboneConfig) -> float:
-        """Multiply-adds of one token that are no weights."""
+        """Return the multiply-adds of one token beside those with weights."""
         raise NotImplementedError
 
     def kept(self, share: RankShare) -> tuple[float, float]:
-        """Bytes of a token that the forward pass keeps for the backward: activations, and states of the segments."""
+        """Return the bytes of a token kept for the backward pass: of activations, and of the segments' states."""
         raise NotImplementedError
 
     def seconds(self, share: RankShare, speeds: Speeds, precision: str) -> float:
-        """Seconds of one micro-batch, forward and backward."""
+        """Return the seconds of one micro-batch, forward and backward."""
         raise NotImplementedError
 
     def extra_tokens(self, model: BackboneConfig) -> int:
-        """Vectors that pass through the whole block like tokens, a segment."""
+        """Return the vectors of a segment that pass through the whole block like tokens."""
         return 0
 
     def attention_kept(self, share: RankShare, tokens: float) -> float | None:
-        """Bytes that attention keeps where the kind has an attention of its own; None: the block's."""
+        """Return the bytes that the kind's own attention keeps; None: it uses the block's attention."""
         return None
 
     def state_numbers(self, model: BackboneConfig) -> int:
-        """Numbers of one sample's state, which ranks that share a sample's segments pass on."""
+        """Return the numbers of one sample's state, which segment-parallel ranks send to each other."""
         return 0

@@ -1,9 +1,11 @@
 """Run a function on several gloo ranks, started from a forkserver that has the heavy imports already."""
 
+import contextlib
 import multiprocessing as mp
 import os
 import pickle
 import queue
+import secrets
 import socket
 import tempfile
 import time
@@ -14,6 +16,7 @@ from multiprocessing.context import ForkServerContext
 from typing import Any
 
 PRELOADED = ["tests.distributed.preload"]
+WORKERS = 16  # more than a test run has
 
 
 def _context() -> ForkServerContext:
@@ -22,10 +25,18 @@ def _context() -> ForkServerContext:
     return context
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """A port on which nothing listens, and that no other worker of this test run chooses.
+
+    Not one of those that the kernel gives to connections (from 32768): between this answer and the listening another
+    process could be given it.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        port = secrets.choice(range(20_000 + worker % WORKERS, 32_000, WORKERS))
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("", port))
+            return port
 
 
 def _rank_main(
@@ -61,7 +72,7 @@ def run_ranks(function: Callable[..., Any], world: int, *arguments: Any, timeout
     """
     context = _context()
     results = context.Queue()
-    port = _free_port()
+    port = free_port()
     processes = [
         context.Process(target=_rank_main, args=(function, rank, world, port, arguments, results), daemon=True)
         for rank in range(world)

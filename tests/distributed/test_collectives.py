@@ -20,7 +20,7 @@ COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_sca
 def count(config: RunConfig) -> dict[str, int]:
     """Collective calls of one forward and of its backward over 4 segments."""
     topology = initialize(config, RankInfo.discover())
-    net = LanguageModel(config.model, topology.layout)
+    net = LanguageModel(config.model, topology.parallel)
     net.initialize(0)
     calls: Counter[str] = Counter()
 

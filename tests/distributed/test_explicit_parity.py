@@ -60,8 +60,8 @@ def test_explicit_memory_equals_one_rank(memory, tensor, pipeline, data, trainin
 
 def through_a_bank(config: RunConfig) -> dict[str, float]:
     """Largest differences to one process of what is written and of logits that read it, on this rank."""
-    layout = initialize(config, RankInfo.discover()).layout
-    net, alone = LanguageModel(config.model, layout), build_model(config.model)
+    parallel = initialize(config, RankInfo.discover()).parallel
+    net, alone = LanguageModel(config.model, parallel), build_model(config.model)
     net.initialize(seed=0)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 64, (4, 12), generator=generator)
@@ -84,11 +84,13 @@ def test_writing_and_reading_a_bank_equal_one_rank(heads):
 
 
 def test_references_are_read():
-    assert one_rank("none")["wiped"] != pytest.approx(one_rank("none")["valid"], abs=1e-6)
+    found = one_rank("none")
+    assert abs(found["ablated"] - found["valid"]) > 2e-4  # twenty times what topologies may differ by
 
 
 @pytest.mark.parametrize(
-    "parallel, words", [({"segment": 2}, "found; set parallel.segment=1"), ({"tensor": 2, "sequence": True}, "travel")]
+    "parallel, words",
+    [({"segment": 2}, "rank; set parallel.segment=1"), ({"tensor": 2, "sequence": True}, "split")],
 )
 def test_what_would_split_references_is_refused(parallel, words):
     with pytest.raises(ConfigError, match=words):

@@ -22,9 +22,9 @@ SHAPES = {
 
 def own_shards(config: RunConfig, models: list[ModelConfig]) -> list[dict[str, tuple[int | None, Tensor]]]:
     """Of each model: the dimension that ranks share and this rank's values, by parameter."""
-    layout, found = initialize(config, RankInfo.discover()).layout, []
+    parallel, found = initialize(config, RankInfo.discover()).parallel, []
     for model in models:
-        net = LanguageModel(model, layout)
+        net = LanguageModel(model, parallel)
         net.initialize(SEED)
         found.append({name: (getattr(p, "partition_dim", None), p.detach()) for name, p in net.named_parameters()})
     return found

@@ -22,7 +22,7 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert found["loss"] == pytest.approx(expected["loss"], rel=2e-6)
     assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
     assert found["valid"] == pytest.approx(expected["valid"], rel=2e-6)
-    assert found["wiped"] == pytest.approx(expected["wiped"], rel=2e-6)
+    assert found["ablated"] == pytest.approx(expected["ablated"], rel=2e-6)
     assert found["gates"] == pytest.approx(expected["gates"], rel=1e-3)
     assert found["weights"].keys() == expected["weights"].keys()
     for name, value in expected["weights"].items():
@@ -73,7 +73,7 @@ def test_every_kind_equals_one_rank(memory: str, tensor: int, pipeline: int) -> 
 
 @pytest.mark.parametrize("memory, words", [("lm2-depth", "lm2 flow: depth"), ("rmt", "rmt")])
 def test_segments_in_turn_are_refused_in_a_pipeline(memory: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=f"parallel.pipeline: 2 with memory {words}.*the last stage made"):
+    with pytest.raises(ConfigError, match=f"parallel.pipeline: 2 with memory {words}.*the last stage computes"):
         tiny_config(**MEMORIES[memory], parallel={"pipeline": 2})
 
 
@@ -115,7 +115,8 @@ def test_offload_changes_nothing(stage: int, offload: str) -> None:
 
 
 def test_the_memory_is_used_after_training() -> None:
-    assert one_rank(1, False)["wiped"] != one_rank(1, False)["valid"]
+    found = one_rank(1, False)
+    assert abs(found["ablated"] - found["valid"]) > 1e-3  # a hundred times what topologies may differ by
 
 
 def test_a_phase_without_memory_holds_nothing_of_it() -> None:

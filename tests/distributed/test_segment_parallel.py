@@ -23,7 +23,7 @@ LAYERS, HEADS, SLOTS, WIDTH = 4, 2, 4, 32 // 2
 def bytes_sent(config: RunConfig, batch: int, length: int) -> list[int]:
     """Bytes of every point-to-point message of this rank in one forward and its backward; no collective may occur."""
     topology = initialize(config, RankInfo.discover())
-    net = LanguageModel(config.model, topology.layout)
+    net = LanguageModel(config.model, topology.parallel)
     net.initialize(0)
     sizes: list[int] = []
     original = dist.send

@@ -75,16 +75,16 @@ def step_batch(
     return StepBatch(micro_batches)
 
 
-def _references(step: int, documents: torch.Tensor, explicit: ExplicitConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens [SAMPLES, U, R] and found [SAMPLES, U, 2], as `training.references` gives them."""
+def _references(step: int, documents: torch.Tensor, explicit: ExplicitConfig) -> tuple[torch.Tensor, ...]:
+    """Tokens [SAMPLES, U, R], lengths and document ids [SAMPLES, U], as `training.references` gives them."""
     generator = torch.Generator().manual_seed(2000 + step)
-    owners = torch.nn.functional.pad(
+    document_ids = torch.nn.functional.pad(
         documents[:, explicit.chunk_length - 1 :: explicit.chunk_length][:, :-1], (1, 0), value=-1
     )
-    shape = *owners.shape, explicit.reference_length
+    shape = *document_ids.shape, explicit.reference_length
     tokens = torch.randint(0, VOCABULARY, shape, generator=generator)
-    lengths = torch.randint(0, explicit.reference_length + 1, owners.shape, generator=generator)
-    return tokens, torch.stack((lengths, owners), dim=-1)
+    lengths = torch.randint(0, explicit.reference_length + 1, document_ids.shape, generator=generator)
+    return tokens, lengths, document_ids
 
 
 def start(config: RunConfig, phase_index: int) -> tuple[Engine, Topology]:
@@ -133,7 +133,7 @@ def train(config: RunConfig, phase_index: int, steps: int) -> dict[str, Any]:
         "grad_norm": [r.grad_norm for r in results],
         "gates": results[-1].gates,
         "valid": engine.evaluate(batch),
-        "wiped": engine.evaluate(batch, wipe_memory=True),
+        "ablated": engine.evaluate(batch, ablate_memory=True),
         "weights": whole_weights(engine, topology),
         "counts": engine.counts(),
     }

@@ -6,7 +6,6 @@ import json
 import multiprocessing as mp
 import os
 import runpy
-import socket
 import subprocess
 import sys
 import time
@@ -17,12 +16,14 @@ from typing import Any
 
 import psutil
 
-from tests.distributed.spawn import PRELOADED
+from tests.distributed.spawn import PRELOADED, free_port
 
 ROOT = Path(__file__).parents[2]
 PRETRAIN = ROOT / "launchers" / "pretrain.py"
 GENERATE = ROOT / "launchers" / "generate.py"
 DEEPSPEED = Path(sys.executable).parent / "deepspeed"
+
+WARM_SECONDS = 180  # a command's seconds, times what a busy machine is slower
 
 # What a launcher or a user's shell may have set, and what would send a test elsewhere.
 FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "MLFLOW_TRACKING_URI")
@@ -45,12 +46,6 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return kept | settings | dict(extra or {})
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def plain(script: Path, *arguments: str) -> list[str]:
     """The command line of one process."""
     return [sys.executable, str(script), *arguments]
@@ -58,7 +53,7 @@ def plain(script: Path, *arguments: str) -> list[str]:
 
 def deepspeed(ranks: int, *arguments: str) -> list[str]:
     """The command line of `ranks` processes of the main job."""
-    launcher = [sys.executable, str(DEEPSPEED), "--num_gpus", str(ranks), "--master_port", str(free_port())]
+    launcher = [sys.executable, str(DEEPSPEED), "-q", "--num_gpus", str(ranks), "--master_port", str(free_port())]
     return [*launcher, str(PRETRAIN), *arguments]
 
 
@@ -79,7 +74,7 @@ def started(command: list[str], cwd: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def run(command: list[str], cwd: Path, timeout: float = 120) -> Done:
+def run(command: list[str], cwd: Path, timeout: float = 240) -> Done:
     """`command`, to its end."""
     with started(command, cwd) as process:
         out, err = process.communicate(timeout=timeout)
@@ -95,11 +90,11 @@ def run_warm(script: Path, *arguments: str, cwd: Path, extra: Mapping[str, str] 
         paths = [file.name for file in files]
         process = context.Process(target=_become, args=(script, arguments, cwd, environment(extra), paths))
         process.start()
-        process.join(timeout=60)
+        process.join(timeout=WARM_SECONDS)
         if process.exitcode is None:
             process.kill()
             process.join()
-            raise TimeoutError(f"{script.name} {' '.join(arguments)} still runs after 60 s")
+            raise TimeoutError(f"{script.name} {' '.join(arguments)} still runs after {WARM_SECONDS} s")
         out, err = (Path(path).read_text(encoding="utf-8") for path in paths)
         return Done(process.exitcode, out, err)
 
@@ -130,7 +125,7 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {seconds} s")
-        time.sleep(0.002)
+        time.sleep(0.01)
 
 
 def tree(folder: Path) -> dict[str, tuple[int, str]]:

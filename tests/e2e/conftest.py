@@ -1,16 +1,21 @@
 """Runs that several files of tests look at; each is trained once."""
 
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from tests.e2e.commands import (
     PRETRAIN,
+    Done,
     deepspeed,
-    plain,
     run,
+    run_warm,
 )
 from tests.e2e.place import EVERY, LENGTH, PHASE_STEPS, SEGMENT, STEPS, TOKENS_PER_STEP, Place
 
@@ -49,18 +54,35 @@ def place(prepared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Plac
     return Place(folder)
 
 
+def trained(place: Place, shared: Path, name: str, train: Callable[[], Done]) -> Path:
+    """The folder of run `name` in `place`: trained by the first worker that asks, copied for the others."""
+    kept, own = shared / f"run-{name}", place.runs(name)
+    with FileLock(f"{kept}.lock"):
+        if kept.exists():
+            return shutil.copytree(kept, own)
+        done = train()
+        assert done.code == 0, done.err
+        assert f"finished: {STEPS} steps" in done.out
+        shutil.copytree(own, kept)
+    return own
+
+
 @pytest.fixture(scope="session")
-def finished(place: Place) -> Path:
+def finished(place: Place, shared_folder: Path) -> Path:
     """The folder of a run that one process trained without interruption."""
-    done = run(plain(PRETRAIN, *place.arguments("finished")), place.folder)
-    assert done.code == 0, done.err
-    assert f"finished: {STEPS} steps" in done.out
-    return place.runs("finished")
+    arguments = place.arguments("finished")
+    return trained(place, shared_folder, "finished", lambda: run_warm(PRETRAIN, *arguments, cwd=place.folder))
 
 
 @pytest.fixture(scope="session")
-def two_ranks(place: Place) -> Path:
+def two_ranks(place: Place, shared_folder: Path) -> Path:
     """The folder of a run that two data-parallel ranks trained without interruption."""
-    done = run(deepspeed(2, *place.arguments("two")), place.folder)
-    assert done.code == 0, done.err
-    return place.runs("two")
+
+    def train() -> Done:
+        done = run(deepspeed(2, *place.arguments("two")), place.folder)
+        of_the_launcher = [line for line in (done.out + done.err).splitlines() if re.match(r"\[\d{4}-", line)]
+        assert all("real_accelerator" in line for line in of_the_launcher), "deepspeed -q is quiet"
+        assert len(of_the_launcher) <= 2, "the ranks are, too"
+        return done
+
+    return trained(place, shared_folder, "two", train)

@@ -21,10 +21,10 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.claims import claim
+from tests.e2e.attempts import LENGTH, SAMPLES, Attempt, Site, attempt, difference, steps_so_far, through
 from tests.e2e.commands import losses, reproducible, steps_of
 from tests.e2e.fault_locks import locks
 from tests.e2e.injected import FullDisk, Hang, NoRoom, OutOfMemory, Scaled, ShortFiles, Slow, SlowDisk
-from tests.e2e.lives import LENGTH, SAMPLES, Life, Site, difference, life, steps_so_far, through
 from training.checkpoint.manifest import latest_checkpoint, step_of
 
 SHORT = 24  # steps of the runs that are not killed
@@ -76,7 +76,7 @@ def kills(bench: Bench, count: int, claims: list[bool]) -> None:
     while done < count and steps_so_far(site.run("killed")) < steps:
         where = bench.chance.choice(("start", "step", "step", "writing", "writing"))
         before = saved_step(site.run("killed"))
-        with life(site, "killed", f"training.stop_after_steps={steps - 1}") as running:
+        with attempt(site, "killed", f"training.stop_after_steps={steps - 1}") as running:
             victim = kill_somewhere(bench, running, where)
             if all(code == 0 or code == 75 for code in running.follow()):
                 break  # it came to its end before its time
@@ -101,7 +101,7 @@ def saved_step(run_folder: Path) -> int:
     return step_of(latest) if latest else 0
 
 
-def kill_somewhere(bench: Bench, running: Life, where: str) -> int:
+def kill_somewhere(bench: Bench, running: Attempt, where: str) -> int:
     """Wait for a moment that chance chose, then kill a rank that chance chose."""
     first, saved = steps_so_far(running.run_folder), saved_step(running.run_folder)
     ahead, delay = bench.chance.randint(1, 9), bench.chance.random()
@@ -168,11 +168,11 @@ def damage(bench: Bench, count: int, claims: list[bool]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(site.run("whole"), folder)
         how = (flip, truncate, remove, lose)[number % 4](bench.chance, folder / "checkpoints" / "step-00000008")
-        lived = through(site, "damaged", "training.stop_after_steps=9")
-        text = lived.text()
+        started = through(site, "damaged", "training.stop_after_steps=9")
+        text = started.text()
         detected += "damaged: " in text and "falling back to" in text
         expected = {step: loss for step, loss in losses(site.run("reference")).items() if step <= 9}
-        good = "resuming after step 4" in text and losses(folder) == expected and set(lived.codes) == {75}
+        good = "resuming after step 4" in text and losses(folder) == expected and set(started.codes) == {75}
         recovered += good
         bench.say(f"damage {number + 1}/{count}: {how}: {'recovered' if good else text[-1500:]}")
     check(claims, "damaged checkpoints detected", detected, f"{count}", detected == count)
@@ -188,7 +188,7 @@ def signals(bench: Bench, claims: list[bool]) -> None:
     through(site, "reference")
     for number in (signal.SIGTERM, signal.SIGUSR2):
         name, step, rank = number.name.lower(), bench.chance.randint(1, SHORT // 2), bench.chance.randint(0, 1)
-        with life(site, name) as running:
+        with attempt(site, name) as running:
             while steps_so_far(running.run_folder) < step and not running.over:
                 time.sleep(0.001)
             running.signal(rank, number)
@@ -225,9 +225,9 @@ def reshard(bench: Bench, claims: list[bool]) -> None:
     through(site, "control", *low, "training.micro_batch_size=8", ranks=1)
     for index, (ranks, overrides) in enumerate(SHAPES):
         stop = SHORT if index == len(SHAPES) - 1 else (index + 1) * SHORT // len(SHAPES)
-        lived = through(site, "moved", *low, *overrides, f"training.stop_after_steps={stop}", ranks=ranks)
-        if not set(lived.codes) <= {0, 75}:
-            bench.say(lived.text()[-3000:])
+        started = through(site, "moved", *low, *overrides, f"training.stop_after_steps={stop}", ranks=ranks)
+        if not set(started.codes) <= {0, 75}:
+            bench.say(started.text()[-3000:])
             check(claims, f"resumed on {ranks} ranks {' '.join(overrides)}", 0.0, "1", False)
             return
     other = losses(site.run("reference"))
@@ -247,7 +247,7 @@ def bad_losses(bench: Bench, claims: list[bool]) -> None:
     site = bench.site("losses", SHORT)
     once = through(site, "once", fault=Scaled(1, 6, 6))
     line = next(line for line in steps_of(site.run("once")) if line["step"] == 6)
-    ok = once.codes == [0, 0] and "its update is left out" in once.text() and line["loss"] is None
+    ok = once.codes == [0, 0] and "the update of this step is left out" in once.text() and line["loss"] is None
     ok = ok and all(line["loss"] for line in steps_of(site.run("once")) if line["step"] != 6)
     check(claims, "one step that is not finite is left out", float(ok), "1", ok)
 
@@ -255,7 +255,7 @@ def bad_losses(bench: Bench, claims: list[bool]) -> None:
     samples = range(8 * SAMPLES + SAMPLES // 2, 9 * SAMPLES)  # rank 1's half of step 9
     named = f"rank 1: samples {samples[0]}..{samples[1]}, {samples[2]}..{samples[3]}" in often.text()
     ok = set(often.codes) == {1} and "step 9 (warmup)" in often.text() and named and saved_step(site.run("often")) == 8
-    bench.say(next((line for line in often.text().splitlines() if line.startswith("failed")), often.text()[-1500:]))
+    bench.say(next((line for line in often.text().splitlines() if line.startswith("error: ")), often.text()[-1500:]))
     check(claims, "too many are an error that names rank and samples", float(ok), "1", ok)
 
     spiked = through(site, "spiked", "faults.spike_factor=3", fault=Scaled(-1, 11, 11, 50.0))
@@ -275,25 +275,25 @@ def hangs(bench: Bench, claims: list[bool]) -> None:
     site = bench.site("hangs", SHORT)
     step, rank = bench.chance.randint(3, 20), bench.chance.randint(0, 1)
     limit = f"faults.hang_seconds={HANG_SECONDS}"
-    with life(site, "hanging", limit, fault=Hang(rank, step, step)) as running:
+    with attempt(site, "hanging", limit, fault=Hang(rank, step, step)) as running:
         codes = running.follow(300)
     text = running.text()
     where = f"rank {rank}, step {step}, phase {'warmup' if step <= SHORT // 2 else 'memory'}, step, at "
     stacks = site.run("hanging") / "log" / f"stacks-rank-{rank}.txt"
     kept = stacks.exists() and "wait_for_ever" in stacks.read_text(encoding="utf-8")
     seconds = re.search(rf"no progress for {HANG_SECONDS} s", text) is not None
-    bench.say(next((line for line in text.splitlines() if line.startswith("failed")), text[-1500:]))
+    bench.say(next((line for line in text.splitlines() if line.startswith("error: ")), text[-1500:]))
     ok = set(codes) == {1} and where in text and "injected.py" in text and kept and seconds
     check(claims, "a hanging rank is named with step, phase and stack, and the job ends", float(ok), "1", ok)
 
-    with life(site, "frozen", limit) as running:
+    with attempt(site, "frozen", limit) as running:
         while steps_so_far(running.run_folder) < 3 and not running.over:
             time.sleep(0.001)
         running.signal(rank, signal.SIGSTOP)
         codes = running.follow(300)
     named = re.search(rf"Hanging: rank {rank}, .* giving no sign of life", running.text()) is not None
     text = running.text()
-    bench.say(next((line for line in text.splitlines() if line.startswith("failed")), text[-1500:]))
+    bench.say(next((line for line in text.splitlines() if line.startswith("error: ")), text[-1500:]))
     check(claims, "a frozen rank is named by the others, and the job ends", float(named), "1", named)
 
 
@@ -301,9 +301,9 @@ def machines(bench: Bench, claims: list[bool]) -> None:
     """A full disk, a full memory, a rank that dies: said clearly, the last good checkpoint stays."""
     site = bench.site("machines", SHORT)
     full = through(site, "full", fault=FullDisk(2))
-    ok = set(full.codes) == {1} and "step-00000008 is the last good one" in full.text()
+    ok = set(full.codes) == {1} and "step-00000008 is the last whole one" in full.text()
     ok = ok and "are free on its disk" in full.text() and saved_step(site.run("full")) == 8
-    bench.say(next((line for line in full.text().splitlines() if line.startswith("failed")), full.text()[-1500:]))
+    bench.say(next((line for line in full.text().splitlines() if line.startswith("error: ")), full.text()[-1500:]))
     again = through(site, "full")
     ok = ok and again.codes == [0, 0] and "resuming after step 8" in again.text()
     check(claims, "a full disk is said, and the last good checkpoint stays", float(ok), "1", ok)
@@ -311,13 +311,17 @@ def machines(bench: Bench, claims: list[bool]) -> None:
     through(site, "filled", "training.stop_after_steps=8")
     filled = through(site, "filled", fault=ShortFiles(100_000))
     ok = set(filled.codes) == {1} and "step 12 could not be written" in filled.text()
-    ok = ok and "step-00000008 is the last good one" in filled.text() and saved_step(site.run("filled")) == 8
-    bench.say(next((line for line in filled.text().splitlines() if line.startswith("failed")), filled.text()[-1500:]))
+    ok = ok and "step-00000008 is the last whole one" in filled.text() and saved_step(site.run("filled")) == 8
+    bench.say(next((line for line in filled.text().splitlines() if line.startswith("error: ")), filled.text()[-1500:]))
     check(claims, "a disk that fills up while a checkpoint is written leaves the last good one", float(ok), "1", ok)
 
     room = through(site, "room", fault=NoRoom(0, 6, 6))
     ok = set(room.codes) == {1} and saved_step(site.run("room")) == 4 and "Traceback" not in room.text()
-    ok = ok and "failed: rank 0: no room left where" in room.text() and "run the same command again" in room.text()
+    ok = (
+        ok
+        and "error: rank 0: no space left on the disk of" in room.text()
+        and "run the same command again" in room.text()
+    )
     check(claims, "a disk without room for a line of metrics is said", float(ok), "1", ok)
 
     memory = through(site, "memory", fault=SlowDisk(1.0, OutOfMemory(1, 5, 5)))
@@ -330,7 +334,7 @@ def machines(bench: Bench, claims: list[bool]) -> None:
     ok = slow.codes == [0, 0] and re.search(r"rank 1 on \S+ takes [\d.]+ x the others' time", slow.text()) is not None
     check(claims, "a slow rank is named", float(ok), "1", ok)
 
-    with life(site, "dead") as running:
+    with attempt(site, "dead") as running:
         while steps_so_far(running.run_folder) < 5 and not running.over:
             time.sleep(0.001)
         running.signal(1, signal.SIGKILL)

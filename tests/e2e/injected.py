@@ -1,4 +1,4 @@
-"""Faults that a life's ranks bring about themselves, at a step and a rank that the test chose."""
+"""Faults that the ranks of an attempt bring about themselves, at a step and a rank that the test chose."""
 
 import errno
 import math
@@ -41,7 +41,7 @@ class AtSteps:
                     engine._normalise_by_global_tokens = plain
             return original(trainer, engine, phase)
 
-        Trainer._train_step = train_step  # type: ignore[method-assign]
+        Trainer._train_step = train_step  # type: ignore[method-assign, assignment]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Slow:
             return forward(model, micro)
 
         if self.rank == int(os.environ["RANK"]):
-            LossModel.forward = slowly  # type: ignore[method-assign]
+            LossModel.forward = slowly  # type: ignore[method-assign, assignment]
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class SlowDisk:
                 time.sleep(self.seconds)
             close(file)
 
-        HashedFile.close = slowly  # type: ignore[method-assign]
+        HashedFile.close = slowly  # type: ignore[method-assign, assignment]
         self.other()
 
 
@@ -166,7 +166,8 @@ class NoRoom(AtSteps):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         def fill(batch: StepBatch) -> StepBatch:
-            records.MetricsFile.write = facts.write_end = reporter.plot_loss = full  # type: ignore[method-assign]
+            for owner, name in ((records.MetricsFile, "write"), (facts, "write_end"), (reporter, "plot_loss")):
+                setattr(owner, name, full)
             return batch
 
         if self.here():

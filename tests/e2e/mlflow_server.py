@@ -14,7 +14,8 @@ from typing import Any
 
 import requests
 
-from tests.e2e.commands import free_port, wait_until
+from tests.distributed.spawn import free_port
+from tests.e2e.commands import wait_until
 
 USER, PASSWORD = "admin", "correct-horse-battery"
 CREDENTIALS = {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": PASSWORD}

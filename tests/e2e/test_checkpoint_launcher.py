@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.e2e.attempts import Site, attempt, difference, steps_so_far, through
 from tests.e2e.commands import ROOT, reproducible, run_warm
-from tests.e2e.lives import Site, difference, life, steps_so_far, through
 from training.checkpoint.trained_model import load_model
 
 CHECKPOINT = ROOT / "launchers" / "checkpoint.py"
@@ -56,7 +56,7 @@ def test_copies_are_whole_and_overwrite_nothing(site: Site, tmp_path: Path) -> N
     target = tmp_path / "backup" / "step-00000005"
     command(site, "copy", "runs/two", str(target))
     assert command(site, "verify", str(target)).count("whole, 4 files") == 1
-    assert "is there already" in command(site, "copy", "runs/two", str(target), code=2)
+    assert "exists already" in command(site, "copy", "runs/two", str(target), code=2)
 
 
 def test_the_average_starts_another_run(site: Site, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_bad_input_is_refused(site: Site, tmp_path: Path) -> None:
 def test_sigterm_to_one_rank_saves_on_all_and_the_rest_is_the_same_by_the_bit(site: Site) -> None:
     whole = through(site, "whole")
     assert whole.codes == [0, 0], whole.text()
-    with life(site, "stopped") as running:
+    with attempt(site, "stopped") as running:
         while steps_so_far(running.run_folder) < 3 and not running.over:
             time.sleep(0.001)
         running.signal(1, signal.SIGTERM)

@@ -134,7 +134,7 @@ def test_finetuned_prompt_is_the_training_samples_beginning(place: Path, trained
     found = set()
     for tokens, stops in zip(batch.tokens, ends, strict=True):
         start = 0
-        for stop in np.flatnonzero(stops):
+        for stop in np.flatnonzero(stops).tolist():
             found.add(tuple(tokens[start : stop + 1].tolist()))
             start = stop + 1
     asker = Asker(tokenizer, "finetuned", exercise_layout(trained.config))
@@ -173,7 +173,7 @@ def test_every_suite_at_the_default_place(place: Path, tmp_path: Path, capsys: p
     assert row.value == pytest.approx(np.average(curve["loss"], weights=spans))
     shown = capsys.readouterr().out
     assert "facts: simulator" in shown
-    assert "0:00:00 left" in shown
+    assert "0:00 left" in shown
     assert "how the scorers agree on 12 answers" in shown
     evaluate(place, *options, "--background", str(tmp_path / "abstract.txt"), "--retrieval", "bm25", "--top-k", "2")
     rag = load_results(place / "runs" / "tiny" / "evaluation" / f"step-{STEPS:08d}-prompt-bm25.json")
@@ -228,8 +228,8 @@ def watch(monkeypatch: pytest.MonkeyPatch, before: Any) -> None:
         (["--samples", "0"], "--samples: 0 must be at least 1"),
         (["--babi", "nowhere"], "--babi: nowhere is no folder; bAbI v1.2"),
         (["--released", "nowhere"], "--released: nowhere has no qa1/0k.json; https://huggingface.co"),
-        (["--background", "nowhere"], "--background: nowhere is no text file"),
-        (["--tasks", "perplexity", "--lengths", "0k"], "--lengths: perplexity needs one above 0k"),
+        (["--background", "nowhere"], "--background: nowhere is neither a text file"),
+        (["--tasks", "perplexity", "--lengths", "0k"], "--lengths: perplexity needs a length above 0k"),
         (["--data", "nowhere"], "nowhere"),
     ],
 )

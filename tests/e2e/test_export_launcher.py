@@ -8,8 +8,8 @@ import torch
 import transformers.dynamic_module_utils as dynamic
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.e2e.attempts import Site, through
 from tests.e2e.commands import GENERATE, ROOT, Done, run_warm
-from tests.e2e.lives import Site, through
 from training.checkpoint.folder import latest_checkpoint
 from training.checkpoint.trained_model import load_model
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import requests
 
+from tests.e2e.attempts import LENGTH, SAMPLES, Attempt, Site, attempt, steps_so_far, through
 from tests.e2e.commands import ROOT, losses, metrics, run_warm, wait_until
 from tests.e2e.injected import Scaled
-from tests.e2e.lives import LENGTH, SAMPLES, Life, Site, life, steps_so_far, through
 from tests.e2e.mlflow_server import (
     CREDENTIALS,
     PASSWORD,
@@ -25,6 +25,7 @@ from tests.e2e.mlflow_server import (
     postgres,
     postgres_programs,
 )
+from tests.pictures import inked
 
 STEPS = 24
 SYNC, STATUS, EXPORT = (ROOT / "launchers" / name for name in ("mlflow_sync.py", "status.py", "export.py"))
@@ -87,21 +88,21 @@ def name_of(server: MlflowServer, what: str) -> str:
 def survivor(server: MlflowServer, site: Site) -> Path:
     """The folder of a run that had a rank killed with -9, was stopped by SIGTERM, and then came to its end."""
     name = name_of(server, "survivor")
-    with life(site, name, *recording(server)) as first:
+    with attempt(site, name, *recording(server)) as first:
         wait_until(lambda: steps_so_far(first.run_folder) >= 7 or first.over, 120, "step 7")
         first.signal(0, signal.SIGKILL)
         assert -signal.SIGKILL in first.follow()
     (info, _, _) = only_run(server, name)
     assert info["status"] == "RUNNING"  # nobody was left to say otherwise
     (site.run(name) / "submit.sbatch").write_text("#!/bin/bash\n")
-    with life(site, name, *recording(server)) as second:
+    with attempt(site, name, *recording(server)) as second:
         wait_until(lambda: steps_so_far(second.run_folder) >= 11 or second.over, 120, "step 11")
         for rank in (0, 1):
             second.signal(rank, signal.SIGTERM)
         assert second.follow() == [75, 75], second.text()
     (info, _, tags) = only_run(server, name)
     assert info["status"] == "KILLED"  # saved to go on is not finished
-    assert "by SIGTERM, saved; run the same again" in tags["state"]
+    assert "by SIGTERM, saved; run the same command again" in tags["state"]
     third = through(site, name, *recording(server))
     assert third.codes == [0, 0], third.text()
     return third.run_folder
@@ -175,10 +176,10 @@ def test_without_the_right_password_a_run_does_not_begin(
     server: MlflowServer, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "another-long-password")
-    lived = through(site, "stranger", *recording(server))
-    assert lived.codes == [2, 2]
-    assert "tracking.uri: cannot record the run in" in lived.text()
-    assert "another-long-password" not in lived.text()
+    started = through(site, "stranger", *recording(server))
+    assert started.codes == [2, 2]
+    assert "tracking.uri: cannot record the run in" in started.text()
+    assert "another-long-password" not in started.text()
     assert not site.run("stranger").exists()
 
 
@@ -211,8 +212,8 @@ def test_a_checkpoint_becomes_a_version_of_a_registered_model(
 def test_steps_undone_by_a_spike_are_told_apart(server: MlflowServer, site: Site) -> None:
     """Step 11 spikes, the run goes back to step 8, trains 9 and 10 again and passes 11 over."""
     name = name_of(server, "spiked")
-    lived = through(site, name, *recording(server, "faults.spike_factor=3"), fault=Scaled(-1, 11, 11, 50.0))
-    assert lived.codes == [0, 0], lived.text()
+    started = through(site, name, *recording(server, "faults.spike_factor=3"), fault=Scaled(-1, 11, 11, 50.0))
+    assert started.codes == [0, 0], started.text()
     info, _, tags = only_run(server, name)
     curve, discarded = (values(server, info["run_id"], key) for key in ("train/loss", "train/discarded_loss"))
     assert curve.keys() == set(range(1, STEPS + 1)) - {11}
@@ -227,13 +228,13 @@ def test_steps_undone_by_a_spike_are_told_apart(server: MlflowServer, site: Site
 def test_a_run_that_fails_says_so_and_why(server: MlflowServer, site: Site) -> None:
     name = name_of(server, "failing")
     wrong = Scaled(-1, 5, 9)
-    lived = through(site, name, *recording(server, "faults.nonfinite_steps=2"), fault=wrong)
-    assert lived.codes == [1, 1], lived.text()
+    started = through(site, name, *recording(server, "faults.nonfinite_steps=2"), fault=wrong)
+    assert started.codes == [1, 1], started.text()
     info, _, tags = only_run(server, name)
     assert info["status"] == "FAILED"
     assert "failed after step" in tags["state"]
     assert "not_finite.train/loss" in tags
-    found = run_warm(STATUS, str(lived.run_folder), "--json", cwd=site.folder)
+    found = run_warm(STATUS, str(started.run_folder), "--json", cwd=site.folder)
     assert json.loads(found.out)["state"] == "failed"
 
 
@@ -257,23 +258,23 @@ def test_a_server_that_dies_holds_up_no_step_and_misses_nothing(server: MlflowSe
     """Killed in the middle, started again hundreds of steps later; the run is told to stop once all has arrived."""
     name = name_of(server, "outage")
     long = [f"phases.0.tokens={200_000 * LENGTH * SAMPLES}", "checkpoint.every_steps=100000"]
-    with life(site, name, *recording(server, *long)) as lived:
-        folder = lived.run_folder
-        reach(lived, 100)
+    with attempt(site, name, *recording(server, *long)) as started:
+        folder = started.run_folder
+        reach(started, 100)
         server.kill()
         killed_at = steps_so_far(folder)
-        reach(lived, killed_at + 300)
+        reach(started, killed_at + 300)
         server.start()
         server.wait()
         back_at = steps_so_far(folder)
         spool = folder / "tracking-spool.jsonl"
         run_id = (folder / "mlflow_run_id").read_text().strip()
-        wait_until(lambda: lived.over or last_step(server, run_id) > back_at, 90, "the server has caught up")
+        wait_until(lambda: started.over or last_step(server, run_id) > back_at, 90, "the server has caught up")
         during = steps_so_far(folder)
         # it goes on as before, and what is new arrives too
         for rank in (0, 1):
-            lived.signal(rank, signal.SIGTERM)
-        assert lived.follow() == [75, 75], lived.text()
+            started.signal(rank, signal.SIGTERM)
+        assert started.follow() == [75, 75], started.text()
     assert not spool.exists(), spool.read_text()[:500]
     info, _, _ = only_run(server, name)
     assert info["status"] == "KILLED"
@@ -289,13 +290,13 @@ def test_a_server_that_dies_holds_up_no_step_and_misses_nothing(server: MlflowSe
     assert max(outage) < HELD, sorted(outage)[-5:]
     assert statistics.median(outage) < 3 * statistics.median(before)
     warned = (folder / "log" / "rank-0.log").read_text()
-    assert warned.count("is away, training goes on") == 1
+    assert warned.count("cannot be reached; training goes on") == 1
     assert warned.count("is back") == 1
 
 
-def reach(lived: Life, step: int) -> None:
-    wait_until(lambda: lived.over or steps_so_far(lived.run_folder) >= step, 120, f"step {step}")
-    assert not lived.over, lived.text()
+def reach(started: Attempt, step: int) -> None:
+    wait_until(lambda: started.over or steps_so_far(started.run_folder) >= step, 120, f"step {step}")
+    assert not started.over, started.text()
 
 
 def last_step(server: MlflowServer, run_id: str) -> int:
@@ -355,7 +356,7 @@ def test_the_page_of_a_run_shows_its_loss(server: MlflowServer, survivor: Path, 
             browser.close()
     assert chart_of(losses(survivor)) in [[x, pytest.approx(y)] for x, y in drawn]
     assert survivor.name in shown
-    assert (tmp_path / "loss.png").stat().st_size > 10_000
+    assert inked(tmp_path / "loss.png") > 0.02
 
 
 def chart_of(found: dict[int, float]) -> list[list[float]]:

@@ -10,8 +10,8 @@ import pytest
 import transformers.dynamic_module_utils as dynamic
 import yaml
 
+from tests.e2e.attempts import Site
 from tests.e2e.commands import GENERATE, PRETRAIN, ROOT, Done, environment, run_warm
-from tests.e2e.lives import Site
 from tests.e2e.own_memory import example, installed
 from training.checkpoint.manifest import latest_checkpoint
 
@@ -82,7 +82,7 @@ def test_it_learns_and_is_used(place: Place) -> None:
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == STEPS and losses[-1] < losses[0] - 0.05
     last = [line for line in lines if "valid_loss" in line][-1]
-    assert abs(last["wiped_valid_loss"] - last["valid_loss"]) > 1e-6
+    assert abs(last["ablated_valid_loss"] - last["valid_loss"]) > 1e-6
 
 
 def test_it_was_resumed_as_if_never_stopped(place: Place) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.attempts import Attempt, Site, attempt, steps_so_far, through
 from tests.e2e.commands import losses, wait_until
 from tests.e2e.injected import OutOfMemory
-from tests.e2e.lives import Life, Site, life, steps_so_far, through
 
 pytestmark = pytest.mark.timeout(600)
 STEPS = 400  # more than a run gets done before it is stopped
@@ -26,7 +26,7 @@ def ended(run: Path) -> dict[str, Any]:
     return json.loads((run / "ended.json").read_text())  # type: ignore[no-any-return]
 
 
-def trains(running: Life, step: int = 2) -> None:
+def trains(running: Attempt, step: int = 2) -> None:
     """Wait until it has done some steps."""
     wait_until(lambda: running.over or steps_so_far(running.run_folder) >= step, 240, "the first steps")
     assert not running.over, running.text()
@@ -34,7 +34,7 @@ def trains(running: Life, step: int = 2) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_second_start_of_a_living_run_is_refused_and_the_first_goes_on(site: Site, ranks: int) -> None:
-    with life(site, "it", ranks=ranks) as first:
+    with attempt(site, "it", ranks=ranks) as first:
         trains(first)
         second = through(site, "it", ranks=ranks, output="second")
         assert set(second.codes) == {2}, second.text()
@@ -52,7 +52,7 @@ def test_a_second_start_of_a_living_run_is_refused_and_the_first_goes_on(site: S
 def test_two_starts_at_the_same_time_are_one_run(site: Site) -> None:
     """As `mpirun -n 2` of a program that does not know mpirun, or two shells."""
     stop = "training.stop_after_steps=5"
-    with life(site, "it", stop, ranks=1, output="a") as a, life(site, "it", stop, ranks=1, output="b") as b:
+    with attempt(site, "it", stop, ranks=1, output="a") as a, attempt(site, "it", stop, ranks=1, output="b") as b:
         codes = sorted([*a.follow(), *b.follow()])
     # the slower one is refused, or continues a run that has stopped by then
     assert codes in ([2, 75], [75, 75]), a.text() + b.text()
@@ -61,7 +61,7 @@ def test_two_starts_at_the_same_time_are_one_run(site: Site) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_one_signal_saves_and_says_so(site: Site, number: signal.Signals) -> None:
-    with life(site, "it") as running:
+    with attempt(site, "it") as running:
         trains(running)
         running.signal(1, number)
         assert running.follow() == [75, 75], running.text()
@@ -74,7 +74,7 @@ def test_one_signal_saves_and_says_so(site: Site, number: signal.Signals) -> Non
 
 def test_a_second_interrupt_ends_at_once(site: Site) -> None:
     """Rank 1 is stopped, so that rank 0 waits in a collective and no step comes to its end."""
-    with life(site, "it") as running:
+    with attempt(site, "it") as running:
         trains(running)
         running.signal(1, signal.SIGSTOP)
         time.sleep(1)
@@ -99,7 +99,7 @@ def test_the_end_by_an_error_of_any_rank_is_said(site: Site) -> None:
 
 
 def test_a_rank_0_that_was_killed_is_said_by_the_others(site: Site) -> None:
-    with life(site, "it") as running:
+    with attempt(site, "it") as running:
         trains(running)
         running.signal(0, signal.SIGKILL)
         assert running.follow()[1] == 1

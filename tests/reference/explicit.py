@@ -16,8 +16,8 @@ from tests.reference.llama import Weights, norm, rotate, sees, swiglu
 
 
 @dataclass
-class Found:
-    """A reference, the chunk that brings it, and the document whose tokens found it (None: nobody's)."""
+class ChunkReference:
+    """A reference, the chunk that brings it, and the document whose tokens retrieved it (None: every document's)."""
 
     tokens: list[int]
     chunk: int
@@ -34,7 +34,7 @@ class Kept:
 
 
 def forward(
-    net: LanguageModel, ids: list[int], documents: list[int], found: list[Found], window: int
+    net: LanguageModel, ids: list[int], documents: list[int], references: list[ChunkReference], window: int
 ) -> tuple[Tensor, list[list[list[Kept]]]]:
     """Logits fp64 [L, V] of one stream, and what was kept of each reference in each memory layer by each head,
     [reference][memory layer][head * k]."""
@@ -43,19 +43,19 @@ def forward(
     weights: Weights = {name: parameter.double() for name, parameter in net.named_parameters()}
     table, layers = weights["embedding.weight"], explicit.memory_layers(config.num_layers)
     tokens, bos = [table[i] for i in ids], [table[i] for i in explicit.bos]
-    references = [[table[i] for i in f.tokens] for f in found]
-    kept: list[list[list[Kept]]] = [[] for _ in found]
+    texts = [[table[i] for i in reference.tokens] for reference in references]
+    kept: list[list[list[Kept]]] = [[] for _ in references]
     for layer in range(config.num_layers):
         block = Block(config, weights, f"layers.{layer}.")
         sink = block.keys(bos, first=-len(bos))
-        memories: list[list[list[Kept]]] = [[[] for _ in range(config.num_kv_heads)] for _ in found]
+        memories: list[list[list[Kept]]] = [[[] for _ in range(config.num_kv_heads)] for _ in references]
         if layer in layers:
-            memories = [block.write(reference) for reference in references]
+            memories = [block.write(text) for text in texts]
             for before, memory in zip(kept, memories, strict=True):
                 before.append([entry for head in memory for entry in head])
-        new_references = [block.alone(reference, sink, first=0) for reference in references]
-        new_tokens = block.context(tokens, documents, sink, found, memories, window)
-        bos, references, tokens = block.alone(bos, None, first=-len(bos)), new_references, new_tokens
+        new_texts = [block.alone(text, sink, first=0) for text in texts]
+        new_tokens = block.context(tokens, documents, sink, references, memories, window)
+        bos, texts, tokens = block.alone(bos, None, first=-len(bos)), new_texts, new_tokens
     head = weights["embedding.weight" if config.tie_embeddings else "head.weight"]
     return torch.stack([head @ norm(config, weights["final_norm.weight"], x) for x in tokens]), kept
 
@@ -125,7 +125,7 @@ class Block:
         tokens: list[Tensor],
         documents: list[int],
         sink: list[list[Kept]],
-        found: list[Found],
+        references: list[ChunkReference],
         memories: list[list[list[Kept]]],
         window: int,
     ) -> list[Tensor]:
@@ -137,7 +137,7 @@ class Block:
             visible = []
             for h in range(self.config.num_kv_heads):
                 extra = list(sink[h])
-                for reference, memory in zip(found, memories, strict=True):
+                for reference, memory in zip(references, memories, strict=True):
                     in_sight = chunk - window < reference.chunk <= chunk
                     own = reference.document is None or reference.document == documents[t]
                     if in_sight and own and h in self.explicit.heads(self.config.num_kv_heads):

@@ -6,6 +6,7 @@ T tokens of a segment, D hidden size, d head width.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ def forward(
     net: LanguageModel, input_ids: Tensor, document_ids: Tensor | None = None, recall: Recall | None = None
 ) -> Tensor:
     """Logits fp64 [B, L, V] of `net`'s weights, stream by stream."""
-    return each_stream(net, input_ids, document_ids, lambda *stream: one_stream(*stream, recall))
+    return each_stream(net, input_ids, document_ids, partial(one_stream, recall=recall))
 
 
 def each_stream(

@@ -28,9 +28,9 @@ def one_stream(config: ModelConfig, weights: Weights, ids: list[int], documents:
         mine = documents[part]
         slots = []
         for place, document in enumerate(mine):
-            owner, slot = bank.get(place, (None, None))
             identity = torch.zeros(config.hidden_size).double()
             identity[place % config.hidden_size] = 1
+            owner, slot = bank.get(place, (document, identity))
             slots.append(slot if owner == document else identity)
         hidden = [weights["embedding.weight"][token] for token in ids[part]]
         for layer in range(config.num_layers):
@@ -66,11 +66,12 @@ def block(
 def read(config: ModelConfig, memory: Weights, e: Tensor, slots: list[Tensor]) -> Tensor:
     width = config.hidden_size // config.memory.heads
     parts = []
+    top_k = config.memory.model_dump()["top_k"]
     for head in range(config.memory.heads):
         rows = slice(head * width, (head + 1) * width)
         q = memory["query.weight"][rows] @ e
         scores = torch.stack([q @ (memory["key.weight"][rows] @ slot) / math.sqrt(width) for slot in slots])
-        if config.memory.top_k is not None and config.memory.top_k < len(slots):
-            scores = scores.where(scores >= scores.sort(descending=True).values[config.memory.top_k - 1], -math.inf)
+        if top_k is not None and top_k < len(slots):
+            scores = scores.where(scores >= scores.sort(descending=True).values[top_k - 1], -math.inf)
         parts.append(sum(a * (memory["value.weight"][rows] @ s) for a, s in zip(scores.softmax(0), slots, strict=True)))
     return torch.cat(parts)

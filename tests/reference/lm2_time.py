@@ -45,9 +45,15 @@ def recall(
     return recalled
 
 
+def slots_of(config: ModelConfig) -> int:
+    slots = config.memory.slots
+    assert slots is not None
+    return slots
+
+
 def initial_bank(config: ModelConfig) -> Bank:
     width = config.hidden_size // config.memory.heads
-    return [[torch.zeros(width).double() for _ in range(config.memory.slots)] for _ in range(config.memory.heads)]
+    return [[torch.zeros(width).double() for _ in range(slots_of(config))] for _ in range(config.memory.heads)]
 
 
 def read(config: ModelConfig, memory: Weights, h: Tensor, bank: Bank) -> Tensor:
@@ -66,12 +72,12 @@ def written(config: ModelConfig, memory: Weights, tokens: list[Tensor], bank: Ba
         keys = [address(config, memory["key.weight"] @ h, head) for h in tokens]
         delta = [F.softplus(memory["gate_forget.weight"][head] @ h + memory["gate_forget_bias"][head]) for h in tokens]
         slots = []
-        for n in range(config.memory.slots):
+        for n in range(slots_of(config)):
             erased = [delta[t] * keys[t][n] ** 2 for t in range(len(tokens))]
-            slot = torch.exp(-sum(erased)) * bank[head][n]
+            slot = torch.exp(-torch.stack(erased).sum()) * bank[head][n]
             for t, h in enumerate(tokens):
                 later = erased[t + 1 :]
-                kept = torch.exp(-sum(later)) if later else 1.0
+                kept = torch.exp(-torch.stack(later).sum()) if later else 1.0
                 new = gate(memory, "gate_in", h) * torch.tanh(memory["content.weight"] @ h)
                 slot = slot + kept * keys[t][n] * of_head(config, new, head)
             slots.append(slot)
@@ -81,7 +87,7 @@ def written(config: ModelConfig, memory: Weights, tokens: list[Tensor], bank: Ba
 
 def address(config: ModelConfig, x: Tensor, head: int) -> Tensor:
     """The head's positive unit vector over the slots, [N]."""
-    slots = config.memory.slots
+    slots = slots_of(config)
     return positive_unit(config, x[head * slots : (head + 1) * slots])
 
 

@@ -34,9 +34,9 @@ MOMENTS = {  # of the parameters for which 0 and 0.3 would be out of the ordinar
 }
 
 
-def tiny(memory: MemoryConfig = NONE, **changes: Any) -> ModelConfig:
+def tiny(memory: MemoryConfig | dict[str, Any] = NONE, **changes: Any) -> ModelConfig:
     """Two layers with weights large enough that attention is far from uniform and logits are of order one."""
-    shape = {
+    shape: dict[str, Any] = {
         "vocab_size": VOCAB,
         "hidden_size": 16,
         "num_layers": 2,

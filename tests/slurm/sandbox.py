@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "ip", "nsenter", "unshare", "setpriv")
@@ -177,7 +178,7 @@ class Sandbox:
         for node in self.nodes:
             sshd = ["/usr/sbin/sshd", "-D", "-e", "-f", f"{self.root}/ssh/sshd_config"]
             self._daemon(f"sshd-{node}", self.inside(node, *sshd))
-            until(lambda node=node: self._ssh_answers(node), 10, f"sshd on {node}")
+            until(partial(self._ssh_answers, node), 10, f"sshd on {node}")
 
     def _ssh_answers(self, node: str) -> bool:
         return subprocess.run([self.root / "bin" / "ssh", node, "true"], capture_output=True).returncode == 0

@@ -29,7 +29,7 @@ def test_deepspeed_over_a_hostfile_gives_the_bits_of_slurm(site: Site, uninterru
     done = subprocess.run([*command, *launcher, *options, *stop], env=env, capture_output=True, text=True, timeout=300)
     found = losses(site.run("hostfile"))
     assert found.keys() == set(range(1, STEPS_HERE + 1)), done.stderr[-3000:]
-    assert "saved; run the same again" in done.stdout
+    assert "saved; run the same command again" in done.stdout
     reference = losses(uninterrupted)
     assert found == {step: reference[step] for step in found}
     assert (site.run("hostfile") / "log" / "rank-3.log").exists()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.commands import PRETRAIN, ROOT, free_port, losses, reproducible, run, run_warm
+from tests.distributed.spawn import free_port
+from tests.e2e.commands import PRETRAIN, ROOT, losses, reproducible, run, run_warm
 from tests.e2e.mlflow_server import CREDENTIALS, PASSWORD, MlflowServer
 from tests.slurm.conftest import ENDED, STEPS, STEPS_A_PHASE, TWO_BY_TWO, Site, scratch
 from tests.slurm.sandbox import until
@@ -95,7 +96,7 @@ def test_every_interruption_is_survived_in_one_run(
     assert len(curve) == STEPS
     output = site.output(name)
     assert PASSWORD not in output + (site.run(name) / "submit.sbatch").read_text()
-    assert output.count("saved; run the same again") >= 2, output  # USR2 and preemption lost no step
+    assert output.count("saved; run the same command again") >= 2, output  # USR2 and preemption lost no step
     assert "by SIGUSR2, saved" in output
 
 
@@ -144,14 +145,14 @@ def test_a_sick_node_is_named_and_left_out(site: Site) -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (("cluster.nodes=3", "parallel.pipeline=1"), "cluster.nodes: 3 asked, but partition main has 2 of 2 nodes"),
+        (("cluster.nodes=3", "parallel.pipeline=1"), "cluster.nodes: 3, but 2 of the 2 nodes of partition main fit"),
         (("cluster.gpus_per_node=8",), "n1: 0 GPUs, 8 asked"),
         (("cluster.cpus_per_rank=16",), "n1: 4 cores, 32 asked"),
         (("cluster.memory=900G",), "n1: 8000M memory, 900G asked"),
         (("cluster.time='9:00:00'",), "cluster.time: 9:00:00 is more than the 08:00:00 of partition main"),
         (
             ("cluster.partition=gpu",),
-            "cluster.partition: 'gpu' is none of this cluster's; choose one of high, low, main",
+            "cluster.partition: 'gpu' does not exist here; choose one of high, low, main",
         ),
         (("cluster.nodes=1", *TWO_BY_TWO), "parallel: 2 ranks were started, but tensor 2 x pipeline 2"),
     ],
@@ -230,6 +231,6 @@ def test_the_time_limit_is_survived_and_a_cancelled_job_stays_cancelled(site: Si
     site.until_step(name, saved + 3, job)
     box.ask("scancel", job)
     assert site.end(job) == "CANCELLED"
-    until(lambda: "ends, the rest is Slurm's" in site.output(name), 60, "the script's last word")
-    assert site.output(name).count("saved; run the same again") == 2
+    until(lambda: "ends; Slurm decides whether" in site.output(name), 60, "the script's last word")
+    assert site.output(name).count("saved; run the same command again") == 2
     assert box.job(job)["Restarts"] == "1"

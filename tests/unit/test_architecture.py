@@ -76,3 +76,30 @@ def test_rooms_and_files_stay_small() -> None:
 def test_one_file_imports_a_library(library: str, only: str) -> None:
     found = [path for package in PACKAGES for path in sources(package) if library in imported(path)]
     assert [str(path.relative_to(ROOT)) for path in found] == [only]
+
+
+def asserts(function: ast.FunctionDef, helpers: set[str]) -> bool:
+    """Whether a function of the tests asserts, expects an error, or calls one of `helpers`."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assert):
+            return True
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            if name in helpers or name.rpartition(".")[2].startswith("assert_"):
+                return True
+    return False
+
+
+def test_every_test_asserts() -> None:
+    functions = [
+        (path, node)
+        for path in sources("tests")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    ]
+    helpers = {"pytest.raises", "pytest.warns", "pytest.fail"}
+    for _ in range(2):  # a helper may call another
+        helpers |= {node.name for _, node in functions if node.name[:5] != "test_" and asserts(node, helpers)}
+    tests = [(path, node) for path, node in functions if node.name.startswith("test_") and path.name[:5] == "test_"]
+    assert len(tests) > 1000
+    assert [f"{path.name}:{node.lineno} {node.name}" for path, node in tests if not asserts(node, helpers)] == []

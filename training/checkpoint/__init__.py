@@ -1,1 +1,1 @@
-"""Checkpoints: what each rank writes, the manifest that makes a folder whole, and reading on any topology."""
+"""Checkpoints: each rank writes its share, a manifest marks the folder as whole, any topology can read it."""

@@ -1,8 +1,8 @@
-"""Checkpoints: torch.distributed.checkpoint under canonical names, so any topology reads any other's.
+"""The checkpoints of a run: starting a save, waiting for it, choosing the one to continue from.
 
-Each rank copies the share that ZeRO gave it (`checkpoint_share.py`, `checkpoint_staging.py`) and writes it, both beside
-training (`checkpoint_writer.py`); only what its manifest confirms is read again (`checkpoint_files.py`,
-`safe_reader.py`).
+Tensors have canonical names, so any topology reads the checkpoints of any other. Each rank copies the share that ZeRO
+gave it (`shards.py`, `staging.py`) and writes it while training goes on (`writer.py`). Only what the manifest confirms
+is read again (`manifest.py`, `safe_reader.py`).
 """
 
 import logging
@@ -54,7 +54,7 @@ __all__ = [
 
 
 class CheckpointFolder:
-    """`checkpoints/` of one run.  Every method is collective unless it says otherwise."""
+    """The folder `checkpoints/` of one run.  Every method is collective unless it says otherwise."""
 
     def __init__(
         self,
@@ -63,34 +63,35 @@ class CheckpointFolder:
         keep: tuple[int, int | None] | None = None,
         confirm: Callable[[], None] = lambda: None,
     ) -> None:
-        """Open a run's checkpoints; nothing is written.
+        """Open a run's checkpoints; write nothing.  Collective.
 
         Args:
             folder: `checkpoints/` of the run.
-            topology: of this rank.
-            keep: (newest checkpoints that are kept, steps whose multiples are kept for ever); None: all.
-            confirm: called on rank 0 before the folder changes; raises where the run has another owner by now.
+            topology: process groups of this rank.
+            keep: (number of newest checkpoints to keep, steps whose multiples are never deleted); None: keep all.
+            confirm: called on rank 0 before the folder changes; raises when the run has another owner by now.
         """
         self.folder, self.topology, self.keep = folder, topology, keep
-        self._group = dist.new_group(backend="gloo")  # of its own: it is used beside training
+        self._group = dist.new_group(backend="gloo")  # a group of its own, because a thread uses it during training
         self._writer = Writer(folder, self._group, confirm)
         self._staging = Staging(topology.device)
         self._pool = ThreadPoolExecutor(1, "checkpoint", initializer=lambda: use_device(topology.device))
         self._pending: Future[Path] | None = None
-        self.last: Path | None = None  # the newest one that is known to be whole
-        self.held = 0.0  # seconds that training has waited for the copies of the last one started
+        self.last: Path | None = None  # the newest checkpoint that is known to be whole
+        self.held = 0.0  # seconds that training has waited for the copies of the last checkpoint
 
     def save(self, engine: Engine, state: RunState) -> Path:
-        """Write `step-XXXXXXXX` and point `latest` at it; returns when it is on disk."""
+        """Write `step-XXXXXXXX` and make it the latest; return its path when it is on disk.  Collective."""
         self.start(engine, state)
         path = self.wait()
         assert path is not None
         return path
 
     def start(self, engine: Engine, state: RunState) -> None:
-        """Let a thread copy this rank's share and write it; the engine's next update waits for the copies.
+        """Start a thread that copies and writes this rank's share; the engine's next update waits for the copies.
 
-        Waits for the checkpoint before, if that is not written.  Raises `TrainingError` on every rank when it failed.
+        It first waits until the checkpoint before is written, and raises `TrainingError` on every rank when that one
+        failed. Collective.
         """
         self.wait()
         started, copied = time.perf_counter(), threading.Event()
@@ -106,7 +107,10 @@ class CheckpointFolder:
         self.held += time.perf_counter() - started
 
     def wait(self) -> Path | None:
-        """The newest checkpoint, once it is on disk.  Raises `TrainingError` on every rank when it failed."""
+        """Wait until the last checkpoint is on disk; return the newest one, None when there is none.
+
+        Raises `TrainingError` on every rank when writing failed.
+        """
         pending, self._pending = self._pending, None
         if pending is not None:
             self.last = pending.result()
@@ -116,7 +120,7 @@ class CheckpointFolder:
         def share() -> list[TensorShard]:
             try:
                 return list(self._boxes(parts, rng))
-            finally:  # training goes on whatever happened: a failure is said on every rank by `wait`
+            finally:  # training goes on also after a failure, which `wait` raises on every rank
                 copied.set()
 
         try:
@@ -130,7 +134,7 @@ class CheckpointFolder:
         return path
 
     def _parts(self, engine: Engine) -> Iterator[Part]:
-        """Yield the tensors that this rank writes; a tensor that several ranks hold is written by one of them."""
+        """Yield the parts that this rank writes; a tensor that several ranks have is written by one.  Collective."""
         elsewhere = self._written_by_earlier_stages(engine)
         for key, start, values in engine.own_state():
             name = key.partition("/")[0]
@@ -140,7 +144,7 @@ class CheckpointFolder:
                 yield Part(key, engine.shapes[name], start, values, dim)
 
     def _boxes(self, parts: list[Part], rng: Tensor) -> Iterator[TensorShard]:
-        """Copies of the parts, as boxes of whole tensors."""
+        """Yield copies of the parts as boxes of whole tensors, on the main rank also the random state."""
         tensor = self.topology.tensor
         for part, copy in zip(parts, self._staging.copy(parts), strict=True):
             yield from boxes(part.key, part.shape, part.start, copy, part.sharded_dim, tensor.rank, tensor.size)
@@ -148,7 +152,10 @@ class CheckpointFolder:
             yield TensorShard(RNG_KEY, rng.size(), torch.Size([0]), rng)
 
     def _written_by_earlier_stages(self, engine: Engine) -> set[str]:
-        """Tied weights: the first stage that has them writes them, for ZeRO cuts them differently on each."""
+        """Return the names of tied weights that an earlier pipeline stage writes.  Collective.
+
+        Only one stage writes them, because ZeRO cuts them differently on each stage.
+        """
         if self.topology.pipeline_size == 1:
             return set()
         everywhere: list[Any] = [None] * self.topology.info.world_size
@@ -157,14 +164,14 @@ class CheckpointFolder:
         return {name for other, names in everywhere if other < stage for name in names}
 
     def latest(self) -> Path | None:
-        """The newest checkpoint whose files have their sizes, or None.  Not collective."""
+        """Return the newest checkpoint whose files exist with the right sizes, or None.  Not collective."""
         return latest_checkpoint(self.folder)
 
     def choose(self) -> Path | None:
-        """The checkpoint to continue from, every byte of it checked; None when nothing was saved.
+        """Return the checkpoint to continue from, after checking its checksums; None when nothing was saved.
 
-        A damaged one is said aloud and the one before it taken; the pointer then names that.  Raises `TrainingError`
-        when none is whole.
+        When one is damaged, a warning is logged, the one before it is taken and the pointer is changed to it. Raises
+        `TrainingError` when none is whole. Collective.
         """
         box: list[Any] = [list(candidates(self.folder)) if self.topology.is_main else None]
         dist.broadcast_object_list(box, src=0, group=self._group)
@@ -184,15 +191,15 @@ class CheckpointFolder:
         return None
 
     def check(self, path: Path) -> None:
-        """Every byte of a checkpoint of another run.  Raises `TrainingError` when it is damaged."""
+        """Check every byte of another run's checkpoint.  Raises `TrainingError` when it is damaged.  Collective."""
         if problem := self._problem(path):
             raise TrainingError(
-                f"init_from: {problem}; copy the checkpoint again, or use another; of one from an address delete this "
-                "copy, it is fetched again"
+                f"init_from: {problem}; copy the checkpoint again, or use another; if it was fetched from an address, "
+                "delete this copy, and it is fetched again"
             )
 
     def _problem(self, path: Path) -> str:
-        """What is wrong with a checkpoint, or nothing; the ranks share the reading."""
+        """Return what is wrong with a checkpoint, empty when it is whole.  Collective: each rank reads some files."""
         own = ""
         try:
             files = check_sizes(path)
@@ -206,9 +213,12 @@ class CheckpointFolder:
         return next((text for text in everywhere if text), "")
 
     def prune(self, keep_last: int, keep_every: int | None) -> None:
-        """Delete all but the newest `keep_last` checkpoints and those at multiples of `keep_every` steps."""
+        """Delete all but the newest `keep_last` checkpoints and those at multiples of `keep_every` steps.
+
+        Not collective: only rank 0 acts.
+        """
         self._writer.prune(keep_last, keep_every)
 
     def close(self) -> None:
-        """End the thread.  Not collective; what it still writes is waited for."""
+        """Wait for the thread to finish writing, and end it.  Not collective."""
         self._pool.shutdown(wait=True)

@@ -1,7 +1,7 @@
-"""A checkpoint as files: its manifest, whether it is still what was written, and which one is the latest.
+"""The files of a checkpoint: its manifest, checks for damage, and the pointer to the latest one.
 
-A checkpoint is believed only when `manifest.json` lists every file with its size and xxh3 and is itself unchanged.
-Names in a manifest or in the pointer `latest` are plain file names: nothing in them leads out of the folder.
+A checkpoint is accepted only when `manifest.json` lists every file with its size and xxh3 checksum and is itself
+unchanged. Names in a manifest and in the pointer `latest` must be plain file names, so none leads out of the folder.
 """
 
 import json
@@ -25,40 +25,40 @@ FILE_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*")
 
 
 class DamagedError(TrainingError):
-    """A checkpoint that is not what was written, or never was one."""
+    """The files of a checkpoint were changed or are incomplete, or the folder is not a checkpoint."""
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """What a file must be."""
+    """Size and checksum that a file must have."""
 
     bytes: int
     xxh3: str
 
     @classmethod
     def of(cls, path: Path) -> "FileEntry":
-        """The entry of a file as it is now."""
+        """Return the entry of a file as it is now."""
         return cls(path.stat().st_size, file_checksum(path))
 
 
 def plain_name(name: Any) -> bool:
-    """Whether `name` is that of a file inside a folder, and of nothing else."""
+    """Return whether `name` is a plain file name, without a folder."""
     return isinstance(name, str) and FILE_NAME.fullmatch(name) is not None and name not in (".", "..")
 
 
 def _manifest_text(files: dict[str, FileEntry]) -> str:
-    """The only text that a manifest of these files can have; its last entry is the checksum of the others."""
+    """Return the text of the manifest of these files, whose last entry is the checksum of the other entries."""
     content = {"version": 1, "files": {name: vars(files[name]) for name in sorted(files)}}
     return json.dumps(content | {"xxh3": xxhash.xxh3_64_hexdigest(json.dumps(content).encode())}, indent=1) + "\n"
 
 
 def write_manifest(folder: Path, files: dict[str, FileEntry]) -> None:
-    """`manifest.json` of `files`, whole or not at all."""
+    """Write `manifest.json` for `files`, by renaming a complete file."""
     write_text(folder / MANIFEST, _manifest_text(files))
 
 
 def read_manifest(folder: Path) -> dict[str, FileEntry]:
-    """The files a checkpoint must have.  Raises `DamagedError` when the manifest is missing or was changed."""
+    """Return the files that a checkpoint must have.  Raises `DamagedError` when the manifest is missing or changed."""
     path = folder / MANIFEST
     try:
         text = path.read_text(encoding="utf-8")
@@ -67,7 +67,7 @@ def read_manifest(folder: Path) -> dict[str, FileEntry]:
     except OSError as error:
         raise DamagedError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise DamagedError(f"{path}: is no manifest; the file was damaged or written by another program") from None
+        raise DamagedError(f"{path}: is not a manifest; the file was damaged or written by another program") from None
     for name in files:
         if not plain_name(name):
             raise DamagedError(f"{path}: names {name!r}; it must be a plain file name inside the folder")
@@ -79,9 +79,9 @@ def read_manifest(folder: Path) -> dict[str, FileEntry]:
 
 
 def check_sizes(folder: Path) -> dict[str, FileEntry]:
-    """The manifest's files, all there with their sizes, and `state.json`, which is small, with its content.
+    """Check that all files exist with their sizes, and the checksum of the small `state.json`; return the manifest.
 
-    Raises `DamagedError` naming the first that is not.
+    Raises `DamagedError` naming the first file that is wrong.
     """
     files = read_manifest(folder)
     for name, entry in files.items():
@@ -90,7 +90,7 @@ def check_sizes(folder: Path) -> dict[str, FileEntry]:
             raise DamagedError(f"{path}: is missing")
         if (found := path.stat().st_size) != entry.bytes:
             raise DamagedError(f"{path}: has {found} bytes, the manifest says {entry.bytes}")
-    check_files(folder, files, [STATE_FILE])  # it is used before all is verified
+    check_files(folder, files, [STATE_FILE])  # which is used before the other files are verified
     return files
 
 
@@ -106,26 +106,30 @@ def check_files(folder: Path, files: dict[str, FileEntry], names: Iterable[str])
 
 
 def verify(folder: Path) -> dict[str, FileEntry]:
-    """Every file's presence, size and checksum.  Raises `DamagedError` naming what is wrong."""
+    """Check presence, size and checksum of every file; return the manifest.
+
+    Raises `DamagedError` naming the first file that is wrong.
+    """
     files = check_sizes(folder)
     check_files(folder, files, files)
     return files
 
 
 def steps_of(folder: Path) -> list[Path]:
-    """Checkpoint folders in `checkpoints/`, oldest first, whole or not."""
+    """Return the checkpoint folders in `checkpoints/`, oldest first, also damaged ones."""
     found = [path for path in folder.glob("step-*") if STEP_NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
+    """Return the step in a checkpoint folder's name."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
 def pointed(folder: Path) -> Path | None:
-    """The checkpoint that the pointer names; None when there is no pointer.
+    """Return the checkpoint that the pointer names; None when there is no pointer.
 
-    Raises `DamagedError` when the pointer names nothing in `folder`.
+    Raises `DamagedError` when the pointer cannot be read or names no checkpoint in `folder`.
     """
     pointer = folder / POINTER
     try:
@@ -142,9 +146,10 @@ def pointed(folder: Path) -> Path | None:
 
 
 def candidates(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Checkpoints to continue from, the best first, and for the first what was wrong with the pointer.
+    """Yield (checkpoint, problem) in the order in which a run tries to continue from them.
 
-    The pointer's comes first, then all others from the newest on.
+    The checkpoint that the pointer names comes first, then all others, newest first. problem: what is wrong with the
+    pointer, given with the first one only.
     """
     problem, first = "", None
     try:
@@ -152,7 +157,7 @@ def candidates(folder: Path) -> Iterator[tuple[Path, str]]:
     except DamagedError as error:
         problem = str(error)
     if first is None and not problem:
-        return  # nothing was ever saved: without a pointer, folders are what a killed first save left
+        return  # nothing was saved: without a pointer, a folder is left from a first save that was killed
     others = [path for path in reversed(steps_of(folder)) if path != first]
     for path in [first, *others] if first else others:
         yield path, problem
@@ -160,9 +165,9 @@ def candidates(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are all there in their sizes, or None when nothing was saved.
+    """Return the first of `candidates` whose files all exist with their sizes; None when nothing was saved.
 
-    The pointer's comes first.  Raises `TrainingError` when checkpoints were saved and none is whole.
+    Raises `TrainingError` when checkpoints were saved and none is whole.
     """
     problems = []
     for path, pointer_problem in candidates(folder):
@@ -178,7 +183,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def nothing_whole(folder: Path, problems: list[str]) -> TrainingError:
-    """The error for a folder whose checkpoints are all damaged."""
+    """Return the error for a folder whose checkpoints are all damaged."""
     shown = "; ".join(problems) or f"{folder / POINTER}: names a checkpoint that is not there"
     return TrainingError(
         f"{folder}: no whole checkpoint is left ({shown}); copy one back, or delete the run's folder to start anew"
@@ -186,5 +191,5 @@ def nothing_whole(folder: Path, problems: list[str]) -> TrainingError:
 
 
 def point(folder: Path, checkpoint: Path) -> None:
-    """Make `checkpoint` the latest, at once and for good."""
+    """Make `checkpoint` the latest, by replacing the pointer's file."""
     write_text(folder / POINTER, checkpoint.name + "\n")

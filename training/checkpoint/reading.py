@@ -1,8 +1,8 @@
-"""Reading parts of a checkpoint's tensors: no byte but those that are asked for, and nothing is unpickled.
+"""Reads parts of a checkpoint's tensors: only the bytes that are needed, and without unpickling.
 
-torch.distributed.checkpoint finds out which stored boxes overlap the boxes that are asked for; its own reader would
-then read each of them whole. A stored box is a file of `torch.save` inside the rank's file: a zip archive whose record
-`data/0` holds the box's values, row-major and uncompressed, so any part of it can be read by its place.
+torch.distributed.checkpoint (DCP) finds which stored boxes overlap the requested boxes. Its own reader would then read
+each stored box completely. A stored box is a file of `torch.save` inside the rank's file: a zip archive whose record
+`data/0` has the values, row-major and uncompressed. So a part of a box can be read from its byte offset.
 """
 
 import math
@@ -28,12 +28,12 @@ from training.checkpoint.manifest import DamagedError
 from training.checkpoint.safe_reader import SafeReader
 from training.checkpoint.shards import TensorShard
 
-BLOCK = 16 << 20  # bytes that are held on their way from the file to where they belong
+BLOCK = 16 << 20  # bytes of the buffer between the file and the target tensor
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip record: signature, length of its name, of its extra field
 
 
 class BoxPlanner(DefaultLoadPlanner):
-    """Tells torch.distributed.checkpoint to fill boxes, however the tensors were cut when they were written."""
+    """DCP's load planner for boxes, whose boundaries need not be those with which the tensors were written."""
 
     def __init__(self, boxes: Iterable[TensorShard]) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -42,7 +42,7 @@ class BoxPlanner(DefaultLoadPlanner):
             self._boxes[box.key].append(box)
 
     def create_local_plan(self) -> LoadPlan:
-        """Raises `DamagedError` where a tensor is missing or has another shape."""
+        """Return the list of reads.  Raises `DamagedError` when a tensor is missing or has another shape."""
         items: list[ReadItem] = []
         stored: dict[str, Any] = self.metadata.state_dict_metadata  # type: ignore[union-attr]
         for key, boxes in self._boxes.items():
@@ -52,24 +52,25 @@ class BoxPlanner(DefaultLoadPlanner):
             chunks = [ChunkStorageMetadata(box.offsets, box.values.size()) for box in boxes]
             found_items = create_read_items_for_chunk_list(key, stored[key], chunks)
             if sum(item.lengths.numel() for item in found_items) != sum(box.values.numel() for box in boxes):
-                raise DamagedError(f"{key} is stored in part only")
+                raise DamagedError(f"{key} is stored only in part")
             items += found_items
         return LoadPlan(items)
 
     def resolve_tensor(self, read_item: ReadItem) -> Tensor:
-        """The part of a box that `read_item` fills."""
+        """Return the view of a box's values that `read_item` fills."""
         box = self._boxes[read_item.dest_index.fqn][read_item.dest_index.index or 0]
         return _narrowed(box.values.detach(), read_item.dest_offsets, read_item.lengths)
 
 
 class BoxReader(SafeReader):
-    """Reads the parts of stored boxes that a plan names. Raises `DamagedError` where a file is not what it must be."""
+    """DCP's reader for the parts of stored boxes in a plan.  Raises `DamagedError` when a file has no such tensor."""
 
     def set_up_storage_reader(self, metadata: Metadata, *args: Any, **kwargs: Any) -> None:
         super().set_up_storage_reader(metadata, *args, **kwargs)
         self._stored: dict[str, Any] = dict(metadata.state_dict_metadata)
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Read the items of the plan into the planner's tensors; the future is done on return."""
         places: dict[str, list[tuple[_StorageInfo, ReadItem]]] = defaultdict(list)
         for item in plan.items:
             place = self.storage_data[item.storage_index]
@@ -88,7 +89,7 @@ class BoxReader(SafeReader):
 
 
 class _Slice:
-    """`length` bytes of an open file from `offset` on, as the file that `zipfile` asks for."""
+    """A range of an open file, `length` bytes from `offset`, with the file methods that `zipfile` needs."""
 
     def __init__(self, file: Any, offset: int, length: int) -> None:
         self._file, self._offset, self._length, self._at = file, offset, length, 0
@@ -111,7 +112,7 @@ class _Slice:
 
 
 def _values_begin(file: Any, place: _StorageInfo, size: int) -> int:
-    """Where in the file the `size` bytes of a stored box's values begin."""
+    """Return the byte offset in the file at which the `size` bytes of a stored box's values begin."""
     part = _Slice(file, place.offset, place.length)
     try:
         with zipfile.ZipFile(part) as archive:  # type: ignore[arg-type]
@@ -119,16 +120,16 @@ def _values_begin(file: Any, place: _StorageInfo, size: int) -> int:
         part.seek(info.header_offset)
         signature, name, extra = _LOCAL_HEADER.unpack(part.read(_LOCAL_HEADER.size))
     except (zipfile.BadZipFile, ValueError, struct.error) as error:
-        raise DamagedError(f"{file.name}: at byte {place.offset} is no stored tensor ({error})") from None
+        raise DamagedError(f"{file.name}: there is no stored tensor at byte {place.offset} ({error})") from None
     if signature != b"PK\3\4" or info.compress_type != zipfile.ZIP_STORED or info.file_size != size:
-        raise DamagedError(f"{file.name}: at byte {place.offset} is no plain tensor of {size} bytes")
+        raise DamagedError(f"{file.name}: there is no uncompressed tensor of {size} bytes at byte {place.offset}")
     return place.offset + info.header_offset + _LOCAL_HEADER.size + name + extra
 
 
 def _fill(
     target: Tensor, descriptor: int, begin: int, dtype: torch.dtype, sizes: Sequence[int], item: ReadItem
 ) -> None:
-    """Fill `target` with a part of a stored box of `sizes`, in blocks of whole rows."""
+    """Fill `target` with a part of a stored box of shape `sizes`, in blocks of whole rows."""
     offsets, lengths = list(item.storage_offsets), list(item.lengths)
     row = math.prod(lengths[1:]) * dtype.itemsize
     step = max(1, BLOCK // max(1, row))
@@ -145,8 +146,11 @@ def _fill(
 
 
 def runs(sizes: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(begin, count) of the consecutive numbers that make up a part of a row-major tensor of `sizes`, in order."""
-    whole = len(sizes)  # from this dimension on the part has everything
+    """Yield (begin, count) of the runs of consecutive elements that make up a part of a row-major tensor, in order.
+
+    sizes: shape of the tensor; offsets, lengths: where the part begins and how long it is in each dimension.
+    """
+    whole = len(sizes)  # from this dimension on the part spans the whole dimension
     while whole > 1 and lengths[whole - 1] == sizes[whole - 1]:
         whole -= 1
     strides = [math.prod(sizes[dim + 1 :]) for dim in range(len(sizes))]
@@ -158,7 +162,7 @@ def runs(sizes: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]) -
 
 
 def _read(descriptor: int, view: memoryview, offset: int) -> None:
-    """Fill `view` from the file; raises `DamagedError` where it ends too early."""
+    """Fill `view` with the file's bytes from `offset`.  Raises `DamagedError` when the file ends too early."""
     done = 0
     while done < len(view):
         count = os.preadv(descriptor, [view[done:]], offset + done)

@@ -1,4 +1,4 @@
-"""Checkpoints that lie elsewhere (`s3://`, `gs://`, whatever fsspec knows), read through a verified local copy."""
+"""Checkpoints at an address (`s3://`, `gs://` and others that fsspec knows), read through a verified local copy."""
 
 import fcntl
 import os
@@ -23,10 +23,10 @@ def cache_folder() -> Path:
 
 
 def local_copy(address: str, field: str) -> Path:
-    """The checkpoint at `address` as a local folder; what has no scheme is one already.
+    """Return a local folder with the checkpoint at `address`; an address without a scheme is a local path already.
 
-    The copy lies in `$MEMTRAIN_CACHE` (default ~/.cache/memtrain); the ranks of a machine share it, and one of them
-    fetches.  Raises `ConfigError` when it cannot be fetched or is damaged.
+    The copy is in `$MEMTRAIN_CACHE` (default ~/.cache/memtrain). The ranks of a machine share it, and one of them
+    fetches it. Raises `ConfigError`, naming the configuration field `field`, when it cannot be fetched or is damaged.
     """
     if "://" not in address:
         return Path(address)
@@ -50,14 +50,14 @@ def local_copy(address: str, field: str) -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; the lock ends with its holder, however that ends."""
+    """Hold an exclusive lock on the file; the system releases it when the process ends."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _fetch(address: str, target: Path) -> None:
-    """Copy the manifest and what it lists, unless the copy is there already."""
+    """Copy the manifest and the files it lists, unless `target` has them already."""
     files, root = fsspec.url_to_fs(address)
     manifest = files.cat_file(f"{root}/{MANIFEST}")
     if _is_copy(target, manifest):
@@ -66,7 +66,7 @@ def _fetch(address: str, target: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     (partial / MANIFEST).write_bytes(manifest)
-    for name in read_manifest(partial):  # plain names only
+    for name in read_manifest(partial):  # which has checked that these are plain file names
         files.get_file(f"{root}/{name}", str(partial / name))
     verify(partial)
     shutil.rmtree(target, ignore_errors=True)

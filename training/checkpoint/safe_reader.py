@@ -1,8 +1,8 @@
-"""Reading torch.distributed.checkpoint's files without running what may be in them.
+"""Reads files of torch.distributed.checkpoint without executing code that may be in them.
 
-Its `.metadata` is a pickle, which can call any function while it is read; a tensor that the metadata declares to be
-bytes is unpickled without restriction; and the metadata names the files to read.  Here the pickle may build only the
-classes that a checkpoint consists of, only tensors are accepted, and only files of the folder itself.
+The file `.metadata` is a pickle, which can call any function while it is read. An entry declared as bytes would be
+unpickled without restriction. And the metadata names the files to read. Here the pickle may build only the classes that
+a checkpoint consists of, only tensors are accepted, and only files inside the folder are read.
 """
 
 import io
@@ -17,7 +17,7 @@ from torch.distributed.checkpoint import filesystem, metadata
 
 from training.checkpoint.manifest import METADATA, DamagedError, plain_name
 
-_LARGEST = 1 << 30  # bytes of a .metadata; a thousand ranks' shards take a few hundred MB
+_LARGEST = 1 << 30  # most bytes of a .metadata; the shards of a thousand ranks take a few hundred MB
 
 _ALLOWED: dict[tuple[str, str], Any] = {
     (cls.__module__, cls.__qualname__): cls
@@ -40,31 +40,32 @@ def _layout(name: Any) -> torch.layout:
     return torch.strided
 
 
-_ALLOWED[("torch.serialization", "_get_layout")] = _layout  # how torch itself pickles a layout
+_ALLOWED[("torch.serialization", "_get_layout")] = _layout  # the function with which torch pickles a layout
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds what the metadata of a checkpoint consists of, and refuses everything else before it is called."""
+    """Builds only the classes of a checkpoint's metadata; it refuses everything else before it is called."""
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         if (found := _ALLOWED.get((module, name))) is not None:
             return found
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return dtype  # type: ignore[return-value]  # pickled as a global of torch
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        raise pickle.UnpicklingError(f"it contains {module}.{name}")
 
 
 class SafeReader(dcp.FileSystemReader):
-    """Reads a checkpoint's tensors.  `read_metadata` raises `DamagedError` for anything that is not just tensors."""
+    """DCP's reader for checkpoints of tensors only.  `read_metadata` raises `DamagedError` for anything else."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:
+        """Return the checkpoint's list of tensors, checked by `read_metadata`."""
         found = read_metadata(Path(self.path))
         found.storage_meta = metadata.StorageMeta(load_id=self.load_id)
         return found
 
 
 def read_metadata(folder: Path) -> metadata.Metadata:
-    """What a checkpoint holds and where.  Raises `DamagedError` for anything that is not just tensors."""
+    """Return the list of a checkpoint's tensors and their places.  Raises `DamagedError` for anything but tensors."""
     path = folder / METADATA
     try:
         if path.stat().st_size > _LARGEST:
@@ -74,8 +75,8 @@ def read_metadata(folder: Path) -> metadata.Metadata:
         raise DamagedError(f"{path}: cannot be read ({error.strerror})") from None
     except DamagedError:
         raise
-    except Exception as error:  # a damaged pickle raises whatever it comes upon
-        raise DamagedError(f"{path}: is refused, it is no list of tensors ({error})") from None
+    except Exception as error:  # a damaged pickle can raise any exception
+        raise DamagedError(f"{path}: is refused, it is not a list of tensors ({error})") from None
     _check(found, path)
     return found
 
@@ -83,14 +84,14 @@ def read_metadata(folder: Path) -> metadata.Metadata:
 def _check(found: Any, path: Path) -> None:
     """Raise `DamagedError` unless `found` describes tensors in files of the folder."""
     if not isinstance(found, metadata.Metadata) or not isinstance(found.storage_data, dict):
-        raise DamagedError(f"{path}: is refused, it describes no checkpoint")
+        raise DamagedError(f"{path}: is refused, it does not describe a checkpoint")
     for name, entry in found.state_dict_metadata.items():
         if not isinstance(entry, metadata.TensorStorageMetadata):
-            raise DamagedError(f"{path}: is refused, {name} is no tensor but {type(entry).__name__}")
+            raise DamagedError(f"{path}: is refused, {name} is not a tensor but {type(entry).__name__}")
     for index, place in found.storage_data.items():
         if not (isinstance(index, metadata.MetadataIndex) and isinstance(place, filesystem._StorageInfo)):
-            raise DamagedError(f"{path}: is refused, it places something that is no tensor")
+            raise DamagedError(f"{path}: is refused, it gives the place of something that is not a tensor")
         if not plain_name(place.relative_path):
-            raise DamagedError(f"{path}: is refused, {index.fqn} lies in {place.relative_path!r}, outside the folder")
+            raise DamagedError(f"{path}: is refused, {index.fqn} is in {place.relative_path!r}, outside the folder")
         if getattr(place, "transform_descriptors", None):
-            raise DamagedError(f"{path}: is refused, {index.fqn} is to be transformed while it is read")
+            raise DamagedError(f"{path}: is refused, {index.fqn} asks for a transformation while it is read")

@@ -1,8 +1,8 @@
-"""What one rank writes of a checkpoint: boxes of tensors, cut where ZeRO cut them, with nothing gathered.
+"""The part of a checkpoint that one rank writes: boxes of tensors, without gathering anything.
 
-ZeRO gives every replica a range of each flattened tensor.  A range of a flattened tensor is a few boxes of the tensor
-itself (a part of a row, whole rows, a part of a row), and a box has its place in the whole tensor on any topology,
-which is what torch.distributed.checkpoint stores.  So no rank ever holds more than its own share.
+ZeRO gives every data-parallel rank a range of each flattened tensor. Such a range is a few boxes of the tensor itself
+(a part of a row, whole rows, a part of a row). torch.distributed.checkpoint (DCP) stores a box with its offsets in the
+whole tensor, which do not depend on the topology. So no rank ever holds more than its own share.
 """
 
 import math
@@ -19,7 +19,10 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 
 @dataclass(frozen=True)
 class TensorShard:
-    """A part of the tensor `key`: where it begins in the whole tensor, of shape `size`, and its values."""
+    """A box of the tensor `key`.
+
+    size: shape of the whole tensor; offsets: where the box begins in it; values: the box, with as many dimensions.
+    """
 
     key: str
     size: torch.Size
@@ -28,7 +31,7 @@ class TensorShard:
 
 
 def boxes_of_range(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(offsets, sizes) of boxes that cover elements [start, stop) of a row-major tensor, in their order in it."""
+    """Yield (offsets, sizes) of the boxes that cover elements [start, stop) of a row-major tensor, in memory order."""
     if start >= stop:
         return
     if len(shape) < 2:
@@ -37,7 +40,7 @@ def boxes_of_range(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tu
     inner = shape[1:]
     row = math.prod(inner)
     first, last = -(-start // row), stop // row  # the whole rows are [first, last)
-    if first > last:  # it begins and ends inside one row
+    if first > last:  # the range begins and ends inside one row
         yield from _in_row(last, inner, start - last * row, stop - last * row)
         return
     yield from _in_row(first - 1, inner, start - (first - 1) * row, row if start < first * row else 0)
@@ -56,9 +59,16 @@ def _in_row(
 def boxes(
     key: str, shape: tuple[int, ...], start: int, values: Tensor, sharded_dim: int | None, rank: int, ranks: int
 ) -> Iterator[TensorShard]:
-    """The boxes of `values`, elements from `start` on of this tensor-parallel rank's tensor of `shape`.
+    """Yield the boxes of the whole tensor `key` that `values` fills.
 
-    sharded_dim: the dimension that `ranks` tensor-parallel ranks share evenly, this one being `rank`; None: not shared.
+    Args:
+        key: name of the tensor.
+        shape: shape of the tensor on this tensor-parallel rank.
+        start: index of the first element of `values` in the flattened tensor of this rank.
+        values: [n], consecutive elements; the boxes are views of it.
+        sharded_dim: the dimension that tensor-parallel ranks share evenly; None: not shared.
+        rank: this tensor-parallel rank.
+        ranks: number of tensor-parallel ranks.
     """
     size, shift = list(shape), [0] * len(shape)
     if sharded_dim is not None:
@@ -72,22 +82,24 @@ def boxes(
 
 
 class SharePlanner(DefaultSavePlanner):
-    """Tells torch.distributed.checkpoint to write the boxes; those that several ranks hold are written once."""
+    """DCP's save planner for boxes; a box that several ranks have is written once."""
 
     def __init__(self, share: list[TensorShard]) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
         self._share = {(box.key, box.offsets): box for box in share}
 
     def create_local_plan(self) -> SavePlan:
+        """Return the list of boxes that this rank writes."""
         self.plan = SavePlan([_write_item(box) for box in self._share.values()])
         return self.plan
 
     def lookup_object(self, index: MetadataIndex) -> Any:
+        """Return the values of the box at `index`."""
         assert index.offset is not None
-        return _alone(self._share[index.fqn, index.offset].values)
+        return _with_own_storage(self._share[index.fqn, index.offset].values)
 
 
-def _alone(values: Tensor) -> Tensor:
+def _with_own_storage(values: Tensor) -> Tensor:
     """Return a tensor with its own storage over the same memory; DCP would copy a view."""
     own = torch.from_numpy(values.reshape(-1).view(torch.uint8).numpy())
     return own.view(values.dtype).view(values.shape)

@@ -1,4 +1,4 @@
-"""Files of torch.distributed.checkpoint: hashed while they are written, and synced to disk before they are closed."""
+"""Files that torch.distributed.checkpoint (DCP) writes: checksums are computed while writing, and `close` syncs."""
 
 import io
 import os
@@ -15,17 +15,17 @@ from torch.serialization import get_crc32_options, set_crc32_options
 
 from training.checkpoint.manifest import FileEntry
 
-_CHUNK = 8 << 20  # bytes after which the disk is told to begin
-_LAG = 8  # chunks that the disk may be behind before their memory is given back
-_BUFFER = 1 << 20  # bytes: a record's small parts are written together
+_CHUNK = 8 << 20  # bytes after which writing to disk is started
+_LAG = 8  # chunks that stay in the page cache before their memory is freed
+_BUFFER = 1 << 20  # bytes; small parts of a record are collected and written together
 
 
 class HashedFile(io.FileIO):
-    """A new file that is on disk when `close` returns; `entry` is then what it must be.
+    """A new file that is on disk when `close` returns; `entry` then has its size and checksum.
 
-    The disk works beside the writer: a thread tells Linux of each chunk that it is not needed any more.  Told once,
-    Linux begins to write it out; told again, it gives back its memory, so a checkpoint takes a few chunks of the page
-    cache and leaves the rest to the tokens that training reads.
+    A thread advises Linux twice that a chunk is not needed any more (POSIX_FADV_DONTNEED). At the first time Linux
+    starts to write the chunk to disk, at the second it frees the chunk's page cache. So a checkpoint takes only a few
+    chunks of the page cache, and the rest stays available for the tokens that training reads.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -34,7 +34,7 @@ class HashedFile(io.FileIO):
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="write-out")
 
     def write(self, data: Any) -> int:
-        """Write up to `_CHUNK` bytes of `data`, as a raw file may; the number of bytes written."""
+        """Write up to `_CHUNK` bytes of `data`; return the number of bytes written."""
         view = memoryview(data).cast("B")[:_CHUNK]
         written = super().write(view)
         self._digest.update(view[:written])
@@ -46,11 +46,12 @@ class HashedFile(io.FileIO):
         return written
 
     def _not_needed(self, chunk: int) -> None:
-        """Advice: nothing is lost where it cannot be given."""
+        """Advise Linux that the chunk is not needed; do nothing on systems without this call."""
         if chunk >= 0 and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.fileno(), chunk * _CHUNK, _CHUNK, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
+        """Sync the file to disk and close it."""
         if self.closed:
             return
         self._disk.shutdown()
@@ -61,11 +62,12 @@ class HashedFile(io.FileIO):
 
     @property
     def entry(self) -> FileEntry:
+        """Size and checksum of what was written."""
         return FileEntry(self._written, self._digest.hexdigest())
 
 
 class _Files(FileSystem):
-    """The file operations that DCP writes with."""
+    """The file operations that DCP uses to write."""
 
     def __init__(self, entries: dict[str, FileEntry]) -> None:
         self._entries = entries
@@ -84,25 +86,30 @@ class _Files(FileSystem):
 
 
 class Storage(dcp.FileSystemWriter):
-    """One file a rank, and on the main rank the list of tensors; the folder's path does not get into the checkpoint.
+    """DCP's storage writer: one file for each rank, and the list of tensors on the main rank.
 
-    `entries`: by name, what each file is that this rank has written.
+    The folder's path is not stored in the checkpoint. `entries` has size and checksum of the files this rank wrote.
     """
 
     def __init__(self, folder: Path) -> None:
-        # sync_files: DCP's own sync comes before its last bytes, `HashedFile` syncs.  per_thread_copy_ahead: what is
-        # written is in CPU memory; copying ahead, DCP would wait for what training has begun on the GPU, box by box
+        # sync_files=False: DCP would sync before its last bytes are written; `HashedFile` syncs at the end.
+        # per_thread_copy_ahead=0: the values are in CPU memory already; with copying DCP would wait, for every box, for
+        # the kernels that training has started on the GPU.
         super().__init__(folder, sync_files=False, per_thread_copy_ahead=0)
         self.entries: dict[str, FileEntry] = {}
         self.fs = _Files(self.entries)
 
     def storage_meta(self) -> None:
-        return None
+        """Store no metadata, because DCP's would contain the folder's path."""
+        return
 
 
 @contextmanager
 def without_crc32() -> Iterator[None]:
-    """torch's own checksums cost a fifth of the time, and nothing reads them: the manifest has xxh3 of every byte."""
+    """Switch off torch's checksums inside the context.
+
+    They take a fifth of the time and are not read: the manifest has an xxh3 checksum of every file.
+    """
     before = get_crc32_options()
     set_crc32_options(False)
     try:

@@ -1,4 +1,4 @@
-"""What people do with checkpoints beside training: list, copy, average."""
+"""Lists, copies and averages checkpoints."""
 
 import json
 import shutil
@@ -35,20 +35,20 @@ from training.errors import ConfigError
 
 @dataclass(frozen=True)
 class Listed:
-    """A checkpoint of a run, as far as can be told without reading its tensors."""
+    """A checkpoint of a run, without reading its tensors."""
 
     path: Path
-    bytes: int
-    latest: bool
-    problem: str
-    state: RunState | None
+    bytes: int  # size of all its files
+    latest: bool  # the pointer names it
+    problem: str  # what is damaged; empty when nothing was found
+    state: RunState | None  # None when it cannot be read
 
 
 def listed(run: Path) -> Iterator[Listed]:
-    """The checkpoints of a run folder, oldest first.  Raises `ConfigError` when it has none."""
+    """Yield the checkpoints of a run's folder, oldest first.  Raises `ConfigError` when it has none."""
     folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
     if not steps_of(folder):
-        raise ConfigError(f"{run}: holds no checkpoints; pass a run's folder such as runs/NAME")
+        raise ConfigError(f"{run}: has no checkpoints; pass a run's folder such as runs/NAME")
     try:
         latest = pointed(folder)
     except DamagedError:
@@ -65,7 +65,10 @@ def listed(run: Path) -> Iterator[Listed]:
 
 
 def copy(source: Path, target: Path) -> None:
-    """A verified copy, whole or not at all.  Raises `DamagedError` or `ConfigError`."""
+    """Copy a checkpoint and verify source and copy; nothing is left at `target` when it fails.
+
+    Raises `DamagedError` when a file is damaged, `ConfigError` when `target` exists.
+    """
     files = verify(source)
     with made(target) as partial:
         for name in [*files, "manifest.json"]:
@@ -75,10 +78,10 @@ def copy(source: Path, target: Path) -> None:
 
 
 def average(sources: Sequence[Path], target: Path) -> None:
-    """A checkpoint whose weights are the means of `sources`' weights; it has no optimizer state.
+    """Write a checkpoint whose weights are the means of the weights of `sources`; it has no optimizer state.
 
-    Raises `DamagedError` when one is damaged, `ConfigError` when they are not of one model: tokenizer, `model` section,
-    names or shapes of weights differ.
+    Raises `DamagedError` when a source is damaged, `ConfigError` when their tokenizers, `model` sections, or names or
+    shapes of weights differ.
     """
     states = []
     for path in sources:
@@ -89,7 +92,7 @@ def average(sources: Sequence[Path], target: Path) -> None:
     for path, found in zip(sources, shapes, strict=True):
         if found != shapes[0]:
             name = sorted({n for n in found.keys() | shapes[0].keys() if found.get(n) != shapes[0].get(n)})[0]
-            raise ConfigError(f"{path}: {name} is not as in {sources[0]}; average checkpoints of one model")
+            raise ConfigError(f"{path}: {name} differs in shape from {sources[0]}; average checkpoints of one model")
     boxes = []
     for name, shape in shapes[0].items():
         total = torch.zeros(shape, dtype=torch.float64)
@@ -100,7 +103,7 @@ def average(sources: Sequence[Path], target: Path) -> None:
         boxes.append(TensorShard(name, shape, torch.Size([0] * len(shape)), (total / len(sources)).float()))
     state = replace(states[-1], optimizer_steps={}, mlflow_run_id="")
     with made(target) as partial, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # DCP's, of typed storage and of a single process
+        warnings.simplefilter("ignore")  # DCP warns about typed storage and about a single process
         storage = Storage(partial)
         dcp.save({}, storage_writer=storage, planner=SharePlanner(boxes), no_dist=True)
         (partial / STATE_FILE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
@@ -109,9 +112,9 @@ def average(sources: Sequence[Path], target: Path) -> None:
 
 
 def _check_one_model(sources: Sequence[Path], states: Sequence[RunState]) -> None:
-    """Raise `ConfigError` where weights of one shape mean different things: a row is another piece, a head another one.
+    """Raise `ConfigError` when the tokenizers or the `model` sections differ, so that equal shapes mean other things.
 
-    A checkpoint from before the tokenizer was recorded is taken for one of the others' tokenizer.
+    A checkpoint that does not name its tokenizer is assumed to have the tokenizer of the others.
     """
     models = [parse_config(state.config).model.model_dump(mode="json") for state in states]
     first = next((at for at, state in enumerate(states) if state.tokenizer), 0)
@@ -119,8 +122,8 @@ def _check_one_model(sources: Sequence[Path], states: Sequence[RunState]) -> Non
         if state.tokenizer not in ("", states[first].tokenizer):
             raise ConfigError(
                 f"{path}: was trained with another tokenizer (fingerprint {state.tokenizer}) than {sources[first]} "
-                f"({states[first].tokenizer}), so a row of the embedding is another piece; average checkpoints of one "
-                "tokenizer"
+                f"({states[first].tokenizer}), so a row of the embedding means another token; average checkpoints of "
+                "one tokenizer"
             )
         if changed := [key for key in model if model[key] != models[0][key]]:
             key = changed[0]
@@ -131,16 +134,19 @@ def _check_one_model(sources: Sequence[Path], states: Sequence[RunState]) -> Non
 
 
 def _weights(path: Path) -> dict[str, torch.Size]:
-    """Name and shape of every weight, without moments and random state."""
+    """Return name and shape of every weight, without moments and random state."""
     stored: dict[str, Any] = read_metadata(path).state_dict_metadata
     return {name: entry.size for name, entry in stored.items() if "/" not in name and name != "rng"}
 
 
 @contextmanager
 def made(target: Path) -> Iterator[Path]:
-    """A folder to fill, renamed to `target` once it is; raises `ConfigError` when `target` is there already."""
+    """Give a folder to fill; rename it to `target` at the end, or delete it when the block raises.
+
+    Raises `ConfigError` when `target` exists.
+    """
     if target.exists():
-        raise ConfigError(f"{target}: is there already; choose another name or delete it")
+        raise ConfigError(f"{target}: exists already; choose another name or delete it")
     if target.name == POINTER:
         raise ConfigError(f"{target}: is the name of the pointer; choose another")
     partial = target.with_name(f".{target.name}.partial")

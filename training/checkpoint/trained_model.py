@@ -1,4 +1,4 @@
-"""A trained model out of a checkpoint, on one process."""
+"""Loads a trained model from a checkpoint into one process."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +15,17 @@ from training.errors import ConfigError
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode, with what it was trained as."""
+    """A trained model in evaluation mode, with the configuration and state of its run."""
 
     net: LanguageModel
     config: RunConfig
     state: RunState
-    path: Path
+    path: Path  # of the checkpoint
 
     def tokenizer(self, folder: Path | None = None) -> Tokenizer:
-        """The tokenizer of the run's data folder, or of `folder` when the data has moved.
+        """Return the tokenizer of the run's data folder, or of `folder` when the data has moved.
 
-        Raises `ConfigError` when it is not the one the model was trained with.
+        Raises `ConfigError` when the model was trained with another one.
         """
         data = self.config.data
         place = folder or data.path
@@ -38,15 +38,15 @@ class LoadedModel:
         if tokenizer.vocab_size > self.config.model.vocab_size:
             raise ConfigError(
                 f"--data: the tokenizer of {place} has {tokenizer.vocab_size:,} pieces, but the model of {self.path} "
-                f"{self.config.model.vocab_size:,} rows; pass --data FOLDER with the data of the run"
+                f"has {self.config.model.vocab_size:,} rows; pass --data FOLDER with the data of the run"
             )
         return tokenizer
 
 
 def find_checkpoint(path: Path, field: str = "--checkpoint") -> Path:
-    """`path` itself, or the latest checkpoint of the run folder or `checkpoints/` folder it is.
+    """Return `path` when it is a checkpoint, else the latest checkpoint of the run or `checkpoints/` folder `path`.
 
-    Raises `ConfigError` when there is none.
+    field: name of the option, for messages. Raises `ConfigError` when there is no checkpoint.
     """
     if (path / "state.json").is_file():
         return path
@@ -58,12 +58,15 @@ def find_checkpoint(path: Path, field: str = "--checkpoint") -> Path:
 
 
 def load_model(path: Path, device: torch.device | None = None) -> LoadedModel:
-    """Load a run's latest checkpoint, or the one named."""
+    """Load the checkpoint at `path`, or the latest of a run's folder, after verifying it; device: default CPU.
+
+    Raises `ConfigError` when there is none, `DamagedError` when it is damaged.
+    """
     checkpoint = find_checkpoint(path)
     verify(checkpoint)
     state = read_run_state(checkpoint)
     config = parse_config(state.config)
-    # a recurrent memory's parameters say whether it was on; explicit memory has none
+    # the parameters of a recurrent memory show whether it was on; explicit memory has no parameters
     in_phase = any(phase.memory for phase in config.phases if phase.name == state.phase)
     explicit = config.model.explicit is not None and in_phase
     memory_on = explicit or any(is_memory_name(name) for name in stored_names(checkpoint))

@@ -1,8 +1,8 @@
-"""Writing checkpoints beside training: each rank its share, then manifest, rename and pointer, all or nothing.
+"""Writes checkpoints while training goes on: each rank its share, then manifest, rename and pointer, all or nothing.
 
-The order on disk is what makes a kill at any moment harmless: shares into a hidden folder, every file synced, the
-manifest, the rename to `step-XXXXXXXX`, the pointer.  Everything here may run in a thread: it uses a process group of
-its own, and a failure on one rank becomes the same answer on all.
+A kill at any moment leaves a valid state because of the order: shares into a hidden folder, sync of every file, the
+manifest, the rename to `step-XXXXXXXX`, the pointer. Everything here may run in a thread, because it uses a process
+group of its own. A failure on one rank raises the same error on all.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Any
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
+from data_prep.errors import one_line
 from data_prep.files import sync
 from training.checkpoint.manifest import (
     POINTER,
@@ -34,23 +35,31 @@ from training.errors import TrainingError
 log = logging.getLogger("memtrain")
 
 PARTIAL, TRASH = ".partial", ".trash"
-_SPARE = 64 << 20  # bytes left free beside a checkpoint: logs and metrics go on
+_SPARE = 64 << 20  # bytes that must stay free for logs and metrics
 
 
 class Writer:
-    """Puts checkpoints into `folder`; the same calls on every rank of `group`."""
+    """Writes checkpoints into `folder`.  Its methods are collective over `group`, except where they say otherwise."""
 
     def __init__(self, folder: Path, group: dist.ProcessGroup, confirm: Callable[[], None] = lambda: None) -> None:
-        """confirm: called on the main rank before the folder changes; raises where the run has another owner."""
+        """Open no file yet.
+
+        confirm: called on the main rank before the folder changes; raises when the run has another owner.
+        """
         self.folder, self.group, self._confirm = folder, group, confirm
         self.is_main = group.rank() == 0
-        self._step = 0  # of the checkpoint in writing
+        self._step = 0  # of the checkpoint being written
 
     def write(self, share: Callable[[], list[TensorShard]], step: int, state: dict[str, Any]) -> Path:
-        """Write this rank's `share` of step `step` and make it the latest.  Collective.
+        """Write the checkpoint of step `step` and make it the latest; return its folder.  Collective.
 
-        share: called once, before anything else.  Raises `TrainingError` on every rank when it failed on any; the
-        latest checkpoint is then what it was.
+        Args:
+            share: returns this rank's tensors; called once, before anything else.
+            step: number of the step.
+            state: content of `state.json`.
+
+        Raises:
+            TrainingError: on every rank, when it failed on any; the latest checkpoint is then unchanged.
         """
         self._step, final = step, self.folder / f"step-{step:08d}"
         aside = self.folder / f".{final.name}{PARTIAL}"
@@ -73,36 +82,41 @@ class Writer:
         try:
             self._on_main(lambda: self._publish(aside, final, entries, state))
         except TrainingError:
-            self._on_main(lambda: shutil.rmtree(aside, ignore_errors=True))  # room that a full disk lacks
+            self._on_main(lambda: shutil.rmtree(aside, ignore_errors=True))  # frees space on a full disk
             raise
         return final
 
     def _prepare(self, aside: Path, needed: int) -> None:
-        """A fresh folder, and room in it."""
+        """Make a new empty folder `aside`, after removing what killed attempts left.
+
+        Raises `OSError` when the disk has less than `needed` bytes free.
+        """
         self._confirm()
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in self.folder.glob(f".step-*{PARTIAL}"):  # of a life that was killed, as is the next
+        for path in self.folder.glob(f".step-*{PARTIAL}"):
             shutil.rmtree(path)
         for path in self.folder.glob(f".{POINTER}.tmp-*"):
             path.unlink()
         free = shutil.disk_usage(self.folder).free
         if free < needed + _SPARE:
-            raise OSError(f"it needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free on its disk")
+            raise OSError(f"it needs {needed / 1e6:,.0f} MB, but {free / 1e6:,.0f} MB are free on its disk")
         aside.mkdir()
 
     def _publish(self, aside: Path, final: Path, entries: list[dict[str, FileEntry]], state: dict[str, Any]) -> None:
-        """From the written shares to the latest checkpoint."""
+        """Make the written shares in `aside` the latest checkpoint `final`: state, manifest, rename, pointer."""
         path = aside / STATE_FILE
         path.write_text(json.dumps(state, indent=1), encoding="utf-8")
         sync(path)
         files = {name: entry for part in entries for name, entry in part.items()} | {STATE_FILE: FileEntry.of(path)}
         for name, entry in files.items():
             if not (aside / name).is_file() or (aside / name).stat().st_size != entry.bytes:
-                raise OSError(f"{name} is not as its rank wrote it: every node must see the same {self.folder}")
+                raise OSError(
+                    f"{name} is missing here or has another size: all nodes must share the folder {self.folder}"
+                )
         write_manifest(aside, files)
         sync(aside)
         self._confirm()
-        if final.exists():  # damaged, or of a life that died before it moved the pointer
+        if final.exists():  # damaged, or of an attempt that ended before it moved the pointer
             _discard(final)
         aside.rename(final)
         sync(self.folder)
@@ -110,14 +124,17 @@ class Writer:
         point(self.folder, final)
 
     def _on_main(self, action: Callable[[], None]) -> None:
-        """`action` on the main rank, its failure on all."""
+        """Call `action` on the main rank; raise `TrainingError` on all ranks when it fails.  Collective."""
         self._together(action if self.is_main else lambda: None)
 
     def _together(self, action: Callable[[], Any]) -> list[Any]:
-        """What `action` returned on every rank; raises the same `TrainingError` everywhere when it failed on any."""
+        """Call `action` on every rank and return the results of all ranks, by rank.  Collective.
+
+        Raises the same `TrainingError` on every rank when it failed on any.
+        """
         try:
             own: Any = (action(), "")
-        except Exception as error:  # whatever it is, the other ranks wait for the answer
+        except Exception as error:  # of any kind, because the other ranks wait for this rank's answer
             own = (None, str(error) or type(error).__name__)
         everywhere: list[Any] = [None] * self.group.size()
         dist.all_gather_object(everywhere, own, group=self.group)
@@ -131,16 +148,17 @@ class Writer:
             good = pointed(self.folder)
         except DamagedError:
             good = None
-        last = f"{good.name} is the last good one" if good else "none was written before"
+        last = f"{good.name} is the last whole one" if good else "none was written before"
         return (
             f"{self.folder}: the checkpoint of step {self._step} could not be written ({problem}); {last}: "
-            "make room or repair the disk, then run the same command again"
+            "free space or repair the disk, then run the same command again"
         )
 
     def prune(self, keep_last: int, keep_every: int | None) -> None:
         """Delete all but the newest `keep_last` checkpoints and those at multiples of `keep_every` steps.
 
-        What cannot be deleted is said in the log and tried again the next time.  Only the main rank does anything.
+        A checkpoint that cannot be deleted is logged and tried again the next time. Only the main rank acts; it is not
+        collective.
         """
         if self.is_main:
             self._confirm()
@@ -148,7 +166,7 @@ class Writer:
 
 
 def prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
-    """See `Writer.prune`."""
+    """Delete old checkpoints in `folder`, as `Writer.prune` says."""
     for path in folder.glob(f".step-*{TRASH}*"):
         _delete(path)
     try:
@@ -157,7 +175,7 @@ def prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
         log.warning("nothing is deleted: %s", error)
         return
     found = steps_of(folder)
-    # newer than the pointer: an earlier life wrote it and died before it moved the pointer
+    # newer than the pointer: an earlier attempt wrote it and ended before it moved the pointer
     orphans = [path for path in found if current is None or step_of(path) > step_of(current)]
     kept = [path for path in found if path not in orphans]
     for path in orphans + kept[:-keep_last]:
@@ -170,7 +188,7 @@ def prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
 
 
 def _discard(path: Path) -> None:
-    """Take a checkpoint out of sight at once, then delete it: half of one is never seen under its name."""
+    """Rename a checkpoint to a hidden name and then delete it, so that a partly deleted one never has a valid name."""
     number, trash = 0, path.with_name(f".{path.name}{TRASH}")
     while trash.exists():
         number += 1
@@ -187,13 +205,14 @@ def _delete(path: Path) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """DCP's error on any rank, in one line."""
+    """Return the first rank's error of a DCP error, in one line."""
     failures = getattr(error, "failures", None)
     if failures:
         rank, (cause, _stack) = min(failures.items())
         return f"rank {rank}: {cause}"
-    return " ".join(str(error).split())[:300]
+    return one_line(error)
 
 
 def has_pointer(folder: Path) -> bool:
+    """Return whether `folder` has a pointer, so that a checkpoint was once written."""
     return (folder / POINTER).exists()

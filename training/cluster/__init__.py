@@ -1,1 +1,1 @@
-"""Runs on a Slurm cluster: what a cluster is, the job script, what may be asked of it, and the check of its nodes."""
+"""Runs on a Slurm cluster: cluster profiles, job scripts, submission, and checks of the nodes."""

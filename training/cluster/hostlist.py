@@ -1,16 +1,16 @@
-"""Slurm's lists of nodes, `rack[1-2]n[01-04,7],login`, as names."""
+"""Expands Slurm's host lists, such as `rack[1-2]n[01-04,7],login`, into names."""
 
 import re
 from collections.abc import Iterator, Sequence
 from itertools import product
 
-MOST = 65536  # names of one list, Slurm's own bound
+MOST = 65536  # names of one list; the bound is Slurm's
 _PART = re.compile(r"\[([^\[\]]*)\]|([^\[\]]+)")
 _NUMBERS = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 def split(text: str) -> list[str]:
-    """Return the members of a list, brackets unopened: `n[1,3], m` is `n[1,3]` and `m`.
+    """Split a list at the commas outside of brackets: `n[1,3], m` gives `n[1,3]` and `m`.
 
     Raises `ValueError` for brackets that do not match and for an empty member.
     """
@@ -30,9 +30,9 @@ def split(text: str) -> list[str]:
 
 
 def expand(texts: Sequence[str]) -> list[str]:
-    """Return the names in lists of nodes, each once, in their order; numbers keep their leading zeros.
+    """Return the names in host lists, each once, in their order; numbers keep their leading zeros.
 
-    Raises `ValueError` for a list that Slurm would not read.
+    Raises `ValueError` for a list that Slurm would refuse.
     """
     names: dict[str, None] = {}
     for text in texts:
@@ -48,7 +48,7 @@ def expand(texts: Sequence[str]) -> list[str]:
 
 
 def _part(inside: str, outside: str) -> Iterator[str]:
-    """Yield what stands for a pair of brackets' content, or the text outside of brackets."""
+    """Yield the numbers for which the content of a pair of brackets stands, or the text outside of brackets."""
     if outside:
         if re.search(r"\s", outside):
             raise ValueError("has a space in a name; separate names by commas")
@@ -60,7 +60,7 @@ def _part(inside: str, outside: str) -> Iterator[str]:
             raise ValueError(f"has [{inside}], but brackets hold numbers and ranges; write it like node[1-3,7]")
         first, last = match[1], match[2] or match[1]
         if int(last) < int(first):
-            raise ValueError(f"has the range {numbers.strip()}, whose end is before its begin; write {last}-{first}")
+            raise ValueError(f"has the range {numbers.strip()}, whose end is before its start; write {last}-{first}")
         if int(last) - int(first) >= MOST:
             raise ValueError(f"stands for more than {MOST} names; write a shorter list")
         for number in range(int(first), int(last) + 1):

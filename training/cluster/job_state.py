@@ -1,4 +1,4 @@
-"""What Slurm says of a job: squeue, then scontrol, then sacct; sites differ in what they keep and for how long."""
+"""The state of a Slurm job, from squeue, scontrol or sacct: clusters differ in which of them know a job, how long."""
 
 import re
 import shutil
@@ -11,33 +11,34 @@ _WAIT = 10  # seconds for a command
 
 @dataclass(frozen=True)
 class Job:
-    """A Slurm job, as far as it is known."""
+    """What Slurm reports about a job."""
 
     id: str
     state: str  # PENDING, RUNNING, COMPLETED, ..., or UNKNOWN
     reason: str = ""  # why it waits, or how it ended
     nodes: str = ""
     time_left: str = ""
-    source: str = ""  # the command that knew it
+    source: str = ""  # the command that reported it
 
     @property
     def waits(self) -> bool:
-        """Whether it has yet to run, or is on its way to running again."""
+        """Whether it waits for its first or its next start."""
         return self.state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
 
     @property
     def runs(self) -> bool:
+        """Whether its processes run."""
         return self.state in ("RUNNING", "COMPLETING")
 
 
 def job_state(job: str) -> Job | None:
-    """The state of job `job` (`123` or `123_4`); `None` where there is no Slurm.
+    """Return the state of job `job` (`123` or `123_4`); `None` on a machine without Slurm.
 
     Raises:
-        ValueError: `job` is no job's number.
+        ValueError: `job` is not a job's number.
     """
     if not _JOB.fullmatch(job):
-        raise ValueError(f"{job!r} is no Slurm job's number")
+        raise ValueError(f"{job!r} is not a Slurm job's number")
     commands = [ask for ask in (_squeue, _scontrol, _sacct) if shutil.which(ask.__name__[1:])]
     if not commands:
         return None
@@ -45,7 +46,7 @@ def job_state(job: str) -> Job | None:
 
 
 def _squeue(job: str) -> Job | None:
-    # a job array's last task and its array share a number: the first line is of the one asked for
+    # the last task of a job array and the array have the same number: the first line is about the requested one
     lines = _output("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T|%r|%N|%L").splitlines()
     if not lines or lines[0].count("|") < 3:
         return None
@@ -69,8 +70,8 @@ def _sacct(job: str) -> Job | None:
     ).splitlines()
     if not lines or lines[-1].count("|") < 2:
         return None
-    state, code, nodes = lines[-1].split("|", 2)  # a requeued job has a line for each time
-    # CANCELLED by 1000
+    state, code, nodes = lines[-1].split("|", 2)  # a requeued job has a line for each start
+    # the state may be "CANCELLED by 1000"
     return Job(job, state.split()[0], "" if code == "0:0" else f"exit code {code}", nodes, "", "sacct")
 
 

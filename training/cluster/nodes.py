@@ -1,4 +1,4 @@
-"""Is this node fit to train, and are all nodes alike?  One process a node, before any rank is started."""
+"""Checks each node, and compares all nodes, with one process on each node before ranks are started."""
 
 import hashlib
 import importlib.metadata
@@ -18,6 +18,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from data_prep.errors import one_line
 from data_prep.files import write_text
 from training.distributed.ranks import RankInfo
 from training.distributed.topology import connect
@@ -25,42 +26,43 @@ from training.errors import ConfigError, TrainingError
 
 GIB = 2**30
 _PACKAGES = ("torch", "deepspeed", "megatron-core", "mlflow", "numpy", "pyarrow")
-_IN_USE = 0.8  # a GPU with less free memory than this part is used by somebody else
+_IN_USE = 0.8  # a GPU with a smaller fraction of free memory is in use by another program
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What every node must have."""
+class NodeRequirements:
+    """The requirements on every node."""
 
     gpus: int
     memory_gib: float
     disk_gib: float
     folders: Sequence[Path]
-    clock_skew: float  # seconds
+    clock_skew: float  # largest difference between clocks, seconds
     all_reduce_mib: int
     timeout: float  # seconds
 
 
-def check_node(wanted: Wanted, results: Path) -> str:
-    """Check this node alone, then with the others; its verdict, also left in `results/NODE`.
+def check_node(wanted: NodeRequirements, results: Path) -> str:
+    """Check this node alone and then with the others; return its result, also written to `results/NODE`.  Collective.
 
-    `ok …`; `bad …`: this node is at fault; `unclear …`: something is wrong between nodes.
+    The result begins with `ok`, with `bad` when this node is at fault, or with `unclear` when nodes disagree or cannot
+    reach each other.
     """
     node, started = os.environ.get("SLURMD_NODENAME", platform.node()), time.monotonic()
     problem = local_problem(wanted)
-    if problem:  # said before the others are met: they may not be there
+    if problem:  # written before meeting the others, which may not come
         write_text(results / node, f"bad {problem}\n")
     try:
         among = _meet(node, wanted)
     except (ConfigError, TrainingError, RuntimeError) as error:
-        among = f"unclear cannot talk to the other nodes: {' '.join(str(error).split())[:300]}"
+        among = f"unclear cannot reach the other nodes: {one_line(error)}"
     verdict = f"bad {problem}" if problem else f"{among} ({time.monotonic() - started:.1f} s)"
     write_text(results / node, verdict + "\n")
     return f"{node}: {verdict}"
 
 
-def local_problem(wanted: Wanted) -> str:
-    """What this node lacks, or nothing."""
+def local_problem(wanted: NodeRequirements) -> str:
+    """Return which requirements this node does not meet; empty when it meets all."""
     found = [_gpu_problem(wanted.gpus)] if wanted.gpus else []
     available = psutil.virtual_memory().available / GIB
     if available < wanted.memory_gib:
@@ -80,9 +82,9 @@ def _gpu_problem(wanted: int) -> str:
                 return f"GPU {index} has {free / GIB:.1f} of {total / GIB:.1f} GiB free: something else uses it"
             ones = torch.ones(1024, 1024, device=f"cuda:{index}", dtype=torch.bfloat16)
             if not bool(((ones @ ones) == 1024).all()):
-                return f"GPU {index} multiplies wrongly"
+                return f"GPU {index} computes a wrong product"
         except RuntimeError as error:
-            return f"GPU {index}: {' '.join(str(error).split())[:200]}"
+            return f"GPU {index}: {one_line(error)}"
     return ""
 
 
@@ -98,8 +100,8 @@ def _disk_problem(folder: Path, wanted_gib: float) -> str:
     return f"{folder} has {free:.2f} GiB free, {wanted_gib:g} needed" if free < wanted_gib else ""
 
 
-def _meet(node: str, wanted: Wanted) -> str:
-    """Compare clocks and versions of all nodes, and add up numbers over all of them.  Collective."""
+def _meet(node: str, wanted: NodeRequirements) -> str:
+    """Compare clocks and versions of all nodes, and test an all-reduce over them; return the result.  Collective."""
     info = RankInfo.discover()
     cuda = wanted.gpus > 0 and torch.cuda.is_available()
     connect(info, "cpu:gloo,cuda:nccl" if cuda else "gloo", wanted.timeout)
@@ -123,7 +125,7 @@ def _meet(node: str, wanted: Wanted) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What must be the same on all nodes."""
+    """Return the versions that must be equal on all nodes: packages, Python, and a hash of this project's code."""
     found = {name: importlib.metadata.version(name) for name in _PACKAGES}
     digest = hashlib.sha256()
     root = Path(__file__).resolve().parents[2]
@@ -134,13 +136,17 @@ def versions() -> dict[str, str]:
 
 
 def judge(facts: Sequence[dict[str, Any]], clock_skew: float) -> dict[str, str]:
-    """Verdicts on the nodes that differ from most others; where there is no majority nobody is blamed, but named."""
+    """Return the result (`bad …` or `unclear …`) of each node that differs from the others, by node.
+
+    A node that differs from a majority is bad; without a majority the nodes that differ are unclear.
+    facts: node name, clock (seconds since the epoch) and versions of each node.
+    """
     problems: dict[str, list[str]] = {}
     clear = True
     usual_clock = statistics.median(fact["clock"] for fact in facts)
     off = {fact["node"]: fact["clock"] - usual_clock for fact in facts}
     for node, seconds in off.items():
-        if abs(seconds) * (2 if len(facts) == 2 else 1) > clock_skew:  # the median of two lies between them
+        if abs(seconds) * (2 if len(facts) == 2 else 1) > clock_skew:  # the median of two clocks is their mean
             problems.setdefault(node, []).append(f"its clock differs by {seconds:+.1f} s")
             clear = clear and len(facts) > 2
     for name in facts[0]["versions"]:

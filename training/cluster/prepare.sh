@@ -1,7 +1,7 @@
-# ---- from here on the same for every preparation ---------------------------------------------------------------------
-# Exit codes are those of launchers/prepare_data.py: 0 done, 2 bad input, else a failure.
+# ---- the same for every preparation from here on ---------------------------------------------------------------------
+# Exit codes are those of launchers/prepare_data.py: 0: done; 2: bad input; any other: a failure.
 set -u
-unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT # of another job, in the environment of who submitted
+unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT # may come from another job, through the submitting shell
 case $1 in
   plan) command+=(--plan) ;;
   task) command+=(--tasks "$tasks" --task "$SLURM_ARRAY_TASK_ID") ;;

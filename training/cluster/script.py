@@ -1,6 +1,6 @@
-"""The job scripts: `#SBATCH` lines, settings as quoted shell assignments, then the fixed text of a `.sh` file.
+"""Makes job scripts: `#SBATCH` lines, settings as quoted shell assignments, then the fixed text of a `.sh` file.
 
-Values stand only in the first two parts, so no value is ever read as a command.
+Only the first two parts contain values, and these are quoted, so no value can be executed as a command.
 """
 
 import re
@@ -21,28 +21,31 @@ _PLAIN = re.compile(r"[\w./+=,:@%*&|()\[\]-]+", re.ASCII)
 
 @dataclass(frozen=True)
 class RunJob:
-    """A run as a job: where it was submitted, and the words of its configuration."""
+    """A run that is submitted: its configuration and the folder in which it was submitted."""
 
     config: RunConfig
     config_file: Path
     overrides: tuple[str, ...]
-    folder: Path  # relative paths of the configuration start here
+    folder: Path  # base of the configuration's relative paths
 
     @property
     def run(self) -> Path:
+        """The run's folder, absolute."""
         return (self.folder / self.config.run.folder).resolve()
 
     @property
     def script(self) -> Path:
+        """The job script's file."""
         return self.run / "submit.sbatch"
 
     @property
     def last_step(self) -> int:
+        """The step at which the run is finished or stops."""
         stop = self.config.training.stop_after_steps
         return min(self.config.total_steps, stop or self.config.total_steps)
 
     def check(self) -> None:
-        """Raise `ConfigError` for a name that a line of a script cannot hold, and for a password."""
+        """Raise `ConfigError` for a path that a script's line cannot contain, and for a password in an override."""
         for field, value in (("run.name", self.run), ("--config", self.config_file), ("working folder", self.folder)):
             try:
                 one_line(str(value))
@@ -50,17 +53,17 @@ class RunJob:
                 raise ConfigError(f"{field}: {str(value)!r} {error}") from None
             if "\\" in str(value):
                 raise ConfigError(
-                    f"{field}: {str(value)!r} has a backslash, which Slurm's file names cannot; rename it"
+                    f"{field}: {str(value)!r} has a backslash, which Slurm does not allow in file names; rename it"
                 )
         if secret := [word for word in self.overrides if without_secret(word) != word]:
             raise ConfigError(
-                f"{secret[0].partition('=')[0]}: holds a password, which would stand in the job script; give it by the "
-                "environment (MLFLOW_TRACKING_URI, MLFLOW_TRACKING_PASSWORD), which goes with the job"
+                f"{secret[0].partition('=')[0]}: holds a password, which would be written into the job script; set it "
+                "in the environment (MLFLOW_TRACKING_URI, MLFLOW_TRACKING_PASSWORD), which the job inherits"
             )
 
 
 def training_script(job: RunJob, profile: ClusterProfile, evaluation: bool = False) -> str:
-    """`submit.sbatch` of a run."""
+    """Return the text of a run's `submit.sbatch`; evaluation: its jobs submit evaluations of kept checkpoints."""
     config, run = job.config, job.run
     options = {"--signal": f"USR2@{profile.signal_seconds}", "--requeue": "", "--open-mode": "append"}
     check, pyxis = profile.preflight, _container_options(job, profile)
@@ -104,7 +107,10 @@ def training_script(job: RunJob, profile: ClusterProfile, evaluation: bool = Fal
 
 
 def evaluation_script(job: RunJob, profile: ClusterProfile, options: Sequence[str]) -> str:
-    """`evaluate.sbatch` of a run: one rank, for the checkpoint that is its argument."""
+    """Return the text of a run's `evaluate.sbatch`: one rank evaluates the checkpoint given as the script's argument.
+
+    options: arguments of launchers/evaluate.py.
+    """
     one = profile.model_copy(
         update={"nodes": 1, "ranks_per_node": 1, "gpus_per_node": min(1, profile.gpus_per_node), "memory": None}
     )
@@ -128,7 +134,7 @@ def evaluation_script(job: RunJob, profile: ClusterProfile, options: Sequence[st
 
 
 def preparation_script(job: RunJob, profile: ClusterProfile, data_folder: Path, tasks: int) -> str:
-    """`prepare.sbatch` beside the data: its argument is plan, task or merge."""
+    """Return the text of `prepare.sbatch`, whose argument is plan, task or merge; data_folder: for its output."""
     data: DataJobs = profile.data
     one = profile.model_copy(
         update={
@@ -179,7 +185,7 @@ def _container_options(job: RunJob, profile: ClusterProfile) -> list[str]:
 
 
 def _resources(profile: ClusterProfile, name: str, log: Path) -> dict[str, str]:
-    """The options of sbatch that a profile stands for; '' where there is nothing to say."""
+    """Return sbatch's options for a profile, without those that are not set."""
     kind = f"{profile.gpu_type}:" if profile.gpu_type else ""
     asked = {
         "--job-name": name,
@@ -201,7 +207,7 @@ def _resources(profile: ClusterProfile, name: str, log: Path) -> dict[str, str]:
 
 
 def _script(title: str, options: dict[str, str], profile: ClusterProfile, settings: list[str], body: str) -> str:
-    login = " -l" if profile.modules else ""  # a login shell knows `module`
+    login = " -l" if profile.modules else ""  # only a login shell has the command `module`
     lines = [f"#!/bin/bash{login}", f"# {title}"]
     lines += [f"#SBATCH {option}{'=' + _sbatch_word(value) if value else ''}" for option, value in options.items()]
     lines += [f"#SBATCH {option}" for option in profile.sbatch]
@@ -219,10 +225,10 @@ def _assign(name: str, value: str | list[str]) -> str:
 
 
 def _sbatch_word(value: str) -> str:
-    """A value as sbatch reads it from a script: a shell's quotes, and nothing is expanded in them."""
+    """Return a value in the form that sbatch reads from a script: in quotes where needed, without expansion."""
     return value if _PLAIN.fullmatch(value) else '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
 
 
 def _job_name(name: str) -> str:
-    """What squeue shows: no more than plain characters."""
+    """Return `name` as a job's name of at most 60 plain characters."""
     return re.sub(r"[^\w.+=-]+", "_", name, flags=re.ASCII)[:60].strip("_") or "memtrain"

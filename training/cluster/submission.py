@@ -1,4 +1,4 @@
-"""A run handed to Slurm: everything is refused that can be, the scripts are written, the jobs submitted."""
+"""Submits a run or its data preparation to Slurm, after all checks that can be made before."""
 
 import itertools
 import shlex
@@ -15,22 +15,25 @@ from training.cluster.script import PROJECT, RunJob, evaluation_script, preparat
 from training.distributed.ranks import RankInfo
 from training.errors import BAD_INPUT, ConfigError
 
-STATE = "slurm"  # folder of a run with what its jobs tell each other
-_CHAIN = "--kill-on-invalid-dep=yes"  # or a job whose condition cannot come true any more waits for ever
+STATE = "slurm"  # folder in the run's folder, with files that its jobs share
+_CHAIN = "--kill-on-invalid-dep=yes"  # without it, a job whose dependency has failed would wait for ever
 
 
 @dataclass(frozen=True)
-class Wish:
-    """How a run is to be submitted."""
+class SubmitOptions:
+    """How a run is submitted."""
 
-    phases_as_jobs: bool = False
-    after: tuple[str, ...] = ()  # jobs that must have ended well
+    phases_as_jobs: bool = False  # a job for each phase instead of one for the run
+    after: tuple[str, ...] = ()  # ids of jobs that must have succeeded before
     evaluate: tuple[str, ...] = ()  # options of launchers/evaluate.py, for every kept checkpoint
     dry_run: bool = False
 
 
-def submit_run(job: RunJob, profile: ClusterProfile, wish: Wish) -> list[str]:
-    """Submit a run; lines that say what was done and how to follow it.  Raises `BAD_INPUT` before writing."""
+def submit_run(job: RunJob, profile: ClusterProfile, wish: SubmitOptions) -> list[str]:
+    """Submit a run; return lines that say what was done and how to follow it.
+
+    Raises one of `BAD_INPUT` before anything is written; a `ConfigError` lists all problems.
+    """
     job.check()
     found_bad = [name for name in _found_bad(job) if name not in profile.excluded_nodes]
     profile = profile.model_copy(update={"exclude": (*profile.exclude, *sorted(found_bad))})
@@ -53,23 +56,23 @@ def submit_run(job: RunJob, profile: ClusterProfile, wish: Wish) -> list[str]:
     _refuse_second(job)
     for folder in (state, job.run / "log"):
         folder.mkdir(parents=True, exist_ok=True)
-    (state / "attempts").unlink(missing_ok=True)  # a person has looked
+    (state / "attempts").unlink(missing_ok=True)  # a person submits it again: count failed starts from 0
     write_text(job.script, script)
     if wish.evaluate:
         write_text(job.run / "evaluate.sbatch", evaluation_script(job, profile, wish.evaluate))
     jobs = _submit_chain(job, wish)
     with (state / "jobs").open("a", encoding="utf-8") as file:
         file.writelines(f"{number}\n" for number, _ in jobs)
-    return lines + _told(job, profile, jobs)
+    return lines + _summary(job, profile, jobs)
 
 
-def _check_run(job: RunJob, profile: ClusterProfile, wish: Wish) -> None:
-    """What the ranks themselves would refuse, refused here."""
+def _check_run(job: RunJob, profile: ClusterProfile, wish: SubmitOptions) -> None:
+    """Make the checks that the ranks would make.  Raises one of `BAD_INPUT`."""
     from training.distributed.topology import check_world
     from training.preflight import check
 
     alone = RankInfo(0, profile.ranks, 0)
-    if wish.after:  # they may make the data
+    if wish.after:  # these jobs may prepare the data, so it cannot be checked yet
         check_world(job.config, alone)
     else:
         check(job.config, alone)
@@ -78,6 +81,7 @@ def _check_run(job: RunJob, profile: ClusterProfile, wish: Wish) -> None:
 
 
 def _ask_cluster(profile: ClusterProfile, script: str, dry_run: bool) -> list[str]:
+    """Let Slurm check the request; return lines worth knowing.  Raises `ConfigError`."""
     if dry_run and not slurm.has_slurm():
         return ["not compared with a cluster: this machine has no Slurm"]
     lines = slurm.check_possible(profile)
@@ -86,7 +90,7 @@ def _ask_cluster(profile: ClusterProfile, script: str, dry_run: bool) -> list[st
 
 
 def _found_bad(job: RunJob) -> list[str]:
-    """Nodes that earlier jobs of the run found bad, and those that a person wrote there, in lists too."""
+    """Return the nodes in `slurm/excluded-nodes`: those that earlier jobs found bad, and host lists added by hand."""
     path = job.run / STATE / "excluded-nodes"
     try:
         return expand(path.read_text(encoding="utf-8").split()) if path.exists() else []
@@ -95,19 +99,19 @@ def _found_bad(job: RunJob) -> list[str]:
 
 
 def _refuse_second(job: RunJob) -> None:
-    """Two jobs that train one run would overwrite each other."""
+    """Raise `ConfigError` when a job of this run waits or runs already."""
     path = job.run / STATE / "jobs"
     known = path.read_text(encoding="utf-8").split() if path.exists() else []
     if known and (busy := slurm.active(known)):
         shown = ", ".join(f"{number} ({state})" for number, state in busy.items())
         raise ConfigError(
-            f"run.name: {job.config.run.name!r} has job {shown} already; wait for it, end it with scancel "
+            f"run.name: {job.config.run.name!r} already has job {shown}; wait for it, end it with scancel "
             f"{' '.join(busy)}, or choose another run.name"
         )
 
 
-def _submit_chain(job: RunJob, wish: Wish) -> list[tuple[str, str]]:
-    """(job id, what it does) of one job, or of one for each phase that waits for the one before."""
+def _submit_chain(job: RunJob, wish: SubmitOptions) -> list[tuple[str, str]]:
+    """Submit one job, or one for each phase that waits for the job before; return (job id, what it does) of each."""
     ends: list[int | None] = [None]
     names = [""]
     if wish.phases_as_jobs:
@@ -123,7 +127,7 @@ def _submit_chain(job: RunJob, wish: Wish) -> list[tuple[str, str]]:
     return jobs
 
 
-def _told(job: RunJob, profile: ClusterProfile, jobs: Sequence[tuple[str, str]]) -> list[str]:
+def _summary(job: RunJob, profile: ClusterProfile, jobs: Sequence[tuple[str, str]]) -> list[str]:
     where = f"{profile.nodes} nodes x {profile.ranks_per_node} ranks"
     lines = [f"submitted job {number}: {name or job.config.run.name}, {where}" for number, name in jobs]
     first, run = jobs[0][0], shlex.quote(str(job.run))
@@ -133,19 +137,19 @@ def _told(job: RunJob, profile: ClusterProfile, jobs: Sequence[tuple[str, str]])
         f"queue:    squeue -j {','.join(number for number, _ in jobs)}",
         f"output:   tail -F {run}/log/slurm-{first}.out",
         f"state:    python launchers/status.py {run}",
-        f"save now: scancel --signal=USR2 {first}     (it saves, is queued again and goes on)",
+        f"save now: scancel --signal=USR2 {first}     (it saves, is requeued and continues)",
         f"end:      scancel {' '.join(number for number, _ in jobs)}",
     ]
 
 
 def submit_preparation(job: RunJob, profile: ClusterProfile, tasks: int, dry_run: bool) -> list[str]:
-    """Submit the preparation of the run's data: a plan, an array of `tasks`, and a merge when all have ended well.
+    """Submit the preparation of the run's data: a plan, an array of `tasks` tasks, and a merge when all succeeded.
 
-    Parts that are finished are not submitted again.
+    Finished tasks are not submitted again. Returns lines that say what was done. Raises one of `BAD_INPUT`.
     """
     data = job.config.data
     if data.prepare is None:
-        raise ConfigError("data.prepare: missing; say in it what to read (python launchers/prepare_data.py --help)")
+        raise ConfigError("data.prepare: missing; set the sources to read (python launchers/prepare_data.py --help)")
     job.check()
     preparation = Preparation(data.prepare, data.path)
     folder = preparation.folder.with_name(f"{preparation.folder.name}.slurm")
@@ -177,19 +181,19 @@ def _submit_parts(path: str, pending: Sequence[int] | None, tasks: int, folder: 
     lines, options = [], ["--job-name=plan"]
     if pending is None:
         plan = slurm.submit(path, "plan", options=options)
-        lines.append(f"submitted job {plan}: lists the input and makes the tokenizer")
+        lines.append(f"submitted job {plan}: lists the input and trains the tokenizer if needed")
         options = [f"--dependency=afterok:{plan}", _CHAIN]
     else:
         options = []
-        lines.append(f"planned before; {tasks - len(pending)} of {tasks} parts are finished")
+        lines.append(f"the plan exists; {tasks - len(pending)} of {tasks} tasks are finished")
     parts = list(range(tasks)) if pending is None else list(pending)
     if parts:
         array = f"0-{tasks - 1}" if len(parts) == tasks else ",".join(map(str, parts))
         job = slurm.submit(path, "task", options=[*options, f"--array={array}", "--job-name=tasks"])
-        lines.append(f"submitted job {job}: parts {array} of the tasks")
+        lines.append(f"submitted job {job}: tasks {array}")
         options = [f"--dependency=afterok:{job}", _CHAIN]
     merge = slurm.submit(path, "merge", options=[*options, "--job-name=merge"])
-    lines.append(f"submitted job {merge}: puts the folder together, once all parts have ended well")
+    lines.append(f"submitted job {merge}: merges the tasks into the folder, when all have succeeded")
     lines.append(f"output:   {folder}/prepare-*.out")
     lines.append(f"then:     python launchers/submit.py … --after {merge}")
     return lines

@@ -1,4 +1,4 @@
-"""The one file that describes a run: its sections, the rules between them, and reading it with overrides."""
+"""The configuration of a run: its sections, the rules between them, and reading it from YAML with overrides."""
 
 from training.config.loading import apply_override, dump_yaml, explain, load_config, parse_config, read_yaml
 from training.config.run import RunConfig

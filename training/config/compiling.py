@@ -4,7 +4,7 @@ from training.config.run import Phase, RunConfig
 
 
 def compile_obstacle(config: RunConfig, phase: Phase) -> str | None:
-    """What a layer does that one graph cannot hold."""
+    """Return what prevents a decoder layer from being compiled as one graph; None when nothing does."""
     model, parallel, training = config.model, config.parallel, config.training
     if phase.memory and model.memory.sequential:
         return f"memory {model.memory_name}, whose segments are computed one after the other"

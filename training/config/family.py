@@ -1,4 +1,4 @@
-"""A family of runs: one configuration and, for each member, what it changes."""
+"""A family of runs: one base configuration, and for each member the overrides that it changes."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from training.errors import ConfigError
 
 
 class FamilyFile(Section):
-    """What the YAML file holds."""
+    """The content of a family's YAML file."""
 
     base: Path = Field(description="configuration that every member changes, relative to the family's file")
     overrides: tuple[str, ...] = Field((), description="section.key=value of all members")
@@ -28,7 +28,7 @@ class FamilyFile(Section):
 
 @dataclass(frozen=True)
 class Member:
-    """One run of the family: what would be typed, and the configuration that it gives."""
+    """One run of the family: its base file, its overrides as on a command line, and the resulting configuration."""
 
     base: Path
     overrides: tuple[str, ...]
@@ -36,7 +36,10 @@ class Member:
 
 
 def load_family(path: Path, overrides: tuple[str, ...] = ()) -> list[Member]:
-    """Read a family's file; `overrides` go to every member, last. Raises `ConfigError` that lists all problems."""
+    """Read a family's file; `overrides` are applied to every member after its own.
+
+    Raises `ConfigError` that lists all problems.
+    """
     raw = read_yaml(path)
     try:
         family = FamilyFile.model_validate(fit(raw, FamilyFile))

@@ -1,4 +1,4 @@
-"""Reading a configuration: YAML, `section.key=value` overrides, and what is said of a wrong one.
+"""Reads a configuration: YAML, `section.key=value` overrides, and the messages about a wrong one.
 
 All problems are reported at once, each as `field: value, rule, way out`, before anything starts.
 """
@@ -20,7 +20,7 @@ from training.logs import without_secrets
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file, apply `section.key=value` overrides, check everything.
+    """Read a YAML file, apply `section.key=value` overrides, and validate the result.
 
     Raises `ConfigError` that lists every problem.
     """
@@ -40,7 +40,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The sections a file holds, scalars as typed; raises `ConfigError` naming it when it cannot be read as such."""
+    """Return the sections of a YAML file, with scalars as the text that was typed.
+
+    Raises `ConfigError` naming the file when it cannot be read or holds no sections.
+    """
     try:
         raw = read_file(Path(path))
     except FileNotFoundError:
@@ -58,20 +61,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_config(raw: dict[str, Any]) -> RunConfig:
-    """Check a configuration given as nested dictionaries; raises `ConfigError` that lists every problem."""
+    """Validate a configuration given as nested dictionaries.  Raises `ConfigError` that lists every problem."""
     try:
         return RunConfig.model_validate(fit(raw, RunConfig))
     except ValidationError as error:
         found = error.errors()
-    # pydantic takes a list whose elements all failed for an empty one
+    # pydantic also reports a list as too short when all of its elements failed: drop that second error
     found = [e for e in found if e["type"] != "too_short" or len([o for o in found if o["loc"][:1] == e["loc"]]) == 1]
     lines = list(dict.fromkeys(explain(problem) for problem in found))
     raise ConfigError("\n".join(lines + _hidden_problems(raw, [e["loc"] for e in found])))
 
 
 def _hidden_problems(raw: dict[str, Any], wrong: list[tuple[int | str, ...]]) -> list[str]:
-    """Rules between sections, which pydantic tries only once every field is right by itself: the wrong fields are
-    taken out, so that their defaults stand in for them."""
+    """Return the broken rules between sections, which pydantic checks only when every field is valid by itself.
+
+    The fields at the locations `wrong` are removed for this, so that their defaults are used.
+    """
     if () in wrong:
         return []
     trial = copy.deepcopy(raw)
@@ -80,7 +85,7 @@ def _hidden_problems(raw: dict[str, Any], wrong: list[tuple[int | str, ...]]) ->
         for part in location[:-1]:
             node = node[part] if _has(node, part) else {}
         if isinstance(node, dict) and isinstance(node.pop(location[-1], None), dict | list):
-            return []  # a whole section is wrong in itself: nothing to compare the others with
+            return []  # a whole section is wrong: its rules with the others cannot be checked
     try:
         RunConfig.model_validate(fit(trial, RunConfig))
     except ValidationError as error:
@@ -95,7 +100,7 @@ def _has(node: Any, part: int | str) -> bool:
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
-    """Set what `section.key=value` names in nested dictionaries and lists; raises `ConfigError`."""
+    """Set the value that `section.key=value` names in nested dictionaries and lists.  Raises `ConfigError`."""
     key, equals, text = override.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):
@@ -104,7 +109,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         value = read_argument(text)
     except YamlError as error:
         way = f"close its brackets, and quote the whole override for the shell; to mean the text: {key}='\"…\"'"
-        why = f"what follows = is no YAML ({error}); {way}" if text.lstrip()[:1] in ("[", "{") else str(error)
+        why = f"the value after = is not YAML ({error}); {way}" if text.lstrip()[:1] in ("[", "{") else str(error)
         raise ConfigError(f"override: '{override}': {why}") from None
     node: Any = raw
     for part in parts[:-1]:
@@ -121,7 +126,9 @@ def _child(node: Any, part: str, override: str) -> Any:
     if is_nothing(node.get(part)):
         node[part] = {}
     if not isinstance(node[part], dict | list):
-        raise ConfigError(f"override: '{override}': '{part}' holds {node[part]!r}, not a section; drop what follows it")
+        raise ConfigError(
+            f"override: '{override}': '{part}' is the value {node[part]!r}, not a section; end the key after '{part}'"
+        )
     return node[part]
 
 
@@ -132,7 +139,7 @@ def _index(node: list[Any], part: str, override: str) -> int:
 
 
 def explain(problem: Any, root: type[BaseModel] | None = None) -> str:
-    """One pydantic error of `root` (default: a run's configuration) as `field: value, rule, way out`."""
+    """Return one pydantic error of `root` (default: `RunConfig`) as a line `field: value, rule, way out`."""
     where = ".".join(str(part) for part in problem["loc"])
     if isinstance(problem["input"], Refused) and problem["type"] != "value_error":
         return f"{where}: {problem['input']!r} {problem['input'].reason}"
@@ -147,7 +154,7 @@ def explain(problem: Any, root: type[BaseModel] | None = None) -> str:
         case "value_error":
             text = str(problem["ctx"]["error"])
             return text if not where else f"{where}: {_shown(problem['input'])}{text}"
-        case "path_type":  # pydantic's sentence names Python's class
+        case "path_type":  # pydantic's own message names a Python class
             return f"{where}: {problem['input']!r} is refused: input must be a valid path"
     return f"{where}: {problem['input']!r} is refused: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
@@ -157,15 +164,15 @@ def _shown(value: Any) -> str:
 
 
 def _known_keys(path: tuple[str | int, ...], root: type[BaseModel]) -> list[str]:
-    """Keys of the section of `root` at `path`, found by walking the field types."""
+    """Return the keys of the section of `root` at `path`, found through the types of the fields."""
     model: type[BaseModel] | None = root
     for part in path:
         if model is None or isinstance(part, int) or part not in model.model_fields:
-            continue  # list positions and union tags stand for no field
+            continue  # list positions and union tags are not fields
         model = _section_of(model.model_fields[part].annotation)
     if model is None:
         return []
-    kinds = [model, *model.__subclasses__()]  # a memory's fields are those of the kinds
+    kinds = [model, *model.__subclasses__()]  # each memory kind is a subclass with fields of its own
     return list(dict.fromkeys(name for kind in kinds for name in kind.model_fields))
 
 
@@ -178,6 +185,9 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def dump_yaml(config: RunConfig, without_password: bool = False) -> str:
-    """The resolved configuration, loadable again; what is kept in files has no password in its addresses."""
+    """Return the resolved configuration as YAML that `load_config` reads.
+
+    without_password: remove user names and passwords from addresses, for text that is written into files.
+    """
     resolved = config.model_dump(mode="json")
     return write_yaml(without_secrets(resolved) if without_password else resolved)

@@ -1,4 +1,4 @@
-"""A run: all its sections, and the rules between them."""
+"""The whole configuration of a run: its sections, and the rules between them."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ from training.config.tracking import TrackingConfig
 
 
 class RunConfig(Section):
-    """Everything a run is."""
+    """The configuration of a run.  Validation raises one error that lists every broken rule."""
 
     run: RunSection
     data: DataConfig
@@ -41,23 +41,25 @@ class RunConfig(Section):
 
     @property
     def total_steps(self) -> int:
+        """Number of optimizer steps of all phases."""
         return sum(phase.steps for phase in self.phases)
 
     @property
     def total_tokens(self) -> int:
+        """Number of tokens of all steps; at least what the phases ask for, as each is rounded up to whole steps."""
         return sum(phase.steps * phase.tokens_per_step for phase in self.phases)
 
     def problems(self) -> list[str]:
-        """Rules between sections that this configuration breaks; none when it was validated, unlike a changed copy."""
+        """Return the broken rules between sections; a copy made by `model_copy` was not validated and may have some."""
         return _problems(self)
 
     def identity(self) -> dict[str, Any]:
-        """What the trained weights depend on; a run's folder can be continued while this stays the same."""
+        """Return the fields that the trained weights depend on; a run can be continued while they stay the same."""
         full = self.model_dump(mode="json")
         training = ("precision", "betas", "eps", "weight_decay", "gradient_clipping")
         return {
             "run": {"seed": self.run.seed},
-            "data": {key: full["data"][key] for key in ("sequence_length", "mix")},  # the tokens: by fingerprint
+            "data": {key: full["data"][key] for key in ("sequence_length", "mix")},  # tokens: by fingerprint
             "model": full["model"],
             "phases": full["phases"],
             "training": {key: full["training"][key] for key in training},
@@ -65,7 +67,7 @@ class RunConfig(Section):
 
 
 def _problems(config: RunConfig) -> list[str]:
-    """Rules between sections, each with its way out."""
+    """Return a message for each broken rule between sections."""
     names = [phase.name for phase in config.phases]
     repeated = [f"phases: the names {names} must differ; rename one"] if len(set(names)) < len(names) else []
     phases = [p for index in range(len(config.phases)) for p in _phase_problems(config, index)]
@@ -98,7 +100,10 @@ def _parallel_problems(config: RunConfig) -> list[str]:
             "whole gradients, so set training.zero_stage=1 or parallel.pipeline=1"
         )
     if config.training.offload == "all" and stage < 3:
-        problems.append(f"training.offload: all moves weights too, which needs training.zero_stage=3, not {stage}")
+        problems.append(
+            f"training.offload: all offloads weights too, which needs training.zero_stage 3, not {stage}; set "
+            "training.zero_stage=3 or training.offload=optimizer"
+        )
     if config.training.offload != "none" and parallel.pipeline > 1:
         problems.append(
             f"training.offload: {config.training.offload} with parallel.pipeline {parallel.pipeline}; set "
@@ -108,7 +113,7 @@ def _parallel_problems(config: RunConfig) -> list[str]:
 
 
 def _sequence_problems(config: RunConfig) -> list[str]:
-    """Sequence parallelism: every tensor rank keeps an equal share of a sample's tokens."""
+    """Return the broken rules of sequence parallelism: every tensor rank has an equal share of a sample's tokens."""
     parallel, length = config.parallel, config.data.sequence_length
     if not parallel.sequence or parallel.tensor == 1:
         return []
@@ -127,7 +132,10 @@ def _sequence_problems(config: RunConfig) -> list[str]:
 
 
 def _segment_problems(config: RunConfig) -> list[str]:
-    """Segment parallelism: every rank of a group owns as many whole segments, and only banks pass between them."""
+    """Return the broken rules of segment parallelism.
+
+    Every rank of a group has equally many whole segments, and ranks exchange nothing but banks.
+    """
     size, model, length = config.parallel.segment, config.model, config.data.sequence_length
     if size == 1:
         return []
@@ -139,8 +147,8 @@ def _segment_problems(config: RunConfig) -> list[str]:
         )
     if model.attention_span > 1:
         problems.append(
-            f"parallel.segment: {size} with model.attention_span {model.attention_span}: attention would cross ranks; "
-            "set model.attention_span=1 or parallel.segment=1"
+            f"parallel.segment: {size} with model.attention_span {model.attention_span}: attention would need segments "
+            "of another rank; set model.attention_span=1 or parallel.segment=1"
         )
     if length % (size * model.segment_length):
         step = size * model.segment_length
@@ -153,30 +161,37 @@ def _segment_problems(config: RunConfig) -> list[str]:
 
 
 def _explicit_problems(config: RunConfig) -> list[str]:
-    """Explicit memory: what travels behind the tokens is not split by tokens, and its chunks are the table's."""
+    """Return the broken rules of explicit memory.
+
+    References cannot be split across sequence- or segment-parallel ranks, and the chunk length must match the
+    neighbour table's.
+    """
     explicit, parallel, problems = config.model.explicit, config.parallel, []
     if explicit is None:
         return []
     if parallel.sequence and parallel.tensor > 1:
         problems.append(
-            "parallel.sequence: on with model.explicit, whose references travel whole behind the tokens; set "
+            "parallel.sequence: on with model.explicit, whose references cannot be split among tensor ranks; set "
             "parallel.sequence=false"
         )
     if parallel.segment > 1:
         problems.append(
-            f"parallel.segment: {parallel.segment} with model.explicit: a chunk reads what chunks of the rank before "
-            "found; set parallel.segment=1"
+            f"parallel.segment: {parallel.segment} with model.explicit: a chunk reads references of chunks of another "
+            "rank; set parallel.segment=1"
         )
     if config.data.references and explicit.chunk_length != CHUNK:
         problems.append(
-            f"model.explicit.chunk_length: {explicit.chunk_length}, but the tables of data.references have what every "
-            f"{CHUNK} tokens found; set it to {CHUNK}"
+            f"model.explicit.chunk_length: {explicit.chunk_length}, but the tables of data.references have a reference "
+            f"for every {CHUNK} tokens; set it to {CHUNK}"
         )
     return problems
 
 
 def _sequential_problems(config: RunConfig) -> list[str]:
-    """A segment's memory comes from the last stage, which the first would wait for."""
+    """Return the broken rule of memories with sequential segments in a pipeline.
+
+    A segment begins with the memory that the last stage computed for the segment before, so stages cannot overlap.
+    """
     model, length = config.model, config.data.sequence_length
     if model.memory.carry_travels and length <= model.segment_length:
         return []
@@ -185,15 +200,17 @@ def _sequential_problems(config: RunConfig) -> list[str]:
         way_out += f" or data.sequence_length to at most {model.segment_length}"
     return [
         f"parallel.pipeline: {config.parallel.pipeline} with memory {what} and samples of {length} tokens in segments "
-        f"of {model.segment_length}: a segment begins with what the last stage made of the one before; {way_out}"
+        f"of {model.segment_length}: a segment needs the memory that the last stage computes from the segment before; "
+        f"{way_out}"
     ]
 
 
 def _phase_problems(config: RunConfig, index: int) -> list[str]:
+    """Return the broken rules of one phase."""
     phase, where, problems = config.phases[index], f"phases.{index}", []
     if phase.tokens_per_step % config.data.sequence_length:
         problems.append(
-            f"{where}.tokens_per_step: {phase.tokens_per_step} is no multiple of data.sequence_length "
+            f"{where}.tokens_per_step: {phase.tokens_per_step} is not a multiple of data.sequence_length "
             f"{config.data.sequence_length}; use a multiple"
         )
     if phase.memory and not config.model.has_memory:
@@ -202,20 +219,22 @@ def _phase_problems(config: RunConfig, index: int) -> list[str]:
         )
     if phase.memory and config.model.explicit and config.data.references is None:
         problems.append(
-            f"{where}.memory: on with model.explicit, but data.references is missing, the folder of references and of "
-            "what each chunk found; set it (launchers/prepare_data.py makes it) or memory: off"
+            f"{where}.memory: on with model.explicit, but data.references is missing, the folder of references and "
+            "neighbour tables; set it (launchers/prepare_data.py makes it) or memory: off"
         )
     if phase.trains == "memory" and not config.model.memory.exists:
         problems.append(f"{where}.trains: memory, but explicit memory has no parameters of its own; set trains: all")
     fresh = phase.init_from == "scratch" or (index == 0 and phase.init_from == "previous")
     if fresh and phase.trains == "memory":
-        problems.append(f"{where}.trains: memory alone cannot train on a fresh backbone; set init_from")
+        problems.append(
+            f"{where}.trains: memory, but the phase begins with an untrained backbone; set init_from or trains: all"
+        )
     if phase.trains == "memory" and config.parallel.pipeline > 1:
         problems.append(
-            f"{where}.trains: memory with parallel.pipeline {config.parallel.pipeline}; a stage whose layers all stay "
-            "as they are has nothing to send back, so set parallel.pipeline=1"
+            f"{where}.trains: memory with parallel.pipeline {config.parallel.pipeline}: a stage without trained "
+            "parameters computes no gradient to send back; set parallel.pipeline=1"
         )
     drops = index > 0 and config.phases[index - 1].memory and not phase.memory and phase.init_from == "previous"
-    if drops and config.model.memory.exists:  # explicit memory has nothing that could be dropped
+    if drops and config.model.memory.exists:  # explicit memory has no parameters that could be lost
         problems.append(f"{where}.memory: off after an on phase would drop the trained memory; set memory: on")
     return problems

@@ -1,4 +1,4 @@
-"""The `tracking` section of a run's configuration, and where its store is."""
+"""The `tracking` section of a run's configuration, and the address of its MLflow store."""
 
 import os
 from pathlib import Path
@@ -23,26 +23,26 @@ class TrackingConfig(BaseModel):
     )
     log_every_steps: int = Field(1, ge=1, description="send the metrics of every n-th step")
     system_seconds: float = Field(
-        10.0, ge=0, description="seconds between two samples of processor, memory, disk, network and GPUs; 0: none"
+        10.0, ge=0, description="seconds between two samples of CPU, memory, disk, network and GPUs; 0: no samples"
     )
 
     @field_validator("uri")
     @classmethod
     def _home(cls, uri: str | None) -> str | None:
-        """`~` in the path of a database file."""
+        """Replace a `~` at the start of a database file's path by the home folder."""
         begin = "sqlite:///"
         return begin + str(local_path(uri.removeprefix(begin))) if uri and uri.startswith(begin + "~") else uri
 
     def address(self, output_dir: Path) -> str:
-        """The store's address: from here, else the environment, else a database in the folder of all runs."""
+        """Return the store's address: `uri`, else MLFLOW_TRACKING_URI, else a database in the folder of all runs."""
         return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_address(output_dir / "mlflow.db")
 
 
 def sqlite_address(file: Path) -> str:
-    """The address of an SQLite file: in one, what follows a `?` are options, and `%41` is an A.
+    """Return the address of an SQLite file, with `%` and `?` of its path escaped.
 
-    Where those are in the file's path, the driver is named too: MLflow makes folders for an address that begins with
-    `sqlite:///`, and would make one with the escaped name.
+    In an address, options follow a `?`, and `%41` means A. An escaped address names the driver too, because MLflow
+    makes the folders of an address that begins with `sqlite:///` and would use the escaped name for them.
     """
     path = str(file).replace("%", "%25").replace("?", "%3F")
     return ("sqlite:///" if path == str(file) else "sqlite+pysqlite:///") + path

@@ -1,1 +1,1 @@
-"""Where ranks come from, how they are grouped, and what they compute on."""
+"""Ranks: their numbers, their meeting point, their process groups, and their devices."""

@@ -1,16 +1,18 @@
-"""What a device can do at best, and how it is set up for that."""
+"""A device's peak FLOP/s, and settings of the process that make training on it faster."""
 
 import ctypes
 import gc
 
 import torch
 
-# dense bf16 FLOP/s from the vendors' data sheets (no sparsity); the first name found in the device's name counts
-PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
+from training.planning.devices import PEAK_BF16
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Peak FLOP/s of one device, or None where there is no agreed number (then no MFU is shown)."""
+    """Return the dense peak FLOP/s of `device` in `precision`.
+
+    None when the data sheet's value is not known, and for fp32 and CPUs; no MFU is shown then.
+    """
     if device.type != "cuda" or precision != "bf16":
         return None
     name = torch.cuda.get_device_name(device)
@@ -18,8 +20,11 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 def use_device(device: torch.device) -> None:
-    """Make a GPU this thread's own.  Every thread begins on the first one, where a context that a rank of another GPU
-    makes by mistake takes memory."""
+    """Make `device` the current GPU of this thread; do nothing for a CPU.
+
+    Every new thread starts on GPU 0. A CUDA call from such a thread would create a context there, which takes memory of
+    another rank.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
@@ -31,15 +36,15 @@ def is_busy(device: torch.device) -> bool:
     """
     try:
         return device.type == "cuda" and not torch.cuda.default_stream(device).query()
-    except RuntimeError:  # it is broken; who asks explains another failure
+    except RuntimeError:  # the device is broken: the caller reports another failure, which must not be replaced
         return False
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory it frees, as CUDA's allocator does; whether the C library can (glibc).
+    """Make the C library keep memory that is freed, as CUDA's allocator does; return whether it can (only glibc).
 
-    glibc hands freed arrays of a megabyte back to the system and gets them again page by page; in a training step on a
-    CPU that costs up to a third of the time (benchmarks/segments.py).
+    By default glibc returns freed arrays of a megabyte to the system and gets them back page by page. In a training
+    step on a CPU this takes up to a third of the time (benchmarks/segments.py).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
@@ -49,10 +54,10 @@ def keep_freed_memory() -> bool:
 
 
 def keep_imports() -> None:
-    """Let the garbage collector never look again at what exists now; to be called when all is imported.
+    """Exclude all objects that exist now from garbage collection; call it when all modules are imported.
 
-    The half a million objects of torch and DeepSpeed stay for ever.  A full collection through them stops a rank, and
-    all that wait for it, for a third of a second; without them it is milliseconds.
+    torch and DeepSpeed create half a million objects that are never freed. A full collection that visits them stops a
+    rank, and all ranks that wait for it, for a third of a second; a collection without them takes milliseconds.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""Where the ranks of a start meet; who is missing is said while the others wait."""
+"""The ranks of a start meet at one address; while ranks are missing, the waiting ones name them."""
 
 import os
 import platform
@@ -11,32 +11,34 @@ from functools import partial
 
 import torch.distributed as dist
 
+from data_prep.errors import one_line
 from training.distributed.ranks import RankInfo
 from training.errors import ConfigError, RankConfigError, RankError, TrainingError
+from training.monitoring.units import duration
 
-FIRST_WORD = 5.0  # seconds that a rank waits before it says so; each pause is then twice the one before
-LONGEST_PAUSE = 300.0
-_GREETING = timedelta(seconds=120)  # for rank 0's answer, once its port can be reached
-_ARRIVED, _COMPLETE = "arrived", "all have arrived"
-_SHOWN = 8  # missing ranks that are named
+FIRST_WORD = 5.0  # seconds until a waiting rank first says so; each following pause is twice as long
+LONGEST_PAUSE = 300.0  # seconds
+_GREETING = timedelta(seconds=120)  # timeout of rank 0's answer, once its port accepts connections
+_ARRIVED, _COMPLETE = "arrived", "all have arrived"  # keys of the store
+_SHOWN = 8  # number of missing ranks that a message names
 
 
 def meet(info: RankInfo, seconds: float) -> dist.Store:
-    """Return a store that all ranks of this start share, once all have come.  Collective.
+    """Wait until all ranks of this start have connected; return the store that they share.  Collective.
 
-    Rank 0 listens on `info.master_port`; under torchrun its agent does. While ranks are missing, rank 0 and the ranks
-    that do not reach it say on standard error who is waited for, where and since when.
+    Rank 0 listens on `info.master_port`; under torchrun, torchrun's agent listens. While ranks are missing, rank 0 and
+    the ranks that cannot reach it print on standard error which ranks they wait for, where and since when.
 
     Args:
-        info: who this process is.
+        info: rank, world size and meeting point of this process.
         seconds: how long to wait for the others.
 
     Raises:
-        ConfigError: the port is taken, or another process is this rank already.
-        TrainingError: not all have come within `seconds`; `RankError` where rank 0 cannot say so.
+        ConfigError: the port is taken, or another process has this rank.
+        TrainingError: not all ranks came within `seconds`; `RankError` on a rank that could not reach rank 0.
     """
     if info.world_size == 1:
-        return dist.HashStore()  # one process alone needs no port
+        return dist.HashStore()  # a single process needs no port
     wait = Wait(info, seconds)
     store = _listen(info, seconds) if _listens(info) else _reach(info, wait)
     try:
@@ -48,7 +50,7 @@ def meet(info: RankInfo, seconds: float) -> dist.Store:
 
 
 class Wait:
-    """How long a rank has waited for others, and when it says so again."""
+    """Measures how long a rank has waited for others, and prints messages about it at growing intervals."""
 
     def __init__(self, info: RankInfo, seconds: float) -> None:
         self.seconds, self._world = seconds, info.world_size
@@ -58,26 +60,30 @@ class Wait:
 
     @property
     def over(self) -> bool:
+        """Whether the time to wait is over."""
         return time.monotonic() - self._began > self.seconds
 
     def pause(self, whom: Callable[[], str] | None) -> None:
-        """Sleep a little, at first a hundredth of a second; where it is time for it, say who is waited for."""
+        """Sleep for 0.01 s at first and up to 0.5 s later; when a message is due, print it.
+
+        whom: returns which ranks are missing; None: this rank prints nothing.
+        """
         if whom and time.monotonic() - self._said >= self._pause:
             self._said, self._pause = time.monotonic(), min(LONGEST_PAUSE, 2 * self._pause)
             left = self.seconds - (self._said - self._began)
-            print(f"{self._waits(whom())}; gives up in {_duration(left)}", file=sys.stderr, flush=True)
+            print(f"{self._waits(whom())}; gives up in {duration(max(0.0, left))}", file=sys.stderr, flush=True)
         time.sleep(self._polled)
         self._polled = min(0.5, 1.5 * self._polled)
 
     @property
     def _waited(self) -> str:
-        return _duration(time.monotonic() - self._began)
+        return duration(time.monotonic() - self._began)
 
     def _waits(self, whom: str) -> str:
         return f"{self._who} waits at {self._where} for {whom}, since {self._since} ({self._waited})"
 
     def failed(self, whom: str) -> str:
-        """The sentence with which the wait ends in vain."""
+        """Return the error message for a wait that ended because `whom` did not come."""
         return (
             f"{self._who} cannot meet the others at {self._where}; it waited for {whom}, since {self._since} "
             f"({self._waited}). Start all {self._world} ranks; rank 0 must run on that machine, whose firewall lets "
@@ -86,7 +92,7 @@ class Wait:
 
 
 def _listens(info: RankInfo) -> bool:
-    """Return whether this rank opens the port; under torchrun its agent has."""
+    """Return whether this rank must listen on the port; under torchrun the agent already does."""
     return info.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
@@ -113,7 +119,7 @@ def _listen(info: RankInfo, seconds: float) -> dist.Store:
 
 
 def _reach(info: RankInfo, wait: Wait) -> dist.Store:
-    """Try until rank 0 listens."""
+    """Return the store on rank 0, trying again until rank 0 listens or the wait is over."""
     timeout = timedelta(seconds=wait.seconds)
     while True:
         try:
@@ -128,21 +134,22 @@ def _reach(info: RankInfo, wait: Wait) -> dist.Store:
             whom = f"rank 0, which does not answer ({_reason(error)})"
         if wait.over:
             raise RankError(wait.failed(whom))
-        speaks = info.rank < _SHOWN or info.local_rank == 0  # hundreds that say the same hide it
+        speaks = info.rank < _SHOWN or info.local_rank == 0  # the same line from hundreds of ranks would be unreadable
         wait.pause(partial(str, whom) if speaks else None)
 
 
 def _arrive(store: dist.Store, info: RankInfo) -> None:
+    """Register this rank in the store; raise `RankConfigError` when another process has registered as this rank."""
     if store.add(f"{_ARRIVED}/{info.rank}", 1) > 1:
         raise RankConfigError(
             f"RANK: {info.rank} on {platform.node()}, but another process at {info.master_addr}:{info.master_port} is "
-            "this rank already; give each process its own number, and each start a MASTER_PORT of its own"
+            "this rank already; give each process its own rank, and each start its own MASTER_PORT"
         )
     store.add(_ARRIVED, 1)
 
 
 def _wait_for_all(store: dist.Store, info: RankInfo, wait: Wait) -> None:
-    """Rank 0 counts the others and tells them."""
+    """Return when all ranks have registered: rank 0 counts them and sets a key that the others wait for."""
 
     def missing() -> str:
         ranks = [rank for rank in range(info.world_size) if not store.check([f"{_ARRIVED}/{rank}"])]
@@ -156,12 +163,8 @@ def _wait_for_all(store: dist.Store, info: RankInfo, wait: Wait) -> None:
             return
         if wait.over:
             raise TrainingError(wait.failed(missing()))
-        wait.pause(missing if info.rank == 0 else None)  # one voice
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{max(0.0, seconds):.0f} s"
+        wait.pause(missing if info.rank == 0 else None)  # only rank 0 prints, so that each line appears once
 
 
 def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or " ".join(str(error).split()))[:200]
+    return getattr(error, "strerror", None) or one_line(error)

@@ -1,4 +1,4 @@
-"""Who a process is among the ranks and where they meet, however it was started.  Nothing here needs torch."""
+"""Finds rank, world size and meeting point of a process in the environment of any launcher, without torch."""
 
 import os
 import re
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 from training.errors import ConfigError
 
-DEFAULT_PORT = 29500  # torch's and DeepSpeed's
+DEFAULT_PORT = 29500  # the default of torch and DeepSpeed
 LOOPBACK = "127.0.0.1"
-FIRST_PORT, PORTS = 12000, 20000  # for Slurm jobs: below the ports that systems give to outgoing connections
+FIRST_PORT, PORTS = 12000, 20000  # range for Slurm jobs, below the ports that systems use for outgoing connections
 
 
 @dataclass(frozen=True)
 class Family:
-    """The environment variables in which one family of launchers tells a process who it is."""
+    """The environment variables with which one family of launchers describes a rank."""
 
-    launchers: str
+    launchers: str  # as messages name them
     rank: str
     size: str
-    local_rank: tuple[str, ...]  # the first that is set counts
-    local_size: tuple[str, ...]  # ranks on this machine
+    local_rank: tuple[str, ...]  # the first variable that is set is used
+    local_size: tuple[str, ...]  # number of ranks on this machine
 
 
 TORCH = Family("torchrun or deepspeed", "RANK", "WORLD_SIZE", ("LOCAL_RANK",), ("LOCAL_WORLD_SIZE",))
@@ -40,13 +40,13 @@ PMI = Family(
 )
 SLURM = Family("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", ("SLURM_LOCALID",), ())
 PMIX_RANK = "PMIX_RANK"  # PMIx names no variable for the number of ranks
-# torchrun and the deepspeed launcher set these beside RANK; where they are set, RANK is not left over from elsewhere
+# torchrun and the deepspeed launcher set these with RANK; they show that RANK was not set by hand
 _SET_BY_LAUNCHER = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
 
 
 @dataclass(frozen=True)
 class RankInfo:
-    """Who this process is, before anything is initialised."""
+    """Rank, world size and meeting point of this process, known before torch.distributed starts."""
 
     rank: int
     world_size: int
@@ -56,20 +56,21 @@ class RankInfo:
 
     @classmethod
     def discover(cls, local_rank: int | None = None, env: Mapping[str, str] = os.environ) -> "RankInfo":
-        """Return who this process is, from the first family of variables that is set: RANK, Open MPI, PMI, Slurm.
+        """Read rank and world size from the first family of variables that is set: RANK, Open MPI, PMI, Slurm.
 
-        The order is that of nesting: torchrun and mpirun start inside a Slurm step and know more than Slurm. Families
-        that contradict each other are refused. MASTER_ADDR and MASTER_PORT overrule where the ranks meet; without them
-        they meet on the Slurm step's first node at a port made of the job's id, or on this machine at 29500. A batch
-        script or a shell in an allocation is no rank.
+        torchrun and mpirun come before Slurm because they start ranks inside a Slurm step, whose variables then
+        describe the launcher. Families that contradict each other are refused. MASTER_ADDR and MASTER_PORT set where
+        the ranks meet. Without them the ranks meet on the first node of the Slurm step, at a port computed from the
+        job's id, or on this machine at port 29500. A batch script or a shell in an allocation counts as one process
+        alone.
 
         Args:
-            local_rank: what the deepspeed launcher passes as an argument.
+            local_rank: the argument that the deepspeed launcher passes.
             env: the environment; an empty variable counts as unset.
 
         Raises:
-            ConfigError: a variable is no number, half of a family is missing, families contradict each other, or ranks
-                on several machines have no address to meet at.
+            ConfigError: a variable is not a number, one of a family's two variables is missing, families contradict
+                each other, or ranks on several machines have no address to meet at.
         """
         env = {name: value for name, value in env.items() if value}
         families = [family for family in (TORCH, OPEN_MPI, PMI, SLURM) if _is_set(family, env)]
@@ -79,8 +80,8 @@ class RankInfo:
         rank, size = _rank_and_size(families[0], env)
         if not 0 <= rank < size:
             raise ConfigError(
-                f"{families[0].rank}: {rank} with {families[0].size} {size}, but ranks count from 0 and stay below "
-                "their number; start the ranks with deepspeed, torchrun, srun or mpirun, or unset "
+                f"{families[0].rank}: {rank} with {families[0].size} {size}, but a rank must be at least 0 and less "
+                f"than {families[0].size}; start the ranks with deepspeed, torchrun, srun or mpirun, or unset "
                 f"{families[0].rank} and {families[0].size} for one process alone"
             )
         local = _local_rank(families, size, env)
@@ -88,7 +89,7 @@ class RankInfo:
         return cls(rank, size, (local_rank or 0) if local is None else local, address, port)
 
     def export(self) -> None:
-        """Put the five variables into the environment: DeepSpeed looks for all and tries MPI when one is missing."""
+        """Set the five variables in the environment, because DeepSpeed tries MPI when one of them is missing."""
         os.environ |= {
             "RANK": str(self.rank),
             "WORLD_SIZE": str(self.world_size),
@@ -99,13 +100,16 @@ class RankInfo:
 
 
 def _is_set(family: Family, env: Mapping[str, str]) -> bool:
-    """Return whether `family` is set; a half of it is refused, but for Slurm's, which batch scripts have."""
+    """Return whether both variables of `family` are set; raise `ConfigError` when only one is.
+
+    One alone is allowed for Slurm, because a batch script has SLURM_PROCID without being a rank.
+    """
     there = [name for name in (family.rank, family.size) if name in env]
     if len(there) == 1 and family is not SLURM:
         missing = family.size if there == [family.rank] else family.rank
         raise ConfigError(
-            f"{there[0]}: {env[there[0]]} is set without {missing}, so the number of this process among the ranks is "
-            f"not known; start the ranks with deepspeed, torchrun, srun or mpirun, or unset {there[0]}"
+            f"{there[0]}: {env[there[0]]} is set without {missing}, but both are needed; "
+            f"start the ranks with deepspeed, torchrun, srun or mpirun, or unset {there[0]}"
         )
     return len(there) == 2
 
@@ -115,10 +119,10 @@ def _rank_and_size(family: Family, env: Mapping[str, str]) -> tuple[int, int]:
 
 
 def _refuse_contradictions(families: Sequence[Family], env: Mapping[str, str]) -> None:
-    """Raise `ConfigError` where two families cannot both be true.
+    """Raise `ConfigError` when two families contradict each other.
 
-    They can when they are equal, or when each process of the outer launcher started several ranks of the inner one. A
-    RANK that no launcher set must then also lie where that process's ranks do.
+    They agree when they are equal, or when each process of the outer launcher started several ranks of the inner one.
+    In the second case a RANK set by hand must be one of the ranks of that process.
     """
     for number, inner in enumerate(families):
         for outer in families[number + 1 :]:
@@ -135,13 +139,13 @@ def _refuse_contradictions(families: Sequence[Family], env: Mapping[str, str]) -
 
 
 def _refuse_other_pmix_rank(families: Sequence[Family], env: Mapping[str, str]) -> None:
-    """Raise `ConfigError` where PMIx's rank stands alone, or no family has the same."""
+    """Raise `ConfigError` when PMIX_RANK is the only variable set, or equals the rank of no family."""
     pmix_rank = _number(env, PMIX_RANK)
     if pmix_rank is None:
         return
     if not families:
         raise ConfigError(
-            f"{PMIX_RANK}: {pmix_rank} is set, but no variable says how many ranks there are; start them with srun, or "
+            f"{PMIX_RANK}: {pmix_rank} is set, but no variable says how many ranks there are; start them with srun or "
             "with Open MPI's mpirun, or set RANK and WORLD_SIZE"
         )
     known = {family.rank: _rank_and_size(family, env) for family in families}
@@ -149,12 +153,12 @@ def _refuse_other_pmix_rank(families: Sequence[Family], env: Mapping[str, str]) 
     if not launcher_says_more and all(other != pmix_rank for other, _ in known.values()):
         shown = " and ".join(f"{name} {other}" for name, (other, _) in known.items())
         raise ConfigError(
-            f"{PMIX_RANK}: {pmix_rank} contradicts {shown}; unset the one of the launcher that is not used"
+            f"{PMIX_RANK}: {pmix_rank} contradicts {shown}; unset the variables of the launcher that is not used"
         )
 
 
 def _local_rank(families: Sequence[Family], size: int, env: Mapping[str, str]) -> int | None:
-    """Return the number among this machine's ranks; None where RANK and WORLD_SIZE alone are set."""
+    """Return this process's number among the ranks of its machine; None when only RANK and WORLD_SIZE are set."""
     names = ("LOCAL_RANK", *families[0].local_rank, *(n for family in families[1:] for n in family.local_rank))
     if families[0] is TORCH:
         names = TORCH.local_rank
@@ -168,7 +172,7 @@ def _local_rank(families: Sequence[Family], size: int, env: Mapping[str, str]) -
 
 
 def _meeting_point(families: Sequence[Family], env: Mapping[str, str]) -> tuple[str, int]:
-    """Return address and port where the ranks meet."""
+    """Return the address and the port where the ranks meet."""
     family, address, port = families[0], env.get("MASTER_ADDR"), _port(env)
     if family is TORCH:
         return address or LOOPBACK, port or DEFAULT_PORT
@@ -190,13 +194,13 @@ def _meeting_point(families: Sequence[Family], env: Mapping[str, str]) -> tuple[
 
 
 def slurm_port(env: Mapping[str, str]) -> int:
-    """A port of the job's own: jobs that share a node, and steps of one job, do not meet by mistake."""
+    """Return a port that depends on the job and step, so that jobs on one node and steps of one job do not collide."""
     job, step = _number(env, "SLURM_JOB_ID") or 0, _number(env, "SLURM_STEP_ID") or 0
     return FIRST_PORT + (10 * job + step % 10) % PORTS
 
 
 def first_host(hosts: str) -> str | None:
-    """The first name of a Slurm host list: `n[01-04,7],m1` is n01.  None for an empty list."""
+    """Return the first name of a Slurm host list, n01 for `n[01-04,7],m1`; None for an empty list."""
     first = re.match(r"(?:\[[^\]]*\]|[^,\[])+", hosts)
     return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first[0]) if first else None
 
@@ -204,7 +208,7 @@ def first_host(hosts: str) -> str | None:
 def _port(env: Mapping[str, str]) -> int | None:
     port = _number(env, "MASTER_PORT")
     if port is not None and not 0 < port < 65536:
-        raise ConfigError(f"MASTER_PORT: {port}, must be 1 to 65535; correct this environment variable or unset it")
+        raise ConfigError(f"MASTER_PORT: {port} must be 1 to 65535; correct this environment variable or unset it")
     return port
 
 
@@ -213,4 +217,4 @@ def _number(env: Mapping[str, str], name: str) -> int | None:
     try:
         return int(text) if text else None
     except ValueError:
-        raise ConfigError(f"{name}: '{text}' is no number; correct this environment variable or unset it") from None
+        raise ConfigError(f"{name}: '{text}' is not a number; correct this environment variable or unset it") from None

@@ -1,6 +1,6 @@
 """One phase's model, optimizer and DeepSpeed engine on a rank, behind `train_step` and `evaluate`.
 
-Subclasses hold parameters under the same canonical names, which is all that checkpoints and tests know of them.
+All subclasses give a parameter the same canonical name, so checkpoints do not depend on the engine.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.loss import HeadLoss
-from model.memory.interface import memories, wiped
+from model.memory.interface import ablated, memories
 from model.network import is_memory_name
 from training.batches import StepBatch
 from training.config import Phase, RunConfig
@@ -32,7 +32,11 @@ log = logging.getLogger("memtrain")
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss: nats per token over the global batch; grad_norm: before clipping; gates: means over layers."""
+    """Result of one optimizer step, equal on all ranks.
+
+    loss: nats per token over the global batch; grad_norm: global norm before clipping; gates: mean opening (0..1) of
+    each memory gate over layers, micro-batches and ranks.
+    """
 
     loss: float
     grad_norm: float
@@ -40,16 +44,16 @@ class StepResult:
 
 
 class Engine(ABC):
-    """One phase's model, optimizer and DeepSpeed engine on this rank.
+    """One phase's model, optimizer and DeepSpeed engine on this rank.  Building one is collective.
 
-    loaded_later: names of parameters that are loaded next, so that no initial value is drawn for them.
+    loaded_later: names of parameters that a checkpoint sets next; no initial values are drawn for them.
     """
 
     def __init__(
         self, config: RunConfig, phase: Phase, topology: Topology, loaded_later: Container[str] = frozenset()
     ) -> None:
         self.config, self.phase, self.topology, self.loaded_later = config, phase, topology, loaded_later
-        # a kernel for inference that DeepSpeed would otherwise compile for a minute on the first CPU start
+        # DeepSpeed would otherwise compile this kernel, which only inference uses, for a minute on the first CPU start
         __compatible_ops__["deepspeed_shm_comm"] = False
         samples = phase.tokens_per_step // config.data.sequence_length
         self.micro_batches = samples // (config.training.micro_batch_size * topology.data_size)
@@ -58,25 +62,25 @@ class Engine(ABC):
         choose_attention(config, phase, topology)
         self.compiled = compiles(config, phase, topology)
         self.loss = HeadLoss(topology.tensor, self.compiled)
-        deepspeed.init_distributed(auto_mpi_discovery=False)  # adopts the groups that topology.py started
+        deepspeed.init_distributed(auto_mpi_discovery=False)  # takes over the process group that topology.py started
         self.module = self._build_module()
         if self.compiled:
             compile_layers(self.module)
         self.parameters: dict[str, nn.Parameter] = dict(self._canonical_parameters())
-        # this tensor-parallel rank's shapes; ZeRO 3 leaves empty parameters where they were
+        # shapes on this tensor-parallel rank, kept because ZeRO 3 replaces the parameters with empty ones
         self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
-        # fp32 weights, moments and step counts of what this phase does not train, handed on unchanged.  Each is kept by
-        # one of the data-parallel ranks; None: by another.
+        # fp32 weights, moments and step counts of parameters that this phase does not train; they are saved again
+        # unchanged.  One data-parallel rank keeps each tensor; the others have None.
         self._untrained: dict[str, Tensor | None] = {}
         self._untrained_steps: dict[str, float] = {}
         if phase.trains == "memory":
             for name, parameter in self.parameters.items():
                 parameter.requires_grad_(is_memory_name(name))
         training = config.training
-        # one kernel a group; what is offloaded is updated on the CPU
+        # fused: one kernel updates a whole group; offloaded state is updated on the CPU, where it does not apply
         fused = True if topology.device.type == "cuda" and training.offload == "none" else None
         self.optimizer = torch.optim.AdamW(self._groups(), lr=0.0, betas=training.betas, eps=training.eps, fused=fused)
-        with contextlib.redirect_stdout(io.StringIO()) as said:  # its memory table, in bf16
+        with contextlib.redirect_stdout(io.StringIO()) as said:  # DeepSpeed prints a memory table in bf16
             self.ds, *_ = deepspeed.initialize(
                 model=self.module, optimizer=self.optimizer, config=self._deepspeed_config(), mpu=self._mpu()
             )
@@ -93,29 +97,36 @@ class Engine(ABC):
 
     @abstractmethod
     def _forward_backward(self, batch: StepBatch) -> Tensor:
-        """Gradients of all micro-batches and the optimizer step; the mean loss over micro-batches and ranks."""
+        """Run forward and backward of all micro-batches and the optimizer step.  Collective.
+
+        Returns the mean loss over micro-batches and data-parallel ranks, a scalar tensor.
+        """
 
     @abstractmethod
     def _forward(self, batch: StepBatch) -> Tensor:
-        """The mean loss over micro-batches and data-parallel ranks, without gradients."""
+        """Return the mean loss over micro-batches and data-parallel ranks, a scalar tensor.  Collective."""
 
     def _mpu(self) -> Any:
+        """Return DeepSpeed's view of the process groups; None where its engine brings its own."""
         return None
 
     def train_step(self, batch: StepBatch, learning_rate: float) -> StepResult:
-        """One optimizer step on the global batch.  Collective."""
+        """Take one optimizer step on the global batch, of which `batch` is this rank's share.  Collective."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         for memory in memories(self.module):
-            memory.take_gates()  # forget what evaluations left
+            memory.take_gates()  # drop the gate values that evaluations recorded
         self.guard.begin()
         loss = self._forward_backward(self._normalise_by_global_tokens(batch))
         return StepResult(float(loss), float(self.ds.get_global_grad_norm() or 0.0), self._reduce_gate_means())
 
-    def evaluate(self, batch: StepBatch, wipe_memory: bool = False) -> float:
-        """Loss in nats per token over all ranks' batches.  Collective."""
-        context = wiped(self.module) if wipe_memory else contextlib.nullcontext()
-        if wipe_memory:
+    def evaluate(self, batch: StepBatch, ablate_memory: bool = False) -> float:
+        """Return the loss in nats per token over all ranks' batches, equal on all ranks.  Collective.
+
+        ablate_memory: every read finds the initial memory, and no token sees a reference.
+        """
+        context = ablated(self.module) if ablate_memory else contextlib.nullcontext()
+        if ablate_memory:
             batch = StepBatch([micro.without_references() for micro in batch.micro_batches])
         with context, torch.no_grad():
             loss = float(self._forward(self._normalise_by_global_tokens(batch)))
@@ -123,15 +134,18 @@ class Engine(ABC):
         return loss
 
     def _normalise_by_global_tokens(self, batch: StepBatch) -> StepBatch:
-        """Weights such that the mean over micro-batches and data-parallel ranks is the sum over all valid labels,
-        divided once by their global number: a token counts the same in whatever micro-batch it is."""
+        """Return `batch` with weights scaled to the global number of valid labels. Collective.
+
+        The mean loss over micro-batches and data-parallel ranks is then the sum over all valid labels divided by their
+        global number. Every token then counts the same, however many valid labels its micro-batch has.
+        """
         valid = torch.tensor(batch.valid, dtype=torch.float64, device=self.topology.device)
         dist.all_reduce(valid, group=self.topology.data_parallel_group)
         scale = len(batch.micro_batches) * self.topology.data_parallel_group.size() / max(1.0, float(valid))
         return StepBatch([micro.scaled(scale) for micro in batch.micro_batches])
 
     def _reduce_gate_means(self) -> dict[str, float]:
-        """Gate means over all layers, micro-batches and ranks."""
+        """Return the mean of each gate over all layers, micro-batches and ranks; empty without memory.  Collective."""
         if not self.phase.memory:
             return {}
         local = [m.take_gates() for m in memories(self.module)]
@@ -139,13 +153,16 @@ class Engine(ABC):
         found = [[g[n] for g in local if n in g] for n in names]
         sums = torch.zeros(len(names), 2, device=self.topology.device)
         for row, gates in zip(sums, found, strict=True):
-            if gates:  # no value leaves the device before all have been added
+            if gates:  # summed on the device, so that only the total is waited for
                 row.copy_(torch.stack((torch.stack(gates).sum(), row.new_tensor(len(gates)))))
         dist.all_reduce(sums)
         return {n: total / count for n, (total, count) in zip(names, sums.tolist(), strict=True) if count}
 
     def _groups(self) -> list[dict[str, Any]]:
-        """Parameter groups: the memory has its own, so that its optimizer state begins where it does."""
+        """Return AdamW's parameter groups, by family (backbone, memory) and by whether weight decay applies.
+
+        The memory has groups of its own because its step count starts in the phase that switches it on.
+        """
         groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
         seen, undecayed = set[int](), self.config.model.memory.undecayed
         for name, parameter in self.parameters.items():
@@ -168,21 +185,21 @@ class Engine(ABC):
             "zero_optimization": self._zero_config(),
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
-            # gradients go into the fp32 sum as soon as they are there, not after the backward pass
+            # each gradient is added to the fp32 sum as soon as it is computed, not after the backward pass
             "bf16": {"enabled": training.precision == "bf16", "immediate_grad_update": True},
             "data_types": {"grad_accum_dtype": "fp32"},
             "steps_per_print": 10**9,
-            "timers": {"throughput": {"enabled": False}},  # it waits for the device
+            "timers": {"throughput": {"enabled": False}},  # DeepSpeed's timer synchronises with the device
             "pipeline": {"use_reentrant": False, "pipe_partitioned": False, "grad_partitioned": False},
         }
 
     def _zero_config(self) -> dict[str, Any]:
         training, size = self.config.training, self.config.model.hidden_size
-        # DeepSpeed allocates whole buckets, 5e8 numbers by default, however small the model
+        # DeepSpeed allocates a whole bucket, by default of 5e8 elements, even for a small model
         bucket = min(5 * 10**8, sum(shape.numel() for shape in self.shapes.values()))
         zero: dict[str, Any] = {"stage": training.zero_stage, "reduce_bucket_size": bucket}
         if training.zero_stage == 3:
-            zero["stage3_param_persistence_threshold"] = 10 * size  # norms and gates stay whole
+            zero["stage3_param_persistence_threshold"] = 10 * size  # norms and gates are not partitioned
             zero["stage3_prefetch_bucket_size"] = 10 * size * size
         if training.offload != "none":
             pinned = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
@@ -192,11 +209,14 @@ class Engine(ABC):
     # -- state: what a checkpoint holds ---------------------------------------------------------------------------
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Parameters this phase updates, by canonical name."""
+        """Return the parameters that this phase updates, by canonical name."""
         return {name: p for name, p in self.parameters.items() if p.requires_grad}
 
     def read_state(self) -> Iterator[tuple[str, Tensor]]:
-        """`name` and `name/moment` with this tensor-parallel rank's fp32 values.  Collective over data parallel."""
+        """Yield (`name` or `name/moment`, fp32 tensor of this tensor-parallel rank's shape) for all parameters.
+
+        Collective over the data-parallel ranks; all of them must consume the iterator together.
+        """
         for index, (name, parameter) in enumerate(self.parameters.items()):
             if not parameter.requires_grad:
                 if name not in self._untrained:
@@ -210,7 +230,7 @@ class Engine(ABC):
                 yield f"{name}/{moment}", self.state.read(parameter, moment)
 
     def _untrained_value(self, key: str, index: int) -> Tensor:
-        """Return what one of the data-parallel ranks keeps.  Collective over the data-parallel ranks."""
+        """Return the untrained tensor `key`, which one data-parallel rank keeps.  Collective over these ranks."""
         group, value = self.topology.data_parallel_group, self._untrained[key]
         if value is None:
             value = torch.empty(self.shapes[key.partition("/")[0]], device=self.topology.device)
@@ -218,8 +238,12 @@ class Engine(ABC):
         return value
 
     def own_state(self) -> Iterator[tuple[str, int, Tensor]]:
-        """`name` and `name/moment` with the range of the flattened fp32 tensor that this replica keeps: where it
-        begins, and its values.  They are the optimizer's own memory: copy them before the next update."""
+        """Yield (key, start, values) for every range of a flattened fp32 tensor that this data-parallel rank keeps.
+
+        key: `name` or `name/moment`; start: index of the first element in the flattened tensor of this tensor-parallel
+        rank; values: fp32 [n], the optimizer's own memory, so copy them before the next update. Collective over the
+        data-parallel ranks with ZeRO 3 and untrained parameters.
+        """
         rank, size = self.topology.data_parallel_group.rank(), self.topology.data_parallel_group.size()
         for index, (name, parameter) in enumerate(self.parameters.items()):
             if parameter.requires_grad:
@@ -235,7 +259,7 @@ class Engine(ABC):
                         yield key, 0, value.flatten()
 
     def before_next_update(self, action: Callable[[], object]) -> None:
-        """Call `action` once, right before weights or moments change; forward and backward do not change them."""
+        """Call `action` once, right before weights or moments next change; only the optimizer step changes them."""
         self._before_update.append(action)
 
     def _about_to_update(self) -> None:
@@ -243,8 +267,10 @@ class Engine(ABC):
             self._before_update.pop()()
 
     def memory_to_load(self, stored: Container[str], moments: bool) -> Iterator[tuple[str, int, Tensor]]:
-        """What this replica keeps of `stored`, keys as `read_state` yields them: key, the begin of its range of the
-        flattened tensor, and the memory for its values. Call `take_loaded` once it is filled."""
+        """Yield (key, start, values) as `own_state` does, for the keys in `stored`; the caller fills `values`.
+
+        moments: also AdamW's moments. Call `take_loaded` once all values are filled.
+        """
         self._about_to_update()
         rank, size = self.topology.data_parallel_group.rank(), self.topology.data_parallel_group.size()
         for index, (name, parameter) in enumerate(self.parameters.items()):
@@ -262,7 +288,10 @@ class Engine(ABC):
 
     @torch.no_grad()
     def take_loaded(self) -> None:
-        """Compute with what was loaded into `memory_to_load`. Collective over the data-parallel ranks."""
+        """Copy the values filled through `memory_to_load` into the weights that the model computes with.
+
+        Collective over the data-parallel ranks.
+        """
         self.state.update_weights()
         for index, (name, parameter) in enumerate(self.parameters.items()):
             if name in self._untrained:
@@ -270,8 +299,10 @@ class Engine(ABC):
 
     @torch.no_grad()
     def write_weights(self, values: dict[str, Tensor]) -> None:
-        """Set weights from this tensor-parallel rank's whole `values`, by name; others stay as they are. Collective
-        over the data-parallel ranks."""
+        """Set the weights named in `values`, whose tensors have this tensor-parallel rank's shapes.
+
+        Other weights keep their values. Collective over the data-parallel ranks.
+        """
         self._about_to_update()
         rank, size = self.topology.data_parallel_group.rank(), self.topology.data_parallel_group.size()
         for index, (name, parameter) in enumerate(self.parameters.items()):
@@ -281,21 +312,21 @@ class Engine(ABC):
                     self._untrained[name] = values[name].clone() if index % size == rank else None
 
     def optimizer_steps(self) -> dict[str, float]:
-        """AdamW steps taken by each family of parameters (`backbone`, `memory`), on any stage.  Collective."""
+        """Return the number of AdamW steps of each family (`backbone`, `memory`) of all stages.  Collective."""
         own = self._untrained_steps | {name: float(state["step"]) for name, state in self.state.partitions()}
         everywhere: list[Any] = [None] * self.topology.info.world_size
         dist.all_gather_object(everywhere, own)
         return {name: steps for rank in everywhere for name, steps in rank.items()}
 
     def set_optimizer_steps(self, steps: dict[str, float]) -> None:
-        """Continue AdamW's bias correction; families not named begin at 0."""
+        """Set AdamW's step counts, on which its bias correction depends; families that `steps` lacks begin at 0."""
         trained = {name for name, _ in self.state.partitions()}
         self._untrained_steps = {name: value for name, value in steps.items() if name not in trained}
         for name, state in self.state.partitions():
             state["step"].fill_(steps.get(name, 0.0))
 
     def counts(self) -> dict[str, int]:
-        """Numbers held by this rank: parameters and optimizer state, of the backbone and of the memory."""
+        """Return how many elements this rank holds of parameters and optimizer state, of backbone and memory."""
         out = {"parameters": 0, "memory_parameters": 0, "optimizer_state": 0, "memory_optimizer_state": 0}
         for name, parameter in self.parameters.items():
             out["memory_parameters" if is_memory_name(name) else "parameters"] += self.state.held(parameter)
@@ -305,8 +336,8 @@ class Engine(ABC):
         return out
 
     def close(self) -> None:
-        """Free what DeepSpeed holds, so that the next phase can be built."""
+        """Free DeepSpeed's memory, so that the next phase's engine can be built."""
         self._about_to_update()
         self.ds.destroy()
-        if self.compiled:  # the next phase's layers are others
+        if self.compiled:  # drop the compiled graphs: the next phase builds new layers
             torch.compiler.reset()

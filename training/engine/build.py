@@ -1,4 +1,4 @@
-"""Which engine a phase gets."""
+"""Builds the engine of a phase."""
 
 from collections.abc import Container
 
@@ -12,6 +12,9 @@ from training.engine.zero import PlainEngine
 def build_engine(
     config: RunConfig, phase: Phase, topology: Topology, loaded_later: Container[str] = frozenset()
 ) -> Engine:
-    """The engine for one phase; parameters named in `loaded_later` are NaN until they are loaded. Collective."""
+    """Return the engine of one phase.  Collective.
+
+    loaded_later: names of parameters that hold NaN until a checkpoint is loaded into them.
+    """
     kind = PipelineEngine if topology.pipeline_size > 1 else PlainEngine
     return kind(config, phase, topology, loaded_later)

@@ -1,4 +1,4 @@
-"""Which decoder layers `training.compile` compiles, and what is said about it at start."""
+"""Decides whether `training.compile` applies and which attention kernel is used, and logs both."""
 
 import logging
 
@@ -14,7 +14,7 @@ log = logging.getLogger("memtrain")
 
 
 def compiles(config: RunConfig, phase: Phase, topology: Topology) -> bool:
-    """Whether this phase's decoder layers and loss are compiled; said once, with the reason where they are not."""
+    """Return whether this phase's decoder layers and loss are compiled; log it, with the reason when they are not."""
     wanted = config.training.compile
     if wanted == "off" or (wanted == "auto" and topology.device.type != "cuda"):
         return False
@@ -26,14 +26,14 @@ def compiles(config: RunConfig, phase: Phase, topology: Topology) -> bool:
 
 
 def compile_layers(module: nn.Module) -> None:
-    """Have every decoder layer below `module` compiled when it is first called."""
+    """Make every decoder layer below `module` compile when it is first called."""
     for layer in module.modules():
         if isinstance(layer, DecoderLayer):
             layer.compile_block()
 
 
 def choose_attention(config: RunConfig, phase: Phase, topology: Topology) -> None:
-    """Take FlashAttention-3 where it is installed, and say what attention runs on."""
+    """Switch on FlashAttention-3 where it is installed, and log which attention kernel a GPU uses."""
     if topology.device.type != "cuda":
         return
     newest = activate_flash_attention_3(topology.device)

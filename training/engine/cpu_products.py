@@ -1,7 +1,7 @@
-"""Which library computes fp32 products on a CPU: measured at a run's start, kept for later starts on this machine.
+"""Chooses the library of fp32 products on a CPU by a measurement at a run's start, which later starts here reuse.
 
-Their results differ in the last bits.  So rank 0 chooses for all ranks, and a later start takes the same library
-without measuring again.
+The results of the libraries differ in the last bits. So rank 0 chooses for all ranks, and a later start uses the same
+library without measuring again.
 """
 
 import contextlib
@@ -18,15 +18,15 @@ from training.checkpoint.remote import cache_folder
 from training.config import RunConfig
 from training.distributed.topology import Topology, broadcast
 
-FILE = "products.json"  # what was measured, by processor, torch, threads and size
-MARGIN = 1.1  # the default BLAS must be so much faster: what a noisy measurement cannot say is left to oneDNN
-TOKENS = 1024  # of the product, or fewer where it would take long
-MOST_FLOPS = 1e9  # of its forward and backward, about 30 ms of one thread
+FILE = "products.json"  # measured ratios by processor, torch version, threads and size
+MARGIN = 1.1  # the default BLAS is chosen only when it is so much faster, because measurements are noisy
+TOKENS = 1024  # rows of the measured product; fewer when it would take long
+MOST_FLOPS = 1e9  # of the product's forward and backward, about 30 ms on one thread
 ROUNDS = 5
 
 
 def choose_cpu_products(config: RunConfig, topology: Topology) -> str | None:
-    """Choose the library of this process and say which and why; None where there is no choice.  Collective."""
+    """Choose the library of this process; return a line that says which and why, None without a choice.  Collective."""
     if topology.device.type != "cpu" or config.training.precision != "fp32" or not choose_library(onednn=True):
         return None
     line = broadcast(_line(config) if topology.info.rank == 0 else "")
@@ -42,7 +42,7 @@ def _line(config: RunConfig) -> str:
     known = key in kept
     ratio = kept[key] if known else measure(rows, inner, outer)
     if not known:
-        with contextlib.suppress(OSError):  # no room or no right to write there: the next start measures again
+        with contextlib.suppress(OSError):  # the folder cannot be written: the next start measures again
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(_read(path) | {key: ratio}, indent=1))
     library = "oneDNN" if ratio * MARGIN > 1 else "torch's default BLAS"
@@ -51,31 +51,37 @@ def _line(config: RunConfig) -> str:
 
 
 def measure(rows: int, inner: int, outer: int) -> float:
-    """Time of the default BLAS over oneDNN's, for [rows, inner] by [inner, outer], forward and backward."""
-    generator = torch.Generator().manual_seed(0)  # the run's own random numbers stay what they are
+    """Return the time of the default BLAS over that of oneDNN for a product [rows, inner] x [inner, outer].
+
+    Forward and backward are measured.
+    """
+    generator = torch.Generator().manual_seed(0)  # so that the run's own random numbers do not change
     x, weight, gradient = (
         torch.randn(*shape, generator=generator) for shape in ((rows, inner), (outer, inner), (rows, outer))
     )
     operands = x.requires_grad_(), weight.requires_grad_()
     seconds: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(1 + ROUNDS):  # in turns; the first makes each library ready
+    for _ in range(1 + ROUNDS):  # alternating; the first round only warms up
         for onednn, taken in seconds.items():
             choose_library(onednn)
             began = time.perf_counter()
             torch.autograd.grad(linear(*operands), operands, gradient)
             taken.append(time.perf_counter() - began)
-    ours, default = (min(seconds[library][1:]) for library in (True, False))  # what else runs only adds time
+    ours, default = (min(seconds[library][1:]) for library in (True, False))  # other processes only add time
     return default / ours
 
 
 def _size(config: RunConfig) -> tuple[int, int, int]:
-    """The feed-forward's first product, the same for every topology: none may take another library than the others."""
+    """Return rows, inner and outer size of the feed-forward's first product.
+
+    They do not depend on the topology, so that all topologies choose the same library.
+    """
     inner, outer = config.model.hidden_size, 2 * config.model.ffn_size
     return max(32, min(TOKENS, int(MOST_FLOPS / (6 * inner * outer)))), inner, outer
 
 
 def _read(path: Path) -> dict[str, float]:
-    """What was measured before; nothing where the file is missing or damaged."""
+    """Return the ratios measured before; empty when the file is missing or damaged."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         return {key: float(ratio) for key, ratio in kept.items() if float(ratio) > 0}

@@ -1,4 +1,4 @@
-"""DeepSpeed, imported here alone: without its banner, its logger quiet, on the device that there is."""
+"""The only module that imports DeepSpeed: without its banner, with a quiet logger, for the GPU if there is one."""
 
 import contextlib
 import io

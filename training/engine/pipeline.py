@@ -1,4 +1,4 @@
-"""The engine of several pipeline stages: DeepSpeed's pipeline engine on the flat list of layers."""
+"""The engine for `parallel.pipeline` above 1: DeepSpeed's pipeline engine on the flat list of layers."""
 
 import contextlib
 import io
@@ -20,11 +20,11 @@ log = logging.getLogger("memtrain")
 
 
 class PipelineEngine(Engine):
-    """The flat list of layers cut into stages."""
+    """The engine that divides the flat list of layers into pipeline stages."""
 
     def _build_module(self) -> nn.Module:
         config, topology = self.config, self.topology
-        layers = flat_layers(config.model, topology.layout, self.phase.memory)
+        layers = flat_layers(config.model, topology.parallel, self.phase.memory)
         self._layers = layers
         specs = [_Spec(layer, config, topology, self.loaded_later) for layer in layers]
 
@@ -64,17 +64,17 @@ class PipelineEngine(Engine):
 
 
 class _Stages(PipelineModule):
-    """A pipeline cut at given boundaries of the flat list; DeepSpeed's own cuts count layers or parameters."""
+    """A pipeline cut at given boundaries of the flat list; DeepSpeed can only balance layers or parameters."""
 
     def _partition_layers(self, method: str) -> None:
-        """method: the boundaries, such as "0,3,6"."""
+        """Set this stage's first and last layer.  method: the boundaries, such as "0,3,6" for two stages."""
         self.parts = [int(boundary) for boundary in method.split(",")]
         stage = self._topo.get_coord(self.global_rank).pipe
         self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
 
 
 class _Spec(LayerSpec):
-    """A layer of the flat list, built with its initial weights only on the stage that owns it."""
+    """A layer of the flat list; only the stage that owns it builds it and draws its initial weights."""
 
     def __init__(self, layer: Layer, config: RunConfig, topology: Topology, loaded_later: Container[str]) -> None:
         super().__init__(layer.type)
@@ -85,7 +85,7 @@ class _Spec(LayerSpec):
 
 
 class _TiedSpec(TiedLayerSpec):
-    """The embedding, or with `last` the same weight as output head."""
+    """The embedding; with `last`, the output head that shares its weight."""
 
     def __init__(self, spec: _Spec, last: bool) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""How a memory's own matrix products are computed, and what is said about it at start."""
+"""Chooses the precision of a memory's matrix products, and logs how the memory is computed."""
 
 import logging
 
@@ -11,8 +11,11 @@ log = logging.getLogger("memtrain")
 
 
 def choose_products(config: RunConfig, phase: Phase, topology: Topology) -> None:
-    """Let a bf16 run on a GPU take fp32 products, which only memories have, in TF32: banks stay fp32, products round
-    their factors to 11 bits where bf16 has 8.  It holds for the process.  And say what the memory runs on."""
+    """Let a bf16 run on a GPU compute fp32 matrix products in TF32, and log how the memory is computed.
+
+    Only memories have fp32 products. Their banks stay fp32; TF32 rounds the factors of a product to 11 significant bits
+    (bf16: 8). The setting holds for the whole process.
+    """
     bf16 = config.training.precision == "bf16"
     if topology.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if bf16 else "highest")

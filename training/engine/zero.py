@@ -1,4 +1,4 @@
-"""The engine of one pipeline stage: DeepSpeed's ZeRO engine around the whole model and its loss."""
+"""The engine for `parallel.pipeline: 1`: DeepSpeed's ZeRO engine around the whole model and its loss."""
 
 from collections.abc import Container, Iterator
 from typing import Any
@@ -20,7 +20,7 @@ from training.faults.anomalies import LossGuard
 
 
 class PlainEngine(Engine):
-    """All layers on every rank: DeepSpeed's ZeRO engine around the whole model and its loss."""
+    """The engine whose ranks all compute every layer."""
 
     module: "LossModel"
 
@@ -32,7 +32,7 @@ class PlainEngine(Engine):
             self._share_weights()
 
     def _build_module(self) -> nn.Module:
-        net = LanguageModel(self.config.model, self.topology.layout, self.phase.memory)
+        net = LanguageModel(self.config.model, self.topology.parallel, self.phase.memory)
         net.initialize(self.config.run.seed, self.loaded_later)
         return LossModel(net, self.guard, self.loss)
 
@@ -57,11 +57,15 @@ class PlainEngine(Engine):
         return self._mean(torch.stack(losses).sum(), batch)
 
     def _mean(self, total: Tensor, batch: StepBatch) -> Tensor:
+        """Return the mean over micro-batches and data-parallel ranks, given this rank's sum.  Collective."""
         dist.all_reduce(total, group=self.topology.data_parallel_group)
         return total / (len(batch.micro_batches) * self.topology.data_parallel_group.size())
 
     def _share_weights(self) -> None:
-        """Tell ZeRO 3 of weights that are used outside the forward of the module that holds them."""
+        """Register with ZeRO 3 the weights that are used outside the forward of the module that holds them.
+
+        ZeRO 3 gathers a module's weights only during that module's own forward.
+        """
         net = self.module.net
         shared = [net.head.weight, *(p for m in memories(net) for p in m.used_outside_forward())]
         for parameter in shared:
@@ -69,26 +73,32 @@ class PlainEngine(Engine):
 
 
 class LossModel(nn.Module):
-    """A micro-batch -> its weighted loss."""
+    """The module that DeepSpeed wraps: `forward` maps a micro-batch to its weighted loss, a scalar tensor."""
 
     def __init__(self, net: LanguageModel, guard: LossGuard, loss: HeadLoss | None = None) -> None:
         super().__init__()
         self.net, self.guard, self.loss = net, guard, loss or HeadLoss(net.tp)
 
     def forward(self, micro: MicroBatch) -> Tensor:
+        """Return the weighted loss of a micro-batch, a scalar tensor with its graph."""
         net, before, documents = self.net, micro.documents[:, 0], micro.documents[:, 1:]
-        begin = net.layout.segments.rank * micro.ids.size(1)
+        begin = net.parallel.segments.rank * micro.ids.size(1)
         references = None
-        if net.explicit is not None and micro.references is not None and micro.found is not None:
-            lengths, owners = micro.found.unbind(-1)
-            references = References(lengths, micro.references, documents=owners, window=net.explicit.references)
+        if net.explicit is not None and micro.references is not None:
+            assert micro.reference_lengths is not None
+            references = References(
+                micro.reference_lengths,
+                micro.references,
+                documents=micro.reference_document_ids,
+                window=net.explicit.references,
+            )
         state = net.after(before, begin) if begin else None
         hidden, _ = net.hidden(micro.ids, documents, state, references, micro.changes)
         return self.guard(self.loss(hidden, net.head.weight, micro.labels, micro.weights))
 
 
 class _Groups:
-    """Our groups under the names DeepSpeed's plain engine asks for."""
+    """The process groups of a topology under the method names that DeepSpeed's engine calls."""
 
     def __init__(self, topology: Topology) -> None:
         self._tensor, self._data = topology.mesh.get_group("tensor"), topology.data_parallel_group

@@ -1,1 +1,1 @@
-"""What a run does about bad losses, slow ranks, hangs and signals."""
+"""Handling of non-finite losses, loss spikes, slow ranks, hangs and signals."""

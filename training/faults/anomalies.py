@@ -1,4 +1,4 @@
-"""What a run does about bad steps: which it leaves out, when it goes back, when it stops."""
+"""Detects non-finite steps and loss spikes; decides when an update is left out, undone, or the run is stopped."""
 
 import json
 import math
@@ -16,30 +16,31 @@ from training.config import FaultConfig
 from training.errors import TrainingError
 
 SKIPPED_FILE = "skipped.json"
-AMONG = 100  # steps over which those without a finite loss are counted
-HISTORY, ENOUGH = 50, 10  # losses whose median is the usual one, and how many make a median
+AMONG = 100  # non-finite steps are counted over so many consecutive steps
+HISTORY, ENOUGH = 50, 10  # a spike is measured against the median of the last 50 losses, of at least 10
 
 
 class LossGuard:
-    """Watches every micro-batch's loss; one that is not finite makes all its gradients so.
+    """Records whether each micro-batch's loss is finite, and turns the gradients of a non-finite loss into NaN.
 
-    DeepSpeed leaves out an update whose global gradient norm is not finite, on all ranks and all stages alike, so
-    neither weights nor moments ever see such a step.
+    DeepSpeed skips an update whose global gradient norm is not finite, on all ranks and pipeline stages alike, so a
+    non-finite loss never reaches weights or moments.
     """
 
     def __init__(self) -> None:
         self._finite: list[Tensor] = []
 
     def begin(self) -> None:
-        """A new step."""
+        """Forget the micro-batches of the previous step."""
         self._finite.clear()
 
     def __call__(self, loss: Tensor) -> Tensor:
+        """Return `loss` unchanged; its backward gives NaN when the loss is not finite.  loss: a scalar tensor."""
         self._finite.append(torch.isfinite(loss.detach()))
         return _PoisonedUnlessFinite.apply(loss) if loss.requires_grad else loss
 
     def bad(self) -> list[int]:
-        """Numbers of this rank's micro-batches of the step whose loss was not finite."""
+        """Return the indices of this rank's micro-batches of the step whose loss was not finite."""
         return [index for index, finite in enumerate(self._finite) if not bool(finite)]
 
 
@@ -57,15 +58,15 @@ class _PoisonedUnlessFinite(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class StepDecision:
-    """What all ranks agreed on after a step."""
+    """What all ranks decided after a step; equal on all ranks."""
 
-    finite: bool
+    finite: bool  # loss and gradient norm
     spike: bool
-    stop: int  # number of a signal that reached one of them, else 0
+    stop: int  # number of a signal that reached any rank, else 0
 
 
 class AnomalyDetector:
-    """Looks at every step's loss; its answers are the same on all ranks."""
+    """Decides after every step whether it was finite or a spike; all ranks get the same answer."""
 
     def __init__(self, config: FaultConfig) -> None:
         self.config = config
@@ -78,7 +79,14 @@ class AnomalyDetector:
         self._losses.clear()
 
     def decide(self, step: int, loss: float, grad_norm: float, stop: int) -> StepDecision:
-        """Agree on the step just taken; `stop` is the number of a signal that came, else 0.  Collective."""
+        """Combine what all ranks know of the step just taken into one decision.  Collective.
+
+        Args:
+            step: number of the step, from 1.
+            loss: mean loss of the step, nats per token.
+            grad_norm: global gradient norm.
+            stop: number of a signal that this rank received, else 0.
+        """
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
         flags = torch.tensor([not finite, finite and self._is_spike(loss), stop], dtype=torch.int32)
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
@@ -93,6 +101,7 @@ class AnomalyDetector:
 
     @property
     def too_many_bad(self) -> bool:
+        """Whether more than `faults.nonfinite_steps` of the last 100 steps were not finite."""
         return len(self._bad_steps) > self.config.nonfinite_steps
 
     def _is_spike(self, loss: float) -> bool:
@@ -102,7 +111,10 @@ class AnomalyDetector:
         return loss > factor * statistics.median(self._losses)
 
     def roll_back(self, step: int, back_to: int) -> list[int]:
-        """The steps to pass over after a spike at `step`.  Raises `TrainingError` when it went back too often."""
+        """Return the steps to pass over after a spike at `step` and a return to the checkpoint of step `back_to`.
+
+        Raises `TrainingError` when the run has already gone back `faults.rollbacks` times.
+        """
         self.rollbacks += 1
         if self.rollbacks > self.config.rollbacks:
             raise TrainingError(
@@ -114,7 +126,10 @@ class AnomalyDetector:
 
 
 def read_skipped(run_folder: Path) -> list[int]:
-    """Steps that earlier lives of the run decided to pass over."""
+    """Return the steps that earlier attempts of the run decided to pass over, in ascending order.
+
+    Raises `TrainingError` when the file cannot be read.
+    """
     path = run_folder / SKIPPED_FILE
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["steps"]
@@ -126,5 +141,5 @@ def read_skipped(run_folder: Path) -> list[int]:
 
 
 def write_skipped(run_folder: Path, steps: list[int]) -> None:
-    """Remember the steps for every later life."""
+    """Write the steps to pass over into the run's folder, for all later attempts."""
     write_text(run_folder / SKIPPED_FILE, json.dumps({"steps": sorted(steps)}) + "\n")

@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and stop: a preemption, a time limit, a terminal that goes, a person's Ctrl-C."""
+"""Signals that ask a run to save and stop: preemption, time limit, a closed terminal, Ctrl-C."""
 
 import contextlib
 import os
@@ -13,42 +13,43 @@ from typing import Any
 from training.errors import EXIT_INTERRUPTED
 
 HANDLED = (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
-# nohup ignores the first for its command, a shell both for commands in the background: they are left ignored
+# stay ignored where they already are: nohup ignores SIGHUP, a shell ignores both for background commands
 _KEPT_IGNORED = (signal.SIGHUP, signal.SIGINT)
-# A launcher passes on the Ctrl-C that the terminal has sent to its ranks already: so soon after it is the same one.
+# The terminal sends Ctrl-C to the ranks, and a launcher passes it on to them: a second SIGINT within so many seconds is
+# the same key press.
 SAME_SECONDS = 0.5
 
 
 class StopSignal:
-    """While it is entered, a signal is only noted here: saving happens at a step's end, by all ranks together.
+    """Context in which a signal is only recorded; the trainer saves and stops at the end of the step, on all ranks.
 
-    A second SIGINT ends the process at once, from a thread, for the main thread may wait in a collective and never come
-    to run a handler.
+    A second SIGINT ends the process at once. A thread does this, because the main thread may wait in a collective and
+    would not run a Python signal handler.
     """
 
     def __init__(self, speaks: bool = False) -> None:
-        """Nothing is handled yet.
+        """Install no handler yet; entering the context does.
 
-        speaks: say on standard error what a signal leads to.
+        speaks: print on standard error what a signal causes.
         """
-        self.number = 0  # of the first signal that came
+        self.number = 0  # of the first signal received; 0: none
         self.at_once: Callable[[], None] = lambda: None  # called in a thread before a second SIGINT ends the process
         self._speaks = speaks
         self._before: dict[int, Any] = {}
         self._interrupted = 0.0
-        # Python writes the number of each signal into the second
+        # Python writes the number of each signal into the second socket; the thread reads it from the first
         self._ends: tuple[socket.socket, socket.socket] | None = None
 
     @property
     def name(self) -> str:
-        """The first signal that came, or nothing."""
+        """Name of the first signal received; empty when there was none."""
         return signal.Signals(self.number).name if self.number else ""
 
     def __bool__(self) -> bool:
         return bool(self.number)
 
     def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is not threading.main_thread():  # others may not set handlers
+        if threading.current_thread() is not threading.main_thread():  # Python lets only the main thread set handlers
             return self
         for number in HANDLED:
             if not (number in _KEPT_IGNORED and signal.getsignal(number) is signal.SIG_IGN):
@@ -66,7 +67,7 @@ class StopSignal:
             signal.signal(number, handler)
         if self._ends:
             signal.set_wakeup_fd(self._wakeup_before)
-            self._ends[1].close()  # which ends the thread
+            self._ends[1].close()  # ends the thread
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = self.number or number
@@ -82,7 +83,7 @@ class StopSignal:
         now, first = time.monotonic(), not self._interrupted
         if number != signal.SIGINT or first:
             self._interrupted = now if number == signal.SIGINT else self._interrupted
-            more = "; once more ends at once, unsaved" if number == signal.SIGINT else ""
+            more = "; a second Ctrl-C ends it at once, unsaved" if number == signal.SIGINT else ""
             self._say(f"{signal.Signals(number).name}: the run is saved at the end of this step and ends{more}")
         elif now - self._interrupted > SAME_SECONDS:
             self._say("SIGINT again: the run ends at once; the same command continues it from its last checkpoint")

@@ -1,4 +1,4 @@
-"""A rank that computes slower than the others, which holds all of them up, is named."""
+"""Finds ranks that compute slower than the others and so slow down the whole run."""
 
 import socket
 import statistics
@@ -13,11 +13,14 @@ from torch import nn
 from training.distributed.topology import Topology
 
 EVERY = 20  # steps between two comparisons
-LEAST = 0.002  # seconds a step; differences below are the clock's
+LEAST = 0.002  # seconds a step; shorter times are too close to the clock's resolution to compare
 
 
 class StragglerDetector:
-    """Time this rank's forward passes, the only part of a step that does not wait for gradients of other ranks."""
+    """Measures this rank's forward passes, the only part of a step that does not wait for gradients of other ranks.
+
+    factor: a rank is slow when it takes more than this times the median of the others.
+    """
 
     def __init__(self, module: nn.Module, topology: Topology, factor: float) -> None:
         self.topology, self.factor = topology, factor
@@ -40,7 +43,7 @@ class StragglerDetector:
             self._seconds += time.perf_counter() - self._started
 
     def compare_ranks(self) -> str:
-        """Every so many steps: which ranks are slow, or nothing.  Collective."""
+        """Return a sentence that names the slow ranks, every `EVERY` steps; empty otherwise.  Collective."""
         self._steps += 1
         if self._steps < EVERY:
             return ""
@@ -56,17 +59,21 @@ class StragglerDetector:
         slow = slow_ranks(seconds, stages, self.factor)
         return "; ".join(
             f"rank {rank} on {hosts[rank]} takes {ratio:.1f} x the others' time to compute "
-            f"({1e3 * seconds[rank]:.0f} ms a step): look for other programs, heat or a broken device there"
+            f"({1e3 * seconds[rank]:.0f} ms a step): look there for other programs, overheating or a broken device"
             for rank, ratio in slow
         )
 
     def close(self) -> None:
+        """Remove the hooks from the module."""
         for handle in self._handles:
             handle.remove()
 
 
 def slow_ranks(seconds: Sequence[float], stages: Sequence[int], factor: float) -> list[tuple[int, float]]:
-    """(rank, ratio) of ranks that take `factor` times the median of the other ranks of their pipeline stage."""
+    """Return (rank, ratio) of the ranks slower than `factor` x the median of the other ranks of their stage.
+
+    seconds, stages: compute time a step and pipeline stage of each rank; ratio: own time over that median.
+    """
     found = []
     for rank, own in enumerate(seconds):
         others = [s for i, s in enumerate(seconds) if i != rank and stages[i] == stages[rank]]

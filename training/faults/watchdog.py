@@ -1,8 +1,8 @@
-"""A rank that hangs is named, its stacks are kept, and the job ends; no collective takes part in that.
+"""Detects a hanging rank, saves its stacks, names it and ends the job, without using a collective.
 
-Every rank's thread writes what the rank is doing to `log/heartbeat-rank-N.json` and watches that it goes on.  When it
-does not, the rank's stacks go to `log/stacks-rank-N.txt` and the heartbeats tell who waits for whom: most hanging ranks
-only wait in a collective for the one that does not come.
+A thread of every rank writes what the rank is doing to `log/heartbeat-rank-N.json` and checks that it makes progress.
+When it does not, the thread writes the rank's stacks to `log/stacks-rank-N.txt`. The heartbeats show which rank the
+others wait for: most ranks that hang only wait in a collective for one that does not come.
 """
 
 import contextlib
@@ -24,22 +24,22 @@ log = logging.getLogger("memtrain")
 
 EXIT_HANGING = 1
 _PROJECT = Path(__file__).resolve().parents[2]
-# frames that mean: this rank did its part and waits for others
+# a main thread inside one of these files waits in a collective for other ranks
 _COLLECTIVES = ("distributed/distributed_c10d.py", "deepspeed/comm/torch.py", "_functional_collectives.py")
 
 
 @dataclass(frozen=True)
 class Beat:
-    """What a rank is doing."""
+    """What a rank is doing: the content of its heartbeat file."""
 
     rank: int
     step: int
     phase: str
-    doing: str  # building, data, step, evaluation, saving, closing
-    since: float  # seconds since the epoch
-    alive: float  # when its thread last wrote this
-    where: str = ""  # the innermost line of the main thread, once it hangs
-    waiting: bool = False  # in a collective, for others
+    doing: str  # starting, building, data, step, evaluation, saving, closing
+    since: float  # when it began to do this, seconds since the epoch
+    alive: float  # when its thread last wrote the file, seconds since the epoch
+    where: str = ""  # innermost line of the main thread; empty unless it hangs
+    waiting: bool = False  # it waits in a collective for other ranks
     host: str = ""
     pid: int = 0
 
@@ -49,7 +49,7 @@ class Beat:
 
 
 def read_beat(path: Path) -> Beat | None:
-    """What a rank last wrote of itself, if it can be read."""
+    """Return the last heartbeat in the file at `path`; None when it cannot be read."""
     try:
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return Beat(**raw)
@@ -58,7 +58,7 @@ def read_beat(path: Path) -> Beat | None:
 
 
 class Watchdog:
-    """One rank's thread.  `beat` costs next to nothing; the thread does the writing."""
+    """The watching thread of one rank.  `beat` only sets fields; the thread writes the file."""
 
     def __init__(
         self,
@@ -69,10 +69,16 @@ class Watchdog:
         at_end: Callable[[str], None] = lambda message: None,
         busy: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`at_end` is called with what is said when the rank hangs, before its process is ended.
+        """Start the thread.
 
-        busy: whether the rank's device works on something.  On a GPU a collective returns at once, and who waits for
-        other ranks does so wherever the next number is read.
+        Args:
+            run_folder: the run's folder.
+            rank: this rank.
+            world: number of ranks.
+            seconds: without progress for so long the rank counts as hanging (`faults.hang_seconds`).
+            at_end: called with the message about the hang before the process is ended.
+            busy: returns whether the rank's device has unfinished work. On a GPU a collective call returns at once, so
+                a rank that waits for others stands at any line that reads a value from the device.
         """
         self._at_end, self._busy = at_end, busy
         self.folder, self.rank, self.world, self.seconds = run_folder / "log", rank, world, seconds
@@ -89,7 +95,7 @@ class Watchdog:
         self._thread.start()
 
     def beat(self, step: int, phase: str, doing: str) -> None:
-        """The rank goes on: it now does `doing` for `step`."""
+        """Record progress: the rank now does `doing` for step `step` of phase `phase`."""
         self._moved = time.monotonic()
         self._beat = self._beat_of(step, phase, doing)
 
@@ -98,15 +104,16 @@ class Watchdog:
         return Beat(self.rank, step, phase, doing, now, now, host=self._host, pid=self._pid)
 
     def let_speak(self) -> None:
-        """Call where a lost rank was noticed: returns unless the thread is just ending the job, which says more.
+        """Give the thread's report precedence over an error about a lost rank; call it when such an error comes up.
 
-        The hanging rank may end first, and what this rank was waiting for then fails.
+        It does not return when the thread is reporting a hang, which then ends the process. A hanging rank may end
+        first, and its collectives then fail on this rank.
         """
         if self._giving_up.is_set():
-            self._thread.join()  # it ends the process
+            self._thread.join()  # the thread ends the process
 
     def close(self) -> None:
-        """Stop watching: the rank has come to its end."""
+        """Stop the thread and remove the heartbeat file, because the rank has ended normally."""
         self._stop.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
@@ -125,15 +132,16 @@ class Watchdog:
             late = time.monotonic() - before - pause
             before = time.monotonic()
             if late > self.seconds / 2:
-                self._moved += late  # the whole process was suspended, which is no hang
-            # in C, for a rank that holds Python's lock and would not let this thread run: the others end the job
+                self._moved += late  # the whole process was suspended; this does not count as a hang
+            # A timer in C writes the stacks when the main thread holds the GIL and this thread cannot run; the other
+            # ranks then end the job.
             faulthandler.dump_traceback_later(1.5 * self.seconds + 10, file=self._stacks)
             self._write(self._beat)
             if before - self._moved > self.seconds:
                 self._give_up()
 
     def _write(self, beat: Beat) -> None:
-        """Without a wait for the disk: it is for who looks now."""
+        """Write the heartbeat file without fsync, because only current readers use it."""
         path = self._heartbeat(self.rank)
         aside = path.with_suffix(".tmp")
         try:
@@ -143,7 +151,7 @@ class Watchdog:
             log.warning("%s cannot be written: %s", path, error)
 
     def _give_up(self) -> None:
-        """Say who hangs, and end this process as it is, whatever cannot be said: on a full disk nothing is written."""
+        """Report who hangs and end this process, even when the report cannot be written (full disk)."""
         self._giving_up.set()
         try:
             self._say_who_hangs()
@@ -162,19 +170,19 @@ class Watchdog:
         faulthandler.dump_traceback(file=self._stacks, all_threads=True)
         self._write(own)
         beats = self._gather() | {self.rank: own}
-        message = self._verdict(beats)
+        message = self._describe_hang(beats)
         first = min(rank for rank, beat in beats.items() if beat.where)
-        if self.rank == first:  # one voice on the screen; the others' files have it too
-            with contextlib.suppress(OSError):  # nobody reads it any more
-                print(f"failed: {message}", file=sys.stderr, flush=True)
+        if self.rank == first:  # one rank prints; the others only log
+            with contextlib.suppress(OSError):  # the reader of standard error may be gone
+                print(f"error: {message}", file=sys.stderr, flush=True)
         else:
-            self._stop.wait(1.0)  # launchers end all ranks once one has ended: not before the voice
+            self._stop.wait(1.0)  # a launcher ends all ranks once one has ended: let the first one print before
         log.error("%s", message)
         self._at_end(message)
         logging.shutdown()
 
     def _gather(self) -> dict[int, Beat]:
-        """What the other ranks say of themselves, after giving them time to notice too."""
+        """Return the heartbeats of all ranks, after waiting up to 30 s until they too have noticed the hang."""
         deadline = time.monotonic() + min(30.0, max(3.0, self.seconds / 2))
         while True:
             beats = self._read()
@@ -186,8 +194,12 @@ class Watchdog:
         beats = (read_beat(self._heartbeat(rank)) for rank in range(self.world))
         return {beat.rank: beat for beat in beats if beat}
 
-    def _verdict(self, beats: dict[int, Beat]) -> str:
-        """Who holds the others up: who hangs outside a collective, or shows no sign of life, or is behind."""
+    def _describe_hang(self, beats: dict[int, Beat]) -> str:
+        """Return the message that names the hanging ranks.
+
+        These are the ranks that do not wait in a collective and those without a heartbeat; when all wait, the ranks at
+        the lowest step.
+        """
         silent = [f"rank {rank}, no heartbeat file" for rank in range(self.world) if rank not in beats]
         stuck = [beat for beat in beats.values() if not beat.waiting]
         if not stuck and not silent:
@@ -203,7 +215,10 @@ class Watchdog:
 
 
 def _main_thread(ident: int | None) -> tuple[str, bool]:
-    """The main thread's innermost line of this project and what that calls, and whether it waits in a collective."""
+    """Return where the main thread is, and whether that is a collective.
+
+    The place is the innermost line of this project, and what it calls.
+    """
     frame: FrameType | None = sys._current_frames().get(ident or 0)
     if frame is None:
         return "an ended main thread", False

@@ -1,1 +1,1 @@
-"""Models to and from folders for Hugging Face Transformers."""
+"""Export of models to folders for Hugging Face Transformers, and import from such folders."""

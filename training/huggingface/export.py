@@ -1,4 +1,4 @@
-"""A checkpoint as a folder for Hugging Face Transformers, written only when its logits are proven."""
+"""Exports a checkpoint as a folder for Hugging Face Transformers, after comparing its logits."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ from training.huggingface.model_card import model_card
 Form = Literal["llama", "memtrain"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-_PROVEN = 512  # tokens of the proof of a plain Llama
+_PROVEN = 512  # tokens over which the logits of a plain Llama are compared
 _TEXTS = (
     "",
     " ",
@@ -39,17 +39,19 @@ _TEXTS = (
     "<s> </s> <unk>",
     "na\u00efve \u65e5\u672c \U0001f642",
     "1234567",
-    "a b " * 2000,  # longer than a tokenizer.json may cut texts to
+    "a b " * 2000,  # longer than a length to which tokenizer.json may truncate
 )
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """The result of an export.
 
-    difference: largest of the logits, with the weights as written; rounding: what the dtype changed, 0 for float32;
-    left_out: parameters of the memory that a plain Llama has no place for; exact_tokens: how far a plain Llama's
-    logits are ours (None: without limit).
+    difference: largest difference of a logit to the model with the written (rounded) weights.
+    rounding: largest difference of a logit that rounding to the dtype causes; 0 for float32.
+    parameters: number of parameters written.
+    left_out: number of the memory's parameters, which a plain Llama does not have.
+    exact_tokens: text length up to which a plain Llama has the checkpoint's logits; None: any length.
     """
 
     form: Form
@@ -61,7 +63,7 @@ class Exported:
 
 
 def form_of(trained: LoadedModel) -> Form:
-    """What a checkpoint becomes unless told otherwise: a plain Llama when it has no memory."""
+    """Return the default form of an export: `llama` for a model without memory, else `memtrain`."""
     return "memtrain" if trained.net.memory_parameters() or trained.net.explicit else "llama"
 
 
@@ -74,9 +76,22 @@ def export(
     tolerance: float = 1e-4,
     shard_size: str = "5GB",
 ) -> Exported:
-    """Write `target`, whole and proven, or not at all.  `trained.net`'s weights are rounded to `dtype`.
+    """Write the folder `target` and compare its logits; nothing is left when that fails.
 
-    Raises `ConfigError` or `DataError` for bad input, `TrainingError` when logits or token ids are not the same.
+    The weights of `trained.net` itself are rounded to `dtype` too.
+
+    Args:
+        trained: the model.
+        target: folder to write; it must not exist.
+        tokenizer: the tokenizer to write; None: none.
+        form: `llama` or `memtrain`; None: `form_of(trained)`.
+        dtype: a key of `DTYPES`.
+        tolerance: largest allowed difference of a logit.
+        shard_size: largest size of a file of weights, such as 5GB.
+
+    Raises:
+        ConfigError, DataError: bad input, or the written tokenizer gives other ids.
+        TrainingError: the logits differ by more than `tolerance`.
     """
     form = form or form_of(trained)
     with made(target) as folder:
@@ -103,7 +118,7 @@ def export(
 
 
 def _write_weights(net: LanguageModel, folder: Path, form: Form, dtype: torch.dtype, shard_size: str) -> None:
-    """safetensors, one shard in memory at a time, with an index when there are several."""
+    """Write safetensors files, holding one shard in memory at a time, and an index when there are several."""
     from huggingface_hub import split_torch_state_dict_into_shards
 
     with torch.device("meta"):
@@ -119,7 +134,7 @@ def _write_weights(net: LanguageModel, folder: Path, form: Form, dtype: torch.dt
 
 
 def _named(net: LanguageModel, form: Form) -> Iterator[tuple[str, Tensor]]:
-    """The weights under the folder's names, one after the other."""
+    """Yield the weights under the names that the folder uses."""
     llama = llama_names(net.config)
     for name, parameter in net.named_parameters():
         if form == "memtrain":
@@ -150,20 +165,26 @@ def _config(trained: LoadedModel, form: Form, dtype: str) -> dict[str, Any]:
 
 
 def _exact_tokens(trained: LoadedModel) -> int:
-    """A plain Llama attends to everything, ours to `attention_span` segments: up to there they are the same."""
+    """Return the text length up to which a plain Llama has the model's logits.
+
+    A plain Llama attends to the whole text, this model to `attention_span` segments.
+    """
     model = trained.net.config
     return min(model.attention_span * model.segment_length, trained.config.data.sequence_length)
 
 
 def _prove(trained: LoadedModel, folder: Path, form: Form, dtype: str, tolerance: float) -> Exported:
-    """Load the folder as a user would, and compare the logits."""
+    """Load the written folder with Transformers, and compare its logits with the model's.
+
+    Raises `TrainingError` when they differ by more than `tolerance`.
+    """
     net, segment = trained.net, trained.net.config.segment_length
     if form == "llama":
         lengths = [min(_PROVEN, _exact_tokens(trained))]
         net = without_memory(net)
-    else:  # whole segments, an open one, one token, and across two boundaries
+    else:  # covers whole segments, an unfinished one, single tokens, and two segment boundaries
         lengths = [segment + (segment + 1) // 2, 1, segment, 1]
-    theirs = load_in_transformers(folder, runs_its_code=True)  # which was written a moment ago
+    theirs = load_in_transformers(folder, runs_its_code=True)  # code that this function's caller has just written
     rounding = 0.0
     if DTYPES[dtype] != torch.float32:
         rounding = largest_difference(net, theirs, lengths)
@@ -171,7 +192,7 @@ def _prove(trained: LoadedModel, folder: Path, form: Form, dtype: str, tolerance
             for parameter in net.parameters():
                 parameter.copy_(parameter.to(DTYPES[dtype]))
     difference = largest_difference(net, theirs, lengths)
-    check_difference(difference, tolerance, f"{trained.path}: exported and read again it is another model")
+    check_difference(difference, tolerance, f"{trained.path}: the exported model computes other logits")
     left_out = sum(p.numel() for _, p in trained.net.memory_parameters()) if form == "llama" else 0
     exact = _exact_tokens(trained) if form == "llama" else None
     total = sum(p.numel() for p in trained.net.parameters()) - left_out
@@ -179,7 +200,7 @@ def _prove(trained: LoadedModel, folder: Path, form: Form, dtype: str, tolerance
 
 
 def without_memory(net: LanguageModel) -> LanguageModel:
-    """The same backbone, its weights shared, with the memory off."""
+    """Return the backbone of `net` with its memory off; the weights are shared."""
     if not net.memory_parameters() and net.explicit is None:
         return net
     with torch.device("meta"):
@@ -190,9 +211,10 @@ def without_memory(net: LanguageModel) -> LanguageModel:
 
 @contextmanager
 def _under_a_name_of_its_own(folder: Path) -> Iterator[Path]:
-    """`folder` by a link whose name nobody else has.
+    """Give a link to `folder` with a unique name.
 
-    Transformers copies a folder's code into the user's cache, under the folder's name: this copy is removed again.
+    Transformers copies a folder's code into the user's cache under the folder's name; the copy under the unique name is
+    removed at the end.
     """
     from transformers.utils import HF_MODULES_CACHE, TRANSFORMERS_DYNAMIC_MODULE_NAME
 
@@ -207,10 +229,10 @@ def _under_a_name_of_its_own(folder: Path) -> Iterator[Path]:
 
 
 def _prove_tokenizer(tokenizer: Tokenizer, folder: Path, runs_its_code: bool) -> None:
-    """Raise `ConfigError` when the written tokenizer gives other ids, another text or no BOS before it."""
+    """Raise `ConfigError` when the written tokenizer gives other ids, decodes to another text or adds no BOS."""
     from transformers import AutoTokenizer
 
-    # the tokenizer itself needs no code, but Transformers reads the folder's configuration class before it
+    # the tokenizer needs no code, but Transformers first loads the folder's configuration class
     theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=runs_its_code)
     for text in _TEXTS:
         ids = tokenizer.encode(text)

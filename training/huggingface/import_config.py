@@ -1,4 +1,4 @@
-"""A Hugging Face folder as the beginning of a configuration: its `model:` section, and the proof of its logits."""
+"""Makes a `model:` section from a Hugging Face folder, and proves that the logits are equal."""
 
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,15 @@ DEFAULT_SEGMENT = 2048
 
 
 def model_section(folder: Path, segment_length: int | None = None, memory: str | None = None) -> dict[str, Any]:
-    """The `model:` section of a run that begins with `folder`.
+    """Return the `model:` section of a run that starts from `folder`.
 
-    Args: segment_length: None: what the folder says, or the model's longest context up to 2048; memory: to
-    add, one of `model.memory.registry.choices`; None: what the folder has.
-    Raises `ConfigError` or `ModelError`.
+    Args:
+        folder: a Hugging Face folder.
+        segment_length: tokens of a segment; None: that of the folder, or the model's longest context, at most 2048.
+        memory: kind of memory to add, one of `model.memory.registry.choices`; None: that of the folder.
+
+    Raises:
+        ConfigError, ModelError: the folder cannot be read or is of a model that is not supported.
     """
     weights = WeightFolder(folder, "FOLDER")
     given = weights.config
@@ -49,24 +53,26 @@ def model_section(folder: Path, segment_length: int | None = None, memory: str |
         fields["segment_length"] = segment_length
     if memory is not None:
         fields["memory"] = dict(choices()[memory].selects)
-    config = ModelConfig(**fields)  # what cannot be is said here, not by the run
+    config = ModelConfig(**fields)  # validates here, before a run uses the section
     return config.model_dump(mode="json", exclude_defaults=True)
 
 
 def section_text(section: dict[str, Any], folder: Path) -> str:
-    """As YAML, to be pasted into a run's configuration."""
+    """Return the section as YAML that can be pasted into a run's configuration."""
     text = write_yaml({"model": section})
     origin = write_yaml([f"hf:{folder.resolve()}"]).removeprefix("- ").rstrip("\n")
     return f"{text}# and in the first phase:  init_from: {origin}\n"
 
 
 def prove(folder: Path, length: int) -> float:
-    """The largest logit difference between the folder's Llama in our model and in Transformers, over `length` tokens.
+    """Return the largest logit difference between this project's and Transformers' model of the folder's Llama.
 
-    Raises `ConfigError` or `ModelError`.  Nothing in the folder is executed.
+    Both read `length` random tokens. Nothing in the folder is executed. Raises `ConfigError` or `ModelError`.
     """
     if WeightFolder(folder, "FOLDER").ours:
-        raise ConfigError(f"FOLDER: {folder} is an export with code of its own; launchers/export.py has proven it")
+        raise ConfigError(
+            f"FOLDER: {folder} was written by launchers/export.py, which has compared its logits; leave out --prove"
+        )
     config = ModelConfig(**model_section(folder, segment_length=length))
     check_folder(folder, config, "FOLDER")
     with torch.device("meta"):

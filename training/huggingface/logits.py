@@ -1,4 +1,4 @@
-"""Proof that two models compute the same: the largest difference of their logits on random tokens."""
+"""Compares two models by the largest difference of their logits on random tokens."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,17 +9,17 @@ import torch
 from model.network import LanguageModel
 from training.errors import TrainingError
 
-TOLERANCE = 1e-4  # fp32, of logits; what different orders of summation leave
+TOLERANCE = 1e-4  # of fp32 logits; differences from other orders of summation are below
 
 
 def largest_difference(ours: LanguageModel, theirs: Any, lengths: Sequence[int], seed: int = 0) -> float:
-    """Largest absolute difference of the logits over one stream of random tokens.
+    """Return the largest absolute difference of the logits over one stream of random tokens; NaN when a logit is NaN.
 
     Args:
-        ours: in evaluation mode.
-        theirs: a Transformers causal language model of the same vocabulary, fp32, on the same device.
-        lengths: tokens of each call; what the models carry goes from one call to the next, and only one call's logits
-            are held at a time.
+        ours: a model in evaluation mode.
+        theirs: a Transformers causal language model with the same vocabulary, in fp32, on the same device.
+        lengths: number of tokens of each call; both models carry their state from one call to the next.
+        seed: seed of the random tokens.
     """
     device = next(ours.parameters()).device
     generator = torch.Generator().manual_seed(seed)
@@ -32,15 +32,15 @@ def largest_difference(ours: LanguageModel, theirs: Any, lengths: Sequence[int],
             difference = float((own.logits - other.logits.float()).abs().max())
         state, past = own.state, other.past_key_values
         worst = difference if difference != difference else max(worst, difference)
-        if worst != worst:  # not a number: a weight or a logit is
+        if worst != worst:  # NaN
             return worst
     return worst
 
 
 def load_in_transformers(folder: Path, runs_its_code: bool = False) -> Any:
-    """A folder's model in fp32, in evaluation mode, on the CPU.
+    """Load a folder with Transformers, in fp32 and evaluation mode, on the CPU.
 
-    runs_its_code: True only for a folder that this program has written itself.
+    runs_its_code: execute the folder's code; True only for a folder that this program has just written.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -56,6 +56,6 @@ def load_in_transformers(folder: Path, runs_its_code: bool = False) -> Any:
 
 
 def check_difference(difference: float, tolerance: float, what: str) -> None:
-    """Raise `TrainingError` when the difference is above the tolerance or no number."""
+    """Raise `TrainingError` when the difference is above the tolerance or NaN; what: beginning of the message."""
     if not difference <= tolerance:
         raise TrainingError(f"{what}: the largest logit difference is {difference:.3g}, above {tolerance:.3g}")

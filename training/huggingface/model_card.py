@@ -1,4 +1,4 @@
-"""README.md of an exported folder: what it is, how to load it, what it can do."""
+"""The README.md of an exported folder: what the model is, how to load it, what is supported."""
 
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from training.huggingface.export import Exported
 
 _LLAMA = """\
-A plain `LlamaForCausalLM`: no code comes with it.
+A plain `LlamaForCausalLM`; the folder contains no code.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -17,11 +17,11 @@ model = AutoModelForCausalLM.from_pretrained("{name}")
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 ```
 
-It was trained with attention over {exact:,} tokens at most; up to there its logits are those of the checkpoint.
+It was trained with attention over at most {exact:,} tokens; up to this length its logits are those of the checkpoint.
 """
 
 _MEMTRAIN = """\
-The model's code is in this folder and runs when you say so; it needs {packages}.
+The model's code is in this folder and runs only with `trust_remote_code=True`; it needs {packages}.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -32,21 +32,21 @@ inputs = tokenizer(["Once upon a time"], return_tensors="pt")
 print(tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=50))[0])
 ```
 
-The text is read in segments of {segment:,} tokens; the memory is carried in `past_key_values`, whose size does not
-depend on what has been read, so there is no longest text. Supported: greedy, sampling, beam search, batches padded on
-the left, `past_key_values` from one `generate` to the next. Refused: padding on the right with a cache, assisted
-generation, static caches, `inputs_embeds`, other vocabularies.
+The model reads text in segments of {segment:,} tokens and carries its memory in `past_key_values`, whose size does not
+depend on the length of the text, so the length is not limited. Supported: greedy decoding, sampling, beam search,
+batches padded on the left, passing `past_key_values` from one `generate` to the next. Refused: padding on the right
+with a cache, assisted generation, static caches, `inputs_embeds`, other vocabularies.
 """
 
 _EXPLICIT = """
-It has explicit memory, too. `generate` reads no references; a call of the network inside does:
-`model.net(ids, references=model.write_references(tokens, lengths))`. Banks of memtrain hold what these weights wrote:
-there, `launchers/generate.py --bank` retrieves and reads while it generates.
+It also has explicit memory. `generate` reads no references; a call of the inner network does:
+`model.net(ids, references=model.write_references(tokens, lengths))`. A bank of memtrain contains memories that these
+weights have written; `launchers/generate.py --bank` of memtrain retrieves and reads them while it generates.
 """
 
 
 def model_card(trained: LoadedModel, exported: "Exported", dtype: str, name: str) -> str:
-    """Markdown."""
+    """Return the text of README.md in Markdown.  dtype: of the exported weights; name: of the folder."""
     config, memory = trained.net.config, trained.net.config.memory
     facts = {
         "parameters": f"{exported.parameters:,}",
@@ -56,7 +56,7 @@ def model_card(trained: LoadedModel, exported: "Exported", dtype: str, name: str
         "largest logit difference to the checkpoint, fp32": f"{exported.difference:.2g}",
     }
     if exported.rounding:
-        facts[f"what rounding to {dtype} changes of a logit, at most"] = f"{exported.rounding:.2g}"
+        facts[f"largest logit difference through rounding to {dtype}"] = f"{exported.rounding:.2g}"
     if exported.form == "memtrain":
         from model.hf.bundle import PACKAGES
 

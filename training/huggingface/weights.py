@@ -1,4 +1,4 @@
-"""A Hugging Face folder as the start of a phase: a Llama, or what `launchers/export.py` wrote.
+"""Loads the weights of a Hugging Face folder at the start of a phase: of a Llama, or of this project's export.
 
 Only safetensors and JSON are read; nothing in the folder is executed.
 """
@@ -23,14 +23,17 @@ from training.checkpoint.manifest import plain_name
 from training.errors import ConfigError
 
 INDEX = "model.safetensors.index.json"
-OURS = "net."  # before our canonical names in an exported folder that has a memory
+OURS = "net."  # prefix of canonical names in an exported folder that has a memory
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_PLAIN = ("F64", "F32", "F16", "BF16")  # dtypes of safetensors whose values are the weights
-_AT_ONCE = 1 << 30  # bytes of whole weights that a rank holds while it loads
+_PLAIN = ("F64", "F32", "F16", "BF16")  # names in safetensors of dtypes that are not quantised
+_AT_ONCE = 1 << 30  # bytes of weights that a rank holds at a time while it loads
 
 
 class WeightFolder:
-    """The weights of a folder by name, read one at a time.  Raises `ConfigError` naming `field` and the file."""
+    """The weights of a folder, read by name one at a time.
+
+    Methods raise `ConfigError` that names the configuration field `field` and the file.
+    """
 
     def __init__(self, folder: Path, field: str) -> None:
         self.folder, self.field = folder, field
@@ -55,25 +58,25 @@ class WeightFolder:
         self._stack.close()
 
     def read(self, name: str) -> Tensor:
-        """One whole weight, in the folder's dtype."""
+        """Return one whole weight in the folder's dtype; only inside the context of this object."""
         path = self._files[name]
         if path not in self._open_files:
             self._open_files[path] = self._stack.enter_context(self._open(path))
         return self._open_files[path].get_tensor(name)
 
     def check_plain(self) -> None:
-        """Raise `ModelError` when weights are stored as other than plain floats, as quantised ones are."""
+        """Raise `ModelError` when weights are quantised, that is stored in another dtype than floats."""
         coded = sorted(name for name, kind in self._kinds.items() if kind not in _PLAIN)
         if coded:
             raise ModelError(
-                f"{len(coded)} weights are quantised ({coded[0]} is {self._kinds[coded[0]]}), and what they stand for "
-                f"is not known here; use a folder with weights in {', '.join(_PLAIN)}"
+                f"{len(coded)} weights are quantised ({coded[0]} is {self._kinds[coded[0]]}), which are not supported; "
+                f"use a folder with weights in {', '.join(_PLAIN)}"
             )
 
     def check_head(self) -> None:
-        """Raise `ModelError` when a stored head is not the embedding that a tied model uses in its place."""
+        """Raise `ModelError` when the stored head differs from the embedding, which a tied model uses as its head."""
         if HEAD not in self.shapes or EMBEDDING not in self.shapes:
-            return  # whose absence is named with the other weights'
+            return  # a missing embedding is reported with the other missing weights
         shape = self.shapes[EMBEDDING]
         same = len(shape) == 2 and self.shapes[HEAD] == shape
         if same:
@@ -90,12 +93,12 @@ class WeightFolder:
 
     @property
     def config(self) -> dict[str, Any] | None:
-        """config.json, or None when the folder has none."""
+        """The content of config.json; None when the folder has none."""
         path = self.folder / "config.json"
         return self._json(path) if path.exists() else None
 
     def _paths(self) -> list[Path]:
-        """The files that belong together: those of the index, or the only one."""
+        """Return the files of the weights: those in the index, or the only one."""
         if (index := self.folder / INDEX).is_file():
             named = self._json(index).get("weight_map")
             if not isinstance(named, dict) or not all(isinstance(n, str) and plain_name(n) for n in named.values()):
@@ -123,25 +126,30 @@ class WeightFolder:
             return safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
             raise ConfigError(
-                f"{self.field}: {path} is no readable safetensors file ({error}); fetch it again"
+                f"{self.field}: {path} is not a readable safetensors file ({error}); fetch it again"
             ) from None
 
     def _json(self, path: Path) -> dict[str, Any]:
         try:
             content = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{self.field}: {path} is no readable JSON ({error}); fetch it again") from None
+            raise ConfigError(f"{self.field}: {path} is not readable as JSON ({error}); fetch it again") from None
         if not isinstance(content, dict):
-            raise ConfigError(f"{self.field}: {path} is no JSON object; fetch it again")
+            raise ConfigError(f"{self.field}: {path} is not a JSON object; fetch it again")
         return content
 
 
 def check_folder(folder: Path, config: ModelConfig, field: str, memory: bool = True) -> None:
-    """Raise `ConfigError` or `ModelError` when the folder is unreadable or of another model.
+    """Check a folder that a phase starts from, reading only headers and, in a tied model, head and embedding.
 
-    Reads headers only, but where the head is the embedding and both are stored, these two.
+    Args:
+        folder: the folder.
+        config: the run's model.
+        field: name of the configuration field, for messages.
+        memory: whether the phase has memory on.
 
-    memory: whether the phase has its memory on.
+    Raises:
+        ConfigError, ModelError: the folder is unreadable or of another model.
     """
     weights = WeightFolder(folder, field)
     given = weights.config
@@ -162,6 +170,7 @@ def check_folder(folder: Path, config: ModelConfig, field: str, memory: bool = T
 
 
 def _check_ours(weights: WeightFolder, config: ModelConfig, memory: bool) -> None:
+    """Raise `ModelError` when an exported folder's weights do not fit the run's model."""
     given = {name.removeprefix(OURS): shape for name, shape in weights.shapes.items()}
     remembers = any(is_memory_name(name) for name in given)
     if remembers and not memory:
@@ -172,7 +181,7 @@ def _check_ours(weights: WeightFolder, config: ModelConfig, memory: bool) -> Non
 
 
 def _differences_of_ours(given: dict[str, Any], config: ModelConfig) -> list[str]:
-    """What an exported folder's config.json says otherwise than `config`, of what changes logits."""
+    """Return a sentence for each field in which an exported folder's model differs from `config` in its logits."""
     stored = given.get("model")
     if not isinstance(stored, dict):
         return []
@@ -196,14 +205,25 @@ def load_folder(
     tp: TensorParallel,
     write: Callable[[dict[str, Tensor]], None],
 ) -> None:
-    """Hand this rank's slices of the folder's weights to `write`, by canonical name, in parts of bounded size.
+    """Read this rank's slices of the folder's weights and pass them to `write`, at most 1 GiB at a time.
 
-    A memory that the folder does not have stays as it is.  Raises as `check_folder` does.
+    A memory that the folder does not have keeps its initial values. Each rank reads for itself; `write` may be
+    collective.
+
+    Args:
+        parameters: the rank's parameters, by canonical name.
+        folder: the folder.
+        config: the model.
+        tp: tensor-parallel group, which determines the slices.
+        write: sets weights of this rank, by canonical name, in fp32.
+
+    Raises:
+        ConfigError, ModelError: the folder is unreadable or of another model.
     """
     part: dict[str, Tensor] = {}
     held = 0
     for name, whole in _whole_weights(WeightFolder(folder, "init_from"), set(parameters), config):
-        part[name] = tp.shard(whole.float(), parameters[name]).clone()  # not a view that keeps the whole alive
+        part[name] = tp.shard(whole.float(), parameters[name]).clone()  # a view would keep the whole weight in memory
         held += part[name].nbytes
         if held > _AT_ONCE:
             write(part)

@@ -1,1 +1,1 @@
-"""What a run writes down and shows while it trains: records, console, plots, status."""
+"""What a run records and shows while it trains: metrics, console, plot, status, and the lock of its folder."""

@@ -1,7 +1,6 @@
-"""What rank 0 shows while training: one aligned line a step, and on a terminal a progress bar below them.
+"""Rank 0's output while training: one aligned line for each step, and on a terminal a progress bar below them.
 
-The same fields make both outputs. In a log file there is nothing but text and newlines; on a terminal the
-lines scroll above the bar, and a narrow window wraps them softly and never cuts them.
+A log file gets plain text. On a terminal the lines scroll above the bar; a narrow window wraps them.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import errno
 import io
 import logging
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -19,8 +17,9 @@ import rich.console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from training.logs import send_nowhere_what_nobody_reads
+from training.logs import discard_unread_output
 from training.monitoring.records import EvalRecord, StepRecord
+from training.monitoring.units import clock, short
 
 log = logging.getLogger("memtrain")
 
@@ -28,22 +27,22 @@ Field = tuple[str, str, str]  # name before the value ("" for none), value, unit
 
 
 class _Terminal(rich.console.Console):
-    """A console of rich's that leaves what to do without a reader to its user; rich's own ends the process."""
+    """A rich console that raises when its reader is gone, where rich itself would end the process."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
 
 class Console:
-    """Prints records; `close` it in a `finally`, or the terminal keeps a hidden cursor."""
+    """Prints records.  Call `close` in a `finally`, because the progress bar hides the terminal's cursor."""
 
     def __init__(self, total_steps: int, total_tokens: int, stream: TextIO | None = None) -> None:
-        """`stream` defaults to standard output; on a terminal that can do it the output is live."""
+        """Print to `stream` (default: standard output), with a progress bar where it is a capable terminal."""
         self._total_steps = total_steps
         self._total_tokens = total_tokens
         self._stream: TextIO = stream or sys.stdout or io.StringIO()
-        self._lost = stream is None and sys.stdout is None  # its file was closed before Python began
-        # A column never shrinks, so lines align from the first time a wide value was seen.
+        self._lost = stream is None and sys.stdout is None  # standard output was closed before Python started
+        # A column never shrinks, so that lines stay aligned after a wide value.
         self._widths = {"step": max(5, len(str(total_steps))), "tokens": len(f"{total_tokens:,}"), "speed": 6}
         self._rich: rich.console.Console | None = None
         self._progress: Progress | None = None
@@ -66,27 +65,27 @@ class Console:
             fields.append(("gates", self._pad("gates", gates), ""))
         fields += [
             ("data", self._pad("data", f"{record.data_wait:.1%}"), ""),
-            ("left", _duration(record.eta_seconds), ""),
+            ("left", clock(record.eta_seconds), ""),
         ]
         self._line(fields, "bold")
         self._advance(record)
 
     def evaluation(self, record: EvalRecord) -> None:
-        """Print the line of one evaluation, with what wiping the memory cost where that was measured."""
+        """Print the line of one evaluation, with the loss of the ablated memory and its difference if measured."""
         fields = self._position("eval", record)
         fields.append(("valid loss", _fixed(record.valid_loss, 6, 4), ""))
-        if record.wiped_valid_loss is not None:
-            difference = record.wiped_valid_loss - record.valid_loss
-            fields.append(("memory wiped", f"{_fixed(record.wiped_valid_loss, 6, 4)} ({difference:+.4f})", ""))
+        if record.ablated_valid_loss is not None:
+            difference = record.ablated_valid_loss - record.valid_loss
+            fields.append(("memory ablated", f"{_fixed(record.ablated_valid_loss, 6, 4)} ({difference:+.4f})", ""))
         self._line(fields, "bold green")
 
     def note(self, text: str) -> None:
-        """Print a sentence between the lines: a phase begins, a checkpoint was written."""
+        """Print a sentence between the lines of records."""
         text = self._printable(text)
         self._write(text, Text(text))
 
     def close(self) -> None:
-        """Take the bar away and give the terminal back; calling it again does nothing."""
+        """Remove the progress bar and restore the terminal; calling it again does nothing."""
         progress, self._progress = self._progress, None
         if progress is not None:
             self._survive(progress.stop)
@@ -121,46 +120,46 @@ class Console:
         self._survive(write)
 
     def _printable(self, text: str) -> str:
-        """`text` with escapes for the characters that the console's encoding lacks."""
+        """Return `text` with escapes in place of characters that the console's encoding lacks."""
         encoding = self._stream.encoding or "utf-8"
         return text.encode(encoding, "backslashreplace").decode(encoding)
 
     def _survive(self, write: Callable[[], object]) -> None:
-        """Write to the console, or leave it: metrics.jsonl has every line, and a run ends for want of no console."""
+        """Call `write`; when the console fails for good, stop using it instead of ending the run."""
         if self._lost:
             return
         try:
             write()
         except (OSError, ValueError) as error:  # ValueError: the stream is closed
             if isinstance(error, OSError) and error.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
-                return  # the disk under a redirected output is full, and may have space again
+                return  # such as a full disk under a redirected output, which may have space later
             self._lost, self._rich, self._progress = True, None, None
             discard(self._stream)
-            send_nowhere_what_nobody_reads()  # standard error, of a terminal that was closed
-            log.warning("the console takes no more lines (%s); the run goes on, metrics.jsonl has them", error)
+            discard_unread_output()  # with the terminal, standard error may be gone too
+            log.warning("the console cannot be written any more (%s); the run goes on and writes metrics.jsonl", error)
 
     def _advance(self, record: StepRecord) -> None:
         if self._rich is None:
             return
         if self._progress is None or self._task is None:
-            # Drawn by the steps alone: a refresh thread would take time from the step and not survive a fork.
+            # Only steps redraw the bar: a refresh thread would take time from them and would not survive a fork.
             self._progress = Progress(*_columns(), console=self._rich, auto_refresh=False)
             self._task = self._progress.add_task("", total=self._total_steps, phase="", tokens="", left="")
             self._survive(self._progress.start)
-        tokens = f"{_short(record.tokens)}/{_short(self._total_tokens)} tokens"
-        left, phase = f"{_duration(record.eta_seconds)} left", self._printable(record.phase)
+        tokens = f"{short(record.tokens)}/{short(self._total_tokens)} tokens"
+        left, phase = f"{clock(record.eta_seconds)} left", self._printable(record.phase)
         if (progress := self._progress) is not None:
             progress.update(self._task, completed=record.step, phase=phase, tokens=tokens, left=left)
             self._survive(progress.refresh)
 
 
 def discard(stream: TextIO) -> None:
-    """Let a stream whose reader has gone write to nowhere, or Python fails on it once more when it ends."""
+    """Redirect a stream whose reader is gone to /dev/null, so that Python's last flush does not fail."""
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
-    except (OSError, ValueError):  # no file of the system, or closed
+    except (OSError, ValueError):  # the stream has no file descriptor, or is closed
         return
 
 
@@ -175,29 +174,9 @@ def _columns() -> list[TextColumn | BarColumn]:
 
 
 def _fixed(value: float, width: int, decimals: int) -> str:
-    """`value` with as many of `decimals` as fit into `width` characters: 10.987 stands under 9.8765."""
+    """Return `value` with up to `decimals` decimals in `width` characters, so that 10.987 aligns with 9.8765."""
     text = f"{value:.{decimals}f}"
     while len(text) > width and decimals > 0:
         decimals -= 1
         text = f"{value:.{decimals}f}"
     return text.rjust(width)
-
-
-def _short(count: int) -> str:
-    """A count for people: 983040 is 983K."""
-    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= limit:
-            return f"{count / limit:.3g}{unit}"
-    return str(count)
-
-
-def _duration(seconds: float) -> str:
-    """3:21, 1:02:03 or 2d 3:04:05; "-" while unknown."""
-    if not math.isfinite(seconds) or seconds < 0:
-        return "-"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days}d {hour}:{minute:02}:{second:02}"
-    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"

@@ -1,4 +1,4 @@
-"""The files of a run's lock: numbered, each created by one process, read past a network file system's caches."""
+"""The numbered files of a run's lock: creating them exclusively, and reading them without stale caches of NFS."""
 
 import contextlib
 import errno
@@ -15,16 +15,19 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVA
 
 
 def create(candidate: Path, path: Path, owner: RunOwner) -> bool:
-    """Give `candidate` the name `path` too; False where that exists.  At most one process succeeds."""
+    """Give the file `candidate` the second name `path`; return False when that name exists.
+
+    Of several processes that try, at most one succeeds.
+    """
     try:
         path.hardlink_to(candidate)
     except FileExistsError:
-        # a server's answer that was lost on its way makes the client ask again, and find its own file
+        # when a server's answer is lost, the client asks again and finds the file that it has created itself
         return RunOwner.from_json(_content(path)).token == owner.token
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        try:  # a file system without hard links: exclusive too, but for a moment without content
+        try:  # a file system without hard links: creation is exclusive too, but the file is empty for a moment
             with path.open("x", encoding="utf-8") as file:
                 file.write(owner.to_json())
         except FileExistsError:
@@ -35,7 +38,7 @@ def create(candidate: Path, path: Path, owner: RunOwner) -> bool:
 
 
 def clean(folder: Path, number: int, lease: float) -> None:
-    """Delete what earlier owners and killed candidates left; the earlier owner's file goes before this one acts."""
+    """Delete the files of earlier owners and those that killed candidates left; called before the new owner acts."""
     now = (folder / name_of(number)).stat().st_mtime
     for path in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -46,14 +49,14 @@ def clean(folder: Path, number: int, lease: float) -> None:
 
 
 def forget_cached_names(folder: Path, token: str) -> None:
-    """Change a folder, after which a network file system's client reads its names anew."""
+    """Change the folder, so that the client of a network file system reads its names from the server again."""
     probe = folder / f".probe-{token}"
     probe.touch()
     probe.unlink()
 
 
 def newest(folder: Path) -> int:
-    """Return the highest number in use, 0 for none."""
+    """Return the highest number in use; 0 when there is none."""
     try:
         return max((int(match[1]) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))), default=0)
     except FileNotFoundError:
@@ -66,7 +69,7 @@ def name_of(number: int) -> str:
 
 
 def read(folder: Path, number: int) -> RunOwner:
-    """Return the owner with `number`; one of whom nothing is known where there is none."""
+    """Return the owner in file `number`; an empty `RunOwner` when there is no such file."""
     return RunOwner.from_json(_content(folder / name_of(number)))
 
 
@@ -78,9 +81,9 @@ def _content(path: Path) -> str:
 
 
 def modified(path: Path) -> float | None:
-    """Return when the file system was last told to change the file; None where it is gone.
+    """Return the file's modification time, as the file system gave it; None when the file is gone.
 
-    It is opened for that: a network file system then asks its server.
+    It opens the file, because the client of a network file system then asks its server.
     """
     try:
         with path.open("rb") as file:
@@ -90,7 +93,7 @@ def modified(path: Path) -> float | None:
 
 
 def inode(path: Path) -> int | None:
-    """Return the number of the file that has this name on the server; None where none has."""
+    """Return the inode number of the file with this name on the server; None when there is none."""
     try:
         with path.open("rb") as file:
             return os.fstat(file.fileno()).st_ino

@@ -1,4 +1,4 @@
-"""The picture of a run: its loss over tokens with the phases, learning rate and gradient norm below."""
+"""The plot of a run: loss over tokens with the phases, and below it learning rate and gradient norm."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from data_prep.files import replacing
 from training.monitoring.records import read_metrics
+from training.monitoring.units import short
 
 TRAIN, VALID, RATE, NORM, INK, GRID = "#2f6db3", "#d1495b", "#3b7d4f", "#8a6fb0", "#333333", "#e3e3e3"
 SPANS = ("#f1f3f6", "#fdf3e1", "#eaf5ee", "#f6ecf5")
-MAX_POINTS = 4000  # a curve has fewer pixels than this
+MAX_POINTS = 4000  # points of a curve; the picture has fewer pixels
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def plot_loss(metrics_path: Path, out: Path) -> None:
-    """Draw `metrics.jsonl` as a PNG at `out`; the old picture is there until the new one is whole.
+    """Draw `metrics.jsonl` as a PNG, which replaces the file at `out` once it is complete.
 
-    Draws what there is: a run that has not made a step yet gives an empty frame. The title is the run's name,
-    which is the folder of `metrics_path`.
+    A run without steps gives an empty frame. The title is the name of the folder of `metrics_path`.
     """
     steps, evaluations = read_metrics(metrics_path)
     figure = Figure(figsize=(10, 6.5), dpi=130, layout="constrained", facecolor="white")
@@ -47,9 +48,8 @@ def plot_loss(metrics_path: Path, out: Path) -> None:
     bottom.xaxis.set_major_formatter(FuncFormatter(_tokens_label))
     if top.get_legend_handles_labels()[1]:
         top.legend(loc="upper right", frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
-    aside = out.with_name(out.name + ".tmp")
-    canvas.print_png(aside)
-    aside.replace(out)
+    with replacing(out) as aside:
+        canvas.print_png(aside)
 
 
 def _draw_phases(top: Axes, bottom: Axes, steps: Sequence[dict[str, Any]], phases: list[slice]) -> None:
@@ -59,7 +59,7 @@ def _draw_phases(top: Axes, bottom: Axes, steps: Sequence[dict[str, Any]], phase
         axes.tick_params(colors=INK, labelsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     for number, phase in enumerate(phases):
-        # A phase begins where the one before it ended, so that no white gap of one step is left between them.
+        # A phase's span begins at the last step of the phase before, so that there is no gap between them.
         begin = steps[phase.start - 1]["tokens"] if phase.start else 0
         end = steps[phase.stop - 1]["tokens"]
         for axes in (top, bottom):
@@ -79,7 +79,7 @@ def _draw_loss(axes: Axes, steps: Sequence[dict[str, Any]], phases: list[slice])
         thin = slice(None, None, max(1, len(steps) // MAX_POINTS))
         axes.plot(tokens[thin], loss[thin], color=TRAIN, linewidth=0.6, alpha=0.35)
     for phase in phases:
-        # Not across a phase boundary, where the loss may really jump.
+        # Phases are smoothed separately, because the loss may jump at a boundary.
         label = "training" if phase.start == 0 else None
         axes.plot(tokens[phase], _smooth(loss[phase], width), color=TRAIN, linewidth=1.8, label=label)
 
@@ -96,16 +96,16 @@ def _draw_evaluations(axes: Axes, evaluations: Sequence[dict[str, Any]]) -> None
         "zorder": 4,
     }
     axes.plot(tokens, _column(evaluations, "valid_loss"), label="validation", **point)
-    wiped = _column(evaluations, "wiped_valid_loss")
-    if np.isfinite(wiped).any():
-        axes.plot(tokens, wiped, label="validation, memory wiped", markerfacecolor="white", **point)
+    ablated = _column(evaluations, "ablated_valid_loss")
+    if np.isfinite(ablated).any():
+        axes.plot(tokens, ablated, label="validation, memory ablated", markerfacecolor="white", **point)
 
 
 def _limit_loss(axes: Axes, steps: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]) -> None:
-    """Show the part that is read, not the fall of the first steps: those leave the frame at the top."""
+    """Set the range of the loss axis without the first 2 % of the steps, whose high losses would flatten the curve."""
     loss = _column(steps, "loss")
     after = loss[len(loss) // 50 :]
-    valid = [_column(evaluations, name)[len(evaluations) > 2 :] for name in ("valid_loss", "wiped_valid_loss")]
+    valid = [_column(evaluations, name)[len(evaluations) > 2 :] for name in ("valid_loss", "ablated_valid_loss")]
     shown = np.concatenate([after, *valid])
     shown = shown[np.isfinite(shown)]
     if not shown.size:
@@ -138,7 +138,7 @@ def _draw_schedule(axes: Axes, steps: Sequence[dict[str, Any]]) -> None:
 
 
 def _phases(steps: Sequence[dict[str, Any]]) -> list[slice]:
-    """Slices of consecutive steps of one phase, in order."""
+    """Return the slices of `steps` whose steps belong to one phase, in order."""
     starts = [number for number, step in enumerate(steps) if not number or step["phase"] != steps[number - 1]["phase"]]
     return [slice(begin, end) for begin, end in pairwise([*starts, len(steps)])]
 
@@ -149,7 +149,7 @@ def _column(lines: Sequence[dict[str, Any]], name: str) -> Floats:
 
 
 def _smooth(values: Floats, width: int) -> Floats:
-    """Centered mean over `width` values, over fewer at the ends, leaving out what is not finite."""
+    """Return the centred mean over `width` values (fewer at the ends), without values that are not finite."""
     finite = np.isfinite(values)
     kernel = np.ones(min(width, len(values)))
     total = np.convolve(np.where(finite, values, 0.0), kernel, mode="same")
@@ -158,7 +158,4 @@ def _smooth(values: Floats, width: int) -> Floats:
 
 
 def _tokens_label(value: float, _position: int | None) -> str:
-    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if abs(value) >= limit:
-            return f"{value / limit:g}{unit}"
-    return f"{value:g}"
+    return short(value)

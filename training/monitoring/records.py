@@ -1,7 +1,7 @@
-"""What training reports: one record a step, one record an evaluation, and the file that keeps them.
+"""Records of training: one for each step, one for each evaluation, and the file `metrics.jsonl` that keeps them.
 
-`metrics.jsonl` is strict JSON, one object a line, so that pandas, jq and a shell loop can read it while the
-run goes on. A step line has `loss`, an evaluation line has `valid_loss`.
+The file is strict JSON, one object a line, so that pandas, jq and a shell loop can read it while the run goes on. A
+step line has `loss`, an evaluation line has `valid_loss`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any, TextIO
 
 from data_prep.files import sync
 
-_TAIL = 64 * 1024  # bytes that hold the last steps and the last evaluation's line of nearly every run
+_FORMER_NAMES = {"wiped_valid_loss": "ablated_valid_loss"}  # keys that earlier versions wrote, and today's
+_TAIL = 64 * 1024  # bytes of the file's end; in nearly every run they hold the last steps and the last evaluation
 
 
 @dataclass(frozen=True)
@@ -26,20 +27,20 @@ class StepRecord:
     """One optimizer step.
 
     Attributes:
-        step: optimizer steps done, from 1.
+        step: number of the step, from 1.
         tokens: tokens trained on since the start of the run, all ranks together.
-        phase: name of the phase the step belongs to.
+        phase: name of the phase that the step belongs to.
         loss: mean over the step's valid tokens, in nats.
         grad_norm: global norm of the gradient before clipping.
-        lr: learning rate the step was taken with.
-        tokens_per_second: all ranks together.
-        mfu: model FLOPs used over the device's peak, 0..1; None when the peak is unknown.
+        lr: learning rate of the step.
+        tokens_per_second: of all ranks together.
+        mfu: FLOP/s of the model over the devices' peak, 0..1; None when the peak is unknown.
         gates: mean opening of each memory gate, 0..1; empty while memory is off.
-        data_wait: part of the step spent waiting for data, 0..1.
-        eta_seconds: time left until the end of the run.
-        seconds: what the step took; it is not part of the line.
-        trained_seconds: of all steps that count since the run's first start.
-        goodput: `trained_seconds` over the time since then, 0..1; None where that is not known.
+        data_wait: fraction of the step's time spent waiting for data, 0..1.
+        eta_seconds: estimated seconds until the end of the run; not part of the line in the file.
+        seconds: duration of the step; not part of the line in the file.
+        trained_seconds: seconds of all steps that count (see `Goodput`) since the run's first start.
+        goodput: `trained_seconds` over the time since the first start, 0..1; None when that time is unknown.
     """
 
     step: int
@@ -58,7 +59,7 @@ class StepRecord:
     goodput: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The line in `metrics.jsonl`; the time left is for people only and is not part of it."""
+        """Return the record as a line of `metrics.jsonl`."""
         return {
             "step": self.step,
             "tokens": self.tokens,
@@ -77,47 +78,51 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """One evaluation on held-out data, in nats per token; `wiped_valid_loss` is with the memory wiped."""
+    """One evaluation on held-out data.
+
+    valid_loss, ablated_valid_loss: nats per token, the second with the memory ablated; None when it was not measured.
+    """
 
     step: int
     tokens: int
     phase: str
     valid_loss: float
-    wiped_valid_loss: float | None = None
+    ablated_valid_loss: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The line in `metrics.jsonl`; without `wiped_valid_loss` where it was not measured."""
+        """Return the record as a line of `metrics.jsonl`, without what was not measured."""
         line: dict[str, Any] = {
             "step": self.step,
             "tokens": self.tokens,
             "phase": self.phase,
             "valid_loss": self.valid_loss,
         }
-        if self.wiped_valid_loss is not None:
-            line["wiped_valid_loss"] = self.wiped_valid_loss
+        if self.ablated_valid_loss is not None:
+            line["ablated_valid_loss"] = self.ablated_valid_loss
         return line
 
 
 class MetricsFile:
-    """The open `metrics.jsonl` of a run: every record is on its way to the disk when `write` returns."""
+    """The open `metrics.jsonl` of a run; a record has been handed to the operating system when `write` returns."""
 
     def __init__(self, stream: TextIO, kept: frozenset[tuple[bool, int]]) -> None:
-        """Use `MetricsFile.open`."""
+        """Wrap an open file; call `MetricsFile.open` instead."""
         self._stream = stream
         self._kept = kept
 
     @classmethod
     def open(cls, path: Path, resume_step: int, confirm: Callable[[], None] = lambda: None) -> MetricsFile:
-        """Open `path` to append, after taking out what a resume at `resume_step` will write again.
+        """Open `path` to append, after removing the lines that a resume at `resume_step` will write again.
 
-        Lines of later steps, a line torn by a kill, and anything that is no record are dropped; the rest is
-        written aside and put in place at once, so that a second kill in the middle of this loses nothing. An
-        earlier owner of the run that still has the file open writes into the one that was replaced.
+        Lines of later steps, a line torn by a kill, and lines that are not records are dropped. The rest is written to
+        another file, which replaces `path` at once, so that a kill in between loses nothing. An earlier owner of the
+        run that still has the file open writes into the replaced one.
 
-        confirm: raises where the run has another owner by now; called before the file is put in place.
+        confirm: raises when another process owns the run by now; called before the file is replaced.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f"{glob.escape(path.name)}.tmp*"):  # an earlier owner's, which then cannot replace
+        # files of an earlier owner of the run, which then cannot replace `path` any more
+        for left in path.parent.glob(f"{glob.escape(path.name)}.tmp*"):
             left.unlink(missing_ok=True)
         aside = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
         kept: set[tuple[bool, int]] = set()
@@ -135,7 +140,7 @@ class MetricsFile:
         return cls(path.open("a", encoding="utf-8"), frozenset(kept))
 
     def write(self, record: StepRecord | EvalRecord) -> None:
-        """Append one line. A record the file kept from before the resume is not written a second time."""
+        """Append one line, unless the file has kept this record from before the resume."""
         line = record.to_json()
         if _key(line) not in self._kept:
             self._stream.write(_dump(line))
@@ -146,18 +151,18 @@ class MetricsFile:
         self._stream.close()
 
     def __enter__(self) -> MetricsFile:
-        """The file itself."""
+        """Return the file itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close it."""
+        """Close the file."""
         self.close()
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The step lines and the evaluation lines of `path`, in file order; not-a-number comes back as None.
+    """Return the step lines and the evaluation lines of `path`, in file order; values that are not finite are None.
 
-    A file still being written may end in half a line, which is left out; a missing file is an empty one.
+    An incomplete last line of a file that is being written is left out. A missing file gives empty lists.
     """
     steps: list[dict[str, Any]] = []
     evaluations: list[dict[str, Any]] = []
@@ -167,19 +172,19 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
 
 
 def last_lines(path: Path) -> list[dict[str, Any]]:
-    """The last of the lines that `read_metrics` gives, in file order, without reading a long file whole."""
+    """Return the lines in the last 64 KiB of `path`, steps and evaluations in file order."""
     if not path.exists():
         return []
     with path.open("rb") as stream:
         start = max(0, stream.seek(0, os.SEEK_END) - _TAIL)
         stream.seek(start)
         raw = stream.read().split(b"\n")
-    # what precedes the first newline may be half a line, as is what follows the last
+    # the text before the first newline may be part of a line, and the text after the last newline is
     return list(_parsed(raw[1 if start else 0 : -1]))
 
 
 def last_recorded_step(path: Path) -> int:
-    """The highest step that `path` has a line of; -1 without any."""
+    """Return the highest step that has a line in `path`; -1 when there are no lines."""
     return max((line["step"] for line in last_lines(path)), default=-1)
 
 
@@ -191,7 +196,7 @@ def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     with path.open("rb") as stream:
-        # The newline is written last: a line without one was torn, and half a number can look whole.
+        # A line without its newline was torn by a kill, and a part of a number can look like a number.
         yield from _parsed(raw for raw in stream if raw.endswith(b"\n"))
 
 
@@ -202,6 +207,9 @@ def _parsed(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
         except ValueError:
             continue
         if isinstance(line, dict) and type(line.get("step")) is int and ("loss" in line or "valid_loss" in line):
+            for former, name in _FORMER_NAMES.items():
+                if former in line:
+                    line[name] = line.pop(former)
             yield line
 
 
@@ -210,7 +218,7 @@ def _dump(line: dict[str, Any]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """`value` with not-a-number and infinities as None: JSON has neither, and many readers stop at them."""
+    """Return `value` with NaN and infinities replaced by None, because JSON has neither."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):

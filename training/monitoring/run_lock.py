@@ -1,12 +1,12 @@
 """The lock of a run's folder: one living process owns it, and a dead owner's lock is taken over.
 
-`RUN/lock/owner-000007.json` names the owner; the file with the highest number counts. Whoever takes the lock creates
-the next number, which the file system lets one process do (a hard link, atomic on NFS too). So of all that find an
-owner dead at most one follows it. The highest number is never deleted, it is only marked as released: a number that was
-won is not won again by a process that looked long ago.
+`RUN/lock/owner-000007.json` names the owner; the file with the highest number is valid. A process takes the lock by
+creating the next number with a hard link, which succeeds for one process only, also on NFS. So at most one of the
+processes that find an owner dead replaces it. The file with the highest number is never deleted, only marked as
+released, so that a process that read the folder long ago cannot create the same number again.
 
-The owner touches its file every `Timing.renew` seconds. Ages are differences of times that the file system itself gave
-to files, so clocks of machines do not matter.
+The owner touches its file every `Timing.renew` seconds. Ages are differences of modification times that the file system
+itself sets, so the clocks of the machines do not matter.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ from training.monitoring.lock_files import (
     newest,
     read,
 )
-from training.monitoring.run_owner import RunOwner, life_of
+from training.monitoring.run_owner import RunOwner, liveness_of
 
 log = logging.getLogger("memtrain")
 
-# counts while the machine is suspended too, where there is such a clock
+# a clock that also counts while the machine is suspended, where the system has one
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -50,18 +50,18 @@ class LostLockError(TrainingError):
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds."""
+    """The intervals of the lock, in seconds."""
 
     renew: float = 10.0  # between two heartbeats
-    lease: float = 60.0  # an owner on another machine without a heartbeat for so long is dead
-    watch: float = 15.0  # so long a heartbeat is waited for before an owner is believed dead
+    lease: float = 60.0  # an owner on another machine counts as dead after so long without a heartbeat
+    watch: float = 15.0  # an owner is watched for at least so long before it counts as dead
 
 
 class RunLock:
     """The lock of one run, held by this process from `take` to `release`."""
 
     def __init__(self, path: Path, number: int, owner: RunOwner, timing: Timing) -> None:
-        """Use `RunLock.take`."""
+        """Start the heartbeat of a lock that `RunLock.take` has created; not to be called directly."""
         self.path, self.owner = path, owner
         self._number, self._timing = number, timing
         self._file = os.open(path, os.O_RDONLY)
@@ -78,19 +78,19 @@ class RunLock:
         timing: Timing | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> "RunLock":
-        """Become the owner of `run_folder`; the folder is made where it is missing.
+        """Become the owner of `run_folder`, which is made where it is missing.
 
-        An owner on this machine is judged at once, one elsewhere by its Slurm job or its heartbeat, which takes up to
-        `timing.renew` seconds for a living one and up to `timing.lease` for a dead one.
+        Whether an earlier owner on this machine lives is known at once. For one on another machine the Slurm job or the
+        heartbeat tells, which takes up to `timing.renew` seconds for a living owner and `timing.lease` for a dead one.
 
         Args:
             run_folder: the run's folder.
-            owner: who becomes the owner; default: this process.
-            timing: heartbeat and lease; all processes of a run must have the same.
-            say: told who is waited for.
+            owner: the new owner; default: this process.
+            timing: intervals; all processes of a run must use the same.
+            say: called with a message about the owner that is waited for.
 
         Raises:
-            OwnedError: another process owns the run and lives, or may live.
+            OwnedError: another process owns the run, and it lives or may live.
             OSError: the folder cannot be written.
         """
         owner, timing = owner or RunOwner.this_process(), timing or Timing()
@@ -104,12 +104,12 @@ class RunLock:
             while True:
                 number = newest(folder)
                 before = read(folder, number)
-                if not before.released and _lives(folder, number, before, owner, candidate, timing, say):
+                if not before.released and _is_alive(folder, number, before, owner, candidate, timing, say):
                     raise OwnedError(_refusal(run_folder, before))
                 path = folder / name_of(number + 1)
                 if not create(candidate, path, owner):
                     continue  # another process was faster
-                # what was judged must still be what was followed: somebody may have emptied the folder meanwhile
+                # the owner found dead must still be the previous one: the folder may have been emptied meanwhile
                 if newest(folder) == number + 1 and read(folder, number).token == before.token:
                     clean(folder, number + 1, timing.lease)
                     return cls(path, number + 1, owner, timing)
@@ -119,14 +119,14 @@ class RunLock:
 
     @property
     def lost(self) -> bool:
-        """Whether another process was seen to have taken the run over."""
+        """Whether this process has found that another one took the run over."""
         return bool(self._lost)
 
     def confirm(self) -> None:
-        """Return while this process surely owns the run: call it before the run's files are changed.
+        """Return when this process certainly owns the run; call it before the run's files are changed.
 
-        It reads a clock; only a process that could not renew its heartbeat for half the lease asks the file system.
-        Raises `LostLockError`, and `OSError` where the file system cannot tell.
+        It normally only reads a clock. When the heartbeat has not been renewed for half the lease, it asks the file
+        system. Raises `LostLockError`, and `OSError` when the file system fails.
         """
         if self._stop.is_set():
             raise LostLockError(f"{self.path.parent.parent}: this process has given the run back")
@@ -142,14 +142,14 @@ class RunLock:
             return
         self._close()
         if not self._lost and newest(self.path.parent) == self._number:
-            with contextlib.suppress(OSError):  # as a killed process would: the next start sees that it is gone
+            with contextlib.suppress(OSError):  # without the mark the next start finds that this process has ended
                 write_text(self.path, replace(self.owner, released=True).to_json())
 
     def discard(self) -> None:
-        """Give the lock back as if it had never been taken: a run that did not begin leaves no folder."""
+        """Give the lock back and remove its empty folders, for a run that did not start."""
         self._close()
         self.path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # there is something in it
+        with contextlib.suppress(OSError):  # a folder is not empty
             self.path.parent.rmdir()
             self.path.parent.parent.rmdir()
 
@@ -172,7 +172,7 @@ class RunLock:
                 complained = True
 
     def _renew(self) -> None:
-        """Touch the own file and look whether it still counts."""
+        """Touch this process's file, and raise `LostLockError` when it is not the valid one any more."""
         with self._mutex:
             began = _now()
             if began - self._renewed > self._timing.lease / 2:
@@ -181,7 +181,7 @@ class RunLock:
             try:
                 os.utime(self._file)
             except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ESTALE):  # deleted: what follows finds that
+                if error.errno not in (errno.ENOENT, errno.ESTALE):  # the file was deleted: the check below finds it
                     raise
             if newest(self.path.parent) != self._number or inode(self.path) != os.fstat(self._file).st_ino:
                 now = read(self.path.parent, newest(self.path.parent))
@@ -195,19 +195,19 @@ class RunLock:
 
 
 def owner_of(run_folder: Path) -> RunOwner | None:
-    """Return who has or had the lock of a run last; None where nobody has had it or it was released."""
+    """Return the last owner of a run's lock; None when there was none or it released the lock."""
     owner = read(run_folder / FOLDER, newest(run_folder / FOLDER))
     return owner if owner.token and not owner.released else None
 
 
 def refuse_living_owner(run_folder: Path, me: RunOwner | None = None) -> None:
-    """Raise `OwnedError` where a process that is known to live owns the run; writes nothing."""
+    """Raise `OwnedError` when a process that is known to be alive owns the run; write nothing."""
     owner = owner_of(run_folder)
-    if owner is not None and life_of(owner, me or RunOwner.this_process()) == "alive":
+    if owner is not None and liveness_of(owner, me or RunOwner.this_process()) == "alive":
         raise OwnedError(_refusal(run_folder, owner))
 
 
-def _lives(
+def _is_alive(
     folder: Path,
     number: int,
     owner: RunOwner,
@@ -216,12 +216,12 @@ def _lives(
     timing: Timing,
     say: Callable[[str], None],
 ) -> bool:
-    """Return whether the owner with `number` must be taken for alive; wait for a heartbeat where nothing else tells."""
+    """Return whether the owner in file `number` counts as alive; when nothing else tells, wait for its heartbeat."""
     if number == 0:
         return False
-    life = life_of(owner, me)
-    if life != "unknown":
-        return life == "alive"
+    liveness = liveness_of(owner, me)
+    if liveness != "unknown":
+        return liveness == "alive"
     path, began, said = folder / name_of(number), _now(), False
     first = modified(path)
     while (heard := modified(path)) == first and heard is not None:
@@ -240,7 +240,7 @@ def _refusal(run_folder: Path, owner: RunOwner) -> str:
     heard = modified(run_folder / FOLDER / name_of(newest(run_folder / FOLDER)))
     age = f", last sign of life {max(0.0, time.time() - heard):.0f} s ago" if heard else ""
     return (
-        f"run.name: {run_folder} is being trained by {owner}{age}; wait until it has ended, stop it, saved, with "
+        f"run.name: {run_folder} is being trained by {owner}{age}; wait until it has ended, let it save and stop with "
         f"{owner.way_to_stop}, or choose another run.name"
     )
 

@@ -1,4 +1,4 @@
-"""Who trains a run, and whether that process still lives."""
+"""The process that trains a run, and whether it is still alive."""
 
 import getpass
 import json
@@ -14,8 +14,8 @@ from typing import Any, Literal
 from data_prep.files import parse_json
 from training.cluster.job_state import job_state
 
-Life = Literal["alive", "dead", "unknown"]
-# Slurm's states of a job whose processes have ended
+Liveness = Literal["alive", "dead", "unknown"]
+# states in Slurm of a job whose processes have ended
 _ENDED = (
     *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL"),
     *("DEADLINE", "PENDING", "REQUEUED", "REQUEUE_HOLD"),
@@ -24,13 +24,13 @@ _ENDED = (
 
 @dataclass(frozen=True)
 class RunOwner:
-    """The process that has a run's folder to itself.
+    """The process that owns a run's folder.
 
-    `boot_id` and `pid_namespace` say within which numbering of processes `pid` is one; containers on one machine share
-    the first and have each the second. Empty where the system does not tell.
+    `boot_id` and `pid_namespace` identify the PID namespace in which `pid` is valid: containers on one machine have the
+    same boot_id and different namespaces. They are empty where the system does not provide them.
     """
 
-    token: str = ""  # of this process's claim, like no other
+    token: str = ""  # unique for each attempt to take the lock
     host: str = ""
     boot_id: str = ""
     pid_namespace: str = ""
@@ -40,9 +40,9 @@ class RunOwner:
     program: str = ""
     since: float = 0.0  # seconds since the epoch
     slurm_job: str = ""
-    slurm_restart: int = 0  # how often Slurm has queued the job again
+    slurm_restart: int = 0  # how often Slurm has requeued the job
     slurm_cluster: str = ""
-    released: bool = False  # it has come to its end
+    released: bool = False  # the process has given the lock back
 
     @classmethod
     def this_process(cls) -> "RunOwner":
@@ -69,7 +69,7 @@ class RunOwner:
 
     @classmethod
     def from_json(cls, text: str) -> "RunOwner":
-        """Return what `to_json` wrote; whoever wrote something else is an owner of whom nothing is known."""
+        """Return the owner that `to_json` wrote; an empty one for any other text."""
         try:
             raw: dict[str, Any] = parse_json(text)
             found = {f.name: raw[f.name] for f in fields(cls) if type(raw.get(f.name)) is type(f.default)}
@@ -78,6 +78,7 @@ class RunOwner:
             return cls()
 
     def to_json(self) -> str:
+        """Return the owner as a line of JSON."""
         return json.dumps(asdict(self)) + "\n"
 
     def __str__(self) -> str:
@@ -88,22 +89,23 @@ class RunOwner:
 
     @property
     def way_to_stop(self) -> str:
+        """The command with which a person stops this process."""
         if self.slurm_job:
             return f"scancel {self.slurm_job}"
         return f"kill -TERM {self.pid} on {self.host}" if self.pid else "stop the process that writes there"
 
 
-def life_of(owner: RunOwner, me: RunOwner) -> Life:
-    """Return whether the process `owner` lives, as far as `me` can tell.
+def liveness_of(owner: RunOwner, me: RunOwner) -> Liveness:
+    """Return whether the process `owner` is alive, as far as `me` can tell.
 
-    - In the same numbering of processes: whether it is there and began when the owner began.
-    - An earlier start of the same Slurm job: dead, for Slurm ends all processes of a job before it starts it again.
-    - Another Slurm job: dead once Slurm says that the job has ended, alive while Slurm has it suspended.
-    - Else unknown: its heartbeat must tell.
+    - In the same PID namespace: alive when a process with its PID exists and has its start time.
+    - An earlier start of the same Slurm job: dead, because Slurm ends all processes of a job before it restarts it.
+    - Another Slurm job: dead when Slurm reports that the job has ended, alive while it is suspended.
+    - Otherwise unknown: only its heartbeat tells.
     """
     if owner.boot_id and (owner.boot_id, owner.pid_namespace) == (me.boot_id, me.pid_namespace):
-        lives, start = _process(owner.pid)
-        return "alive" if lives and start == owner.process_start else "dead"
+        alive, start = _process(owner.pid)
+        return "alive" if alive and start == owner.process_start else "dead"
     same_cluster = not (owner.slurm_cluster and me.slurm_cluster) or owner.slurm_cluster == me.slurm_cluster
     if not owner.slurm_job or not same_cluster:
         return "unknown"
@@ -119,11 +121,11 @@ def life_of(owner: RunOwner, me: RunOwner) -> Life:
 
 
 def _process(pid: int) -> tuple[bool, int]:
-    """Return whether a process lives, and the clock ticks from boot to its start.
+    """Return whether a process is alive, and the clock ticks from boot to its start.
 
-    A process that was killed but whose parent has not asked for its exit code lives no more, unless threads are left.
+    A zombie (killed, but not yet waited for by its parent) is not alive, unless it still has threads.
     """
-    words = _text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()  # its name may hold spaces and parentheses
+    words = _text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()  # the name may contain spaces and parentheses
     if len(words) < 20:
         return False, 0
     state, threads, start = words[0], int(words[17]), int(words[19])
@@ -147,5 +149,5 @@ def _link(path: Path) -> str:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container's number without a name
+    except (OSError, KeyError):  # in a container, a user id without a name
         return str(os.getuid())

@@ -1,4 +1,4 @@
-"""How a run stands, told from its folder alone and, where there is one, from Slurm; nothing is written."""
+"""The status of a run, read from its folder and from Slurm where there is one; nothing is written."""
 
 import contextlib
 import os
@@ -23,30 +23,30 @@ from training.schedule import position
 from training.tracking import facts
 
 SILENT_SECONDS = 15.0  # a rank's thread writes its heartbeat every second
-RECENT = 20  # steps whose speed says how long the rest takes
-ERRORS = 5
-JOBS = 8  # of a run, the last ones, that Slurm is asked about
-_TAIL = 64 * 1024  # bytes of a rank's log that are looked at
+RECENT = 20  # last steps whose speed is used to estimate the time left
+ERRORS = 5  # warnings and errors that are shown
+JOBS = 8  # last jobs of a run that Slurm is asked about
+_TAIL = 64 * 1024  # bytes at the end of a rank's log that are read
 _LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ (WARNING|ERROR|CRITICAL)\s+(?!py\.warnings)\S+\s+(.*)")
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """A rank's last sign of life, and whether it can be believed."""
+    """A rank's last heartbeat, and whether the rank is alive."""
 
     beat: Beat
-    age: float  # seconds since
+    age: float  # seconds since it was written
     alive: bool
 
 
 @dataclass(frozen=True)
 class Status:
-    """How a run stands."""
+    """The status of a run."""
 
     folder: Path
     name: str
     state: str  # finished, training, hanging, waiting, starting, stopped, failed, dead, new
-    about: str  # the state in words
+    about: str  # the state in more words
     phase: str
     step: int
     steps: int
@@ -55,8 +55,8 @@ class Status:
     loss: float | None
     valid_loss: float | None
     tokens_per_second: float | None
-    goodput: float | None  # part of the time since the first start, up to now or to the end, in steps that count
-    wall_seconds: float | None  # that time
+    goodput: float | None  # fraction of `wall_seconds` spent in steps that count, 0..1
+    wall_seconds: float | None  # from the first start until now, or until the run's end
     eta_seconds: float | None
     checkpoint_step: int | None
     checkpoint_age: float | None  # seconds
@@ -65,26 +65,27 @@ class Status:
     world_size: int
     errors: Sequence[str]
     job: Job | None
-    excluded_nodes: Sequence[str]  # found sick, not used again
+    excluded_nodes: Sequence[str]  # nodes that failed a check and are not used again
     mlflow_run_id: str
 
     @property
     def restarts(self) -> int:
+        """Number of starts after the first."""
         return max(0, len(self.starts) - 1)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, in JSON's types."""
+        """Return all fields in types that JSON has."""
         known = dict(vars(self)) | {"folder": str(self.folder), "job": self.job and vars(self.job)}
         ranks = [vars(h.beat) | {"age": round(h.age, 1), "alive": h.alive} for h in self.heartbeats]
         return known | {"heartbeats": ranks, "restarts": self.restarts, "errors": list(self.errors)}
 
 
 def status_of(run_folder: Path) -> Status:
-    """How the run in `run_folder` stands; raises `ConfigError` when it is no run's folder."""
+    """Return the status of the run in `run_folder`.  Raises `ConfigError` when it is not a run's folder."""
     path, starts = run_folder / "config.yaml", facts.read_starts(run_folder)
     job = _job_of(run_folder, starts)
     if not path.is_file() and job is None:
-        raise ConfigError(f"{run_folder}: is no run's folder, it has no config.yaml; pass one like runs/NAME")
+        raise ConfigError(f"{run_folder}: is not a run's folder, it has no config.yaml; pass one such as runs/NAME")
     config = load_config(path) if path.is_file() else None
     lines = last_lines(run_folder / "metrics.jsonl")
     steps, evaluations = ([line for line in lines if kind in line] for kind in ("loss", "valid_loss"))
@@ -126,7 +127,7 @@ def status_of(run_folder: Path) -> Status:
 
 
 def _until(run_folder: Path, state: str) -> float:
-    """Now, or when a run that has ended said something last."""
+    """Return the present time; for a run that has ended, when it last wrote a file (seconds since the epoch)."""
     if state in ("training", "hanging", "waiting", "starting"):
         return time.time()
     said = [run_folder / name for name in ("metrics.jsonl", facts.STARTS_FILE, facts.END_FILE)]
@@ -134,7 +135,7 @@ def _until(run_folder: Path, state: str) -> float:
 
 
 def _where(config: RunConfig | None, step: int) -> tuple[str, int]:
-    """The phase of the last step, and tokens seen."""
+    """Return the phase of step `step`, and the tokens seen up to it."""
     if config is None:
         return "", 0
     at = position(config.phases, config.data.sequence_length, max(0, min(step, config.total_steps) - 1))
@@ -144,7 +145,7 @@ def _where(config: RunConfig | None, step: int) -> tuple[str, int]:
 
 
 def _latest(run_folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint, and what is to be said where there should be one."""
+    """Return the newest whole checkpoint, and the message about damage when there are only damaged ones."""
     try:
         return latest_checkpoint(run_folder / "checkpoints"), []
     except TrainingError as error:
@@ -152,7 +153,10 @@ def _latest(run_folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def heartbeats(run_folder: Path) -> list[Heartbeat]:
-    """Every rank's last sign of life, by rank.  A rank that came to its end has none; a killed one left an old one."""
+    """Return every rank's last heartbeat, sorted by rank.
+
+    A rank that ended normally has removed its file; a killed one has left an old file.
+    """
     now, found = time.time(), []
     for path in (run_folder / "log").glob("heartbeat-rank-*.json"):
         if beat := read_beat(path):
@@ -171,7 +175,7 @@ def _state(
     job: Job | None,
     end: tuple[str, str],
 ) -> tuple[str, str]:
-    """One word, and what it means here."""
+    """Return the run's state in one word, and a description of it."""
     if saved and steps and saved >= steps:
         return "finished", f"all {steps} steps"
     living = [heartbeat.beat for heartbeat in ranks if heartbeat.alive]
@@ -190,18 +194,18 @@ def _state(
     if how:
         return {"FAILED": "failed"}.get(status, "stopped"), how if "saved" in how else f"{how}; {goes_on}"
     if step or ranks:
-        return "dead", f"ended without a word after step {step}; {goes_on}"
+        return "dead", f"ended without a message after step {step}; {goes_on}"
     return "new", f"no step yet; {goes_on}"
 
 
 def _speed(steps: Sequence[dict[str, Any]]) -> float | None:
-    """Tokens per second over the time of these steps."""
+    """Return the mean tokens per second over the time of these steps; None when it is unknown."""
     speeds = [line["tokens_per_second"] for line in steps if line.get("tokens_per_second")]
     return len(speeds) / sum(1 / speed for speed in speeds) if speeds else None
 
 
 def _job_of(run_folder: Path, starts: Sequence[dict[str, Any]]) -> Job | None:
-    """Of the Slurm jobs that were submitted for the run or that it started in: the one that runs, waits or was last."""
+    """Return the run's Slurm job that runs, else one that waits, else the last one; None when there is none."""
     named = [*_words(run_folder / "slurm" / "jobs"), *(str(start.get("slurm_job", "")) for start in starts)]
     jobs = []
     for name in list(dict.fromkeys(name for name in reversed(named) if name))[:JOBS]:
@@ -219,7 +223,7 @@ def _words(path: Path) -> list[str]:
 
 
 def _last_errors(log_folder: Path) -> list[str]:
-    """The last warnings and errors of all ranks, what several say told once, oldest first."""
+    """Return the last warnings and errors of all ranks, oldest first; equal ones of several ranks appear once."""
     ranks: dict[tuple[str, str], list[int]] = {}
     for path in log_folder.glob("rank-*.log"):
         rank = int(path.stem.removeprefix("rank-")) if path.stem.removeprefix("rank-").isdigit() else -1

@@ -1,4 +1,4 @@
-"""A run's status on one screen."""
+"""A run's status as text for one terminal screen."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,13 @@ from rich.table import Table
 from rich.text import Text
 
 from training.monitoring.status import Heartbeat, Status
+from training.monitoring.units import duration
 
 COLORS = {"finished": "green", "training": "green", "waiting": "yellow", "starting": "yellow", "stopped": "yellow"}
 
 
 def screen(status: Status) -> RenderableType:
-    """Everything a person wants to know of a run, in a form that fits one terminal."""
+    """Return the status of a run in a form that fits one terminal."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
@@ -38,7 +39,7 @@ def _lines(status: Status) -> list[tuple[str, RenderableType]]:
         left = f"  time left {job.time_left}" if job.time_left and job.runs else ""
         lines.append(("job", Text(f"{job.id}  {about}{left}" + (f"  ({job.source})" if job.source else ""))))
     if status.excluded_nodes:
-        lines.append(("sick nodes", Text(f"{', '.join(status.excluded_nodes)}, not used again")))
+        lines.append(("bad nodes", Text(f"{', '.join(status.excluded_nodes)}, not used again")))
     if not status.steps:
         return lines
     lines += [
@@ -69,7 +70,7 @@ def _speed(status: Status) -> str:
 def _goodput(status: Status) -> str:
     if status.goodput is None or status.wall_seconds is None:
         return "-"
-    return f"{status.goodput:.1%} of {duration(status.wall_seconds)} since the first start in steps that count"
+    return f"{status.goodput:.1%} of the {duration(status.wall_seconds)} since the first start were steps that count"
 
 
 def _checkpoint(status: Status) -> str:
@@ -86,9 +87,9 @@ def _restarts(status: Status) -> str:
 
 
 def _ranks(heartbeats: Sequence[Heartbeat], world: int) -> str:
-    """Health by node; ranks without a sign of life one by one."""
+    """Return how many ranks are alive on each node, and a line for each rank without a heartbeat."""
     if not any(heartbeat.alive for heartbeat in heartbeats):
-        return f"none of {world} alive" if heartbeats else "none: they came to their end" if world else "-"
+        return f"none of {world} alive" if heartbeats else "none, all have ended" if world else "-"
     nodes: dict[str, int] = {}
     for heartbeat in heartbeats:
         nodes[heartbeat.beat.host] = nodes.get(heartbeat.beat.host, 0) + heartbeat.alive
@@ -98,15 +99,3 @@ def _ranks(heartbeats: Sequence[Heartbeat], world: int) -> str:
     told = [f"\nrank {h.beat.rank} on {h.beat.host} silent for {duration(h.age)}, {h.beat.doing}" for h in silent[:8]]
     slow = [h.beat for h in heartbeats if h.beat.where]
     return text + "".join(told) + "".join(f"\n{beat}" for beat in slow[:8])
-
-
-def duration(seconds: float) -> str:
-    """As a person says it: 42 s, 17 min, 3 h 05 min, 2 d 4 h."""
-    minutes, hours = int(seconds / 60), int(seconds / 3600)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 90:
-        return f"{minutes} min"
-    if hours < 48:
-        return f"{hours} h {minutes % 60:02} min"
-    return f"{hours // 24} d {hours % 24} h"

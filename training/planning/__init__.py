@@ -1,4 +1,4 @@
-"""What a run would need and how long it would take, before any device is asked: see docs/planning.md."""
+"""Predicts the memory and the time of a run before it starts (docs/planning.md)."""
 
 from training.planning.stages import cut_stages
 from training.planning.summary import lines_at_start, summary

@@ -1,6 +1,6 @@
-"""Bytes that the forward pass keeps for the backward, and those that live only while a layer is computed.
+"""Bytes that the forward pass keeps for the backward pass, and bytes that are needed only while a layer is computed.
 
-Counted from the operations of `model/` as autograd keeps them; tests hold the sums to torch's own saved tensors.
+They are counted from the operations of `model/`; tests compare the sums with the tensors that torch saves.
 B batch, T tokens of a segment, W keys its tokens look at, D hidden, H heads, N slots, d head width, V vocabulary.
 """
 
@@ -13,19 +13,19 @@ from model.memory.planning import FP32, RankShare
 
 @dataclass(frozen=True)
 class Shape(RankShare):
-    """What one rank computes of a micro-batch, with what explicit memory brings."""
+    """Sizes of what one rank computes for a micro-batch, with those of explicit memory."""
 
     model: ModelConfig
     memory_on: bool = True
 
     @property
     def varlen(self) -> bool:
-        """Whether attention needs no mask for documents."""
+        """Whether attention takes sequence lengths, so that it needs no mask for documents."""
         return self.fused_norms and self.item < FP32 and (self.model.explicit is None or not self.memory_on)
 
     @property
     def loss_rows(self) -> int:
-        """Tokens whose logits are computed at once."""
+        """Number of tokens whose logits are computed at once."""
         block = LOSS_BLOCK["cuda" if self.fused_norms else "cpu"]
         return min(self.tokens, max(1, block * self.tensor // self.model.vocab_size))
 
@@ -36,59 +36,60 @@ class Shape(RankShare):
 
     @property
     def references(self) -> int:
-        """References that the micro-batch's chunks bring, each a sequence of its own."""
+        """Number of references of the micro-batch's chunks; each is a sequence of its own."""
         explicit = self.model.explicit if self.memory_on else None
         return self.tokens // explicit.chunk_length if explicit else 0
 
     @property
     def reference_tokens(self) -> int:
-        """Tokens of these references."""
+        """Number of tokens of these references."""
         return self.references * self.model.explicit.reference_length if self.model.explicit else 0
 
     @property
     def in_sight(self) -> int:
-        """m: kept tokens of references before each segment: those that any of its chunks sees."""
+        """m: number of kept reference tokens that any chunk of a segment sees."""
         explicit = self.model.explicit if self.memory_on else None
         if explicit is None:
             return 0
         return (-(-self.segment // explicit.chunk_length) + explicit.references - 1) * explicit.tokens
 
     def travelling(self, role: Role) -> int:
-        """Tokens that come into a layer: the micro-batch's, and those of references."""
+        """Return the number of tokens that enter a layer: those of the micro-batch and of references."""
         return self.tokens + (self.reference_tokens if role.references != "none" else 0)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Bytes a decoder layer keeps of one micro-batch; `entering`: its input, which the norms keep."""
+    """Bytes that a decoder layer keeps of one micro-batch; entering: of its input, which the norms keep."""
 
     entering: float = 0.0
-    norms: float = 0.0  # and the residual stream
+    norms: float = 0.0  # norms and residual stream
     attention: float = 0.0
     feed_forward: float = 0.0
-    memory: float = 0.0  # its activations
-    banks: float = 0.0  # its states that enter each segment
+    memory: float = 0.0  # the memory's activations
+    banks: float = 0.0  # the memory states at the start of each segment
 
     @property
     def total(self) -> float:
+        """Bytes kept without checkpointing."""
         return self.norms + self.attention + self.feed_forward + self.memory + self.banks
 
     def after(self, checkpointing: str) -> float:
-        """What stays until the backward pass; the rest is computed again there."""
+        """Return the bytes kept until the backward pass with this checkpointing; the rest is recomputed there."""
         if checkpointing == "full":
             return self.entering
-        if checkpointing == "selective":  # attention and memory begin with what the norms keep
+        if checkpointing == "selective":  # attention and memory are recomputed from what the norms keep
             return self.norms + self.feed_forward
         return self.total
 
 
 def layer_kept(shape: Shape, role: Role) -> Kept:
-    """Everything one decoder layer keeps."""
+    """Return the bytes that one decoder layer keeps of one micro-batch."""
     model, a, t, n = shape.model, shape.item, shape.tensor, shape.tokens
     entering = shape.travelling(role) * model.hidden_size * a / (t if shape.sequence else 1)
     if shape.memory_on:
         n = round(n * (1 + model.memory.extra_tokens(model) / shape.segment))
-    more = shape.reference_tokens if role.references != "none" else 0  # into the block
+    more = shape.reference_tokens if role.references != "none" else 0  # enter the block beside the tokens
     through = more if role.references == "whole" else 0
     norms = (2 * n + more + through) * shape.norm_kept / (t if shape.sequence else 1)
     width = model.head_width * (2 * model.num_heads + 2 * model.num_kv_heads)  # q, k, v and the result
@@ -105,16 +106,16 @@ def layer_kept(shape: Shape, role: Role) -> Kept:
 
 
 def _references_kept(shape: Shape, role: Role) -> float:
-    """Bytes that explicit memory adds to a layer's attention: the references' own, and their keys before segments."""
+    """Return the bytes that explicit memory adds to a layer's attention: of references, their keys and values."""
     model, a, t = shape.model, shape.item, shape.tensor
     if model.explicit is None or not shape.memory_on:
         return 0.0
     sink = len(model.explicit.bos)
     before = sink + (shape.in_sight if role.reads else 0)
     pairs = 2 * model.head_width * model.num_kv_heads * a / t  # keys and values of one token
-    reads = shape.batch * shape.segments * before * pairs + shape.tokens * before * a  # and the wider mask
+    reads = shape.batch * shape.segments * before * pairs + shape.tokens * before * a  # keys and values, wider mask
     through = shape.tokens + (shape.reference_tokens if role.references == "whole" else 0)
-    reads += through * model.head_width * model.num_heads * a / t  # all contexts side by side
+    reads += through * model.head_width * model.num_heads * a / t  # the concatenated results of attention
     if role.references != "whole":
         return reads
     own = shape.reference_tokens * (model.head_width * 2 * model.num_heads * a / t + pairs + FP32 * model.num_heads / t)
@@ -122,15 +123,21 @@ def _references_kept(shape: Shape, role: Role) -> float:
 
 
 def head_kept(shape: Shape) -> float:
-    """Bytes that `model.loss.HeadLoss` and the final norm keep: the gradients of the norm's output, in its place, and
-    of the head's weight, which several blocks sum in fp32."""
+    """Return the bytes that `model.loss.HeadLoss` and the final norm keep.
+
+    These are the gradients of the norm's output, which take its place, and of the head's weight, in fp32 when several
+    blocks add to it.
+    """
     item = FP32 if shape.loss_rows < shape.tokens else shape.item
     return shape.tokens * shape.norm_kept + shape.model.vocab_size / shape.tensor * shape.model.hidden_size * item
 
 
 def head_transient(shape: Shape) -> float:
-    """Bytes that live beside them while a block of the loss is computed: logits and log-probabilities in fp32, in bf16
-    the logits once more, and the block's gradient of the weight.  Compiled: logits and their gradient alone."""
+    """Return the bytes needed in addition while a block of the loss is computed.
+
+    These are logits and log-probabilities in fp32, in bf16 the logits again, and the block's gradient of the weight.
+    Compiled, there are only logits and their gradient beside the gradient of the weight.
+    """
     logits = shape.loss_rows * (2 * FP32 + (shape.item if shape.item < FP32 else 0))
     if shape.compiled:
         logits = shape.loss_rows * 2 * shape.item
@@ -138,7 +145,7 @@ def head_transient(shape: Shape) -> float:
 
 
 def layer_transient(shape: Shape, kept: Kept, checkpointing: str) -> float:
-    """Bytes that live while one layer's backward runs: what is recomputed, and the gradients of its widest part."""
+    """Return the bytes needed while one layer's backward runs: recomputed ones, and gradients of its widest part."""
     recomputed = kept.total if checkpointing == "full" else 0.0
     if checkpointing == "selective":
         recomputed = kept.attention + kept.memory + kept.banks

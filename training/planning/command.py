@@ -1,4 +1,4 @@
-"""What `launchers/plan.py` does once its arguments are read."""
+"""The work of `launchers/plan.py` after its arguments are parsed."""
 
 import math
 from dataclasses import replace
@@ -21,14 +21,15 @@ from training.planning.report import (
 )
 from training.planning.search import best_plan
 
-SHOWN = 5  # of the fastest plans
+SHOWN = 5  # number of the fastest plans that are shown
 
 
 def plan_one(config: RunConfig, name: str, count: int, as_is: bool, documents: int | None) -> None:
-    """Print the plan for `count` devices.
+    """Print the plan for `count` devices of the table's entry `name`, or of this machine's CPU.
 
-    documents: tokens of each; None: they fill attention's windows.  Raises `ConfigError` for what cannot be arranged or
-    does not fit.
+    as_is: plan the configured topology instead of searching the fastest one.
+    documents: tokens of each document; None: documents fill the windows of attention.
+    Raises `ConfigError` when no topology is valid or none fits.
     """
     device = device_named(name, count, documents)
     own = _own(config, count, device, needed=as_is)
@@ -48,8 +49,13 @@ def plan_one(config: RunConfig, name: str, count: int, as_is: bool, documents: i
 
 
 def plan_many(config: RunConfig, name: str, scale: str, folder: Path, documents: int | None) -> None:
-    """Print the best plan for each number of devices and draw them; raises `ConfigError` when there is none at all."""
-    from training.planning.scale import plot_scale  # matplotlib, for a picture alone
+    """Print the best plan for each number of devices, and draw them into `folder`.
+
+    scale: numbers of devices as text.
+    documents: tokens of each document; None: documents fill the windows of attention.
+    Raises `ConfigError` when no number has a plan.
+    """
+    from training.planning.scale import plot_scale  # imports matplotlib, which only the picture needs
 
     plans, problems = _plans(config, name, scale, "--scale", documents)
     console = new_console()
@@ -69,8 +75,12 @@ def plan_many(config: RunConfig, name: str, scale: str, folder: Path, documents:
 
 
 def plan_failures(config: RunConfig, name: str, scale: str, mtbf: str, folder: Path, documents: int | None) -> None:
-    """Print which part of the time trains when devices fail, for each number of them, and draw it; raises `ConfigError`
-    when no number of devices has a plan."""
+    """Print and draw the fraction of time spent training when devices fail, for each number of devices.
+
+    mtbf: hours between failures of one device, as text; empty: the default.
+    documents: tokens of each document; None: documents fill the windows of attention.
+    Raises `ConfigError` when no number has a plan.
+    """
     from training.planning.scale import plot_goodput
 
     seconds = parse_mtbf(mtbf)
@@ -88,12 +98,12 @@ def plan_failures(config: RunConfig, name: str, scale: str, mtbf: str, folder: P
 def _plans(
     config: RunConfig, name: str, scale: str, option: str, documents: int | None
 ) -> tuple[list[Plan], list[str]]:
-    """The best plan for each number of devices that has one, and why the others have none."""
+    """Return the best plans for the numbers of devices that have one, and why the others have none."""
     from training.planning.scale import parse_scale, plan_scale
 
     counts = parse_scale(scale)
     if name == "cpu":
-        raise ConfigError(f"{option}: cpu is this machine, which has as many cores as it has; name a GPU, as h200")
+        raise ConfigError(f"{option}: cpu is this machine, whose number of cores is fixed; name a GPU, such as h200")
     plans, problems = plan_scale(config, counts, device_named(name, max(counts), documents))
     if not plans:
         raise ConfigError("\n".join(problems))
@@ -101,23 +111,30 @@ def _plans(
 
 
 def device_named(name: str, count: int, documents: int | None) -> Device:
-    """A device of the table, or this machine's CPU with a core for each of `count` ranks; documents: tokens of each."""
+    """Return a device of the table, or this machine's CPU with a core for each of `count` ranks.
+
+    documents: tokens of each document; None: documents fill the windows of attention.
+    Raises `ConfigError` for a wrong `documents`.
+    """
     if documents is not None and documents < 1:
-        raise ConfigError(f"--document-tokens: {documents} must be 1 or more, or leave the option out")
+        raise ConfigError(f"--document-tokens: {documents} must be at least 1, or leave the option out")
     if name != "cpu":
         return replace(DEVICES[name], document_tokens=documents or math.inf)
     if documents is not None:
         raise ConfigError(
-            "--document-tokens: attention on a CPU computes what documents hide, too; leave the option out, or name a "
-            "GPU, as h200"
+            "--document-tokens: attention on a CPU computes also what documents hide; leave the option out, or name a "
+            "GPU, such as h200"
         )
-    from training.planning.probe import Cpu  # torch, which GPUs are planned without
+    from training.planning.probe import Cpu  # imports torch, which plans for GPUs do not need
 
     return Cpu(count)
 
 
 def _own(config: RunConfig, count: int, device: Device, needed: bool) -> Plan | None:
-    """The configuration's own topology.  One that was asked for, but is impossible, is refused."""
+    """Return the plan of the configured topology; None when it is not valid.
+
+    Raises `ConfigError` when it is not valid and either `needed` or not the default of one rank.
+    """
     parallel = config.parallel
     problems = topology_problems(config, count, device)
     if problems and (needed or (parallel.tensor, parallel.pipeline, parallel.segment) != (1, 1, 1)):
@@ -126,7 +143,7 @@ def _own(config: RunConfig, count: int, device: Device, needed: bool) -> Plan | 
 
 
 def _nearest(config: RunConfig, count: int, device: Device) -> str:
-    """What to change so that it fits."""
+    """Return the way out of a plan that does not fit: the fastest topology that does."""
     try:
         return f"the fastest that fits: {' '.join(best_plan(config, count, device).best.overrides())}"
     except ConfigError as error:

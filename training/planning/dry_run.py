@@ -1,4 +1,4 @@
-"""A configuration's model and schedule without computing anything: shapes are built on the meta device."""
+"""Describes a configuration's model and schedule; the model is built on the meta device, without memory for weights."""
 
 import torch
 
@@ -8,7 +8,7 @@ from training.config import RunConfig
 
 
 def describe(config: RunConfig) -> str:
-    """A short text: parameters, FLOPs a token, and what each phase does."""
+    """Return a short text with the number of parameters, and steps, tokens and FLOPs of each phase."""
     with torch.device("meta"):
         net = LanguageModel(config.model)
     total = sum(p.numel() for p in net.parameters())

@@ -1,4 +1,4 @@
-"""Bytes each rank holds, by part: weights and their training state as DeepSpeed keeps them, activations, buffers."""
+"""Bytes that each rank holds: weights and training state as DeepSpeed keeps them, activations, buffers."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,14 +12,14 @@ from training.planning.activations import Shape, head_kept, head_transient, laye
 from training.planning.devices import Device
 from training.planning.stages import cut_stages
 
-BUCKET = 500_000_000  # numbers at most: reduce_bucket_size, or the model where that is smaller
-LIVE = 1_000_000_000  # numbers: DeepSpeed's default stage3_max_live_parameters, gathered at once
+BUCKET = 500_000_000  # most elements of DeepSpeed's bucket (reduce_bucket_size); smaller for a smaller model
+LIVE = 1_000_000_000  # most elements gathered at a time, DeepSpeed's default stage3_max_live_parameters
 ITEM = {"fp32": 4, "bf16": 2}  # bytes of a weight and of an activation
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of the fullest rank.  `host`: what offloading puts into CPU memory, not part of the total."""
+    """Bytes of one rank; host: bytes that offloading moves to CPU memory, which are not part of the total."""
 
     weights: float = 0.0
     gradients: float = 0.0
@@ -33,7 +33,7 @@ class Memory:
 
     @property
     def parts(self) -> dict[str, float]:
-        """Bytes by what they are for, in the order they are explained."""
+        """Bytes by purpose, in the order in which reports show them."""
         return {
             "weights": self.weights,
             "gradients": self.gradients,
@@ -47,6 +47,7 @@ class Memory:
 
     @property
     def total(self) -> float:
+        """Bytes of all parts on the device."""
         return sum(self.parts.values())
 
     @property
@@ -57,19 +58,19 @@ class Memory:
 
 @dataclass(frozen=True)
 class Stage:
-    """What one pipeline stage holds: parameters of one tensor-parallel rank, and which layers."""
+    """The content of one pipeline stage; parameters and trained are numbers on one tensor-parallel rank."""
 
     index: int
     parameters: int
     trained: int
-    decoders: tuple[Role, ...]  # one a decoder layer
+    decoders: tuple[Role, ...]  # one for each decoder layer
     has_embedding: bool
     has_head: bool
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """How the ranks of a run are arranged."""
+    """The sizes of a topology's dimensions."""
 
     tensor: int
     pipeline: int
@@ -78,16 +79,17 @@ class Ranks:
 
     @property
     def world(self) -> int:
+        """Number of ranks."""
         return self.tensor * self.pipeline * self.segment * self.data
 
     @property
     def shards(self) -> int:
-        """Ranks with the same weights, among which ZeRO shares out their state."""
+        """Number of ranks with the same weights, over which ZeRO partitions the state."""
         return self.segment * self.data
 
 
 def ranks_of(config: RunConfig, world: int) -> Ranks:
-    """The arrangement of `world` ranks; they must be a multiple of the model's."""
+    """Return the topology of `world` ranks, which must be a multiple of tensor x pipeline x segment."""
     parallel = config.parallel
     data = world // (parallel.tensor * parallel.pipeline * parallel.segment)
     return Ranks(parallel.tensor, parallel.pipeline, parallel.segment, data)
@@ -95,7 +97,7 @@ def ranks_of(config: RunConfig, world: int) -> Ranks:
 
 @lru_cache(maxsize=256)
 def stages_of(model: ModelConfig, memory_on: bool, memory_alone: bool, tensor: int, pipeline: int) -> list[Stage]:
-    """The stages of the best cut; memory_alone: only the memory's parameters are trained."""
+    """Return the pipeline stages of the best cut; memory_alone: only the memory's parameters are trained."""
     costs, counts = stage_costs(model, memory_on), layer_parameters(model, memory_on)
     every = roles(model, memory_on)
     cut, stages = cut_stages(costs, pipeline), []
@@ -104,7 +106,7 @@ def stages_of(model: ModelConfig, memory_on: bool, memory_alone: bool, tensor: i
         own = sum(counts[i].per_rank(tensor) for i in layers)
         memory = sum(counts[i].memory_split // tensor + counts[i].memory_whole for i in layers)
         if model.tie_embeddings and index == pipeline - 1 > 0:
-            own += counts[0].per_rank(tensor)  # the embedding's second copy, as head
+            own += counts[0].per_rank(tensor)  # the copy of the embedding that is the output head
         decoders = tuple(every[i - 1] for i in layers if 0 < i <= model.num_layers)
         trained = memory if memory_alone else own
         stages.append(Stage(index, own, trained, decoders, index == 0, index == pipeline - 1))
@@ -112,13 +114,13 @@ def stages_of(model: ModelConfig, memory_on: bool, memory_alone: bool, tensor: i
 
 
 def is_compiled(config: RunConfig, phase: Phase, device: Device) -> bool:
-    """Whether the run compiles the phase's layers and loss there."""
+    """Return whether the run compiles the layers and the loss of the phase on this device."""
     wanted = device.name != "CPU" and config.training.compile != "off"
     return wanted and compile_obstacle(config, phase) is None
 
 
 def shape_of(config: RunConfig, phase: Phase, device: Device) -> Shape:
-    """What one rank computes of a micro-batch."""
+    """Return the sizes of what one rank computes for a micro-batch."""
     return Shape(
         model=config.model,
         memory_on=phase.memory,
@@ -133,13 +135,14 @@ def shape_of(config: RunConfig, phase: Phase, device: Device) -> Shape:
 
 
 def memory_of(config: RunConfig, phase: Phase, ranks: Ranks, device: Device) -> Memory:
-    """Bytes of the fullest rank in one phase."""
+    """Return the bytes of the fullest rank in one phase."""
     stages = stages_of(config.model, phase.memory, phase.trains == "memory", ranks.tensor, ranks.pipeline)
     samples = phase.tokens_per_step // config.data.sequence_length
     micro_batches = max(1, samples // (config.training.micro_batch_size * ranks.data))
     every = [_stage_memory(config, stage, shape_of(config, phase, device), ranks, micro_batches) for stage in stages]
     fullest = max(every, key=lambda memory: memory.total)
-    buffers = fullest.buffers if device.name != "CPU" else min(fullest.buffers, fullest.gradients)  # untouched pages
+    # on a CPU, pages of a buffer that are never written take no memory
+    buffers = fullest.buffers if device.name != "CPU" else min(fullest.buffers, fullest.gradients)
     return Memory(**vars(fullest) | {"overhead": device.overhead, "buffers": buffers})
 
 
@@ -156,8 +159,8 @@ def _stage_memory(config: RunConfig, stage: Stage, shape: Shape, ranks: Ranks, m
     logits = 0.0
     if stage.has_head:
         logits = head_kept(shape)
-        widest = max(widest, head_transient(shape))  # the loss is through before a layer's backward begins
-    if ranks.pipeline > 1:  # what comes in and what goes out, and their gradients
+        widest = max(widest, head_transient(shape))  # the loss is finished before a layer's backward begins
+    if ranks.pipeline > 1:  # input and output of the stage, and their gradients
         widest += 4 * travelling_residual(shape, stage)
     return Memory(
         weights=state.weights,
@@ -172,20 +175,20 @@ def _stage_memory(config: RunConfig, stage: Stage, shape: Shape, ranks: Ranks, m
 
 
 def travelling_residual(shape: Shape, stage: Stage) -> float:
-    """Bytes that come into a stage, or leave the first one, for one micro-batch."""
+    """Return the bytes of one micro-batch that enter a stage, or leave the first one."""
     if shape.memory_on and shape.model.memory.carry_travels:
         return 2.0 * shape.residual
     return shape.travelling(stage.decoders[0]) * shape.model.hidden_size * shape.item
 
 
 def state_bytes(config: RunConfig, parameters: int, trained: int, shards: int) -> Memory:
-    """Weights, gradients, optimizer state and buffers of one rank, as DeepSpeed 0.19 holds them at its peak.
+    """Return weights, gradients, optimizer state and buffers of one rank, as DeepSpeed 0.19 holds them at its peak.
 
-    Optimizer state: an fp32 master copy (in fp32 too) and AdamW's two moments, 12 bytes, shared out by every stage; of
-    what is not trained the same, handed on to the phases that train it, and never offloaded.
-    Gradients: ZeRO 1 in bf16 accumulates all of them in fp32, each as soon as it is made; in fp32 it keeps the
-    backward's own, or twice its part while a step is made.  ZeRO 2 keeps its part (in fp32 twice while a step is made)
-    beside a bucket, which is a buffer; ZeRO 3 its part twice while a step is made.
+    Optimizer state: an fp32 master copy (also of fp32 weights) and two moments, 12 bytes an element, partitioned
+    by every ZeRO stage. Untrained parameters have the same state, kept for later phases and never offloaded.
+    Gradients: ZeRO 1 in bf16 accumulates all of them in fp32; in fp32 it keeps those of the backward pass, or during a
+    step twice its partition. ZeRO 2 keeps its partition (in fp32 twice during a step) beside a bucket, which is a
+    buffer; ZeRO 3 keeps its partition twice during a step.
     """
     training, item = config.training, ITEM[config.training.precision]
     stage, offload, mixed = training.zero_stage, training.offload, item < FP32

@@ -1,6 +1,6 @@
-"""Code that does to arrays what `training.planning.passes` counts, to be measured on a CPU.
+"""Runnable samples of the patterns in `training.planning.passes`, to be measured on a CPU.
 
-There a pass over every second number costs ten times one over neighbours, so counting bytes is not enough.
+Counting bytes is not enough on a CPU: reading every second element takes ten times as long as reading neighbours.
 """
 
 from collections.abc import Callable
@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BY_SEGMENT = ("mask", "decaying keys", "queries", "gates", "gates twice", "slot gates")  # their rows are whole segments
+BY_SEGMENT = ("mask", "decaying keys", "queries", "gates", "gates twice", "slot gates")  # need rows of whole segments
 
 
 def sample(what: str, rows: int, size: int, width: int, dtype: torch.dtype) -> Callable[[], object]:
-    """A function that does once what `what` names to [rows, size]; `width`: of a head, or tokens of a segment."""
+    """Return a function that runs the pattern `what` once, forward and backward, on an array [rows, size].
+
+    width: width of a head for "heads", tokens of a segment for the patterns in `BY_SEGMENT`.
+    """
     if what == "mask":
         documents = torch.zeros(max(1, rows // width), width, dtype=torch.int64)
         causal = torch.ones(width, size, dtype=torch.bool).tril(size - width)
@@ -43,7 +46,7 @@ def sample(what: str, rows: int, size: int, width: int, dtype: torch.dtype) -> C
 
 
 def _heads(qkv: Tensor, width: int) -> Tensor:
-    """Two thirds of the heads rotated; values copied behind an empty cache."""
+    """Rotate two thirds of the heads (queries and keys), and concatenate the rest (values)."""
     heads = qkv.unflatten(-1, (-1, width))
     rotated, values = heads.split((heads.size(1) - heads.size(1) // 3, heads.size(1) // 3), dim=1)
     cos = torch.ones(qkv.size(0), 1, width // 2, dtype=qkv.dtype)
@@ -58,7 +61,7 @@ def _swiglu(x: Tensor) -> Tensor:
 
 
 def _by_segment(x: Tensor, tokens: int) -> Tensor:
-    """[rows, size] -> fp32 [segments, heads, tokens, 64 or less]."""
+    """Reshape [rows, size] to fp32 [segments, heads, tokens, at most 64]."""
     width = next(w for w in (64, 32, 16, 8, 4, 2, 1) if x.size(1) % w == 0)
     return x.float().unflatten(0, (-1, tokens)).unflatten(-1, (-1, width)).transpose(1, 2)
 
@@ -75,7 +78,7 @@ def _keys(x: Tensor, tokens: int) -> Tensor:
 
 
 def _gates(x: Tensor, tokens: int) -> Tensor:
-    """Two gates, content and a norm, by heads, and back."""
+    """Compute two gates, content and a norm by heads, and return to the flat layout."""
     flat = x.flatten(0, -2) if x.dim() > 2 else x
     heads = _by_segment(flat, tokens)
     written = torch.sigmoid(heads) * torch.tanh(heads + 1.0)

@@ -1,4 +1,4 @@
-"""One configuration on one number of devices: does it fit, and how long does it take."""
+"""The plan of one configuration on one number of devices: whether it fits, and how long it takes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ DAY = 86400.0  # seconds
 
 @dataclass(frozen=True)
 class Plan:
-    """A legal topology of a run."""
+    """The predicted memory and time of a run with a valid topology."""
 
     config: RunConfig
     ranks: Ranks
@@ -24,12 +24,12 @@ class Plan:
 
     @cached_property
     def memory(self) -> Memory:
-        """Bytes of the fullest rank in the phase that needs most."""
+        """Memory of the fullest rank in the phase that needs most."""
         return max(self._memories, key=lambda memory: memory.total)
 
     @cached_property
     def fullest_phase(self) -> str:
-        """Name of that phase."""
+        """Name of the phase that needs most memory."""
         index = max(range(len(self._memories)), key=lambda i: self._memories[i].total)
         return self.config.phases[index].name
 
@@ -39,41 +39,43 @@ class Plan:
 
     @property
     def fits(self) -> bool:
+        """Whether the fullest rank fits into the device's memory."""
         return self.memory.total <= self.device.usable
 
     @cached_property
     def steps(self) -> list[StepTime]:
-        """One step of each phase."""
+        """Time of one step of each phase."""
         return [step_time(self.config, phase, self.ranks, self.device) for phase in self.config.phases]
 
     @cached_property
     def seconds(self) -> float:
-        """Of all steps of all phases; evaluations, checkpoints and restarts are not counted."""
+        """Seconds of all steps of all phases, without evaluations, checkpoints and restarts."""
         phases = zip(self.config.phases, self.steps, strict=True)
         return sum(phase.steps * step.seconds for phase, step in phases)
 
     @property
     def days(self) -> float:
+        """Days of all steps of all phases."""
         return self.seconds / DAY
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all devices, over the whole run."""
+        """Tokens per second of all devices together, over the whole run."""
         return self.config.total_tokens / self.seconds
 
     @property
     def mfu(self) -> float:
-        """Over the whole run."""
+        """FLOP/s of the model over the devices' peak, 0..1, over the whole run."""
         phases = zip(self.config.phases, self.steps, strict=True)
         return sum(phase.steps * step.seconds * step.mfu for phase, step in phases) / self.seconds
 
     @property
     def checkpoint_bytes(self) -> float:
-        """fp32 weights and AdamW's two moments."""
+        """Size of a checkpoint: fp32 weights and AdamW's two moments."""
         return 3.0 * FP32 * count_parameters(self.config.model).total
 
     def overrides(self) -> list[str]:
-        """What to append to pretrain.py's command line."""
+        """Return the plan's topology as overrides for pretrain.py's command line."""
         training, parallel = self.config.training, self.config.parallel
         values = {
             "parallel.tensor": parallel.tensor,
@@ -89,12 +91,12 @@ class Plan:
 
 
 def make_plan(config: RunConfig, world: int, device: Device) -> Plan:
-    """The plan of a configuration's own topology; it must be legal (`topology_problems`)."""
+    """Return the plan of the configured topology, which must be valid (`topology_problems`)."""
     return Plan(config, ranks_of(config, world), device)
 
 
 def topology_problems(config: RunConfig, world: int, device: Device) -> list[str]:
-    """Why `world` devices cannot run this configuration as it is, each with the nearest that can."""
+    """Return why `world` devices cannot run the configuration as it is, with the nearest numbers that can."""
     parallel, training, problems = config.parallel, config.training, config.problems()
     if parallel.tensor > device.node_size and device.name != "CPU":
         problems.append(
@@ -109,8 +111,8 @@ def topology_problems(config: RunConfig, world: int, device: Device) -> list[str
         tensors = [t for t in tensors if not _with_tensor(config, t).problems()]
         way_out = f", or parallel.tensor={tensors[-1]}" if tensors else ""
         problems.append(
-            f"--devices: {world} is no multiple of parallel.tensor {parallel.tensor} x pipeline {parallel.pipeline} x "
-            f"segment {parallel.segment} = {of_model}; the nearest are {nearest} devices{way_out}"
+            f"--devices: {world} is not a multiple of parallel.tensor {parallel.tensor} x pipeline {parallel.pipeline} "
+            f"x segment {parallel.segment} = {of_model}; the nearest are {nearest} devices{way_out}"
         )
         return problems
     share = training.micro_batch_size * (world // of_model)
@@ -120,9 +122,10 @@ def topology_problems(config: RunConfig, world: int, device: Device) -> list[str
             fitting = [n for n in range(1, samples + 1) if samples % (n * training.micro_batch_size) == 0]
             nearest = " or ".join(str(n * of_model) for n in _around(fitting, world // of_model))
             problems.append(
-                f"phases.{index}.tokens_per_step: {phase.tokens_per_step:,} are {samples} samples, no multiple of "
-                f"training.micro_batch_size {training.micro_batch_size} x {world // of_model} data-parallel ranks; the "
-                f"nearest are {nearest or 'no'} devices, or use a multiple of {share * config.data.sequence_length:,}"
+                f"phases.{index}.tokens_per_step: {phase.tokens_per_step:,} tokens are {samples} samples, which is not "
+                f"a multiple of training.micro_batch_size {training.micro_batch_size} x {world // of_model} "
+                f"data-parallel ranks; the nearest are {nearest or 'no'} devices, or use a multiple of "
+                f"{share * config.data.sequence_length:,}"
             )
             break
     return problems
@@ -133,6 +136,6 @@ def _with_tensor(config: RunConfig, tensor: int) -> RunConfig:
 
 
 def _around(values: Sequence[int], wanted: int) -> list[int]:
-    """The nearest of `values` below and above."""
+    """Return the nearest of `values` at or below `wanted` and above it."""
     below, above = [v for v in values if v <= wanted], [v for v in values if v > wanted]
     return below[-1:] + above[:1]

@@ -1,7 +1,7 @@
-"""The CPU as a device, measured on the spot: the products and passes a plan asks for, at their real sizes.
+"""This machine's CPU as a device whose products and passes are measured when a plan asks for them.
 
-A rank is taken to have one core, as `OMP_NUM_THREADS=1` gives it, or `threads` of them.  Each kind of operation is
-measured once and kept; what would take long is measured on fewer rows and scaled.
+A rank has one core, as with `OMP_NUM_THREADS=1`, or `threads` cores. Each operation and size is measured once; a large
+one is measured on fewer rows and scaled.
 """
 
 import functools
@@ -21,24 +21,24 @@ from training.distributed.devices import keep_freed_memory
 from training.planning.devices import GB, GIB, Device
 from training.planning.patterns import BY_SEGMENT, sample
 
-MOST_WORK = 2e9  # multiply-adds of one measurement: about a tenth of a second on a core
-MOST_ELEMENTS = 1 << 22  # of the optimizer's measurement: more than any cache holds
-MOST_NUMBERS = 1 << 24  # of a pattern
-POOL = 1 << 27  # bytes that passes go round in: a step's activations do not stay in a cache
-SMALLEST_ARRAY = 1 << 14  # bytes; below, a pass costs what calling it costs
-REPEATS = 3  # the fastest of so many counts: a disturbance only ever adds
-LOOPBACK = 2 * GB  # bytes/s between two gloo ranks of one machine, a copy through the kernel each way
+MOST_WORK = 2e9  # most multiply-adds of one measurement, about a tenth of a second on a core
+MOST_ELEMENTS = 1 << 22  # most elements when the optimizer is measured; more than a cache holds
+MOST_NUMBERS = 1 << 24  # most elements when a pattern is measured
+POOL = 1 << 27  # bytes over which passes are measured, because the activations of a step do not stay in a cache
+SMALLEST_ARRAY = 1 << 14  # bytes; smaller arrays cost as much, because the call itself takes longer
+REPEATS = 3  # the fastest of so many runs is used, because disturbances only slow a run down
+LOOPBACK = 2 * GB  # bytes/s between two gloo ranks of one machine, in each direction
 
 
 class Cpu(Device):
-    """One rank's share of this machine.  Peak and bandwidth are what was measured on large arrays."""
+    """One rank's share of this machine; peak and bandwidth are measured on large arrays."""
 
     _measured: dict[tuple[object, ...], float]  # seconds, by operation and size
 
     def __init__(self, ranks: int, threads: int = 1) -> None:
         torch.set_num_threads(threads)
         keep_freed_memory()
-        object.__setattr__(self, "_measured", {})  # devices are frozen; what was measured here is only remembered
+        object.__setattr__(self, "_measured", {})  # a cache in an otherwise frozen dataclass
         side = 1024
         peak = {precision: 2 * side**3 / self._product(side, precision) for precision in ("fp32", "bf16")}
         size = float(POOL // 8)
@@ -56,7 +56,7 @@ class Cpu(Device):
         )
 
     def linear(self, rows: int, inner: int, outer: int, precision: str) -> float:
-        """Seconds of the forward and backward of `model.linear` at this size."""
+        """Return the seconds of the forward and backward of `model.linear` at this size."""
         rows, measured = max(1, rows), max(1, min(rows, int(MOST_WORK / 3 / (inner * outer)) or 1))
         weight = functools.partial(torch.randn, outer, inner, dtype=_dtype(precision), requires_grad=True)
 
@@ -69,7 +69,7 @@ class Cpu(Device):
         return self._once(("linear", measured, inner, outer, precision), measure) * rows / measured
 
     def attention(self, windows: int, heads: int, queries: int, keys: int, width: int, precision: str) -> float:
-        """Seconds of torch's attention with a mask of documents, forward and backward."""
+        """Return the seconds of the forward and backward of torch's attention with a mask for documents."""
         work = heads * queries * keys * width * 6
         measured = max(1, min(windows, int(MOST_WORK / work)))
 
@@ -86,7 +86,7 @@ class Cpu(Device):
         return self._once(("attention", measured, heads, queries, keys, width, precision), measure) * windows / measured
 
     def batched(self, batch: int, rows: int, inner: int, outer: int) -> float:
-        """Seconds of a batched fp32 product, forward and backward."""
+        """Return the seconds of the forward and backward of a batched fp32 product."""
         measured = max(1, min(batch, int(MOST_WORK / 3 / (rows * inner * outer)) or 1))
 
         def measure() -> float:
@@ -98,7 +98,7 @@ class Cpu(Device):
         return self._once(("batched", measured, rows, inner, outer), measure) * batch / measured
 
     def stream(self, size: float, array: float) -> float:
-        """Seconds to read or write `size` bytes, at the rate of sums of such arrays that no cache holds."""
+        """Return the seconds to read or write `size` bytes, measured with sums of arrays of `array` bytes."""
         exponent = round(math.log2(min(max(array, SMALLEST_ARRAY), POOL // 8)))
         elements = (1 << exponent) // 4
 
@@ -115,7 +115,7 @@ class Cpu(Device):
         return size * self._once(("stream", exponent), measure)
 
     def passes(self, what: str, rows: int, size: float, item: int, width: int = 64) -> float:
-        """Seconds of a pattern, measured on as many whole segments as are quickly done."""
+        """Return the seconds of a pattern, measured on at most `MOST_NUMBERS` elements in whole segments."""
         columns, dtype = max(1, int(size)), torch.float32 if item == FP32 else torch.bfloat16
         unit = width if what in BY_SEGMENT else 1
         measured = min(rows, max(1, int(MOST_NUMBERS / columns) // unit) * unit)
@@ -123,7 +123,7 @@ class Cpu(Device):
         return self._once(key, lambda: _seconds(sample(what, measured, columns, width, dtype))) * rows / measured
 
     def adamw(self, elements: float) -> float:
-        """Seconds of torch's AdamW on that many elements, clipping and the copies around it included."""
+        """Return the seconds of torch's AdamW on so many elements, with clipping and the copies around it."""
         measured = int(min(max(elements, 1), MOST_ELEMENTS))
 
         def measure() -> float:
@@ -136,7 +136,7 @@ class Cpu(Device):
         return own + self.stream(elements * 28, elements * 4)  # norm, clipping, flat gradients, weights copied back
 
     def assumptions(self) -> str:
-        """What a plan on this device takes for granted."""
+        """Return a sentence with what was measured and assumed."""
         return (
             f"measured here with {torch.get_num_threads()} thread(s) a rank: products at "
             f"{self.peak['fp32'] / 1e9:.0f} GFLOP/s in fp32 and {self.peak['bf16'] / 1e9:.0f} in bf16 at best (the "
@@ -145,7 +145,7 @@ class Cpu(Device):
         )
 
     def _product(self, side: int, precision: str) -> float:
-        """Seconds of one product of two square matrices."""
+        """Return the seconds of one product of two square matrices of `side` rows."""
         x: Tensor = torch.randn(side, side, dtype=_dtype(precision))
         return _seconds(lambda: linear(x, x))
 
@@ -160,7 +160,7 @@ def _dtype(precision: str) -> torch.dtype:
 
 
 def _seconds(function: Callable[[], object]) -> float:
-    """Seconds of the fastest of a few calls, after one that is not counted."""
+    """Return the seconds of the fastest of `REPEATS` calls, after one call that is not measured."""
     function()
     fastest = math.inf
     for _ in range(REPEATS):
@@ -171,12 +171,12 @@ def _seconds(function: Callable[[], object]) -> float:
 
 
 def clock() -> float:
-    """Seconds; of this thread's own work where it is the only one, so that other processes do not count."""
+    """Return a time in seconds; with one thread its CPU time, so that other processes do not matter."""
     return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def _machine_memory() -> float:
-    """Bytes of this machine's memory, or of the control group's share of it where that is less."""
+    """Return the bytes of this machine's memory, or of the control group's limit where that is less."""
     total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"

@@ -1,4 +1,4 @@
-"""A plan as tables: on a terminal with lines, in a pipe as plain text."""
+"""Prints plans as tables: with borders on a terminal, as plain text elsewhere."""
 
 from collections.abc import Sequence
 
@@ -7,23 +7,24 @@ from rich.table import Table
 
 from model.cost import count_parameters, flops_per_token
 from training.config import RunConfig
+from training.monitoring.units import short
 from training.planning.devices import GB, GIB, Device
 from training.planning.goodput import HELD_LEAST, HOUR, RESTART, STORAGE, Goodput
 from training.planning.memory import Memory
 from training.planning.plan import DAY, Plan
 from training.planning.timing import bubble_fraction
 
-PIPED_WIDTH = 160  # columns where there is no terminal to ask
+PIPED_WIDTH = 160  # columns when the output is not a terminal
 
 
 def new_console() -> Console:
-    """Standard output; as wide as the tables need when it is a pipe."""
+    """Return a console on standard output, wide enough for the tables when it is not a terminal."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=PIPED_WIDTH)
 
 
 def show_model(console: Console, config: RunConfig) -> None:
-    """Parameters and what the phases compute."""
+    """Print the number of parameters, and tokens, steps and FLOPs of each phase."""
     parameters = count_parameters(config.model)
     backbone = parameters.total - parameters.memory
     console.print(
@@ -40,7 +41,7 @@ def show_model(console: Console, config: RunConfig) -> None:
 
 
 def show_choice(console: Console, plans: Sequence[Plan], own: Plan | None) -> None:
-    """The fastest plans, and the configuration's own."""
+    """Print the fastest plans, and that of the configured topology."""
     device, world = plans[0].device, plans[0].ranks.world
     console.print(f"\n{world} {device.name}: the fastest of what fits into {device.usable / GIB:.1f} GiB each")
     names = ("tensor", "pipeline", "segment", "data", "ZeRO", "micro-batch", "checkpointing", "sequence", "offload")
@@ -53,14 +54,14 @@ def show_choice(console: Console, plans: Sequence[Plan], own: Plan | None) -> No
 
 
 def show_details(console: Console, plan: Plan) -> None:
-    """Memory, time and traffic of one plan."""
+    """Print memory, time and traffic of one plan."""
     console.print(f"\nmemory of the fullest rank, phase {plan.fullest_phase}")
     memory = _table("part", "GiB")
     for name, size in plan.memory.parts.items():
         memory.add_row(name, f"{size / GIB:.2f}")
     memory.add_row("total", f"{plan.memory.total / GIB:.2f}")
     if plan.memory.host:
-        memory.add_row("in CPU memory, beside it", f"{plan.memory.host / GIB:.2f}")
+        memory.add_row("in addition, in CPU memory", f"{plan.memory.host / GIB:.2f}")
     console.print(memory)
     console.print("\nseconds of a step, on the slowest stage")
     steps = _table("phase", *plan.steps[0].parts, "total", "tokens/s", "MFU", "in documents", "days")
@@ -68,7 +69,7 @@ def show_details(console: Console, plan: Plan) -> None:
         seconds = [f"{value:.3g}" for value in (*step.parts.values(), step.seconds)]
         days = phase.steps * step.seconds / DAY
         mfu = f"{step.mfu:.1%}", f"{step.document_mfu:.1%}"
-        steps.add_row(phase.name, *seconds, _short(step.tokens_per_second), *mfu, f"{days:.3g}")
+        steps.add_row(phase.name, *seconds, short(step.tokens_per_second), *mfu, f"{days:.3g}")
     console.print(steps)
     console.print("\nGB a rank sends in a step")
     links = ("tensor", "pipeline", "segment", "data", "host")
@@ -85,10 +86,10 @@ def show_details(console: Console, plan: Plan) -> None:
 
 
 def show_conclusion(console: Console, best: Plan, own: Plan | None) -> None:
-    """What to run, and what the configuration's own topology loses against it."""
+    """Print the overrides of the best plan, and how much slower the configured topology is."""
     console.print(
-        f"\n{duration(best.seconds)} for {_short(best.config.total_tokens)} tokens at "
-        f"{_short(best.tokens_per_second)} tokens/s; append to pretrain.py:"
+        f"\n{duration(best.seconds)} for {short(best.config.total_tokens)} tokens at "
+        f"{short(best.tokens_per_second)} tokens/s; append to pretrain.py:"
     )
     console.print(" ".join(best.overrides()), soft_wrap=True)
     if own is None:
@@ -97,16 +98,17 @@ def show_conclusion(console: Console, best: Plan, own: Plan | None) -> None:
         console.print("the configuration's own topology does not fit: " + misfit(own))
     elif own.overrides() != best.overrides():
         console.print(
-            f"the configuration's own topology takes {duration(own.seconds)}: {own.seconds / best.seconds:.2f} times it"
+            f"the configuration's own topology takes {duration(own.seconds)}, "
+            f"{own.seconds / best.seconds:.2f} times as long"
         )
     else:
         console.print("that is the configuration's own topology")
 
 
 def show_goodput(console: Console, found: Sequence[Goodput], default: bool) -> None:
-    """Failures, the best checkpoint interval and the share of time that trains, a line for each number of devices.
+    """Print failures, best checkpoint interval and fraction of time spent training, for each number of devices.
 
-    default: nobody named the time between failures.
+    default: the time between failures is the default, whose source is printed.
     """
     first = found[0]
     config, device = first.plan.config, first.plan.device
@@ -130,15 +132,15 @@ def show_goodput(console: Console, found: Sequence[Goodput], default: bool) -> N
     source = " (a default: Llama 3's 419 failures in 54 days on 16,384 H100, arXiv 2407.21783)" if default else ""
     console.print(f"\na {device.name} fails every {first.mtbf / HOUR:,.0f} hours{source}", soft_wrap=True)
     console.print(
-        f"assumed: a checkpoint holds training for {HELD_LEAST:g} s and its copy to CPU memory; a machine reads and "
+        f"assumed: a checkpoint stops training for {HELD_LEAST:g} s and its copy to CPU memory; a machine reads and "
         f"writes {STORAGE / GB:g} GB/s; a restart takes {RESTART:g} s and reading the checkpoint twice; a failure ends "
-        "the whole run and the same number of devices goes on",
+        "the whole run, which continues on the same number of devices",
         soft_wrap=True,
     )
 
 
 def misfit(plan: Plan) -> str:
-    """Needed, available, and what needs most."""
+    """Return a sentence about a plan that does not fit: needed and available memory, and the largest part."""
     memory, device = plan.memory, plan.device
     return (
         f"it needs {memory.total / GIB:.1f} GiB a rank of the {device.usable / GIB:.1f} GiB a device ({device.name}) "
@@ -147,7 +149,7 @@ def misfit(plan: Plan) -> str:
 
 
 def describe_memory(memory: Memory, device: Device) -> str:
-    """One line."""
+    """Return a line with needed and available memory of a rank, and the largest part."""
     return (
         f"about {memory.total / GIB:.1f} GiB a rank of {device.usable / GIB:.1f}, most of it {memory.largest} "
         f"({memory.parts[memory.largest] / GIB:.1f} GiB)"
@@ -155,7 +157,7 @@ def describe_memory(memory: Memory, device: Device) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In the unit people would say it in."""
+    """Return an estimated duration as one number of three digits with a unit, such as 3.25 days."""
     for unit, size in (("days", DAY), ("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= size * 1.5:
             return f"{seconds / size:.3g} {unit}"
@@ -172,7 +174,7 @@ def _choice(plan: Plan) -> list[str]:
         *map(str, numbers),
         *settings,
         size,
-        _short(plan.tokens_per_second),
+        short(plan.tokens_per_second),
         f"{plan.mfu:.1%}",
         duration(plan.seconds),
     ]
@@ -184,10 +186,3 @@ def _table(*columns: str) -> Table:
     for index, name in enumerate(columns):
         table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
     return table
-
-
-def _short(value: float) -> str:
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""Days, tokens/s and the share of time that trains against the number of devices, as pictures."""
+"""Plots of days, tokens/s and the fraction of time spent training against the number of devices."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from data_prep.files import replacing
 from training.config import RunConfig
 from training.errors import ConfigError
 from training.planning.devices import Device
@@ -15,12 +16,12 @@ from training.planning.goodput import HOUR, Goodput
 from training.planning.plan import Plan
 from training.planning.search import best_plan
 
-SCALE = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)  # devices, where none are named
+SCALE = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)  # default numbers of devices
 TIME, SPEED, IDEAL, INK, GRID = "#d1495b", "#2f6db3", "#999999", "#333333", "#e3e3e3"
 
 
 def parse_scale(text: str) -> list[int]:
-    """`8,16,32`, or an empty text for `SCALE`; raises `ConfigError`."""
+    """Return the numbers of devices in a text such as `8,16,32`; `SCALE` for an empty one.  Raises `ConfigError`."""
     parts = [part.strip() for part in text.split(",")] if text else [str(n) for n in SCALE]
     if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
         raise ConfigError(f"--scale: '{text}' must be numbers of devices with commas between, such as 8,64,512")
@@ -28,7 +29,7 @@ def parse_scale(text: str) -> list[int]:
 
 
 def plan_scale(config: RunConfig, counts: Sequence[int], device: Device) -> tuple[list[Plan], list[str]]:
-    """The best plan for each number of devices that has one, and why the others have none."""
+    """Return the best plans for the numbers of devices that have one, and why the others have none."""
     plans, problems = [], []
     for count in counts:
         try:
@@ -39,7 +40,7 @@ def plan_scale(config: RunConfig, counts: Sequence[int], device: Device) -> tupl
 
 
 def plot_scale(plans: Sequence[Plan], out: Path) -> None:
-    """Draw the plans as a PNG at `out`; the old picture is there until the new one is whole."""
+    """Draw days and tokens/s of the plans as a PNG, which replaces the file at `out`."""
     config, device = plans[0].config, plans[0].device
     figure = Figure(figsize=(10, 5), dpi=130, layout="constrained", facecolor="white")
     canvas = FigureCanvasAgg(figure)
@@ -71,7 +72,7 @@ def plot_scale(plans: Sequence[Plan], out: Path) -> None:
 
 
 def plot_goodput(found: Sequence[Goodput], out: Path) -> None:
-    """Draw the share of time that trains and the best checkpoint interval as a PNG at `out`, like `plot_scale`."""
+    """Draw the fraction of time spent training and the best checkpoint interval as a PNG, which replaces `out`."""
     config, device = found[0].plan.config, found[0].plan.device
     figure = Figure(figsize=(10, 5), dpi=130, layout="constrained", facecolor="white")
     canvas = FigureCanvasAgg(figure)
@@ -83,7 +84,7 @@ def plot_goodput(found: Sequence[Goodput], out: Path) -> None:
     own = f"every {config.checkpoint.every_steps:,} steps, as configured"
     share.plot(counts, [100 * one.own_share for one in found], color=IDEAL, linestyle="--", linewidth=1, label=own)
     share.plot(counts, [100 * one.best_share for one in found], color=SPEED, marker="o", label="best interval")
-    share.set(ylabel="% of the time that trains")
+    share.set(ylabel="% of the time spent training")
     between = [one.between_failures / HOUR for one in found]
     interval.plot(counts, between, color=IDEAL, linestyle="--", linewidth=1, label="between two failures")
     interval.plot(counts, [one.interval / HOUR for one in found], color=TIME, marker="o", label="between checkpoints")
@@ -95,7 +96,7 @@ def plot_goodput(found: Sequence[Goodput], out: Path) -> None:
 
 
 def _finish(axes: Any, counts: Sequence[int], device: Device) -> None:
-    """The numbers of devices below, a grid, a legend."""
+    """Add the axis of the numbers of devices, a grid and a legend."""
     axes.set(xscale="log", xlabel=f"{device.name} GPUs")
     axes.set_xticks(counts, [f"{count:,}" for count in counts], rotation=45)
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -107,6 +108,5 @@ def _finish(axes: Any, counts: Sequence[int], device: Device) -> None:
 
 def _write(canvas: FigureCanvasAgg, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(out.name + ".tmp")
-    canvas.print_png(aside)
-    aside.replace(out)
+    with replacing(out) as aside:
+        canvas.print_png(aside)

@@ -1,4 +1,4 @@
-"""The topologies a number of devices allows, and the fastest that fits."""
+"""Searches the valid topologies of a number of devices for the fastest that fits."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,12 +8,15 @@ from training.errors import ConfigError
 from training.planning.devices import GIB, Device
 from training.planning.plan import Plan, make_plan, topology_problems
 
-MOST_SAMPLES = 64  # of a micro-batch: more has no advantage that a plan could see
+MOST_SAMPLES = 64  # largest micro-batch that is tried; plans do not get faster beyond it
 
 
 @dataclass(frozen=True)
 class Found:
-    """plans: those that fit, fastest first; smallest: the one that needs least memory; legal: how many were tried."""
+    """The result of a search.
+
+    plans: those that fit, fastest first; smallest: the plan that needs least memory; legal: number of valid topologies.
+    """
 
     plans: list[Plan]
     smallest: Plan | None
@@ -21,13 +24,14 @@ class Found:
 
     @property
     def best(self) -> Plan:
+        """The fastest plan that fits."""
         return self.plans[0]
 
 
 def search(config: RunConfig, world: int, device: Device, offload: bool = False) -> Found:
-    """All legal topologies of `world` devices, ranked by the predicted time of the whole run.
+    """Plan all valid topologies of `world` devices, and rank them by the predicted time of the whole run.
 
-    The configuration's offload setting is kept; with offload=True the offloading ones are tried instead.
+    offload: try all settings of training.offload that offload; else the configured setting is kept.
     """
     fitting: list[Plan] = []
     smallest, legal = None, 0
@@ -41,7 +45,10 @@ def search(config: RunConfig, world: int, device: Device, offload: bool = False)
 
 
 def best_plan(config: RunConfig, world: int, device: Device) -> Found:
-    """The search with offloading only where nothing fits without it; raises `ConfigError` when nothing fits at all."""
+    """Search the topologies, with offloading when nothing fits without it.
+
+    Raises `ConfigError` when no topology is valid or none fits.
+    """
     found = search(config, world, device)
     if not found.plans and device.name != "CPU":
         offloading = search(config, world, device, offload=True)
@@ -54,7 +61,7 @@ def best_plan(config: RunConfig, world: int, device: Device) -> Found:
 
 
 def candidates(config: RunConfig, world: int, device: Device, offload: bool) -> Iterator[RunConfig]:
-    """Copies of `config` with every legal topology, ZeRO stage, micro-batch size and checkpointing."""
+    """Yield copies of `config` with every valid topology, ZeRO stage, micro-batch size and checkpointing."""
     settings = ("optimizer", "all") if offload else (config.training.offload,)
     for tensor, pipeline, segment in _arrangements(config, world, device):
         for sequence in {False, tensor > 1}:
@@ -74,7 +81,7 @@ def candidates(config: RunConfig, world: int, device: Device, offload: bool) -> 
 
 
 def _arrangements(config: RunConfig, world: int, device: Device) -> Iterator[tuple[int, int, int]]:
-    """(tensor, pipeline, segment) whose product divides the devices."""
+    """Yield (tensor, pipeline, segment) whose product divides the number of devices."""
     most = min(world, device.node_size)
     segments = -(-config.data.sequence_length // config.model.segment_length)
     for tensor in _divisors(world, most):
@@ -85,7 +92,7 @@ def _arrangements(config: RunConfig, world: int, device: Device) -> Iterator[tup
 
 
 def _variants(config: RunConfig, data: int) -> Iterator[RunConfig]:
-    """Micro-batch sizes that every phase's batch is a multiple of, with each way of checkpointing."""
+    """Yield copies with each micro-batch size that divides every phase's batch, and each kind of checkpointing."""
     samples = [phase.tokens_per_step // config.data.sequence_length for phase in config.phases]
     micro_batch = 1
     while micro_batch <= MOST_SAMPLES and all(n % (micro_batch * data) == 0 for n in samples):
@@ -100,14 +107,14 @@ def _divisors(number: int, most: int) -> list[int]:
 
 
 def _rank(plan: Plan) -> tuple[float, int, int, int, float]:
-    """By time; of nearly equal ones the simpler, then the one that needs less memory."""
+    """Return the sort key: time to three digits, then simplicity of the topology, then memory."""
     parallel, training = plan.config.parallel, plan.config.training
     simple = parallel.tensor * parallel.pipeline * parallel.segment
     return float(f"{plan.seconds:.3g}"), simple, training.zero_stage, int(parallel.sequence), plan.memory.total
 
 
 def _no_topology(config: RunConfig, world: int, device: Device) -> str:
-    """No arrangement divides these devices and the batch: which numbers of devices do?"""
+    """Return the message when no topology is valid, with the nearest numbers of devices that have one."""
     samples = min(phase.tokens_per_step // config.data.sequence_length for phase in config.phases)
     near = sorted(range(max(1, world // 2), 2 * world + 1), key=lambda n: (abs(n - world), n))
     nearest = [n for n in near[:200] if next(candidates(config, n, device, offload=False), None)][:2]
@@ -119,7 +126,7 @@ def _no_topology(config: RunConfig, world: int, device: Device) -> str:
 
 
 def _too_large(config: RunConfig, found: Found, world: int, device: Device) -> str:
-    """Nothing fits: what is largest in the smallest plan, and how many devices would do."""
+    """Return the message when no topology fits: the largest part of the smallest plan, and how many devices suffice."""
     assert found.smallest is not None
     memory = found.smallest.memory
     largest = f"{memory.largest} {memory.parts[memory.largest] / GIB:.1f} GiB"
@@ -127,10 +134,10 @@ def _too_large(config: RunConfig, found: Found, world: int, device: Device) -> s
     while more < 64 * world:
         more *= 2
         if search(config, more, device).plans:
-            way_out = f"{more} {device.name} would do"
+            way_out = f"{more} {device.name} suffice"
             break
     else:
-        way_out = "no larger number of them would do either: shorten data.sequence_length or make the model smaller"
+        way_out = "more devices do not help: shorten data.sequence_length or make the model smaller"
     return (
         f"--devices: no topology of {world} {device.name} fits: the smallest ({' '.join(found.smallest.overrides())}) "
         f"needs {memory.total / GIB:.1f} GiB a device of {device.usable / GIB:.1f} GiB, most of it {largest}; {way_out}"

@@ -1,4 +1,4 @@
-"""Where the pipeline cuts the flat list of layers."""
+"""Cuts the flat list of layers into pipeline stages."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,18 @@ from training.errors import ConfigError
 
 
 def cut_stages(costs: Sequence[float], stages: int) -> list[int]:
-    """Boundaries [0, ..., len(costs)] of the `stages` parts whose most expensive one costs least.
+    """Return the boundaries [0, ..., len(costs)] of the stages, such that the most expensive stage costs least.
 
-    Args: costs of the flat list (embedding, decoder layer x n, norm, head), as `model.cost.stage_costs` gives them.
-    Every part holds at least one decoder layer; the embedding is in the first, norm and head are in the last.  Exact
-    (dynamic programming); of equally good cuts one with small earlier parts, which hold more micro-batches in flight.
-    Raises `ConfigError` when there are more stages than decoder layers.
+    Every stage has at least one decoder layer; the embedding is in the first, norm and head are in the last. The result
+    is exact (dynamic programming). Of equally good cuts it is one with small early stages, because these keep more
+    micro-batches in flight.
+
+    Args:
+        costs: costs of the flat list (embedding, decoder layers, norm, head) from `model.cost.stage_costs`.
+        stages: number of stages.
+
+    Raises:
+        ConfigError: there are more stages than decoder layers.
     """
     layers = len(costs) - 3
     if not 1 <= stages <= layers:
@@ -22,7 +28,7 @@ def cut_stages(costs: Sequence[float], stages: int) -> list[int]:
     before = [0.0]
     for cost in costs:
         before.append(before[-1] + cost)
-    best = {0: (0.0, [0])}  # after some parts: end of the last one -> cost of the most expensive, boundaries
+    best = {0: (0.0, [0])}  # end of the last stage so far -> (cost of the most expensive stage, boundaries)
     for _ in range(stages - 1):
         best = {
             end: min(_extended(best[begin], before, end) for begin in best if begin < end)
@@ -32,6 +38,6 @@ def cut_stages(costs: Sequence[float], stages: int) -> list[int]:
 
 
 def _extended(found: tuple[float, list[int]], before: Sequence[float], end: int) -> tuple[float, list[int]]:
-    """`found` and one more part up to `end`; `before`: cost of all layers before each boundary."""
+    """Return the cut `found` with one more stage up to `end`; before: cost of all layers before each boundary."""
     worst, cut = found
     return max(worst, before[end] - before[cut[-1]]), [*cut, end]

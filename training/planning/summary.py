@@ -1,4 +1,4 @@
-"""The plan in a few lines, for the start of a run."""
+"""A summary of the plan in a few lines, for the start of a run."""
 
 import logging
 
@@ -12,7 +12,7 @@ log = logging.getLogger("memtrain")
 
 
 def summary(config: RunConfig, world_size: int, device: Device | None) -> list[str]:
-    """A few short lines for the start of a run; `device` None: unknown, then memory and time are left out."""
+    """Return a few lines for the start of a run; device None: unknown, and memory and time are left out."""
     parallel, parameters = config.parallel, count_parameters(config.model)
     data = world_size // (parallel.tensor * parallel.pipeline * parallel.segment)
     lines = [
@@ -27,12 +27,15 @@ def summary(config: RunConfig, world_size: int, device: Device | None) -> list[s
         *lines,
         f"planned memory: {describe_memory(plan.memory, device)}",
         f"planned time: {duration(plan.seconds)} at {plan.tokens_per_second:,.0f} tokens/s, MFU {plan.mfu:.0%} "
-        "(launchers/plan.py says why)",
+        "(launchers/plan.py explains it)",
     ]
 
 
 def lines_at_start(config: RunConfig, world_size: int, device_name: str) -> list[str]:
-    """`summary` on the device torch calls `device_name`; what a plan cannot do must not end a run, so it is logged."""
+    """Return `summary` for the device with torch's name `device_name`.
+
+    An error in planning is logged and gives no lines, so that it does not end the run.
+    """
     try:
         return summary(config, world_size, device_of(device_name))
     except Exception as error:
@@ -41,5 +44,5 @@ def lines_at_start(config: RunConfig, world_size: int, device_name: str) -> list
 
 
 def device_of(name: str) -> Device | None:
-    """The device of the table that torch's name for a GPU means (`NVIDIA H200`), or None."""
+    """Return the device of the table for torch's name of a GPU, such as `NVIDIA H200`; None for others."""
     return next((device for device in DEVICES.values() if device.name in name), None)

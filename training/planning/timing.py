@@ -1,4 +1,4 @@
-"""How long one optimizer step takes."""
+"""The time of one optimizer step."""
 
 import math
 from dataclasses import dataclass, replace
@@ -12,12 +12,12 @@ from training.planning.memory import ITEM, Ranks, Stage, shape_of, stages_of
 from training.planning.traffic import Traffic, traffic_of
 from training.planning.work import decoder_work, embedding_work, head_work
 
-OWN_GRADIENTS = 3  # passes over a micro-batch's gradients where it is not the only one: they are added to the others'
+OWN_GRADIENTS = 3  # passes over a micro-batch's gradients when there are several: reading two arrays, writing the sum
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step of a phase on its slowest stage; nothing is assumed to overlap."""
+    """Seconds of one step of a phase on its slowest stage, assuming that nothing overlaps."""
 
     micro_batches: int
     compute: float
@@ -26,30 +26,34 @@ class StepTime:
     pipeline: float
     segment: float
     data: float
-    optimizer: float  # its arithmetic, and the way to CPU memory when it lives there
+    optimizer: float  # AdamW's step, and the transfer from and to CPU memory when it is offloaded
     traffic: Traffic
     tokens: int
     mfu: float
-    document_mfu: float  # by the FLOPs that documents leave of attention's
+    document_mfu: float  # MFU that counts attention only inside documents
 
     @property
     def parts(self) -> dict[str, float]:
-        """Seconds by what they are for."""
+        """Seconds by purpose."""
         names = ("compute", "bubble", "tensor", "pipeline", "segment", "data", "optimizer")
         return {name: getattr(self, name) for name in names}
 
     @property
     def seconds(self) -> float:
+        """Seconds of the whole step."""
         return sum(self.parts.values())
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all devices."""
+        """Tokens per second of all devices together."""
         return self.tokens / self.seconds
 
 
 def step_time(config: RunConfig, phase: Phase, ranks: Ranks, device: Device) -> StepTime:
-    """A step of `phase`: (micro-batches + stages - 1) turns of the slowest stage, then gradients and optimizer."""
+    """Return the time of a step of `phase`.
+
+    It is (micro-batches + stages - 1) times that of a micro-batch on the slowest stage, then gradients and optimizer.
+    """
     samples = phase.tokens_per_step // config.data.sequence_length
     micro_batches = max(1, samples // (config.training.micro_batch_size * ranks.data))
     shape = shape_of(config, phase, device)
@@ -81,15 +85,15 @@ def step_time(config: RunConfig, phase: Phase, ranks: Ranks, device: Device) -> 
 
 
 def bubble_fraction(micro_batches: int, stages: int) -> float:
-    """The part of a pipeline's time in which a stage waits: (p - 1) / (m + p - 1)."""
+    """Return the fraction of time in which a pipeline stage waits: (p - 1) / (m + p - 1)."""
     return (stages - 1) / (micro_batches + stages - 1)
 
 
 def _compute(config: RunConfig, shape: Shape, stage: Stage, device: Device, micro_batches: int) -> float:
-    """Seconds of one micro-batch's forward and backward on one stage."""
+    """Return the seconds of one micro-batch's forward and backward on one stage."""
     precision, checkpointing = config.training.precision, config.training.activation_checkpointing
     if device.name != "CPU":
-        documents = device.document_tokens if shape.varlen else math.inf  # a mask saves no work
+        documents = device.document_tokens if shape.varlen else math.inf  # attention with a mask computes all pairs
         device = replace(device, compiled=shape.compiled, tf32=precision == "bf16", document_tokens=documents)
     seconds = 0.0
     for role in set(stage.decoders):
@@ -108,6 +112,6 @@ def _compute(config: RunConfig, shape: Shape, stage: Stage, device: Device, micr
 
 def _optimizer(config: RunConfig, stage: Stage, ranks: Ranks, device: Device) -> float:
     if config.training.offload != "none":
-        return 0.0  # on the CPUs: counted with the way there
+        return 0.0  # computed on the CPUs, and counted with the transfer to them
     zeroed = device.stream(FP32 * stage.trained, FP32 * stage.trained)
     return device.adamw(stage.trained / ranks.shards) + zeroed

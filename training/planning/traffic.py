@@ -1,6 +1,7 @@
-"""Bytes a rank sends over each kind of link in one optimizer step, and how long that takes.
+"""Bytes that a rank sends over each kind of link in one optimizer step, and the seconds this takes.
 
-Collectives are rings: an all-reduce of x bytes over n ranks sends 2x (n-1)/n from each, a gather or scatter half.
+Collectives are rings: in an all-reduce of x bytes over n ranks each sends 2x (n-1)/n bytes, in a gather or scatter half
+of that.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,11 @@ class Link:
 
 @dataclass(frozen=True)
 class Traffic:
-    """tensor, pipeline and segment: inside a micro-batch, of all the step's; data and host: once a step."""
+    """Traffic of one rank in one step, by kind of link.
+
+    tensor, pipeline and segment: inside micro-batches, summed over all of the step; data: between ranks with the same
+    weights; host: to and from CPU memory.
+    """
 
     tensor: Link = Link()
     pipeline: Link = Link()
@@ -34,7 +39,7 @@ class Traffic:
 def traffic_of(
     config: RunConfig, phase: Phase, shape: Shape, stage: Stage, ranks: Ranks, device: Device, micro_batches: int
 ) -> Traffic:
-    """Everything `stage` sends in a step."""
+    """Return the traffic of a rank of `stage` in one step."""
     return Traffic(
         tensor=_tensor(config, shape, stage, ranks, device, micro_batches),
         pipeline=_pipeline(shape, stage, ranks, device, micro_batches),
@@ -45,17 +50,17 @@ def traffic_of(
 
 
 def _tensor(config: RunConfig, shape: Shape, stage: Stage, ranks: Ranks, device: Device, micro_batches: int) -> Link:
-    """Two all-reduces a layer forward, two backward, and the forward's again when layers are computed again.
+    """Two all-reduces for each layer forward, two backward, and those of recomputed forwards again.
 
-    Sequence parallelism sends the same, as a scatter and a gather.
-    A memory may add collectives of its own: the published LM2 gathers what it reads.
+    Sequence parallelism sends the same amount as scatter and gather. A memory may have collectives of its own: the
+    published LM2 gathers what it reads.
     """
     if ranks.tensor == 1:
         return Link()
     again = {"none": 0, "selective": 1, "full": 2}[config.training.activation_checkpointing]
     count = len(stage.decoders) * (4.0 + again) + stage.has_embedding + stage.has_head
     count += 1.5 * shape.model.memory.gathers * sum(role.hosts for role in stage.decoders)
-    if shape.reference_tokens:  # references travel behind the tokens
+    if shape.reference_tokens:  # references go through the layers together with the tokens
         more = sum(role.references != "none" for role in stage.decoders) / len(stage.decoders)
         count *= 1 + more * shape.reference_tokens / shape.tokens
     size = 2 * shape.residual * (ranks.tensor - 1) / ranks.tensor
@@ -63,7 +68,7 @@ def _tensor(config: RunConfig, shape: Shape, stage: Stage, ranks: Ranks, device:
 
 
 def _pipeline(shape: Shape, stage: Stage, ranks: Ranks, device: Device, micro_batches: int) -> Link:
-    """The residual stream on and its gradient back, and the documents' numbers."""
+    """The residual stream to the next stage, its gradient back, and the document numbers."""
     if ranks.pipeline == 1:
         return Link()
     size = 2 * travelling_residual(shape, stage) + 8 * shape.tokens
@@ -71,7 +76,7 @@ def _pipeline(shape: Shape, stage: Stage, ranks: Ranks, device: Device, micro_ba
 
 
 def _segment(shape: Shape, stage: Stage, ranks: Ranks, device: Device, micro_batches: int) -> Link:
-    """One bank a layer over each boundary between ranks, and its gradient back."""
+    """One bank for each memory layer over each boundary between ranks, and its gradient back."""
     if ranks.segment == 1:
         return Link()
     bank = shape.batch * shape.model.memory.state_numbers(shape.model) / ranks.tensor * FP32
@@ -81,10 +86,10 @@ def _segment(shape: Shape, stage: Stage, ranks: Ranks, device: Device, micro_bat
 
 
 def _data(config: RunConfig, stage: Stage, ranks: Ranks, device: Device, micro_batches: int) -> Link:
-    """Gradients summed over the ranks with the same weights, weights gathered after the step.
+    """The sum of gradients over the ranks with the same weights, and the gathering of weights after the step.
 
-    DeepSpeed all-reduces whole buckets in stages 1 and 2: once a step in stage 1 (in fp32), for every micro-batch in
-    stage 2 (as the weights are).  Stage 3 gathers the weights for each forward and backward and scatters gradients.
+    In ZeRO 1 and 2 DeepSpeed all-reduces whole buckets: once a step in fp32 (1), for every micro-batch in the dtype of
+    the weights (2). ZeRO 3 gathers weights for each forward and backward and scatters gradients.
     """
     if ranks.shards == 1:
         return Link()
@@ -103,17 +108,17 @@ def _data(config: RunConfig, stage: Stage, ranks: Ranks, device: Device, micro_b
 
 
 def _host(config: RunConfig, stage: Stage, ranks: Ranks, device: Device, micro_batches: int) -> Link:
-    """With offloading: gradients to CPU memory and weights back; with `all`, the weights for every pass."""
+    """With offloading: gradients to CPU memory and weights back; with `all`, also the weights of every pass."""
     if config.training.offload == "none":
         return Link()
     item, part = ITEM[config.training.precision], stage.trained / ranks.shards
     size = (FP32 + item) * part
     if config.training.offload == "all":
         size += 2 * item * stage.parameters / ranks.shards * micro_batches
-    # AdamW on the CPUs passes over its state there: about as often as the link could carry it
+    # AdamW on the CPUs reads and writes its state there, assumed at the bandwidth of the link
     return Link(size, (size + 5 * FP32 * part) / device.host_link)
 
 
 def _stride(ranks: Ranks) -> int:
-    """Ranks between neighbours in the pipeline, which is the slowest of the topology's dimensions."""
+    """Return the distance in ranks between neighbours in the pipeline, whose dimension varies slowest."""
     return ranks.tensor * ranks.segment * ranks.data

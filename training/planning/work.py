@@ -1,6 +1,6 @@
-"""Seconds one device needs for each layer's products and passes over arrays, forward and backward together.
+"""Seconds of each layer's products and passes over arrays on one device, forward and backward together.
 
-Products and passes have their real sizes, so that a measured device (`training.planning.probe`) can be asked for them.
+Products and passes have their real sizes, so that a CPU can measure them (`training.planning.probe`).
 B batch, T tokens of a segment, D hidden, H heads, N slots, d head width, F neurons, V vocabulary.
 """
 
@@ -14,23 +14,24 @@ from training.planning.devices import Device
 
 @dataclass(frozen=True)
 class Work:
-    """Seconds, forward and backward; `inner`: attention and memory, which selective checkpointing computes again."""
+    """Seconds of forward and backward; inner: of attention and memory, which selective checkpointing recomputes."""
 
     inner: float = 0.0
     outer: float = 0.0
 
     @property
     def total(self) -> float:
+        """Seconds without recomputation."""
         return self.inner + self.outer
 
     def repeated(self, checkpointing: str) -> float:
-        """With what is computed again in the backward pass: a third, as the forward is of the products."""
+        """Return the seconds with recomputation added; a forward is a third of forward and backward."""
         again = {"none": 0.0, "selective": self.inner, "full": self.total}[checkpointing]
         return self.total + again / 3
 
 
 def decoder_work(shape: Shape, role: Role, device: Device, precision: str) -> Work:
-    """One decoder layer on one micro-batch."""
+    """Return the work of one decoder layer on one micro-batch."""
     model, t, a, tokens = shape.model, shape.tensor, shape.item, shape.tokens
     if shape.memory_on:
         tokens = round(tokens * (1 + model.memory.extra_tokens(model) / shape.segment))
@@ -56,7 +57,7 @@ def decoder_work(shape: Shape, role: Role, device: Device, precision: str) -> Wo
 
 
 def _references_work(shape: Shape, role: Role, device: Device, precision: str) -> float:
-    """Attention of the references among themselves, and the scores by which their tokens are chosen."""
+    """Return the seconds of attention inside references, and of the scores by which their tokens are chosen."""
     model = shape.model
     if model.explicit is None or role.references == "none":
         return 0.0
@@ -71,7 +72,7 @@ def _references_work(shape: Shape, role: Role, device: Device, precision: str) -
 
 
 def head_work(shape: Shape, device: Device, precision: str) -> float:
-    """Final norm, output head and loss."""
+    """Return the seconds of final norm, output head and loss."""
     model, tokens, a = shape.model, shape.tokens, shape.item
     vocabulary = model.vocab_size // shape.tensor
     casts = 2.0 * (FP32 + a) if a < FP32 and not shape.compiled else 0.0  # to fp32, and the gradient back
@@ -88,6 +89,6 @@ def head_work(shape: Shape, device: Device, precision: str) -> float:
 
 
 def embedding_work(shape: Shape, device: Device) -> float:
-    """The look-up, and a gradient as large as the table: zeroed, written, added."""
+    """Return the seconds of the look-up, and of a gradient as large as the table: zeroed, written, added."""
     table = shape.model.vocab_size // shape.tensor * shape.model.hidden_size * shape.item
     return device.stream(4.0 * table, table) + device.stream(5.0 * shape.residual, shape.residual)

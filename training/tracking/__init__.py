@@ -1,7 +1,7 @@
-"""Records a run in MLflow: one run for the whole life of a training, however often it is stopped and resumed.
+"""Records a run in MLflow: all attempts of a run, however often it is stopped and resumed, are one MLflow run.
 
-`tracker.py` is what training calls; it never waits. `outbox.py` keeps what the store has not taken yet, `delivery.py`
-brings it there, `store.py` alone imports MLflow. `sync.py` sends afterwards what a run left behind.
+Training calls `tracker.py`, which never waits. `outbox.py` keeps what has not been sent, `delivery.py` sends it, and
+only `store.py` imports MLflow. `sync.py` sends after training what a run left unsent.
 """
 
 from training.config.tracking import TrackingConfig

@@ -1,4 +1,4 @@
-"""Brings a run's entries to its store: each value once, whatever the run's earlier lives have sent."""
+"""Sends a run's entries to its store, without the values that earlier attempts of the run have sent."""
 
 import logging
 import time
@@ -23,7 +23,7 @@ METRICS_FILE = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class Opening:
-    """What a store is told when a run begins or goes on."""
+    """What a store is given when a run starts or continues."""
 
     experiment: str
     artifacts: str | None
@@ -34,20 +34,22 @@ class Opening:
 
 
 class Delivery:
-    """The way from one run's folder to its run in a store.  Its methods raise `AwayError`; refusals are counted."""
+    """Sends the entries of one run's folder to its run in a store.
+
+    Methods raise `AwayError` when the store cannot be reached; calls that it refuses are counted.
+    """
 
     def __init__(self, store: Store, folder: Path, run_id: str) -> None:
         self.store, self.folder, self.run_id = store, folder, run_id
-        self.last_step: dict[str, int] = {}  # of every metric: a run's steps are sent in their order
+        self.last_step: dict[str, int] = {}  # last step of every metric in the store; steps are sent in ascending order
         self.refused = 0
 
     def open(self, opening: Opening, *, create: bool = True) -> str:
-        """Make the run, or go on with `opening.run_id`; one that the store lost becomes a new run, said aloud.
+        """Continue the run `opening.run_id`, or create one; return its id.
 
-        Without `create` that raises `MissingError`.
-
-        The configuration is logged once as params.  What a later life changed becomes the tag `config_changed` and an
-        artifact, because MLflow refuses to change a param.
+        A run that the store does not have any more is created again, with a warning; with `create` false it raises
+        `MissingError`. The configuration is logged once as params. Changes by a later attempt become the tag
+        `config_changed` and an artifact, because MLflow does not let a param change.
         """
         known, continues = self._find(opening.run_id, create)
         if known is None:
@@ -68,11 +70,11 @@ class Delivery:
         except MissingError:
             if not create:
                 raise
-            log.warning("the MLflow run %s of this training is gone from the store; a new run continues it", run_id)
+            log.warning("the MLflow run %s of this run is not in the store any more; a new one continues it", run_id)
             return None, {"continues_run": run_id}
 
     def configuration(self, known: Known, params: Mapping[str, Any]) -> None:
-        """Bring the params that the store has not got, and tell what has changed of the others."""
+        """Send the params that the store lacks, and record which of the others have changed."""
         public = without_secrets(params)
         now = dict(flatten(public))
         self.store.params(known.run_id, {key: value for key, value in now.items() if key not in known.params})
@@ -88,7 +90,7 @@ class Delivery:
             self.store.text(known.run_id, text, f"config_changed/{stamp}.yaml")
 
     def deliver(self, entries: Sequence[Entry]) -> None:
-        """Bring all of `entries`; when it raises, bring them all again."""
+        """Send `entries`; when it raises, send them all again."""
         self.values(
             Point(safe_key(name), value, entry["time"], entry["step"])
             for entry in entries
@@ -99,22 +101,22 @@ class Delivery:
         artifacts: dict[tuple[str, str | None], None] = {}
         for entry in entries:
             tags |= entry.get("tags", {})
-            if "artifact" in entry:  # a file is sent as it is now, and once
+            if "artifact" in entry:  # a file is sent once, with its present content
                 artifacts[entry["artifact"], entry.get("folder")] = None
         if tags:
             self._attempt(lambda: self.store.tags(self.run_id, tags))
         for entry in entries:
-            if "status" in entry:  # before the artifacts: they may be large and time short
+            if "status" in entry:  # before the artifacts, which may be large when little time is left
                 self._attempt(lambda entry=entry: self.store.end(self.run_id, entry["status"], entry["time"]))  # type: ignore[misc]
         for path, folder in artifacts:
             self._attempt(lambda path=path, folder=folder: self.store.artifact(self.run_id, self.folder / path, folder))  # type: ignore[misc]
 
     def values(self, points: Iterable[Point]) -> int:
-        """Bring those of `points` that are later than what the store has of their metric; how many that were."""
+        """Send those of `points` that are later than the last step of their metric in the store; return how many."""
         sent, batch = 0, []
         last = dict(self.last_step)
         for point in points:
-            if point.key == DISCARDED or point.step > last.get(point.key, -1):  # steps are discarded more than once
+            if point.key == DISCARDED or point.step > last.get(point.key, -1):  # a step may be discarded several times
                 last[point.key] = point.step
                 batch.append(point)
             if len(batch) == MAX_BATCH:
@@ -126,25 +128,28 @@ class Delivery:
         if not batch:
             return 0
         self._attempt(lambda: self.store.points(self.run_id, batch))
-        self.last_step |= {point.key: point.step for point in batch}  # only once they have arrived
+        self.last_step |= {point.key: point.step for point in batch}  # only after they have been sent
         return len(batch)
 
     def catch_up(self, until_step: int, every: int) -> None:
-        """Bring from `metrics.jsonl` what an earlier life could not send: all later values up to `until_step`."""
+        """Send the values of `metrics.jsonl` up to `until_step` that an earlier attempt could not send."""
         self.values(point for point in recorded_points(self.folder, every) if point.step <= until_step)
 
     def _attempt(self, call: Any) -> None:
-        """`call`; what the store refuses is counted and told once, and is in `metrics.jsonl` all the same."""
+        """Run `call`; when the store refuses it, count that, and warn the first time."""
         try:
             call()
         except RefusedError as error:
             self.refused += 1
             if self.refused == 1:
-                log.warning("MLflow (%s) refused a call, training goes on without it: %s", self.store.uri, error)
+                log.warning("MLflow (%s) refused a call; training goes on without it: %s", self.store.uri, error)
 
 
 def recorded_points(folder: Path, every: int) -> Iterator[Point]:
-    """The values in a run's `metrics.jsonl`, of every `every`-th step; their time is not known, only their order."""
+    """Yield the values in a run's `metrics.jsonl`, of every `every`-th step and all evaluations.
+
+    They get the present time, because the file does not say when they were measured.
+    """
     steps, evaluations = read_metrics(folder / METRICS_FILE)
     time_ms = now_ms()
     for line in (*(line for line in steps if line["step"] % every == 0), *evaluations):
@@ -153,7 +158,7 @@ def recorded_points(folder: Path, every: int) -> Iterator[Point]:
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Leaves of a nested configuration as (`a.b.0.c`, text); a list of plain values stays one value."""
+    """Yield the leaves of a nested configuration as (`a.b.0.c`, text); a list of plain values is one leaf."""
     items: Iterator[tuple[Any, Any]] | None = None
     if isinstance(value, Mapping) and value:
         items = iter(value.items())

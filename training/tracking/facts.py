@@ -1,4 +1,4 @@
-"""What MLflow is told of a run beside its numbers: where the code and the machine stand, its phases, its starts."""
+"""Facts about a run beside its metrics: code version, machine, phases, starts, and how each attempt ended."""
 
 import calendar
 import getpass
@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.errors import one_line
 from data_prep.files import lines_of, write_text
 from training.errors import BAD_INPUT
 from training.logs import without_secret
@@ -26,10 +27,10 @@ STARTS_FILE = "starts.jsonl"
 END_FILE = "ended.json"
 ENVIRONMENT_FILE = "environment.txt"
 STAMP = "%Y-%m-%dT%H:%M:%SZ"  # how the time of a start is written
-# Files of a run's folder that MLflow gets, where they are: at every start, and at every end also the others.
+# Files of a run's folder that are sent to MLflow if they exist: the first at every start, all at every end.
 AT_START = ("config.yaml", ENVIRONMENT_FILE, "submit.sbatch")
 AT_END = ("loss.png", "report.html", "metrics.jsonl", STARTS_FILE, "log/rank-0.log")
-# What Slurm says of a job, and the tag it becomes.
+# Slurm's environment variables of a job, and the tags they become.
 _SLURM = {
     "SLURM_JOB_ID": "slurm.job_id",
     "SLURM_JOB_NAME": "slurm.job_name",
@@ -47,13 +48,13 @@ _PROJECT = Path(__file__).resolve().parents[2]
 
 
 def artifacts_of(run_folder: Path, *, at_start: bool = False) -> list[Path]:
-    """The files of the run that belong into MLflow, as far as they are there."""
+    """Return the existing files of the run that are sent to MLflow."""
     names = AT_START if at_start else AT_START + AT_END
     return [run_folder / name for name in names if (run_folder / name).is_file()]
 
 
 def read_run_id(run_folder: Path) -> str:
-    """The MLflow run of this folder, or nothing."""
+    """Return the id of the folder's MLflow run; empty when it has none."""
     try:
         return (run_folder / RUN_ID_FILE).read_text(encoding="utf-8").strip()
     except FileNotFoundError:
@@ -61,7 +62,7 @@ def read_run_id(run_folder: Path) -> str:
 
 
 def place_tags(world_size: int) -> dict[str, str]:
-    """Who runs what where: user, command, host, ranks, version, git, Slurm."""
+    """Return tags about this process: user, command, host, number of ranks, version, git, Slurm."""
     command = without_secret(shlex.join([Path(sys.executable).name, *sys.argv]))
     tags = {
         "mlflow.user": _user(),
@@ -79,12 +80,12 @@ def place_tags(world_size: int) -> dict[str, str]:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container's number without a name
+    except (OSError, KeyError):  # in a container, a user id without a name
         return str(os.getuid())
 
 
 def _git_tags() -> dict[str, str]:
-    """The state of this project's code; nothing where it is no git checkout, as in another project's environment."""
+    """Return tags about the git checkout of this project; empty when the code is not in a checkout of its own."""
     if _git("rev-parse", "--show-toplevel") != str(_PROJECT):
         return {}
     commit, branch = _git("rev-parse", "HEAD"), _git("rev-parse", "--abbrev-ref", "HEAD")
@@ -104,7 +105,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def environment_text() -> str:
-    """Interpreter, machine and every installed distribution with its version, as `pip freeze` writes them."""
+    """Return Python's version, the platform and all installed distributions, in the form of `pip freeze`."""
     every = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
     lines = [f"# python {platform.python_version()}, {platform.platform()}"]
     lines += [f"{name}=={every[name]}" for name in sorted(every, key=str.lower)]
@@ -112,12 +113,12 @@ def environment_text() -> str:
 
 
 def phase_tags(phases: Sequence[Any], current: int, over: bool) -> dict[str, str]:
-    """The phases as nested tags, `phase.0.name` and so on, and `phase`, the one being trained.
+    """Return the phases as tags: `phase.0.name` and so on, and `phase`, the name of the present one.
 
     Args:
-        phases: of a `RunConfig`.
-        current: number of the phase being trained.
-        over: it is done too.
+        phases: those of a `RunConfig`.
+        current: index of the present phase.
+        over: whether it is finished.
     """
     tags, first = {"phase": phases[current].name}, 1
     for number, phase in enumerate(phases):
@@ -135,7 +136,7 @@ def phase_tags(phases: Sequence[Any], current: int, over: bool) -> dict[str, str
 
 
 def read_starts(run_folder: Path) -> list[dict[str, Any]]:
-    """Every start of the run, oldest first: time, host, world size, step it went on from, Slurm job."""
+    """Return every start of the run, oldest first: time, host, world size, step it continued from, Slurm job."""
     try:
         lines = lines_of((run_folder / STARTS_FILE).read_text(encoding="utf-8", errors="replace"))
     except OSError:
@@ -152,7 +153,7 @@ def read_starts(run_folder: Path) -> list[dict[str, Any]]:
 
 
 def first_start(run_folder: Path) -> float | None:
-    """When the run was first started, in seconds since 1970; None when that is not known."""
+    """Return when the run was first started, in seconds since the epoch; None when it is unknown."""
     try:
         stamp = read_starts(run_folder)[0]["time"]
         return float(calendar.timegm(time.strptime(stamp, STAMP)))
@@ -161,7 +162,7 @@ def first_start(run_folder: Path) -> float | None:
 
 
 def this_start(after_step: int, world_size: int) -> dict[str, Any]:
-    """The line of `starts.jsonl` for this process."""
+    """Return the line of `starts.jsonl` for this start.  after_step: last step of the checkpoint it continues from."""
     job = os.environ.get("SLURM_JOB_ID")
     if job and (array := os.environ.get("SLURM_ARRAY_JOB_ID")):
         job = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"
@@ -171,7 +172,7 @@ def this_start(after_step: int, world_size: int) -> dict[str, Any]:
 
 
 def add_start(run_folder: Path, start: dict[str, Any]) -> None:
-    """Append it to `starts.jsonl`; how the life before ended is over with."""
+    """Append a start to `starts.jsonl`, and delete the file about the end of the attempt before."""
     (run_folder / END_FILE).unlink(missing_ok=True)
     with (run_folder / STARTS_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(start) + "\n")
@@ -184,21 +185,21 @@ class End:
     status: Status
     state: str  # in words
     exit_code: int
-    signal: str = ""  # name of the one that stopped it
-    exception: str = ""  # type and text of the one that ended it
+    signal: str = ""  # name of the signal that stopped it
+    exception: str = ""  # type and text of the exception that ended it
 
     @classmethod
     def of(cls, error: BaseException, step: int | None) -> "End":
-        """Return the end by `error` after `step`; None: before the first one of this attempt."""
-        text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        """Return the end of an attempt by `error` after `step`; None: before training began."""
+        text = f"{type(error).__name__}: {one_line(error, 500)}"
         when = "at its start" if step is None else f"after step {step}"
         return cls("FAILED", f"failed {when}: {text}", 2 if isinstance(error, BAD_INPUT) else 1, exception=text)
 
 
 def write_end(run_folder: Path, end: End, *, first: bool = False) -> None:
-    """Write how this attempt ended; a killed one leaves no such file.
+    """Write how this attempt ended; a killed attempt leaves no such file.
 
-    first: only where nobody has written yet; for ranks that end because of another, which may have said why.
+    first: write only when there is no such file yet, for ranks that end because of another rank's failure.
     """
     if not (first and (run_folder / END_FILE).exists()):
         state, exception = without_secret(end.state), without_secret(end.exception)
@@ -208,7 +209,7 @@ def write_end(run_folder: Path, end: End, *, first: bool = False) -> None:
 
 
 def read_end(run_folder: Path) -> tuple[str, str]:
-    """(status, state in words) that the last life ended with; empty when it was killed, or goes on."""
+    """Return (status, state in words) of the last attempt's end; empty when it was killed or is running."""
     try:
         end = json.loads((run_folder / END_FILE).read_text(encoding="utf-8"))
         return str(end["status"]), str(end["state"])
@@ -217,7 +218,7 @@ def read_end(run_folder: Path) -> tuple[str, str]:
 
 
 def start_tags(starts: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """`restarts`, how many starts followed the first, and what is known of the last of them."""
+    """Return the tags `restarts`, the number of starts after the first, and `restart.N`, which describes the last."""
     tags, number = {"restarts": str(len(starts) - 1)}, len(starts) - 1
     if number:
         last = starts[-1]

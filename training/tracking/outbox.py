@@ -1,6 +1,6 @@
-"""What a run has to say and its tracking store has not taken yet: JSON lines in the run's folder.
+"""Records that have not been sent to the tracking store yet, as JSON lines in the run's folder.
 
-An entry is written down before it is sent, so neither a dead server nor a kill loses it. Entries:
+An entry is written to the file before it is sent, so that neither a dead server nor a kill loses it. Entries:
 `{"step", "time", "metrics": {name: value}}`, `{"tags": {name: text}}`, `{"artifact": path, "folder"}` and
 `{"status", "time"}`; times in milliseconds since the epoch, paths relative to the run's folder.
 """
@@ -22,48 +22,48 @@ Entry = dict[str, Any]
 
 
 class Outbox:
-    """`tracking-spool.jsonl` of a run; one thread puts entries in, another takes them out, in the same order."""
+    """`tracking-spool.jsonl` of a run: a queue that one thread fills and another empties."""
 
     def __init__(self, path: Path, confirm: Callable[[], None] = lambda: None) -> None:
-        """Take up what an earlier life left in `path`; a line torn by a kill is left out.
+        """Read the entries that an earlier attempt left in `path`; a line torn by a kill is left out.
 
-        confirm: raises `LostLockError` where another process has the run's folder; the file is then its own.
+        confirm: raises `LostLockError` when another process owns the run's folder; the file is then not written.
         """
         self.path, self._confirm = path, confirm
         self._changed = threading.Condition()
         self._entries = read_entries(path)
         self._file: IO[bytes] | None = None
-        self._torn = path.exists() and not path.read_bytes().endswith(b"\n")  # the next line does not go on with it
+        self._torn = path.exists() and not path.read_bytes().endswith(b"\n")  # the next entry needs a newline before it
         self._complained = False
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def put(self, entry: Entry) -> None:
-        """Add `entry`, on disk and in memory."""
+        """Append `entry` in memory and on disk."""
         with self._changed:
             self._entries.append(entry)
             self._on_disk(lambda: self._append(_line(entry)))
             self._changed.notify_all()
 
     def peek(self) -> list[Entry]:
-        """All entries, oldest first."""
+        """Return all entries, oldest first."""
         with self._changed:
             return list(self._entries)
 
     def wait(self, seconds: float | None = None) -> None:
-        """Until there is an entry, or for `seconds`."""
+        """Wait until there is an entry, for at most `seconds` (None: without limit)."""
         with self._changed:
             self._changed.wait_for(lambda: bool(self._entries), seconds)
 
     def done(self, count: int) -> None:
-        """The oldest `count` entries have arrived."""
+        """Remove the oldest `count` entries, which the store has."""
         with self._changed:
             del self._entries[:count]
             self._on_disk(self._rewrite)
 
     def without(self, kind: str) -> None:
-        """Drop entries of `kind`: the end of an earlier life is not this one's."""
+        """Remove all entries of `kind`, such as the status of an earlier attempt."""
         with self._changed:
             kept = [entry for entry in self._entries if kind not in entry]
             if len(kept) < len(self._entries):
@@ -71,7 +71,7 @@ class Outbox:
                 self._on_disk(self._rewrite)
 
     def close(self) -> None:
-        """Close the file, and delete it when nothing waits in it."""
+        """Close the file, and delete it when it has no entries."""
         with self._changed:
             if self._file is not None:
                 self._file.close()
@@ -84,10 +84,13 @@ class Outbox:
             self._file = self.path.open("ab", buffering=0)
         whole = b"\n" + line if self._torn else line
         self._torn = True
-        self._torn = self._file.write(whole) < len(whole)  # a disk that fills up takes a part of it
+        self._torn = self._file.write(whole) < len(whole)  # a disk that is filling up may take only a part
 
     def _rewrite(self) -> None:
-        """All that waits, in place of the file at once: a kill leaves the one or the other."""
+        """Replace the file by one with the present entries; a kill leaves either the old or the new file.
+
+        It does not wait for the disk, as `data_prep.files.replacing` would, because `put` waits for this lock.
+        """
         aside = self.path.with_name(f"{self.path.name}.tmp")
         aside.write_bytes(b"".join(_line(entry) for entry in self._entries))
         aside.replace(self.path)
@@ -97,7 +100,7 @@ class Outbox:
             self._file = None
 
     def _on_disk(self, write: Callable[[], object]) -> None:
-        """Do `write`; a full disk costs one warning and no entry while the process lives."""
+        """Call `write`; a full disk causes one warning, and the entries stay in memory."""
         try:
             self._confirm()
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,11 +110,13 @@ class Outbox:
         except OSError as error:
             if not self._complained:
                 self._complained = True
-                log.warning("%s cannot be written (%s); what waits is lost if this process ends", self.path, error)
+                log.warning(
+                    "%s cannot be written (%s); entries not sent are lost when this process ends", self.path, error
+                )
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """The whole lines of `path` that are entries."""
+    """Return the entries in `path`, without incomplete lines."""
     if not path.exists():
         return []
     found = []
@@ -126,7 +131,7 @@ def read_entries(path: Path) -> list[Entry]:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether a line is whole: one that was damaged would end the thread that sends."""
+    """Return whether a parsed line is a valid entry; a damaged one would end the sending thread."""
     match entry:
         case {"metrics": dict(values), "step": int(), "time": int()}:
             whole = all(isinstance(value, int | float) for value in values.values())

@@ -1,4 +1,4 @@
-"""A registered model of MLflow from an exported checkpoint."""
+"""Registers an exported checkpoint as a model in MLflow."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ FOLDER = "model"  # of the run's artifacts
 
 
 def registry_of(checkpoint: Path) -> tuple[Store, str]:
-    """The store and the MLflow run of a checkpoint, asked whether it is there.
+    """Return the store and the id of a checkpoint's MLflow run, which is known to exist in the store.
 
     Raises:
-        ConfigError: the checkpoint belongs to no MLflow run, or its store does not have it.
+        ConfigError: the checkpoint belongs to no MLflow run, or the store does not have it.
     """
     state, run_folder = read_run_state(checkpoint), checkpoint.resolve().parents[1]
     run_id = state.mlflow_run_id or facts.read_run_id(run_folder)
@@ -31,20 +31,20 @@ def registry_of(checkpoint: Path) -> tuple[Store, str]:
         store.look(run_id)
     except (AwayError, RefusedError) as error:
         raise ConfigError(
-            f"--register: the MLflow run {run_id} of {checkpoint} cannot be had ({error}); start its server, or name "
-            "the store in MLFLOW_TRACKING_URI"
+            f"--register: the MLflow run {run_id} of {checkpoint} cannot be found ({error}); start its server, or give "
+            "the store's address in MLFLOW_TRACKING_URI"
         ) from None
     return store, run_id
 
 
 def register_model(name: str, exported: Path, checkpoint: Path) -> str:
-    """Keep the folder `exported` with the checkpoint's MLflow run and make it a version of the model `name`.
+    """Upload the folder `exported` to the checkpoint's MLflow run, and register it as a version of the model `name`.
 
     Returns:
-        The version; `mlflow artifacts download -u models:/NAME/VERSION` brings the folder back.
+        The version; `mlflow artifacts download -u models:/NAME/VERSION` downloads the folder.
 
     Raises:
-        ConfigError: as `registry_of`, or the store refuses.
+        ConfigError: as `registry_of`, or the store refuses the upload.
     """
     store, run_id = registry_of(checkpoint)
     state = read_run_state(checkpoint)

@@ -1,4 +1,4 @@
-"""Sends afterwards what a run's store has not got: the outbox, every step of `metrics.jsonl`, files, the end."""
+"""Sends what a run's MLflow store lacks, after training: the outbox, all of `metrics.jsonl`, files, the end."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -30,31 +30,31 @@ from training.tracking.store import (
 
 @dataclass(frozen=True)
 class Synced:
-    """What a sync did."""
+    """The result of a sync."""
 
     run_id: str
     uri: str  # without a password
     created: bool  # the run was not in MLflow before
-    entries: int  # of the outbox
-    values: int  # of metrics that only metrics.jsonl had
-    status: str
-    refused: int
+    entries: int  # entries of the outbox that were sent
+    values: int  # values of metrics.jsonl that were sent
+    status: str  # of the MLflow run
+    refused: int  # calls that the store refused
 
 
 def sync(run_folder: Path, uri: str | None = None, extra: tuple[Path, ...] = ()) -> Synced:
-    """Bring a run that nobody trains at the moment to its MLflow store, whole.
+    """Send everything about a run that is not being trained to its MLflow store.
 
     Args:
-        run_folder: a run's folder; one that was never tracked becomes a new MLflow run.
-        uri: the store's address, when it is another one than the run's own, or one with a password.
+        run_folder: a run's folder; a run that was never tracked becomes a new MLflow run.
+        uri: the store's address, when it differs from the run's own or has a password.
         extra: further files to keep with the run, such as a report.
 
     Raises:
-        ConfigError: no run's folder, a run that is alive, a store that is away or has lost the run.
+        ConfigError: it is not a run's folder, the run is being trained, or the store is unreachable or lacks the run.
     """
     config = _config_of(run_folder)
     if alive := [beat for beat in heartbeats(run_folder) if beat.alive]:
-        raise ConfigError(f"{run_folder}: rank {alive[0].beat.rank} is training; the run itself sends what waits")
+        raise ConfigError(f"{run_folder}: rank {alive[0].beat.rank} is training, and the run sends its records itself")
     lock = RunLock.take(run_folder)
     try:
         return _send_owned(run_folder, config, uri, extra)
@@ -82,7 +82,7 @@ def _send_owned(run_folder: Path, config: RunConfig, uri: str | None, extra: tup
 def _config_of(run_folder: Path) -> RunConfig:
     path = run_folder / "config.yaml"
     if not path.is_file():
-        raise ConfigError(f"{run_folder}: is no run's folder, it has no config.yaml; pass one like runs/NAME")
+        raise ConfigError(f"{run_folder}: is not a run's folder, it has no config.yaml; pass one such as runs/NAME")
     return load_config(path)
 
 
@@ -117,7 +117,7 @@ def _opening(run_folder: Path, config: RunConfig, address: str) -> Opening:
 
 
 def _send_missing(delivery: Delivery, every: int) -> int:
-    """Every value of `metrics.jsonl` that the store has not got, found by asking for all it has."""
+    """Send the values of `metrics.jsonl` whose steps the store lacks; return how many."""
     by_name: dict[str, list[Point]] = defaultdict(list)
     for point in recorded_points(delivery.folder, every):
         by_name[point.key].append(point)
@@ -132,7 +132,10 @@ def _send_missing(delivery: Delivery, every: int) -> int:
 
 
 def _true_status(run_folder: Path, config: RunConfig, stored: str) -> str:
-    """FINISHED by its last checkpoint, else what its last life said of itself; one that said nothing was killed."""
+    """Return the run's status: FINISHED when its last checkpoint is at the last step, else what its last attempt wrote.
+
+    An attempt that wrote nothing was killed.
+    """
     latest = latest_checkpoint(run_folder / "checkpoints")
     if latest is not None and step_of(latest) >= config.total_steps:
         return "FINISHED"

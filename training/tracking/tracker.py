@@ -1,4 +1,4 @@
-"""What training calls: rank 0's tracker.  Its methods write a line to the outbox and return; a thread sends."""
+"""Rank 0's tracker, which training calls.  Its methods append an entry to the outbox and return; a thread sends it."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from training.tracking.system import SystemSampler
 
 log = logging.getLogger("memtrain.tracking")
 
-BATCH_SECONDS = 1.0  # entries are collected this long, then sent in few calls
-LONGEST_PAUSE = 15.0  # seconds between two attempts at a store that is away
-# How long the end of a run waits for a slow store. Whoever stops a run kills it soon: 30 s is usual.
+BATCH_SECONDS = 1.0  # entries are collected for so long and then sent in few calls
+LONGEST_PAUSE = 15.0  # seconds between two attempts to reach a store that does not answer
+# Seconds that the end of a run waits for a slow store; a stopped process is often killed after 30 s.
 CLOSE_SECONDS: dict[Status, float] = {"FINISHED": 60.0, "FAILED": 15.0, "KILLED": 10.0}
 
 
 class Tracker:
-    """An open MLflow run. Every method but `start` and `close` returns at once, and none of them raises."""
+    """An open MLflow run.  All methods except `start` and `close` return at once and never raise."""
 
     run_id: str
     uri: str  # without a password
@@ -53,15 +53,15 @@ class Tracker:
         opened: bool,
         confirm: Callable[[], None],
     ) -> None:
-        """Use `Tracker.start`."""
+        """Start the threads of an opened run; call `Tracker.start` instead."""
         self.run_id, self.uri = delivery.run_id, delivery.store.uri
         self._delivery, self._opening, self._opened = delivery, opening, opened
         self._every = config.log_every_steps
         self._outbox = Outbox(delivery.folder / OUTBOX_FILE, confirm)
-        self._outbox.without("status")  # an earlier life's end
+        self._outbox.without("status")  # the end of an earlier attempt
         self._left_behind = len(self._outbox)
         if not opened:
-            self.tags(opening.tags)  # in case that this life never gets to open it
+            self.tags(opening.tags)  # kept in the outbox in case this attempt never reaches the store
         self._recorded = last_recorded_step(delivery.folder / METRICS_FILE)
         self._nonfinite: set[str] = set()
         self._step = 0
@@ -85,19 +85,19 @@ class Tracker:
         tags: Mapping[str, str],
         confirm: Callable[[], None] = lambda: None,
     ) -> Tracker:
-        """Open a new run, or continue `run_id`; with `enabled: false` a tracker that does nothing.
+        """Open a new MLflow run, or continue `run_id`; with `enabled: false` return a tracker that does nothing.
 
-        A new run needs its store. A run that goes on does not, whether the store is away or refuses it (a deleted
-        experiment): what it has to say waits in its folder until the store takes it.
+        A new run needs its store. A continued run does not: when the store cannot be reached or refuses the run (a
+        deleted experiment), the records wait in the run's folder until the store takes them.
 
         Args:
             config: the `tracking` section.
-            output_dir: folder of all runs: the default database and, without a server, `mlartifacts`.
-            run_name: shown in MLflow's list, and the run's folder below `output_dir`.
-            run_id: the run to continue. One that the store lost becomes a new run, said aloud.
+            output_dir: folder of all runs, where the default database and, without a server, `mlartifacts` are.
+            run_name: name in MLflow's list, and of the run's folder below `output_dir`.
+            run_id: the run to continue; one that the store lacks becomes a new run, with a warning.
             params: the whole resolved configuration, nested.
-            tags: set again at every start.
-            confirm: raises `LostLockError` where the run's folder has another owner by now.
+            tags: set at every start.
+            confirm: raises `LostLockError` when the run's folder has another owner by now.
 
         Raises:
             ConfigError: a new run's store cannot be opened.
@@ -105,7 +105,7 @@ class Tracker:
         if not config.enabled:
             return NullTracker()
         uri = config.address(output_dir)
-        # A server chooses for itself; a database would choose the current directory.
+        # A server decides where artifacts go; MLflow with a database would use the current directory.
         remote = uri.startswith(("http://", "https://"))
         artifacts = None if remote else (output_dir.resolve() / "mlartifacts").as_uri()
         opening = Opening(config.experiment, artifacts, run_name, run_id, params, tags)
@@ -120,22 +120,24 @@ class Tracker:
                     "Correct the address or start the server, or train without MLflow (tracking.enabled=false) and "
                     "send the run afterwards with launchers/mlflow_sync.py"
                 ) from None
-            what = "refuses this run" if isinstance(error, RefusedError) else "is away"
-            log.warning("MLflow (%s) %s, training goes on, what it records waits: %s", delivery.store.uri, what, error)
+            what = "refuses this run" if isinstance(error, RefusedError) else "cannot be reached"
+            log.warning("MLflow (%s) %s; training goes on and keeps its records: %s", delivery.store.uri, what, error)
             opened = False
         return cls(delivery, opening, config, opened, confirm)
 
     def ui_command(self) -> str:
-        """The shell command that opens this store's page, or the address of a server; never a password."""
+        """Return the shell command that opens this store's page, or a server's address, without a password."""
         if self.uri.startswith(("http://", "https://")):
             return self.uri
         return f"mlflow ui --backend-store-uri {shlex.quote(self.uri)} --port 5000"
 
     def metrics(self, step: int, values: Mapping[str, float], *, always: bool = False) -> None:
-        """Record `values` at `step`; `always` (evaluations) also between two `log_every_steps`.
+        """Record `values` at `step`.
 
-        A metric's steps that the store has already, from before a resume, are left out, so every step is there once.
-        A value that is not finite is left out too, and its first time becomes a tag: MLflow makes infinity 1.8e308.
+        Steps of a metric that the store has from before a resume are not sent again. A value that is not finite is left
+        out, because MLflow would store 1.8e308; the first one of each metric becomes a tag.
+
+        always: record even when `step` is not a multiple of `log_every_steps`.
         """
         self._step = max(step, self._step)
         if step % self._every and not always:
@@ -148,7 +150,7 @@ class Tracker:
             self._outbox.put({"step": step, "time": now_ms(), "metrics": finite})
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Store the file at `path` with the run. It is read a moment later: leave it there."""
+        """Upload the file at `path` to the run.  It is read later, by the thread, so it must stay there."""
         self._outbox.put({"artifact": os.path.relpath(path, self._delivery.folder), "folder": folder})
 
     def tags(self, tags: Mapping[str, str]) -> None:
@@ -156,7 +158,7 @@ class Tracker:
         self._outbox.put({"tags": {name: without_secret(value) for name, value in tags.items()}})
 
     def close(self, status: Status) -> None:
-        """Send what is left and end the run; what a store does not take in `CLOSE_SECONDS` stays in the outbox."""
+        """Send the remaining entries and end the run; what is not sent within `CLOSE_SECONDS` stays in the outbox."""
         if self._closing.is_set():
             return
         if self._sampler:
@@ -167,26 +169,29 @@ class Tracker:
         waiting, refused = len(self._outbox), self._delivery.refused
         if waiting:
             log.warning(
-                "MLflow (%s) does not have all of this run; %s keeps %d entries, which the next start sends, or: "
+                "MLflow (%s) does not have all of this run; %s keeps %d entries: the next start sends them, or "
                 "python launchers/mlflow_sync.py %s",
                 *(self.uri, self._outbox.path, waiting, shlex.quote(str(self._delivery.folder))),
             )
         elif refused:
-            log.warning("MLflow (%s) refused %d calls of this run; metrics.jsonl has all", self.uri, refused)
+            log.warning("MLflow (%s) refused %d calls of this run; metrics.jsonl has all values", self.uri, refused)
         if not self._thread.is_alive():
             self._outbox.close()
             self._settings.close()
 
     def _system(self, values: dict[str, float]) -> bool:
-        """Record a sample of the machine at the present step, once there is one."""
+        """Record a sample of the machine at the present step; return False before the first step."""
         if not self._step:
             return False
         self._outbox.put({"step": self._step, "time": now_ms(), "metrics": values})
         return True
 
     def _send_all(self) -> None:
-        """The thread: until `close`, take what waits, send it; when the store is away, try less and less often."""
-        pause, away = 0.0, not self._opened  # which `start` has said
+        """Send entries until `close`; while the store cannot be reached, try again at growing intervals.
+
+        This is the body of the thread.
+        """
+        pause, away = 0.0, not self._opened  # `start` has warned about it already
         while True:
             last = self._closing.wait(pause)
             if not last:
@@ -195,17 +200,19 @@ class Tracker:
             try:
                 self._send()
                 if away:
-                    log.warning("MLflow (%s) is back; it has all that waited", self.uri)
+                    log.warning("MLflow (%s) is back and has all records that were kept", self.uri)
                 pause, away = 0.0, False
-            except (AwayError, RefusedError) as error:  # refused: its run is gone, and the next start makes another
+            except (AwayError, RefusedError) as error:  # refused: the run was deleted; the next start creates another
                 if not away:
-                    log.warning("MLflow (%s) is away, training goes on, what it records waits: %s", self.uri, error)
+                    log.warning(
+                        "MLflow (%s) cannot be reached; training goes on and keeps its records: %s", self.uri, error
+                    )
                 pause, away = min(LONGEST_PAUSE, 2 * pause + 1), True
             if last:
                 return
 
     def _send(self) -> None:
-        """First what earlier lives left behind, then what there is."""
+        """Send what earlier attempts left unsent, then the present entries."""
         if not self._opened:
             self._delivery.open(self._opening, create=False)
             self._opened = True
@@ -222,25 +229,25 @@ class Tracker:
 
 
 class NullTracker(Tracker):
-    """Does nothing: tracking is switched off, or this is not rank 0."""
+    """A tracker that does nothing, for a run with `tracking.enabled: false`."""
 
     def __init__(self) -> None:
-        """No store, no run, no thread."""
+        """Open no store and start no thread."""
         self.run_id = ""
         self.uri = ""
 
     def ui_command(self) -> str:
-        """Nothing to open."""
+        """Return an empty text."""
         return ""
 
     def metrics(self, step: int, values: Mapping[str, float], *, always: bool = False) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def tags(self, tags: Mapping[str, str]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self, status: Status) -> None:
-        """Nothing."""
+        """Do nothing."""

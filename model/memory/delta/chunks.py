@@ -1,12 +1,12 @@
 """The delta rule over chunks of tokens, all chunks of all segments in one batch.
 
-A chunk of C tokens maps the matrix M it meets to (docs and symbols: `model.memory.delta.module`)
+A chunk of C tokens maps the matrix M before it to (`model.memory.delta.module` defines the symbols)
 
     M_end = gamma_C M + Y (V - W M),   Y = K_end^T (I + A)^-1 diag(beta),  W = diag(gamma) K
 
-Y and W come from the chunk's tokens alone (`chunk_factors`).  Chunks are then joined in one of two ways:
-`carry` takes the bank through them in order, which costs least, 2 C d^2 multiply-adds a chunk; `compose` makes them
-segments' maps M -> P M + Q, pairs of neighbours at a time, in few large prodvcts that need no bank.
+Y and W depend on the chunk's tokens alone (`chunk_factors`). Chunks are then joined in one of two ways. `carry` applies
+them to the bank in order, which costs least: 2 C d^2 multiply-adds a chunk. `compose` joins pairs of neighbours into
+each segment's map M -> P M + Q, in few large products that do not need the bank.
 
 J chunks, S segments of n = J/S chunks, B batch, H memory heads (of this rank), d width of a head.
 """
@@ -21,7 +21,7 @@ from model.memory.delta.spec import BLOCK
 
 
 def by_chunk(x: Tensor, length: int, heads: int) -> Tensor:
-    """[B, S, T, H*n] -> [J, B*H, C, n], contiguous; a last short chunk is filled with zeros."""
+    """[B, S, T, H*n] -> [J, B*H, C, n], contiguous; a short last chunk is padded with zeros."""
     missing = -x.size(2) % length
     if missing:
         x = F.pad(x, (0, 0, 0, missing))
@@ -30,16 +30,16 @@ def by_chunk(x: Tensor, length: int, heads: int) -> Tensor:
 
 
 def by_segment(x: Tensor, batch: int, segments: int, tokens: int) -> Tensor:
-    """[J, B*H, C, n] -> [B, S, H, T, n]: the other way."""
+    """[J, B*H, C, n] -> [B, S, H, T, n], the inverse of `by_chunk` without its padding."""
     x = x.unflatten(0, (segments, -1)).unflatten(2, (batch, -1)).permute(2, 0, 3, 1, 4, 5)
     return x.flatten(3, 4)[:, :, :, :tokens]
 
 
 def chunk_factors(keys: Tensor, values: Tensor, beta: Tensor, log_alpha: Tensor) -> tuple[Tensor, ...]:
-    """What a chunk's writes do to any matrix.
+    """Return the factors of the map that each chunk applies to the matrix before it.
 
     Args: unit keys [..., C, d], values [..., C, d], beta [..., C, 1] in 0..1, log_alpha [..., C, 1] <= 0, all fp32;
-        C is a block times a power of two.  A token with beta = log_alpha = 0 changes nothing.
+        C is a block times a power of two. A token with beta = log_alpha = 0 changes nothing.
     Returns: Y^T, V and W, [..., C, d], and gamma_C, [..., 1, 1].
     """
     y, w, gamma = _Factors.apply(keys, beta, log_alpha)
@@ -47,10 +47,10 @@ def chunk_factors(keys: Tensor, values: Tensor, beta: Tensor, log_alpha: Tensor)
 
 
 def carry(bank: Tensor, factors: tuple[Tensor, ...], segments: int, continues: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The bank through all chunks in order.
+    """Apply all chunks to the bank in order.
 
     Args: bank [B, H, d, d]; factors of J chunks, [J, B*H, ...]; continues bool [B, S], False: the segment begins with
-        an empty bank.
+        an empty bank; None: every segment continues.
     Returns: the banks that enter the segments, [B, S, H, d, d], and the one that leaves the last, [B, H, d, d].
     """
     keeps = None
@@ -61,7 +61,7 @@ def carry(bank: Tensor, factors: tuple[Tensor, ...], segments: int, continues: T
 
 
 def compose(factors: tuple[Tensor, ...], segments: int) -> tuple[Tensor, Tensor]:
-    """P and Q of each segment, [S, B*H, d, d], from the factors of J chunks, [J, B*H, ...]."""
+    """Return P and Q of each segment, [S, B*H, d, d], from the factors of J chunks, [J, B*H, ...]."""
     y, v, w, gamma = (x.unflatten(0, (segments, -1)) for x in factors)
     eye = torch.eye(y.size(-1), dtype=y.dtype, device=y.device)
     p, q = gamma * eye - y.mT @ w, y.mT @ v  # [S, n, B*H, d, d]
@@ -74,11 +74,11 @@ def compose(factors: tuple[Tensor, ...], segments: int) -> tuple[Tensor, Tensor]
 
 
 def inverse(a: Tensor) -> Tensor:
-    """(I + A)^-1 of strictly lower triangular A [..., C, C], C a block times a power of two.
+    """Return (I + A)^-1 of strictly lower triangular A [..., C, C]; C is a block times a power of two.
 
-    Blocks by their series, then pairs of neighbours by substitution: the inverse of [[1, 0], [a, 2]] has
-    -2^-1 a 1^-1 in its corner.  The series over a whole chunk has terms that grow like binomial coefficients and
-    cancel; here no term is larger than the inverse itself, so this holds in TF32 too.
+    Diagonal blocks are inverted by their series, then pairs of neighbours are joined by substitution: the inverse of
+    [[X, 0], [A, Z]] has -Z^-1 A X^-1 in its corner. The series of a whole chunk has terms that grow like binomial
+    coefficients and cancel. Here no term is larger than the inverse itself, so that TF32 is precise enough.
     """
     block = _diagonal(a, BLOCK)
     x = torch.eye(BLOCK, dtype=a.dtype, device=a.device) - block
@@ -94,16 +94,16 @@ def inverse(a: Tensor) -> Tensor:
 
 
 def _diagonal(a: Tensor, size: int) -> Tensor:
-    """The blocks on the diagonal of [..., C, C], [..., C/size, size, size]."""
+    """Return the blocks on the diagonal of [..., C, C]: [..., C/size, size, size]."""
     blocks = a.unflatten(-2, (-1, size)).unflatten(-1, (-1, size))
     return blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
 
 
 class _Factors(torch.autograd.Function):
-    """With X = (I + A)^-1, E = K_end and Z = X^T E, so that Y^T = beta Z: dE = X (beta dY^T), dA = -Z dE^T below the
-    diagonal.
+    """Y^T, W and gamma_C of chunks, with A = beta D K K^T; D: decays between tokens, zero on and above the diagonal.
 
-    D are the decays between tokens, zero on the diagonal and above; A = beta D K K^T.
+    With X = (I + A)^-1, E = K_end and Z = X^T E, Y^T = beta Z. Gradients: dE = X (beta dY^T), and dA = -Z dE^T below
+    the diagonal.
     """
 
     @staticmethod
@@ -111,7 +111,9 @@ class _Factors(torch.autograd.Function):
         log_gamma = log_alpha.cumsum(dim=-2)  # [..., C, 1]
         last = log_gamma[..., -1:, :]
         gamma, rest = log_gamma.exp(), (last - log_gamma).exp()
-        decay = (log_gamma - log_gamma.mT).clamp_(max=0.0).exp_().tril_(-1)  # above the diagonal it would overflow
+        decay = (
+            (log_gamma - log_gamma.mT).clamp_(max=0.0).exp_().tril_(-1)
+        )  # clamped: above the diagonal it would overflow
         alike = keys @ keys.mT
         x = inverse(decay.mul(alike).mul_(beta))
         z = x.mT @ (rest * keys)
@@ -124,22 +126,24 @@ class _Factors(torch.autograd.Function):
         d_beta = torch.linalg.vecdot(z, dy).unsqueeze(-1)
         d_end = x @ (beta * dy)
         d_rest = torch.linalg.vecdot(d_end, keys).unsqueeze(-1).mul_(rest)
-        d_prodvct = (z @ d_end.mT).mul_(decay).neg_()  # dA decay [..., C, C]
-        d_decay = d_prodvct * alike
+        d_product = (z @ d_end.mT).mul_(decay).neg_()  # dA decay [..., C, C]
+        d_decay = d_product * alike
         d_beta += d_decay.sum(dim=-1, keepdim=True)
         d_gamma = torch.linalg.vecdot(dw, keys).unsqueeze(-1).mul_(gamma)
         d_keys = (dw * gamma).addcmul_(d_end, rest)
-        d_prodvct.mul_(beta)
-        d_keys += (d_prodvct + d_prodvct.mT) @ keys
-        # of log_gamma, a token's own and the ones after it
+        d_product.mul_(beta)
+        d_keys += (d_product + d_product.mT) @ keys
+        # the gradient of log_gamma; that of log_alpha sums it over the token and the tokens after it
         d_log = d_gamma.sub_(d_rest).addcmul_(beta, d_decay.sum(dim=-1, keepdim=True)).sub_(d_decay.mT @ beta)
         d_log[..., -1:, :] += d_rest.sum(dim=-2, keepdim=True) + d_last * gamma[..., -1:, :]
         return d_keys, d_beta, d_log.flip(-2).cumsum(dim=-2).flip(-2)
 
 
 class _Carry(torch.autograd.Function):
-    """Backwards the gradient G of M runs the same way: with R = Y^T G it becomes gamma G - W^T R before the chunk;
-    dV = R, dW = -R M^T, dY^T = (V - W M) G^T, dgamma = <G, M>."""
+    """The bank through chunks in order. The backward pass takes the gradient G of M through them in reverse order.
+
+    With R = Y^T G, G before the chunk is gamma G - W^T R; dV = R, dW = -R M^T, dY^T = (V - W M) G^T, dgamma = <G, M>.
+    """
 
     @staticmethod
     def forward(
@@ -165,7 +169,7 @@ class _Carry(torch.autograd.Function):
         y, w, gamma, starts, written, *keeps = ctx.saved_tensors
         n = y.size(0) // d_entering.size(0)
         ends, dv = starts.new_empty(y.size(0) + 1, *d_last.shape), torch.empty_like(written)
-        ends[-1] = d_last  # ends[j + 1]: of the matrix that chunk j leaves
+        ends[-1] = d_last  # ends[j + 1]: gradient of the matrix after chunk j
         for j in reversed(range(y.size(0))):
             torch.bmm(y[j], ends[j + 1], out=dv[j])
             torch.mul(ends[j + 1], gamma[j], out=ends[j]).baddbmm_(w[j].mT, dv[j], alpha=-1)

@@ -1,8 +1,8 @@
 """The delta rule by flash-linear-attention's kernel (extra `fla`), on GPUs and in half precision.
 
-It is called once a segment; its own output is dropped, for tokens read the bank that earlier segments left.  A
-compiled layer holds the call as one operator, which is why its backward pass repeats the forward: only the kernel's
-public function is used.
+The kernel is called once a segment. Its output is not used, because tokens read the bank that earlier segments left.
+A compiled layer needs the call as one operator. Only the kernel's public function is used, which returns no
+intermediates, so the operator's backward pass computes the forward again.
 """
 
 import importlib.metadata
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 WIDEST = 256  # head width the kernel takes
-# of this copy of the file: one in an exported folder must not replace the operators of another
+# The copy of this file in an exported folder registers operators of its own and replaces no other copy's.
 _NAMESPACE = __name__.replace(".", "_")
 _Kernel = Callable[..., tuple[Tensor, Tensor]]
 
@@ -23,7 +23,7 @@ _Kernel = Callable[..., tuple[Tensor, Tensor]]
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @cache
 def obstacle(device: torch.device) -> str | None:
-    """Why the kernel cannot run on `device`; None: it can."""
+    """Return why the kernel cannot run on `device`, or None when it can."""
     if device.type != "cuda":
         return "it needs a CUDA device"
     if importlib.util.find_spec("fla") is None or importlib.util.find_spec("triton") is None:
@@ -35,25 +35,25 @@ def obstacle(device: torch.device) -> str | None:
 
 
 def sound_on_hopper(triton: str) -> bool:
-    """Whether this version of Triton compiles the kernel's backward pass rightly on H100 and H200."""
+    """Whether this version of Triton compiles the kernel's backward pass correctly on H100 and H200."""
     numbers = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in triton.split("+")[0].split(".")[:3])
     return numbers < (3, 4) or numbers >= (3, 7, 1)
 
 
 def takes(tokens: Tensor, width: int) -> bool:
-    """Whether these tokens' segments go to the kernel."""
+    """Whether the kernel computes segments of these tokens with heads of `width`."""
     return tokens.dtype != torch.float32 and width <= WIDEST and obstacle(tokens.device) is None
 
 
 @cache
 def _kernel() -> _Kernel:
-    # by name: an exported folder, which carries this file, must need no package but Transformers' own
+    # imported by name, so that an exported folder, which carries this file, does not require the package
     return importlib.import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule  # type: ignore[no-any-return]
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::delta_segment", mutates_args=())
 def delta_segment(keys: Tensor, values: Tensor, log_alpha: Tensor, beta: Tensor, bank: Tensor) -> Tensor:
-    """The bank after a segment.
+    """Return the bank after a segment, fp32 [B, H, d, d].
 
     Args: keys, values [B, T, H, d], of the tokens' dtype; log_alpha, beta fp32 [B, T, H]; bank fp32 [B, H, d, d].
     """
@@ -76,9 +76,9 @@ def _(keys: Tensor, values: Tensor, log_alpha: Tensor, beta: Tensor, bank: Tenso
 def delta_segment_backward(
     keys: Tensor, values: Tensor, log_alpha: Tensor, beta: Tensor, bank: Tensor, gradient: Tensor
 ) -> list[Tensor]:
-    """Gradients of the five operands of `delta_segment`."""
+    """Return the gradients of the five operands of `delta_segment`; gradient: of its result."""
     operands = [x.detach().requires_grad_() for x in (keys, values, log_alpha, beta, bank)]
-    # an operator runs below autograd: let it record again
+    # a custom operator runs with autograd off; the kernel's own backward needs it on
     include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
     for key in (torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.ADInplaceOrView):
         exclude = exclude.remove(key)

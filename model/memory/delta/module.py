@@ -5,12 +5,12 @@ Per head, with positive unit keys k_t and queries q_t (elu + 1, normalised), for
     M <- alpha_t (I - beta_t k_t k_t^T) M + beta_t k_t v_t^T        M in R^{d x d}, rows are key directions
 
 beta_t = sigmoid(W_in h) is the input gate: how much of what k_t recalls is replaced by v_t = W_c h;
-alpha_t = exp(-softplus(W_forget h)) the forget gate.  Tokens of a segment read only what earlier segments wrote,
+alpha_t = exp(-softplus(W_forget h)) the forget gate. Tokens of a segment read only what earlier segments wrote,
 
     out = W_o (sigmoid(W_out h) * rms(q_t^T M_s))
 
 so only the matrix at each segment's end is needed, and the product of a chunk of C tokens is exact in closed form
-(arXiv 2406.06484; decays as ratios <= 1, so nothing overflows).  With gamma_t = prod_{u<=t} alpha_u, inside a chunk:
+(arXiv 2406.06484; decays as ratios <= 1, so nothing overflows). With gamma_t = prod_{u<=t} alpha_u, inside a chunk:
 
     A_ti = beta_t (gamma_t/gamma_i) <k_t, k_i>, i < t;   K_end,t = (gamma_C/gamma_t) k_t;   Y (I + A) = K_end^T
     M_end = gamma_C M_0 + Y diag(beta) (V - diag(gamma) K M_0)
@@ -36,11 +36,11 @@ STRETCH = 0.1  # how far the sparse input gate's sigmoid reaches below 0 and abo
 
 
 class DeltaMemory(SegmentalMemory):
-    """See the module's text.  The state is a d x d matrix per head, whatever has been read."""
+    """The layer that the module's docstring describes. Its state is a d x d matrix per head, constant in size."""
 
-    def __init__(self, config: DeltaConfig, model: BackboneConfig, layout: ParallelContext) -> None:
-        super().__init__(config, model, layout, rows=model.hidden_size // config.heads)
-        size, heads, tp = model.hidden_size, config.heads, layout.tensor
+    def __init__(self, config: DeltaConfig, model: BackboneConfig, parallel: ParallelContext) -> None:
+        super().__init__(config, model, parallel, num_slots=model.hidden_size // config.heads)
+        size, heads, tp = model.hidden_size, config.heads, parallel.tensor
         self.sparse = config.sparse_writes
         self.gate_in = ColumnParallel(size, heads, tp)
         self.gate_in_bias = sharded_parameter((heads,), tp)
@@ -65,12 +65,12 @@ class DeltaMemory(SegmentalMemory):
         return self.scanned(bank, transition, added, span)
 
     def _strengths(self, projected: Projected, writable: Tensor | None) -> tuple[Tensor, Tensor]:
-        """beta and log alpha, fp32 [B, S, T, H]."""
+        """Return beta and log alpha, fp32 [B, S, T, H]; both are zero where `writable` is False."""
         *_, gate_in, gate_forget = projected
         beta = torch.sigmoid(gate_in.float() + self.gate_in_bias)
         log_alpha = -F.softplus(gate_forget.float() + self.gate_forget_bias)
         if self.sparse:
-            # a stretched sigmoid, cut to 0..1: the many tokens of no interest are below the cut and write exactly zero
+            # a sigmoid stretched beyond 0..1 and clamped: tokens below the clamp write exactly zero
             beta = (beta * (1 + 2 * STRETCH) - STRETCH).clamp(0.0, 1.0)
             log_alpha = log_alpha * beta
         self.record_gate("in", beta)
@@ -80,7 +80,7 @@ class DeltaMemory(SegmentalMemory):
         return beta, log_alpha
 
     def _operands(self, projected: Projected, beta: Tensor, log_alpha: Tensor) -> tuple[Tensor, ...]:
-        """Keys, values [J, B*H, C, d], beta and log alpha [J, B*H, C, 1] of all chunks, fp32."""
+        """Return keys, values [J, B*H, C, d], beta and log alpha [J, B*H, C, 1] of all chunks, fp32."""
         key, content, *_ = projected
         batch, segments, tokens, _ = key.shape
         length = chunk_length(tokens, self.width)
@@ -97,6 +97,7 @@ class DeltaMemory(SegmentalMemory):
     def _by_kernel(
         self, projected: Projected, beta: Tensor, log_alpha: Tensor, span: SegmentSpan, bank: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """What `written` returns, one call of the kernel a segment."""
         key, content, *_ = projected
         keys = address(key.float().unflatten(-1, (self.heads, -1)), self.sharpness).to(key.dtype)  # [B, S, T, H, d]
         values = content.unflatten(-1, (self.heads, -1))

@@ -1,4 +1,4 @@
-"""`delta`: associative matrices, the delta rule with decay.  d width of a head, C tokens of a chunk, D hidden."""
+"""Configuration and costs of `delta`, the delta rule with decay. d width of a head, C tokens of a chunk, D hidden."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from model.memory.interface import Memory
     from model.parallel_context import ParallelContext
 
-BLOCK = 4  # tokens: `model.memory.delta.chunks` inverts a triangular system of this size by its series
-COMPOSE_PASSES = 9  # reads and writes of the chunks' maps where they are joined by pairs, forward and backward
+BLOCK = 4  # tokens; `model.memory.delta.chunks` inverts triangular systems of this size by their series
+COMPOSE_PASSES = 9  # reads and writes of the maps of chunks where pairs of them are composed, forward and backward
 SYSTEM_PASSES = 30  # reads and writes of the chunks' triangular systems, forward and backward together
 
 
 class DeltaConfig(MemoryConfig):
-    """See docs/memory.md."""
+    """Fields of `memory.kind: delta`; docs/memory.md describes the kind."""
 
     label = "delta"
     selects: ClassVar[dict[str, str]] = {"kind": "delta"}
@@ -36,10 +36,10 @@ class DeltaConfig(MemoryConfig):
         "text that is not worth writing leaves the memory as it is, however long it is",
     )
 
-    def build(self, model: BackboneConfig, layout: "ParallelContext", first: bool) -> "Memory":
+    def build(self, model: BackboneConfig, parallel: "ParallelContext", first: bool) -> "Memory":
         from model.memory.delta.module import DeltaMemory
 
-        return DeltaMemory(self, model, layout)
+        return DeltaMemory(self, model, parallel)
 
     def computed_by(
         self, model: BackboneConfig, device: "torch.device", precision: str, segment_ranks: int
@@ -58,14 +58,14 @@ class DeltaConfig(MemoryConfig):
         return f"chunks by plain products, not by flash-linear-attention's kernel, because {why}"
 
     def parameters(self, model: BackboneConfig, first: bool) -> tuple[int, int]:
-        return self.weights(model) + model.hidden_size + 2 * self.heads, 0  # and the biases of the gates
+        return self.weights(model) + model.hidden_size + 2 * self.heads, 0  # weights, and the biases of three gates
 
     def weights(self, model: BackboneConfig) -> int:
         return model.hidden_size * (5 * model.hidden_size + 2 * self.heads)
 
     def products(self, model: BackboneConfig) -> float:
         width, chunk = model.hidden_size // self.heads, min(model.segment_length, 64)
-        # read, a chunk's recall and write; its system and the solution
+        # 3d: the read, and a chunk's recall and write; 1.5C: the chunk's triangular system and its solution
         return model.hidden_size * (3 * width + 1.5 * chunk)
 
     def kept(self, share: RankShare) -> tuple[float, float]:
@@ -88,7 +88,7 @@ class DeltaConfig(MemoryConfig):
         chunk = chunk_length(segment, width)
         chunks = share.windows * heads * -(-segment // chunk)
         products = speeds.batched(chunks, width, width, chunk) * 3 + speeds.batched(chunks, chunk, width, chunk) * 2
-        if share.fused_norms:  # a GPU joins chunks by pairs; a CPU carries the bank through them
+        if share.fused_norms:  # a GPU composes pairs of chunks; a CPU carries the bank through them in order
             products += 2 * speeds.batched(chunks, width, width, width)
             maps = 2.0 * chunks * width * width * FP32
             products += speeds.stream(COMPOSE_PASSES * maps, maps)
@@ -104,9 +104,9 @@ class DeltaConfig(MemoryConfig):
 
 
 def chunk_length(tokens: int, width: int) -> int:
-    """Tokens of a chunk, for segments of `tokens` tokens and heads of `width`: a block times a power of two.
+    """Return C, a block times a power of two, for segments of `tokens` tokens and heads of `width`.
 
-    Longer chunks mean fewer products that wait for each other, and more work inside a chunk.
+    Longer chunks mean fewer products that must follow each other, and more work inside a chunk.
     """
     length = BLOCK
     while length < tokens and length < min(max(width // 2, 32), 256):

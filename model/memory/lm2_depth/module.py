@@ -1,26 +1,26 @@
 """LM2 as published (arXiv 2502.06049, section 2): one bank through the decoder blocks, then on to the next segment.
 
 The bank M has a slot for every token of a segment (N = T), as wide as the model; the subscript of the equations counts
-decoder blocks.  With E the tokens after the block's self-attention:
+decoder blocks. With E the tokens after the block's self-attention:
 
     (1)  Q = E W_Q,  K = M W_K,  V = M W_V,  A = softmax(Q K^T / sqrt(d)) with a tril mask,  E_mem = A V
     (2)  g_out = sigmoid(E_mem W_out)
-    (3)  E <- E + scale * g_out * E_mem         printed g_out * M: T x d times N x d, and never reads what it gates
+    (3)  E <- E + scale * g_out * E_mem         the paper prints g_out * M, whose shapes T x d and N x d do not fit
     (4)  g_in = sigmoid(E W_in)
     (5)  g_forget = sigmoid(E_mem W_forget)
-    (6)  M <- g_in * tanh(E_mem) + g_forget * M     typechecks because slot t is token t's
+    (6)  M <- g_in * tanh(E_mem) + g_forget * M     the shapes fit, because slot t belongs to token t
 
-M starts as the identity (slot n is the unit vector n mod D).  `scale` [D] starts at zero, so switching the memory on
-changes no logit; the published model has it at one.  E is normalised by an RMSNorm of its own before (1) and (4).
+M starts as the identity (slot n is the unit vector n mod D). `scale` [D] starts at zero, so switching the memory on
+changes no logit; the published model has it at one. E is normalised by an RMSNorm of its own before (1) and (4).
 
-A slot holds its token: slot t carries what the tokens at place t of this document's earlier segments left, and is read
-by later places of the segment only.  So a block's memory is attention within the segment, over slots in place of
-tokens, and the rules for causality, documents and streaming are those of attention.
+Slot t belongs to place t of a segment: it holds what the tokens at place t of this document's earlier segments wrote,
+and later places of the segment read it. So a block's memory is attention within the segment, over slots instead of
+tokens, and causality, documents and streaming follow the rules of attention.
 
-The bank is fp32; only between pipeline stages, where it travels behind the tokens, it has their dtype.
+The bank is fp32. Between pipeline stages, which send it with the tokens, it has the tokens' dtype.
 
-Tensor parallel: W_Q, W_K, W_V by heads; E_mem is gathered once (the only collective of the forward), the three gates
-and the slots are whole on every rank.
+Tensor parallel: W_Q, W_K, W_V are split by heads. E_mem is gathered once, the only collective of the forward. Gates and
+slots are whole on every rank.
 
 B batch, n tokens of the span, o earlier tokens of its open segment, H heads (of this rank), d head width, D = H*d.
 """
@@ -46,28 +46,35 @@ from model.state import LayerState
 
 @dataclass(frozen=True)
 class SlotBank:
-    """slots: fp32 [B, T, D] after the last block; owners: int64 [B, T] their documents (-1: initial), None: all one."""
+    """What is carried from segment to segment.
+
+    slots: fp32 [B, T, D] after the last block. documents: int64 [B, T], the document that wrote each slot (-1: none
+    yet); None: all belong to one document.
+    """
 
     slots: Tensor
-    owners: Tensor | None
+    documents: Tensor | None
 
 
 @dataclass(frozen=True)
 class DepthState:
-    """keys, values: [B, o, H, d] of the open segment's slots as they entered this block."""
+    """State of one block. keys, values: [B, o, H, d] of the open segment's slots as they entered the block."""
 
     keys: Tensor
     values: Tensor
 
 
 class LM2DepthMemory(SequentialMemory):
-    """See the module's text.  The carry is the slots of the span's tokens, fp32 [B, n, D]; a `SlotBank` is carried."""
+    """The layer that the module's docstring describes.
 
-    def __init__(self, config: LM2DepthConfig, model: BackboneConfig, layout: ParallelContext) -> None:
+    From block to block goes the carry, the slots of the span's tokens, fp32 [B, n, D]; from span to span a `SlotBank`.
+    """
+
+    def __init__(self, config: LM2DepthConfig, model: BackboneConfig, parallel: ParallelContext) -> None:
         super().__init__()
-        size, tp = model.hidden_size, layout.tensor
+        size, tp = model.hidden_size, parallel.tensor
         self.tp, self.top_k, self.init_std = tp, config.top_k, model.initial_std(size)
-        self.slots, self.bptt_segments = model.segment_length, config.bptt_segments
+        self.num_slots, self.bptt_segments = model.segment_length, config.bptt_segments
         self.heads, self.width = config.heads // tp.size, size // config.heads
         self.norm = nn.RMSNorm(size, eps=model.norm_eps)
         self.query = ColumnParallel(size, size, tp)
@@ -79,7 +86,9 @@ class LM2DepthMemory(SequentialMemory):
 
     def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         match name:
-            case "norm.weight" | "gate_forget_bias":  # forget bias 1: the slots outlive the blocks (as released)
+            case (
+                "norm.weight" | "gate_forget_bias"
+            ):  # forget bias 1 as in the released code: slots last through the blocks
                 return torch.ones(shape)
             case "scale":
                 return torch.zeros(shape)
@@ -93,19 +102,19 @@ class LM2DepthMemory(SequentialMemory):
         batch, first = hidden.size(0), spans[0]
         if carried is None:
             carried = SlotBank(self._initial(hidden), None)
-        owners = carried.owners
-        if first.documents is not None and owners is None:  # what came before had no document ids: it was document 0
-            fill = 0 if first.start >= self.slots else -1
-            owners = torch.full((batch, self.slots), fill, dtype=torch.int64, device=hidden.device)
-            owners[:, : first.offset] = 0
-        return SlotBank(carried.slots, owners)
+        documents = carried.documents
+        if first.documents is not None and documents is None:  # tokens before had no document ids: document 0
+            fill = 0 if first.start >= self.num_slots else -1
+            documents = torch.full((batch, self.num_slots), fill, dtype=torch.int64, device=hidden.device)
+            documents[:, : first.offset] = 0
+        return SlotBank(carried.slots, documents)
 
     def enter(self, x: Tensor, span: SegmentSpan, carried: SlotBank, lost: Tensor | None) -> tuple[Tensor, Tensor]:
         here, initial = slice(span.offset, span.offset + span.length), self._initial(x)
         entering = truncated(carried.slots[:, here], span, self.bptt_segments)
-        if carried.owners is not None:
+        if carried.documents is not None:
             assert span.documents is not None
-            own = carried.owners[:, here] == span.documents[:, -span.length :]
+            own = carried.documents[:, here] == span.documents[:, -span.length :]
             entering = torch.where(own.unsqueeze(2), entering, initial[:, here])
         if lost is not None:
             entering = torch.where(lost[here, None], initial[:, here], entering)
@@ -115,27 +124,29 @@ class LM2DepthMemory(SequentialMemory):
         self, block: Block, x: Tensor, carry: Tensor, span: SegmentSpan, state: LayerState
     ) -> tuple[Tensor, Tensor, LayerState]:
         x, keys, values = block.attend(x, span, state)
-        x, slots, own = block.layout.inner(self, x, carry, span, state.memory)
+        x, slots, own = block.parallel.inner(self, x, carry, span, state.memory)
         return block.feed_forward(x), slots, LayerState(keys, values, own)
 
     def leave(self, x: Tensor, carry: Tensor, span: SegmentSpan, carried: SlotBank) -> tuple[Tensor, SlotBank]:
-        begin, end, owners = span.offset, span.offset + span.length, carried.owners
+        begin, end, documents = span.offset, span.offset + span.length, carried.documents
         slots = torch.cat((carried.slots[:, :begin], carry, carried.slots[:, end:]), dim=1)
-        if owners is not None:
+        if documents is not None:
             assert span.documents is not None
-            owners = torch.cat((owners[:, :begin], span.documents[:, -span.length :], owners[:, end:]), dim=1)
-        return x, SlotBank(slots, owners)
+            documents = torch.cat((documents[:, :begin], span.documents[:, -span.length :], documents[:, end:]), dim=1)
+        return x, SlotBank(slots, documents)
 
     def _initial(self, x: Tensor) -> Tensor:
-        """fp32 [B, T, D]"""
-        return initial_slots(self.slots, x.size(2), x.device).expand(x.size(0), -1, -1)
+        """Return the initial slots for a batch like x, fp32 [B, T, D]."""
+        return initial_slots(self.num_slots, x.size(2), x.device).expand(x.size(0), -1, -1)
 
     def forward(
         self, x: Tensor, slots: Tensor, span: SegmentSpan, state: DepthState
     ) -> tuple[Tensor, Tensor, DepthState]:
-        """x [B, n, D]: the residual stream after attention; slots fp32 [B, n, D]: these tokens' as they come in.
+        """Read and write the slots of a span's tokens in this block.
 
-        Returns both as they leave it, and the state: keys and values of the open segment, empty once it is whole.
+        Args: x [B, n, D], the residual stream after attention; slots fp32 [B, n, D] as the block before left them.
+        Returns x and slots after the memory, and the next state: keys and values of the open segment, none once it
+            closes.
         """
         e = self.norm(x)
         q = self.query(self.tp.copy(e)).unflatten(-1, (self.heads, self.width))
@@ -157,7 +168,7 @@ class LM2DepthMemory(SequentialMemory):
         return x, slots, DepthState(keys[:, :kept], values[:, :kept])
 
     def reading(self, tape: Tape) -> MemoryReading:
-        """A softmax over the slots of earlier places; a slot is a place of the segment."""
+        """See `Memory.reading`: addresses are a softmax over the slots of this and earlier places of the segment."""
         queries, keys, values, recalled, slots = (tape[name] for name in ("query", "key", "value", "recalled", "slots"))
         address, banks, error = [], [], 0.0
         for q, k, v, r, left in zip(queries, keys, values, recalled, slots, strict=True):
@@ -168,14 +179,14 @@ class LM2DepthMemory(SequentialMemory):
                 scores = _largest(scores, self.top_k)
             weights = scores.softmax(dim=-1)
             error = max(error, float(((weights @ v).transpose(1, 2) - r).abs().max()))
-            missing = self.slots - k.size(2)
+            missing = self.num_slots - k.size(2)
             address.append(F.pad(weights, (0, missing))[0].transpose(0, 1).float().cpu())
             banks.append(F.pad(left, (0, 0, 0, missing)).float().cpu())  # [1, N, D]
         found = torch.cat([r[0] for r in recalled]).float().cpu()
         return MemoryReading(torch.cat(address), torch.stack(banks), found, gate_means(tape), error)
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, span: SegmentSpan) -> Tensor:
-        """q [B, n, H, d], keys and values [B, o+n, H, d] -> [B, n, H, d]."""
+        """Attention of q [B, n, H, d] to slots' keys and values [B, o+n, H, d] -> [B, n, H, d]."""
         mask = span.attention_mask(q.device)  # bool [B or 1, 1, n, o+n]; None: plain causal
         q, keys, values = (t.transpose(1, 2) for t in (q, keys, values))
         for name, x in (("query", q), ("key", keys), ("value", values)):
@@ -189,11 +200,11 @@ class LM2DepthMemory(SequentialMemory):
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:
-    """Scores [..., K] with all but the `count` largest at minus infinity."""
+    """Return scores [..., K] with all but the `count` largest at minus infinity."""
     least = scores.topk(min(count, scores.size(-1)), dim=-1).values[..., -1:]
     return scores.masked_fill(scores < least, float("-inf"))
 
 
 def initial_slots(length: int, size: int, device: torch.device) -> Tensor:
-    """The identity's rows for the places of a segment, fp32 [length, D]."""
+    """Return the initial slots of `length` places, fp32 [length, D]; that of place n is the unit vector n mod D."""
     return F.one_hot(torch.arange(length, device=device) % size, size).float()

@@ -1,4 +1,7 @@
-"""`lm2`, `flow: depth`: LM2 as published, one bank through the blocks.  T tokens of a segment, D hidden."""
+"""Configuration and costs of `lm2` with `flow: depth`, LM2 as published: one bank passes through the blocks.
+
+T tokens of a segment, D hidden.
+"""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class LM2DepthConfig(MemoryConfig):
-    """See docs/memory.md."""
+    """Fields of `memory.kind: lm2` with `flow: depth`; docs/memory.md describes the kind."""
 
     label = "lm2-depth"
     selects: ClassVar[dict[str, str]] = {"kind": "lm2", "flow": "depth"}
@@ -26,7 +29,7 @@ class LM2DepthConfig(MemoryConfig):
     )
     sequential = True
     carry_travels = True
-    gathers = 1  # what was read, by heads
+    gathers = 1  # E_mem, from the heads of all ranks
 
     kind: Literal["lm2"]
     flow: Literal["depth"] = Field(description="depth: as published")
@@ -47,10 +50,10 @@ class LM2DepthConfig(MemoryConfig):
             )
         return problems
 
-    def build(self, model: BackboneConfig, layout: "ParallelContext", first: bool) -> "Memory":
+    def build(self, model: BackboneConfig, parallel: "ParallelContext", first: bool) -> "Memory":
         from model.memory.lm2_depth.module import LM2DepthMemory
 
-        return LM2DepthMemory(self, model, layout)
+        return LM2DepthMemory(self, model, parallel)
 
     def first_carry(self, hidden: "torch.Tensor") -> "torch.Tensor":
         from model.memory.lm2_depth.module import initial_slots
@@ -59,17 +62,20 @@ class LM2DepthConfig(MemoryConfig):
 
     def parameters(self, model: BackboneConfig, first: bool) -> tuple[int, int]:
         size = model.hidden_size
-        return 3 * size * size, 3 * size * size + 3 * size  # whole: the gates; norm, forget bias and scale
+        return (
+            3 * size * size,
+            3 * size * size + 3 * size,
+        )  # split: W_Q, W_K, W_V; whole: three gates, and norm, forget bias, scale
 
     def weights(self, model: BackboneConfig) -> int:
         return 6 * model.hidden_size**2  # query, key, value and three gates
 
     def products(self, model: BackboneConfig) -> float:
-        return model.segment_length * model.hidden_size  # scores and their use, half of the segment each
+        return model.segment_length * model.hidden_size  # scores and weighted sum, each over half of the segment
 
     def kept(self, share: RankShare) -> tuple[float, float]:
         size, a, t = share.model.hidden_size, share.item, share.tensor
-        # norm, gates, tanh and slots in fp32; queries to the result in the tokens' type
+        # norm, gates, tanh and slots are fp32; queries, keys, values and result have the tokens' dtype
         numbers = size * (5 * FP32 + a + 5 * a / t)
         return share.norm_kept + numbers + share.window * a + FP32 * self.heads / t, 0.0
 

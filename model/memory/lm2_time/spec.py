@@ -1,4 +1,4 @@
-"""`lm2`, `flow: time`: a bank of gated slots per block, all segments at once.  N slots a head, D hidden."""
+"""Configuration and costs of `lm2` with `flow: time`: a bank of gated slots in each block. N slots, D hidden."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class LM2TimeConfig(MemoryConfig):
-    """See docs/memory.md."""
+    """Fields of `memory.kind: lm2` with `flow: time`, the default; docs/memory.md describes the kind."""
 
     label = "lm2-time"
     selects: ClassVar[dict[str, str]] = {"kind": "lm2"}  # time is the default flow
@@ -32,13 +32,13 @@ class LM2TimeConfig(MemoryConfig):
     def title(self) -> str:
         return "lm2 flow: time"
 
-    def build(self, model: BackboneConfig, layout: "ParallelContext", first: bool) -> "Memory":
+    def build(self, model: BackboneConfig, parallel: "ParallelContext", first: bool) -> "Memory":
         from model.memory.lm2_time.module import LM2TimeMemory
 
-        return LM2TimeMemory(self, model, layout)
+        return LM2TimeMemory(self, model, parallel)
 
     def parameters(self, model: BackboneConfig, first: bool) -> tuple[int, int]:
-        return self.weights(model) + 2 * model.hidden_size + self.heads, 0  # and the biases of the gates
+        return self.weights(model) + 2 * model.hidden_size + self.heads, 0  # weights, and the biases of three gates
 
     def weights(self, model: BackboneConfig) -> int:
         # query and key; content, two gates and out; the forget gate
@@ -48,16 +48,17 @@ class LM2TimeConfig(MemoryConfig):
         return 2 * self.num_slots(model) * model.hidden_size  # write and read
 
     def kept(self, share: RankShare) -> tuple[float, float]:
-        size, rows = share.model.hidden_size, self.num_slots(share.model)
-        if share.compiled:  # three arrays of slots and three of tokens in fp32, and what the products make
-            fp32, made = 3 * size + 3 * self.heads * rows, 4 * size + 2 * self.heads * rows + self.heads
-            return (FP32 * fp32 + share.item * made) / share.tensor, share.states_kept(rows * size)
-        slots = 7 * self.heads * rows  # keys: features, unit, own document's, fading, faded; queries and a copy
-        numbers = 6 * size + slots + 5 * self.heads + 2 * self.heads * rows / share.segment
-        return (FP32 * numbers + share.item * size) / share.tensor, share.states_kept(rows * size)
+        size, num_slots = share.model.hidden_size, self.num_slots(share.model)
+        banks, addresses = share.states_kept(num_slots * size), self.heads * num_slots
+        if share.compiled:  # three arrays of slots and three of tokens in fp32, and the results of products
+            fp32, made = 3 * size + 3 * addresses, 4 * size + 2 * addresses + self.heads
+            return (FP32 * fp32 + share.item * made) / share.tensor, banks
+        # keys: features, unit, own document's, decays, decayed; queries and a copy
+        numbers = 6 * size + 7 * addresses + 5 * self.heads + 2 * addresses / share.segment
+        return (FP32 * numbers + share.item * size) / share.tensor, banks
 
     def seconds(self, share: RankShare, speeds: Speeds, precision: str) -> float:
-        size, tokens, rows = share.model.hidden_size, share.tokens, self.num_slots(share.model)
+        size, tokens, num_slots = share.model.hidden_size, share.tokens, self.num_slots(share.model)
         heads, width, own = max(1, self.heads // share.tensor), size // self.heads, size // share.tensor
 
         def linear(outer: int) -> float:
@@ -67,11 +68,13 @@ class LM2TimeConfig(MemoryConfig):
         def passes(what: str, numbers: int) -> float:
             return speeds.passes(what, tokens, numbers, FP32, share.segment)
 
-        products = 2 * speeds.batched(share.windows * heads, share.segment, rows, width)  # write and read
-        streams = passes("decaying keys", heads * rows) + passes("queries", heads * rows) + passes("gates", own)
+        products = 2 * speeds.batched(share.windows * heads, share.segment, num_slots, width)  # write and read
+        streams = (
+            passes("decaying keys", heads * num_slots) + passes("queries", heads * num_slots) + passes("gates", own)
+        )
         out = speeds.linear(tokens, own, size, precision)
-        states = scan_seconds(share, speeds, heads * width * rows)
-        return 2 * linear(heads * rows) + 3 * linear(own) + linear(heads) + out + products + streams + states
+        states = scan_seconds(share, speeds, heads * width * num_slots)
+        return 2 * linear(heads * num_slots) + 3 * linear(own) + linear(heads) + out + products + streams + states
 
     def state_numbers(self, model: BackboneConfig) -> int:
         return self.num_slots(model) * model.hidden_size

@@ -1,4 +1,4 @@
-"""No memory: a Llama."""
+"""Configuration of `none`: a Llama without memory."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class NoMemoryConfig(MemoryConfig):
-    """No layer hosts anything, so no layer is asked for and nothing costs anything."""
+    """`memory.kind: none`. No layer hosts a memory, and all costs are zero."""
 
     label = "none"
     selects: ClassVar[dict[str, str]] = {"kind": "none"}
@@ -26,7 +26,7 @@ class NoMemoryConfig(MemoryConfig):
     def problems(self, model: BackboneConfig) -> list[str]:
         return []
 
-    def build(self, model: BackboneConfig, layout: "ParallelContext", first: bool) -> "Memory":
+    def build(self, model: BackboneConfig, parallel: "ParallelContext", first: bool) -> "Memory":
         raise AssertionError("no layer hosts a memory of kind none")
 
     def parameters(self, model: BackboneConfig, first: bool) -> tuple[int, int]:

@@ -1,13 +1,15 @@
-"""Recurrent Memory Transformer (arXiv 2207.06881), the baseline: [read; tokens; write] through the plain decoder.
+"""Recurrent Memory Transformer (arXiv 2207.06881), the baseline: the decoder computes [read; tokens; write].
 
-m memory vectors stand before a segment and, to be written, after it; what the decoder makes of the write vectors is the
-next segment's read memory.  Both ends begin as the same vectors and the causal mask is the plain one, as published.
+m memory vectors, the read vectors, stand before a segment, and m write vectors after it. The decoder's outputs at the
+write vectors are the next segment's read vectors. As published, read and write vectors of a segment enter the decoder
+with equal values, and the mask is causal.
 
-One thing is added so that a warmed-up or imported Llama does not jump: tokens see memory keys with a factor `open` per
-layer and head inside the softmax, zero at first.  At open = 1 (`rmt_open`) it is the published model.
+One factor is added, so that switching the memory on changes no logit of a trained or imported Llama: inside the softmax
+memory keys are weighted by `open`, a parameter per layer and head that starts at zero. `rmt_open: 1` is the published
+model.
 
-A segment's frame is [carried read; initial read; tokens; write].  Tokens of the memory's own document see the carried
-vectors, tokens of a document that begins in the segment the initial ones.
+A segment's frame is [carried read; initial read; tokens; write]. Tokens of the document that wrote the memory see the
+carried vectors; tokens of a document that begins in the segment see the initial ones.
 
 B batch, m memory vectors, n tokens of the span, o earlier tokens of its open segment, H heads (of this rank).
 """
@@ -30,10 +32,11 @@ from model.state import LayerState
 
 @dataclass(frozen=True)
 class Frame:
-    """Who sees whom in one span of a segment, the same in every layer.
+    """Masks of one span of a segment, the same in every layer.
 
-    seen: bool [B or 1, 1, Q, K], queries are what is new in this span, keys what the segment has so far.
-    gated: bool [1, 1, Q, K], a token looking at memory.
+    Q queries, the vectors that this span adds; K keys, the vectors of the segment so far.
+    seen: bool [B or 1, 1, Q, K], True = the query sees the key. gated: bool [1, 1, Q, K], True = a token's weight of a
+    memory vector, which `open` multiplies.
     """
 
     start: int  # rotary position of the first query
@@ -43,25 +46,25 @@ class Frame:
 
 @dataclass(frozen=True)
 class Vectors:
-    """vectors: [B, m, D], what the next segment reads; initial: [B, m, D], what a new document's segment reads."""
+    """vectors: [B, m, D], the next segment's read vectors; initial: [B, m, D], those of a document that begins."""
 
     vectors: Tensor
     initial: Tensor
 
 
 class RMTMemory(SequentialMemory):
-    """One layer's gate on memory keys; the first hosting layer also holds the initial vectors [m, D].
+    """One layer's factors on memory keys; the first hosting layer also holds the initial vectors [m, D].
 
-    The carry is the span's `Frame`, the same for all blocks; `Vectors` are carried.
+    From block to block goes the carry, the span's `Frame`, unchanged; from span to span go `Vectors`.
     """
 
-    def __init__(self, config: RMTConfig, model: BackboneConfig, layout: ParallelContext, holds_tokens: bool) -> None:
+    def __init__(self, config: RMTConfig, model: BackboneConfig, parallel: ParallelContext, holds_tokens: bool) -> None:
         super().__init__()
         self.opening, self.init_std = config.rmt_open, model.initial_std(model.hidden_size)
-        self.open = sharded_parameter((model.num_heads,), layout.tensor)
-        self.slots, self.length = config.num_slots(model), model.segment_length
+        self.open = sharded_parameter((model.num_heads,), parallel.tensor)
+        self.num_slots, self.length = config.num_slots(model), model.segment_length
         self.bptt_segments = config.bptt_segments
-        self.tokens = nn.Parameter(torch.empty(self.slots, model.hidden_size)) if holds_tokens else None
+        self.tokens = nn.Parameter(torch.empty(self.num_slots, model.hidden_size)) if holds_tokens else None
 
     def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         if name == "open":
@@ -75,13 +78,13 @@ class RMTMemory(SequentialMemory):
         return None
 
     def reading(self, tape: Tape) -> MemoryReading:
-        """What is left for the memory of each token's softmax over [carried; initial; tokens; write]."""
+        """See `Memory.reading`: addresses are the memory's part of each token's softmax."""
         address = []
         for weights in tape["weights"]:  # [1, Hq, Q, K]
-            tokens = min(self.length, weights.size(3) - 2 * self.slots)
-            seen = weights[0, :, 2 * self.slots : 2 * self.slots + tokens, : 2 * self.slots].float().cpu()
-            # a token sees the carried vectors or, in the first segment, the initial ones; the others weigh nothing
-            address.append((seen[..., : self.slots] + seen[..., self.slots :]).transpose(0, 1))
+            tokens = min(self.length, weights.size(3) - 2 * self.num_slots)
+            seen = weights[0, :, 2 * self.num_slots : 2 * self.num_slots + tokens, : 2 * self.num_slots].float().cpu()
+            # a token sees the carried vectors or, in a document's first segment, the initial ones; the others weigh 0
+            address.append((seen[..., : self.num_slots] + seen[..., self.num_slots :]).transpose(0, 1))
         return MemoryReading(torch.cat(address), None, None, {}, 0.0)
 
     def begin(self, hidden: Tensor, spans: Sequence[SegmentSpan], carried: Vectors | None) -> Vectors:
@@ -98,30 +101,30 @@ class RMTMemory(SequentialMemory):
         if span.closes:
             goes_on = (span.documents[:, -1] == span.bank_document)[:, None, None]
             parts.append(torch.where(goes_on, vectors, initial))
-        return torch.cat(parts, dim=1), frame_of(span, self.slots, x.device)
+        return torch.cat(parts, dim=1), frame_of(span, self.num_slots, x.device)
 
     def step(
         self, block: Block, x: Tensor, carry: Frame, span: SegmentSpan, state: LayerState
     ) -> tuple[Tensor, Frame, LayerState]:
         q, k, v = block.attention.project(block.tp.copy(block.attention_norm(x)), carry.start)
         k, v = torch.cat((state.keys, k), dim=1), torch.cat((state.values, v), dim=1)
-        context = block.layout.inner(self.attend, q, k, v, carry)
+        context = block.parallel.inner(self.attend, q, k, v, carry)
         x = x + block.tp.reduce(block.attention.out(context))
         kept = 0 if span.closes else k.size(1)
         return block.feed_forward(x), carry, LayerState(k[:, :kept], v[:, :kept], None)
 
     def leave(self, x: Tensor, carry: Frame, span: SegmentSpan, carried: Vectors) -> tuple[Tensor, Vectors]:
-        begin = 2 * self.slots if span.offset == 0 else 0
+        begin = 2 * self.num_slots if span.offset == 0 else 0
         end = begin + span.length
         return x[:, begin:end], Vectors(x[:, end:], carried.initial) if span.closes else carried
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, frame: Frame) -> Tensor:
-        """q [B, Q, H, d], k and v [B, K, Hkv, d] -> [B, Q, H*d]; one softmax over memory and tokens."""
+        """Attention of q [B, Q, H, d] to k and v [B, K, Hkv, d] -> [B, Q, H*d], one softmax over memory and tokens."""
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         k, v = (t.repeat_interleave(q.size(1) // t.size(1), dim=1) for t in (k, v))
         scores = (q @ k.transpose(2, 3)).float() * q.size(-1) ** -0.5
         weights = scores.masked_fill(~frame.seen, float("-inf")).softmax(dim=-1)
-        # never below 0, where the sum could vanish; the gradient passes, so that it can come back from there
+        # clamped at 0, below which the sum could vanish; the gradient is not clamped, so that training can raise it
         factor = self.open.float() + (self.open.float().clamp(min=0) - self.open.float()).detach()
         weights = weights * torch.where(frame.gated, factor[:, None, None], 1.0)
         weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-20)
@@ -130,11 +133,11 @@ class RMTMemory(SequentialMemory):
 
 
 def frame_of(span: SegmentSpan, m: int, device: torch.device) -> Frame:
-    """The frame of a span inside one segment; its documents are given."""
+    """Return the frame of a span inside one segment; the span must have documents. m: memory vectors."""
     documents, bank = span.documents, span.bank_document
     assert documents is not None and bank is not None
     o, prefix, written = span.offset, 2 * m, m if span.closes else 0
-    # what stands at each place, [B, K]: carried read vectors -2, initial ones -1, tokens and write their document
+    # [B, K]: -2 for carried read vectors, -1 for initial ones, the document for tokens and write vectors
     label = torch.cat(
         (
             bank.new_full((len(bank), m), -2),
@@ -144,7 +147,7 @@ def frame_of(span: SegmentSpan, m: int, device: torch.device) -> Frame:
         ),
         dim=1,
     )
-    reads = torch.where(label == bank.unsqueeze(1), -2, -1)  # the read vectors of a place's document
+    reads = torch.where(label == bank.unsqueeze(1), -2, -1)  # which read vectors a place's document sees
     looks_at_memory = (label >= 0).unsqueeze(2) & (reads.unsqueeze(2) == label.unsqueeze(1))
     keys = label.size(1)
     seen = (label.unsqueeze(2) == label.unsqueeze(1)) | looks_at_memory
@@ -152,5 +155,5 @@ def frame_of(span: SegmentSpan, m: int, device: torch.device) -> Frame:
     place = torch.arange(keys, device=device)
     is_token = (place >= prefix) & (place < keys - written)
     gated = is_token.unsqueeze(1) & (place < prefix).unsqueeze(0)
-    first = prefix + o if o else 0  # places that an earlier span has brought
+    first = prefix + o if o else 0  # places that earlier spans have computed
     return Frame(span.start - o - prefix + first, seen[:, None, first:], gated[None, None, first:])

@@ -1,4 +1,4 @@
-"""`rmt`: the Recurrent Memory Transformer.  m memory vectors (`slots`), T tokens of a segment."""
+"""Configuration and costs of `rmt`, the Recurrent Memory Transformer. m memory vectors (`slots`), T segment tokens."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 class RMTConfig(MemoryConfig):
-    """See docs/memory.md."""
+    """Fields of `memory.kind: rmt`; docs/memory.md describes the kind."""
 
     label = "rmt"
     selects: ClassVar[dict[str, str]] = {"kind": "rmt"}
-    caption = "What of a token's attention goes to each memory vector, mean over heads; the rest goes to tokens."
+    caption = "The share of a token's attention that each memory vector gets, mean over heads; tokens get the rest."
     sequential = True
-    needs_documents = True  # its frame has one form, with documents
+    needs_documents = True  # its frame is built from documents
     undecayed = ("tokens",)
 
     kind: Literal["rmt"]
@@ -38,10 +38,10 @@ class RMTConfig(MemoryConfig):
             problems.append("memory.layers: rmt's vectors pass through every block; set memory.layers to all")
         return problems
 
-    def build(self, model: BackboneConfig, layout: "ParallelContext", first: bool) -> "Memory":
+    def build(self, model: BackboneConfig, parallel: "ParallelContext", first: bool) -> "Memory":
         from model.memory.rmt.module import RMTMemory
 
-        return RMTMemory(self, model, layout, holds_tokens=first)
+        return RMTMemory(self, model, parallel, holds_tokens=first)
 
     def parameters(self, model: BackboneConfig, first: bool) -> tuple[int, int]:
         return model.num_heads, self.num_slots(model) * model.hidden_size if first else 0
@@ -59,13 +59,13 @@ class RMTConfig(MemoryConfig):
         return 0.0, 0.0
 
     def attention_kept(self, share: RankShare, tokens: float) -> float | None:
-        """Plain attention with its scores: twice in fp32, once in the tokens' type, the gates for one sample."""
+        """See `MemoryConfig.attention_kept`: scores are kept twice in fp32 and once in the tokens' dtype."""
         model, a, t = share.model, share.item, share.tensor
         keys = share.segment + self.extra_tokens(model)
         scores = keys * model.num_heads / t * (2 * FP32 + a + FP32 / share.batch)
         return tokens * (scores + 4 * model.num_heads * model.head_width * a / t + keys)
 
     def seconds(self, share: RankShare, speeds: Speeds, precision: str) -> float:
-        # a gate inside attention: its scores pass through memory
+        # the factor inside the softmax needs plain attention, whose scores are read from and written to memory
         scores = (share.segment + self.extra_tokens(share.model)) * share.model.num_heads // share.tensor
         return speeds.passes("loss", share.tokens, scores, FP32, share.segment)

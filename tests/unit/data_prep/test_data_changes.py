@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data_prep import DataError, Manifest, PrepareConfig, load_tokenizer, prepare
+from data_prep import DataError, Manifest, PrepareConfig, PreparedFolder, load_tokenizer, prepare
 from data_prep.preparation import task as tasks
 from data_prep.preparation.prepare import Preparation
 from data_prep.shards.reading import Shard
@@ -81,7 +81,7 @@ def test_a_repaired_file_is_done_and_the_others_are_kept(inputs: Path, done: lis
     done.clear()
     (inputs / "c.jsonl").write_text(line("repaired"))
     said = run(inputs)
-    assert "web: the input is not what it was: 1 changed (" in said and "2 of 3 tasks were finished" in said
+    assert "web: the input has changed: 1 changed (" in said and "2 of 3 tasks were finished" in said
     assert done == ["c.jsonl"]
     assert texts(inputs.parent / "data") == ["repaired", "text of a", "text of b"]
 
@@ -154,7 +154,7 @@ def test_already_prepared_of_other_input_is_refused(inputs: Path) -> None:
     run(inputs)
     assert "already prepared" in run(inputs)
     (inputs / "d.jsonl").write_text(line("new"))
-    with pytest.raises(DataError, match=r"was prepared of other input; web: 1 new \(.*d\.jsonl\); choose another"):
+    with pytest.raises(DataError, match=r"was prepared from other input; web: 1 new \(.*d\.jsonl\); choose another"):
         run(inputs)
     (inputs / "d.jsonl").unlink()
     (inputs / "a.jsonl").write_text(line("TEXT of a"))
@@ -203,4 +203,4 @@ def test_a_full_disk_is_a_sentence_and_the_same_command_goes_on(tmp_path: Path, 
     assert "run the same command again" in limited.stderr and not (tmp_path / "data").exists()
     whole = subprocess.run([sys.executable, str(ROOT / "launchers/prepare_data.py"), *command], cwd=ROOT)
     assert whole.returncode == 0
-    Manifest.load(tmp_path / "data").verify_checksums(tmp_path / "data")
+    PreparedFolder(tmp_path / "data").verify()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep import DataError, Manifest, TokenStream
+from data_prep import DataError, Manifest, PreparedFolder, TokenStream
 from tests.unit.data_prep.data_folder import write_folder
 
 LENGTH = 16
@@ -82,7 +82,7 @@ def test_damaged_file_is_named_before_it_is_used(
     with pytest.raises(DataError, match=name):
         read_everything(folder)
     with pytest.raises(DataError, match=name):
-        Manifest.load(folder).verify_checksums(folder)
+        PreparedFolder(folder).verify()
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

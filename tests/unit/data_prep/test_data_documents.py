@@ -133,7 +133,7 @@ def test_bad_parquet_is_named(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=rf"b\.parquet: .*{message}"):
             read(SourceConfig(kind="parquet", path=tmp_path, text_field=field))
     (tmp_path / "b.parquet").write_bytes(b"PAR1 nothing")
-    with pytest.raises(DataError, match=r"b\.parquet: is damaged or no Parquet file"):
+    with pytest.raises(DataError, match=r"b\.parquet: is damaged or not a Parquet file"):
         read(SourceConfig(kind="parquet", path=tmp_path))
 
 
@@ -296,5 +296,5 @@ def test_damaged_arrow_is_named_and_ends_no_process(tmp_path: Path, kind: str) -
     sought = {"plain": np.array([0, 21, 42], "<i4"), "dictionary": np.array([0, 1], "<i4")}.get(kind, texts[1][:4])
     at = raw.index(sought.tobytes() if isinstance(sought, np.ndarray) else np.array(21, "<i4").tobytes() + b"two ")
     path.write_bytes(raw[:at] + np.array([7, 1 << 30], "<i4").tobytes() + raw[at + 8 :])
-    with pytest.raises(DataError, match=r"a\.arrow: is damaged or no Arrow file"):
+    with pytest.raises(DataError, match=r"a\.arrow: is damaged or not an Arrow file"):
         read(SourceConfig(kind="arrow", path=path))

@@ -133,8 +133,8 @@ def test_exercise_that_does_not_fit_is_named(tokenizer: Path, tmp_path: Path) ->
         ('{"context": "a", "question": "b"}', r"a\.jsonl:1: object has no key 'answer'"),
         ('{"context": "a", "question": "b", "answer": " "}', r"a\.jsonl:1: 'answer' is empty"),
         ('{"context": "a", "question": 3, "answer": "c"}', r"a\.jsonl:1: 'question' is a int"),
-        ('{"turns": {"context": "a"}}', r"a\.jsonl:1: 'turns' is no list of objects"),
-        ('{"turns": []}', r"a\.jsonl:1: 'turns' is no list of objects"),
+        ('{"turns": {"context": "a"}}', r"a\.jsonl:1: 'turns' is not a list of objects"),
+        ('{"turns": []}', r"a\.jsonl:1: 'turns' is not a list of objects"),
         (
             '{"turns": [{"context": "a", "question": "b", "answer": "c"}, {"context": "a", "question": "b"}]}',
             r"a\.jsonl:1, turn 2: object has no key 'answer'",
@@ -162,7 +162,7 @@ def test_the_same_exercise_in_two_tasks_is_learned_once(tokenizer: Path, tmp_pat
 def test_pack_length_is_the_sample(tokenizer: Path) -> None:
     with pytest.raises(ValueError, match="pack_length of 'babi' is 64, but sequence_length is 128"):
         DataConfig(path=Path("x"), sequence_length=128, prepare=config_of(Path("y"), tokenizer, pack_length=64))
-    with pytest.raises(ValueError, match="must say where"):
+    with pytest.raises(ValueError, match=r"must contain \{context\} and \{question\}"):
         config_of(Path("y"), tokenizer, prompt="{context}")
     with pytest.raises(ValueError, match="that increase"):
         config_of(Path("y"), tokenizer, length_bins=[4, 4])

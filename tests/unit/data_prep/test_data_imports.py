@@ -41,7 +41,9 @@ def documents_of(tokenizer: Path) -> list[list[int]]:
     return [model.encode(" ".join(words[: n + 1])) for n in range(len(words))]
 
 
-def write_bin(path: Path, documents: list[list[int]], magic: int, version: int, kind: type, begin: int) -> None:
+def write_bin(
+    path: Path, documents: list[list[int]], magic: int, version: int, kind: type[np.number], begin: int
+) -> None:
     tokens = np.array([token for document in documents for token in [begin, *document]], dtype=kind)
     header = np.zeros(256, dtype="<i4")
     header[:3] = magic, version, len(tokens)
@@ -64,9 +66,9 @@ def test_bin_that_is_none_or_cut_short(tokenizer: Path, tmp_path: Path) -> None:
     whole = path.read_bytes()
     for damaged, message in (
         (whole[:-2], "cut short"),
-        (whole[:100], "it is no .bin"),
+        (whole[:100], "it is not a .bin"),
         (b"", "begins with 0"),
-        (b"\0" * 2000, "it is no .bin"),
+        (b"\0" * 2000, "it is not a .bin"),
     ):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=rf"a\.bin: .*{message}"):
@@ -87,7 +89,7 @@ def test_bin_that_eos_delimits_is_warned_of(tokenizer: Path, tmp_path: Path, for
     output = io.StringIO()
     prepare(config_of("bin", tmp_path / "a.bin", tokenizer), tmp_path / "data", Console(file=output, width=1000))
     count = 6 if form.startswith("more") else 1
-    assert "warning: " in output.getvalue() and f"it is read as {count}. If eos delimits" in output.getvalue()
+    assert "warning: " in output.getvalue() and f"it is read as {count} documents. If eos delimits" in output.getvalue()
     assert len(documents_in(tmp_path / "data")) == count
 
 
@@ -121,7 +123,7 @@ def test_upper_case_names_of_token_files(tokenizer: Path, tmp_path: Path) -> Non
     write_megatron(tmp_path / "in" / "other", documents[:3], 8, np.uint16, 2)
     (tmp_path / "in" / "other.idx").rename(tmp_path / "in" / "WEB.IDX")
     (tmp_path / "in" / "other.bin").unlink()
-    with pytest.raises(DataError, match=r"was prepared of other input; web: 1 changed \(.*WEB\.BIN"):
+    with pytest.raises(DataError, match=r"was prepared from other input; web: 1 changed \(.*WEB\.BIN"):
         prepare(config_of("megatron", tmp_path / "in", tokenizer), tmp_path / "data", QUIET)
 
 
@@ -131,7 +133,7 @@ def test_tokens_of_another_tokenizer_are_refused(tokenizer: Path, tmp_path: Path
         prepare(config_of("bin", tmp_path / "a.bin", tokenizer), tmp_path / "data", QUIET)
 
 
-def write_megatron(path: Path, documents: list[list[int]], code: int, kind: type, eos: int) -> None:
+def write_megatron(path: Path, documents: list[list[int]], code: int, kind: type[np.number], eos: int) -> None:
     """As Megatron's IndexedDatasetBuilder does, with --append-eod."""
     arrays = [np.array([*document, eos], dtype=kind) for document in documents]
     path.with_suffix(".bin").write_bytes(b"".join(array.tobytes() for array in arrays))
@@ -182,12 +184,12 @@ def test_arrow_text(tokenizer: Path, tmp_path: Path, is_file: bool) -> None:
     assert [model.decode(ids[1:-1]) for ids in documents_in(tmp_path / "data")] == ["one memory", "two"]
     assert manifest.skipped["web"].empty == 1
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match=r"a\.arrow: is damaged or no Arrow file"):
+    with pytest.raises(DataError, match=r"a\.arrow: is damaged or not an Arrow file"):
         prepare(config_of("arrow", path, tokenizer), tmp_path / "other", QUIET)
 
 
 def test_imports_name_their_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"tokenizer\.path is missing: 'web' is tokens already"):
+    with pytest.raises(ValueError, match=r"tokenizer\.path is missing: 'web' is tokenized already"):
         PrepareConfig.model_validate({"sources": [{"kind": "bin", "path": "x", "name": "web"}]})
 
 

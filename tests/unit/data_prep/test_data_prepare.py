@@ -13,6 +13,7 @@ from data_prep import (
     DataError,
     Manifest,
     PrepareConfig,
+    PreparedFolder,
     SourceConfig,
     TokenizerConfig,
     load_tokenizer,
@@ -105,7 +106,7 @@ def test_folder_of_other_settings_is_refused(prepared: Path, tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"prepared with other settings .* choose another folder, or delete"):
         prepare(stdlib_config(valid_fraction=0.1), prepared, QUIET)
     (tmp_path / "mine.txt").write_text("notes")
-    with pytest.raises(DataError, match="is no prepared folder"):
+    with pytest.raises(DataError, match="is not a prepared folder"):
         prepare(stdlib_config(), tmp_path, QUIET)
     with pytest.raises(DataError, match=r"mine\.txt: is a file"):
         prepare(stdlib_config(), tmp_path / "mine.txt", QUIET)
@@ -198,7 +199,7 @@ def test_corpus_without_text(prepared: Path, tmp_path: Path) -> None:
 def test_vocabulary_above_the_token_type(tmp_path: Path) -> None:
     tokenizer = TokenizerConfig(vocab_size=65_537)
     config = stdlib_config(tokenizer=tokenizer, token_type="uint16")
-    with pytest.raises(DataError, match=r"token_type is uint16, which holds 65536 ids, .* 65537 pieces"):
+    with pytest.raises(DataError, match=r"token_type is uint16, which has 65536 values, .* 65537 pieces"):
         prepare(config, tmp_path / "data", QUIET)
     assert [choose_token_type("auto", size) for size in (65_536, 65_537)] == ["uint16", "uint32"]
 
@@ -235,13 +236,13 @@ def flip(path: Path) -> None:
 
 def test_flipped_byte_is_found_at_first_touch(copy: Path) -> None:
     manifest = Manifest.load(copy)
-    manifest.verify_checksums(copy)
+    PreparedFolder(copy).verify()
     flip(copy / manifest.shards[1].file)
-    damaged = Manifest.load(copy)
+    damaged = PreparedFolder(copy)
     with pytest.raises(DataError, match=rf"{manifest.shards[1].file}: shard is damaged"):
         Shard(copy, manifest.shards[1], manifest.token_type).open()
     with pytest.raises(DataError, match=rf"{manifest.shards[1].file}: shard is damaged"):
-        damaged.verify_checksums(copy)
+        damaged.verify()
 
 
 def test_missing_short_and_foreign_files_are_found_at_opening(copy: Path) -> None:

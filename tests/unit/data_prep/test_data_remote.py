@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ LENGTH = 16
 
 
 @pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator["s3fs.S3FileSystem"]:
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     service = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     service.start()
     host, port = service.get_host_and_port()
@@ -52,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def url(s3: "s3fs.S3FileSystem", folder: Path, request: pytest.FixtureRequest) -> str:
+def url(s3: Any, folder: Path, request: pytest.FixtureRequest) -> str:
     place = f"corpus/{request.node.name}"
     s3.put(f"{folder}/", f"{place}/", recursive=True)
     return f"s3://{place}"
@@ -73,7 +74,7 @@ def test_cache_stays_within_its_bound(url: str, folder: Path, tmp_path: Path) ->
     largest = max(path.stat().st_size for path in folder.iterdir())
     cache = CacheConfig(folder=tmp_path / "cache", max_bytes=3 * largest, read_ahead=1)
     assert len(list(folder.glob("*.arrow"))) > 8
-    settings = {"sequence_length": LENGTH, "seed": 0, "shuffle_shards": 2}
+    settings: dict[str, Any] = {"sequence_length": LENGTH, "seed": 0, "shuffle_shards": 2}
     remote, local = TokenStream(url, cache=cache, **settings), TokenStream(folder, **settings)
     for first in range(0, len(local), 160):
         indices = range(first, first + 2)
@@ -83,7 +84,7 @@ def test_cache_stays_within_its_bound(url: str, folder: Path, tmp_path: Path) ->
     assert len(remote._raw) <= 4
 
 
-def test_damage_behind_a_url_is_named(s3: "s3fs.S3FileSystem", url: str, folder: Path, tmp_path: Path) -> None:
+def test_damage_behind_a_url_is_named(s3: Any, url: str, folder: Path, tmp_path: Path) -> None:
     name = "train-web-00001.arrow"
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -113,7 +114,7 @@ def test_damaged_copy_is_fetched_again(url: str, folder: Path, tmp_path: Path) -
     assert np.array_equal(again.batch(range(500)).tokens, local.batch(range(500)).tokens)
 
 
-def test_remote_inputs_give_what_local_ones_give(s3: "s3fs.S3FileSystem", tmp_path: Path) -> None:
+def test_remote_inputs_give_what_local_ones_give(s3: Any, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(5):
         lines = [json.dumps({"text": f"document {n} of file {number} " * 20}) for n in range(50)]
@@ -138,7 +139,7 @@ def test_remote_inputs_give_what_local_ones_give(s3: "s3fs.S3FileSystem", tmp_pa
     assert written["local"] == written["remote"] == written["glob"]
 
 
-def test_what_is_not_there_is_said(s3: "s3fs.S3FileSystem", tmp_path: Path) -> None:
+def test_what_is_not_there_is_said(s3: Any, tmp_path: Path) -> None:
     cache = CacheConfig(folder=tmp_path / "cache")
     with pytest.raises(DataError, match=r"s3://corpus/nowhere/manifest\.json: cannot be read"):
         TokenStream("s3://corpus/nowhere", sequence_length=LENGTH, seed=0, cache=cache)

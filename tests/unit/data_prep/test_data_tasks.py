@@ -12,7 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from data_prep import DataError, Manifest, PrepareConfig, prepare
+from data_prep import DataError, PrepareConfig, PreparedFolder, prepare
 from data_prep.preparation.plan import load_plan
 from data_prep.preparation.prepare import Preparation
 from data_prep.preparation.task import load_result
@@ -175,7 +175,8 @@ def test_killed_at_ten_random_moments_and_continued(tmp_path: Path) -> None:
     expected = tmp_path / "expected"
     prepare(config_of(inputs, workers=2), expected, QUIET)
     command = [*write_run(tmp_path, inputs), "data.prepare.workers=2"]
-    rng, kills, finished = random.Random(1), 0, set()
+    rng, kills = random.Random(1), 0
+    finished: set[tuple[Path, int]] = set()
     work = tmp_path / "data.work" / "tasks"
     while kills < 10:
         process = subprocess.Popen(
@@ -200,4 +201,4 @@ def test_killed_at_ten_random_moments_and_continued(tmp_path: Path) -> None:
             finished = set()
     subprocess.run(command, check=True, capture_output=True)
     assert content(tmp_path / "data") == content(expected)
-    Manifest.load(tmp_path / "data").verify_checksums(tmp_path / "data")
+    PreparedFolder(tmp_path / "data").verify()

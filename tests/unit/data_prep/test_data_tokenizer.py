@@ -110,7 +110,7 @@ def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:
             load_tokenizer(tmp_path / name)
     with pytest.raises(DataError, match=r"absent\.model.*check tokenizer\.path"):
         load_tokenizer(tmp_path / "absent.model")
-    with pytest.raises(DataError, match=r"no bos and eos"):
+    with pytest.raises(DataError, match=r"no known pair of bos and eos"):
         load_tokenizer(write_hf(tmp_path / "tokenizer.json", ["<pad>"]))
 
 
@@ -134,7 +134,7 @@ def test_ordinary_added_tokens_are_neither_bos_nor_eos(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tokens", [["<s>", "</s>"], ["<bos>", "<eos>"], ["<|begin_of_text|>", "<|end_of_text|>"]])
 def test_only_ordinary_tokens_to_delimit_with(tokens: list[str], tmp_path: Path) -> None:
     path = add_tokens(write_hf(tmp_path / "tokenizer.json", ["<pad>"]), tokens, special=False)
-    with pytest.raises(DataError, match=r"ordinary tokens, which a text may hold.*\"special\": true"):
+    with pytest.raises(DataError, match=r"ordinary tokens, which a text may have.*\"special\": true"):
         load_tokenizer(path)
 
 

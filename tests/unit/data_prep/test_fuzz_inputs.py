@@ -6,7 +6,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -80,7 +80,8 @@ def test_jsonl(place: Path, lines: list[Any], packing: str, cut: int, plain: boo
     for line in lines:
         text = line if isinstance(line, bytes) else dumped(line, not plain).encode("utf-8", "surrogatepass")
         raw += text + (b"\r\n" if cut % 2 else b"\n")
-    packed = {"": bytes, ".zst": zstandard.compress}.get(packing, gzip.compress)(raw)
+    packers: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".zst": zstandard.compress}
+    packed = packers.get(packing, gzip.compress)(raw)
     path = place / f"a.jsonl{packing}"
     path.write_bytes(packed[: len(packed) - cut] if cut < 8 else packed)
     source = SourceConfig(kind="jsonl", path=path, name="web")

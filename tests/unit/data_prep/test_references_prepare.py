@@ -2,7 +2,9 @@
 
 import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +56,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
         for n, topic in enumerate(TOPICS):
             (root / kind / f"{topic}.txt").write_text(article(topic, n + offset))
     source = {"kind": "text", "path": str(root / "train")}
-    settings = {"path": str(root / "data"), "sequence_length": 128}
+    settings: dict[str, Any] = {"path": str(root / "data"), "sequence_length": 128}
     settings["prepare"] = {"sources": [source], "tokenizer": {"path": str(tokenizer)}, "valid_fraction": 0}
     settings["prepare"] |= {"workers": 1, "shard_bytes": 4096}
     config = DataConfig.model_validate(settings)
@@ -138,6 +140,7 @@ def test_neighbours_are_about_the_same_thing(corpus: Path, tmp_path: Path) -> No
     assert not list((tmp_path / "refs").glob("*.work-*"))
     stream = TokenStream(corpus / "data", sequence_length=128, seed=0, references=tmp_path / "refs")
     model, batch = store.tokenizer(), stream.batch(range(len(stream)))
+    assert batch.neighbours is not None
     named = []
     for tokens, documents, row in zip(batch.tokens, batch.document_ids, batch.neighbours, strict=True):
         for u, text in enumerate(store.texts(row)):
@@ -229,7 +232,7 @@ def _other_length(config: DataConfig) -> dict:
 
 
 def test_the_command_makes_both_folders(corpus: Path, tokenizer: Path, tmp_path: Path, capsys) -> None:
-    data = {"path": str(tmp_path / "data"), "sequence_length": 128}
+    data: dict[str, Any] = {"path": str(tmp_path / "data"), "sequence_length": 128}
     data["prepare"] = {
         "sources": [{"kind": "text", "path": str(corpus / "train")}],
         "tokenizer": {"path": str(tokenizer)}, "valid_fraction": 0.2, "workers": 1,
@@ -241,7 +244,7 @@ def test_the_command_makes_both_folders(corpus: Path, tokenizer: Path, tmp_path:
     assert main(["--config", str(tmp_path / "run.yaml")]) == 0
     assert "references are used" in capsys.readouterr().out
     assert main(["--config", str(tmp_path / "run.yaml"), "--references", "--verify"]) == 0
-    assert "are as they were written" in capsys.readouterr().out
+    assert "undamaged" in capsys.readouterr().out
     missing = ["--config", str(tmp_path / "run.yaml"), "--references", "--plan", "data.references=null"]
     assert main(missing) == 2
     assert "data.references.prepare is missing" in capsys.readouterr().err
@@ -271,11 +274,11 @@ def test_an_index_that_is_damaged_or_foreign_is_refused(corpus: Path, tmp_path: 
         open_retriever(store)
     path.write_bytes(whole)
     store.fingerprint = "other"
-    with pytest.raises(DataError, match="made of other references"):
+    with pytest.raises(DataError, match="made from other references"):
         open_retriever(store)
 
 
-def embed(texts: list[str]) -> np.ndarray:
+def embed(texts: Sequence[str]) -> np.ndarray:
     """Counts of the topics' words: an embedding as good as a network's for these texts."""
     vectors = np.array([[text.lower().count(topic) + 1e-3 for topic in TOPICS] for text in texts], dtype=np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -323,5 +326,5 @@ def test_references_of_a_corpus_that_has_changed_are_not_already_prepared(corpus
     prepare_references(config, QUIET)
     prepare_references(config, QUIET)  # nothing has changed
     (tmp_path / "wiki" / "late.txt").write_text(article("violin", 7))
-    with pytest.raises(DataError, match=r"refs: was prepared of other input; wiki: 1 new \(.*late\.txt\)"):
+    with pytest.raises(DataError, match=r"refs: was prepared from other input; wiki: 1 new \(.*late\.txt\)"):
         prepare_references(config, QUIET)

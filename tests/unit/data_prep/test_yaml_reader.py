@@ -183,7 +183,7 @@ def test_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     assert local_path("~/x") == Path("/home/me/x")
     assert local_path("x~/~y") == Path("x~/~y")
     for path, said in {
-        "~nobody-here/x": "a user who is not there",
+        "~nobody-here/x": "an unknown user",
         "a/" + 256 * "x" + "/b": "a name in it has 256 bytes",
         "a/" + 128 * "é" + "/b": "a name in it has 256 bytes",
         50 * ("x" * 99 + "/"): "all of it 4,999",

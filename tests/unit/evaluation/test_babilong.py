@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -42,13 +43,17 @@ STORIES = """\
 class Bytes:
     """A tokenizer of one token a byte: the same on every machine without a file."""
 
+    kind, path, fingerprint = "bytes", Path("nowhere"), "bytes"
     bos_id, eos_id, vocab_size = 256, 257, 258
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         return bytes(ids).decode(errors="replace")
+
+    def piece(self, id: int) -> str:
+        return self.decode([id])
 
 
 def books() -> Background:
@@ -146,7 +151,7 @@ class TestWorld:
         assert answer(["Mary went to the garden."], "Where is John?") is None
         assert answer(["Mary is not in the garden."], "Is Mary in the office?") is None
         assert answer(["Bill is either in the park or the school."], "Is Bill in the park?") == "maybe"
-        with pytest.raises(ValueError, match="no sentence of this world"):
+        with pytest.raises(ValueError, match="not a sentence of this world"):
             answer(["It rained."], "Where is John?")
 
     @pytest.mark.parametrize("task", TASKS)
@@ -249,9 +254,13 @@ class TestGenerator:
     def test_background_without_sentences_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("One.")
         generator = Generator(open_background([str(tmp_path)]), Bytes())
-        with pytest.raises(DataError, match=r"--background: 1 files of .* has no three sentences in a row; books of"):
+        with pytest.raises(
+            DataError, match=r"--background: 1 files of .* has no three consecutive sentences; books of"
+        ):
             list(generator.samples("qa1", "1k", simulate("qa1", 0, "test"), 1))
-        with pytest.raises(DataError, match="none is no text file and no folder of them; books of Project"):
+        with pytest.raises(
+            DataError, match=r"none is neither a text file nor a folder of \*\.txt files; books of Project"
+        ):
             open_background([str(tmp_path / "none")])
 
 

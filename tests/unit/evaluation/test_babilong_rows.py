@@ -91,7 +91,7 @@ class TestRows:
         one = stream_of_rows(5, self.RECIPE, material, tokenizer, 255, background)
         two = rows_by_processes(5, self.RECIPE, places, 255, 2)
         assert [_bytes(row) for row in islice(one, 3 * BLOCK)] == [_bytes(row) for row in islice(two, 3 * BLOCK)]
-        two.close()
+        two.close()  # type: ignore[attr-defined]  # a generator
 
     def test_a_row_too_short_for_any_exercise_is_named(self, tokenizer: Tokenizer) -> None:
         maker = ExerciseMaker(Recipe(ALL, simulated=1), Material(), SentenceEncoder(tokenizer), None)
@@ -119,21 +119,21 @@ class TestMistakes:
             Recipe(**settings)
 
     def test_noise_needs_books(self, tokenizer: Tokenizer) -> None:
-        with pytest.raises(DataError, match="--background: noise is asked for"):
+        with pytest.raises(DataError, match="--background: is missing, but the recipe has noise"):
             ExerciseMaker(Recipe(ALL, noise={100: 1}), Material(), SentenceEncoder(tokenizer), None)
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--form", "dens"], "--form: 'dens' is none of single, story, dense"),
-            (["--form", "dense=x"], "--form: 'x' is no share"),
-            (["--noise", "many=1"], "--noise: 'many' is no number of tokens"),
-            (["--permute"], "--permute: exchanges names in the stories of files; pass --babi"),
+            (["--form", "dens"], "--form: 'dens' is not one of single, story, dense"),
+            (["--form", "dense=x"], "--form: 'x' is not a number"),
+            (["--noise", "many=1"], "--noise: 'many' is not a number of tokens"),
+            (["--permute"], "--permute: exchanges names in the stories of bAbI's files; pass --babi"),
             (["--workers", "0"], "--workers: 0 must be at least 1"),
             (["--tasks", "qa7", "--form", "dense"], "qa7 has no dense stories"),
             (["--lengths", "4", "--tasks", "qa3"], "no story of qa3 fits into 4 tokens"),
             (["--babi", "NOWHERE"], "--babi: NOWHERE is no folder"),
-            (["--background", "NOWHERE"], "--background: NOWHERE is no text file"),
+            (["--background", "NOWHERE"], "--background: NOWHERE is neither a text file"),
             (["--part", "test", "--form", "dense"], "--form: is for --part train"),
         ],
     )

@@ -3,7 +3,9 @@
 import functools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -43,7 +45,7 @@ def own_tasks_only(monkeypatch):
     monkeypatch.setattr("lm_eval.tasks.TaskManager", functools.partial(TaskManager, include_defaults=False))
 
 
-def instances(kind: str, arguments: list[tuple[object, ...]]) -> list[Instance]:
+def instances(kind: str, arguments: Sequence[tuple[object, ...]]) -> list[Instance]:
     return [Instance(kind, {}, found, index) for index, found in enumerate(arguments)]
 
 
@@ -58,8 +60,8 @@ def models(request, prepared_data: Path, tmp_path_factory):
     export(given, folder, given.tokenizer(), form="memtrain")
 
     @functools.cache
-    def theirs(**arguments: object) -> HFLM:
-        fixed = {"trust_remote_code": True, "dtype": "float32", "device": "cpu", "batch_size": 2}
+    def theirs(**arguments: Any) -> HFLM:
+        fixed: dict[str, Any] = {"trust_remote_code": True, "dtype": "float32", "device": "cpu", "batch_size": 2}
         return HFLM(pretrained=str(folder), **fixed, **arguments)
 
     return HarnessModel(given, batch_size=3), theirs
@@ -113,7 +115,7 @@ def test_sampling_is_refused(models):
 
 
 def test_an_unknown_task_is_named(prepared_data, own_tasks_only):
-    with pytest.raises(ConfigError, match="knows no no_such_task_at_all"):
+    with pytest.raises(ConfigError, match="has no no_such_task_at_all"):
         run_harness(made(NONE, prepared_data), ["no_such_task_at_all"])
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from data_prep import DataConfig, DataError, ReferenceStore, prepare
 from data_prep.bank import Bank, BankWriter, merge_bank
+from data_prep.bank.layout import DType
 from data_prep.references.prepare import prepare_references
 from data_prep.references.retrieval import open_retriever
 from evaluation.memories import MemorySource, as_stored, as_tensor, open_source, write_memories
@@ -52,13 +54,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def net_of(seed: int = 0, **changes: object) -> LanguageModel:
-    shape = {"vocab_size": 400, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_size": 48}
+    shape: dict[str, Any] = {
+        "vocab_size": 400,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "ffn_size": 48,
+    }
     shape["explicit"] = ExplicitConfig(bos=(1, 5), tokens=4, references=2)
     config = ModelConfig(segment_length=64, init_std=0.2, **shape | changes)
     return build_model(config, seed=seed).eval()
 
 
-def write_bank(net: LanguageModel, store: ReferenceStore, folder: Path, ids: range, dtype: str = "float32") -> Path:
+def write_bank(net: LanguageModel, store: ReferenceStore, folder: Path, ids: range, dtype: DType = "float32") -> Path:
     shape, numbers = memory_shape(net.config), np.array(ids)
     with BankWriter(folder, shape, dtype, weights_fingerprint(net), store.fingerprint) as writer:
         writer.write(numbers, as_stored(write_memories(net, *store.read(numbers)), dtype))
@@ -98,7 +107,7 @@ def test_a_cold_bank_fills_as_it_is_read(folder: Path, tmp_path: Path) -> None:
     with Bank(tmp_path, weights_fingerprint(net)) as bank:
         assert len(bank) > 6
         ids = np.array(sorted(set(source.ids(queries).reshape(-1).tolist()) - {-1}))
-        expected = as_stored(write_memories(net, *store.read(ids)), "float32")
+        expected: Any = as_stored(write_memories(net, *store.read(ids)), "float32")
         np.testing.assert_allclose(bank.read(ids), expected, atol=1e-6)
     del memories
 
@@ -122,7 +131,7 @@ def test_the_fingerprint_is_of_the_weights() -> None:
 def test_what_does_not_belong_together_is_refused(folder: Path, tmp_path: Path) -> None:
     store = ReferenceStore(folder / "refs")
     bank = write_bank(net_of(), store, tmp_path, range(2))
-    with pytest.raises(DataError, match="its keys and values mean nothing to other weights"):
+    with pytest.raises(DataError, match="whose weights cannot read its keys and values"):
         open_source(net_of(1), folder / "refs", bank, fingerprint(folder))
     with pytest.raises(DataError, match="was made with tokenizer"):
         open_source(net_of(), folder / "refs", bank, "other")
@@ -154,7 +163,7 @@ def test_perplexity_with_memory_equals_one_call_and_differs_from_without(folder:
         logits = net(tokens[:, :-1]).logits.flatten(0, 1)
     expected = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="sum")
     assert without == (pytest.approx(float(expected), rel=1e-5), 2 * 109)
-    assert read[0] != pytest.approx(without[0], rel=1e-6)
+    assert abs(read[0] - without[0]) > 2e-3 * without[0]
     rows = perplexity_rows(net, texts, source)
     assert [row.task for row in rows] == ["perplexity/without memory", "perplexity/explicit memory"]
     assert rows[1].value == pytest.approx(read[0] / read[1])
@@ -200,13 +209,13 @@ def test_normalised() -> None:
 
 
 def test_questions_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds 0"):
+    with pytest.raises(DataError, match="has 0"):
         load_questions(tmp_path)
     (tmp_path / "a.jsonl").write_text('{"question": "q", "answers": ["a"], "passage": "p"}\n{"question": 1}\n')
     with pytest.raises(DataError, match=r"a\.jsonl:2: question is 1, it must be a text"):
         load_questions(tmp_path)
     (tmp_path / "a.jsonl").write_text("")
-    with pytest.raises(DataError, match="holds no question"):
+    with pytest.raises(DataError, match="has no question"):
         load_questions(tmp_path)
 
 
@@ -276,7 +285,7 @@ def test_questions_that_cannot_be_scored_name_line_and_key(
 
 @pytest.mark.parametrize("line", ["[1]", "5", "{", "[" * 100_000])
 def test_lines_that_are_no_question(tmp_path: Path, line: str) -> None:
-    with pytest.raises(DataError, match=r"q\.jsonl:1: is (no JSON|a JSON)"):
+    with pytest.raises(DataError, match=r"q\.jsonl:1: is (not JSON|a JSON)"):
         load_questions(write_question(tmp_path, line))
 
 

@@ -1,6 +1,7 @@
 """Reading in batches gives what one sample alone, in one call, gives; a long one takes no more memory than a short."""
 
 import resource
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,7 +80,8 @@ def test_what_a_sample_is_batched_with_changes_nothing(lengths: list[int], batch
 
 
 def test_requests_that_differ_in_the_last_token_are_read_once() -> None:
-    net, read = new_net("lm2"), []
+    net = new_net("lm2")
+    read: list[int] = []
     context = texts(5, [12])[0]
     Reader(net, advance=read.append).log_likelihoods([(context, [letter]) for letter in range(4)])
     assert sum(read) == len(context)
@@ -125,7 +127,7 @@ def test_state_and_calls_do_not_grow_with_the_sample(kind: str, monkeypatch: pyt
     seen: list[tuple[int, int]] = []
     original = LanguageModel.hidden
 
-    def hidden(self: LanguageModel, ids: Tensor, *rest: object, **named: object) -> tuple[Tensor, StreamState]:
+    def hidden(self: LanguageModel, ids: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, StreamState]:
         result = original(self, ids, *rest, **named)
         seen.append((ids.size(1), tensors(result[1])))
         return result

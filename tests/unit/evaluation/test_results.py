@@ -57,5 +57,5 @@ def test_other_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.json: cannot be read .*launchers/evaluate\.py"):
         load_results(path)
     path.write_text('{"format": 2}')
-    with pytest.raises(DataError, match=r"a\.json: is no result of launchers/evaluate\.py of format 1: format"):
+    with pytest.raises(DataError, match=r"a\.json: is not a result of launchers/evaluate\.py, format 1: format"):
         load_results(path)

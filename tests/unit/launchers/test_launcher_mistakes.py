@@ -40,7 +40,7 @@ def file(tmp_path: Path) -> Path:
         (
             "plan.py",
             ["--config", "configs/quickstart.yaml", "phases=[{"],
-            "override: 'phases=[{': what follows = is no",
+            "override: 'phases=[{': the value after = is not",
         ),
         (
             "plan.py",
@@ -58,7 +58,7 @@ def file(tmp_path: Path) -> Path:
             ["--config", "configs/quickstart.yaml", "--training.precision=bf16"],
             "overrides have no dashes: training.precision=bf16",
         ),
-        ("export.py", ["runs/x", "OUT", "--shard-size", "5XB"], "--shard-size: '5XB' is no size"),
+        ("export.py", ["runs/x", "OUT", "--shard-size", "5XB"], "--shard-size: '5XB' is not a size"),
         ("generate.py", ["--checkpoint", "runs/x", "--seed", "9" * 23], "must be from 0 to 18446744073709551615"),
         ("generate.py", ["--checkpoint", "runs/x", "--top-k", "9" * 23], "must be at most 9223372036854775807"),
         ("evaluate.py", ["--checkpoint", "runs/x", "--seed=-1"], "must be from 0 to"),
@@ -67,7 +67,7 @@ def file(tmp_path: Path) -> Path:
         ("plan.py", ["--config", "configs/quickstart.yaml", "--devices", "h200:" + "9" * 23], "more than 1,000,000"),
         ("export.py", ["runs/x", "n" * 300], "a name in it has 300 bytes"),
         ("report.py", ["runs/" + "n" * 300], "a name in it has 300 bytes"),
-        ("status.py", ["~nobody-here/run"], "the home of a user who is not there"),
+        ("status.py", ["~nobody-here/run"], "the home of an unknown user"),
         ("import_hf.py", ["FILE/x"], "FOLDER: FILE/x does not exist"),
         ("import_hf.py", ["FILE"], "FOLDER: FILE is a file"),
         ("checkpoint.py", ["copy", "FILE/x", "FILE/y"], "PATH: FILE/x does not exist"),
@@ -105,14 +105,14 @@ def test_a_bank_names_its_folder(file: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
-        ("status.py", ["~/run"], "HOME/run: is no run's folder"),
+        ("status.py", ["~/run"], "HOME/run: is not a run's folder"),
         ("generate.py", ["--checkpoint=~/run", "--prompt", "x"], "--checkpoint: HOME/run does not exist"),
         ("export.py", ["~/run", "out"], "HOME/run does not exist"),
-        ("checkpoint.py", ["list", "~/run"], "HOME/run: holds no checkpoints"),
+        ("checkpoint.py", ["list", "~/run"], "HOME/run: has no checkpoints"),
         ("checkpoint.py", ["verify", "~/run"], "PATH: HOME/run does not exist"),
         ("plan.py", ["--config=~/run.yaml"], "--config: HOME/run.yaml does not exist"),
         ("import_hf.py", ["~/llama"], "FOLDER: HOME/llama does not exist"),
-        ("mlflow_sync.py", ["~/run"], "HOME/run: is no run's folder"),
+        ("mlflow_sync.py", ["~/run"], "HOME/run: is not a run's folder"),
         ("report.py", ["~/run"], "HOME/run is no run's folder"),
     ],
 )

@@ -1,6 +1,5 @@
 """The installed package: what is in the wheel, and that its commands work where there is no checkout."""
 
-import importlib
 import json
 import os
 import re
@@ -16,7 +15,7 @@ import yaml
 
 from launchers import __main__ as memtrain
 from launchers._cli import command_names, config_file, shipped_configs
-from tests.e2e.commands import free_port
+from tests.distributed.spawn import free_port
 from training.version import __version__
 
 ROOT = Path(__file__).parents[3]
@@ -82,22 +81,14 @@ def test_wheel_has_what_the_packages_have_and_nothing_else(wheel: Path) -> None:
     assert {"training/cluster/job.sh", "evaluation/report/published.yaml", "model/py.typed"} <= names
 
 
-@pytest.mark.parametrize("name", command_names())
-def test_every_command_is_importable_and_teaches(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        importlib.import_module(f"launchers.{name}").main(["--help"])
-    assert end.value.code == 0
-    assert "exit codes: " in capsys.readouterr().out or name == "generate"
-
-
 def test_overview_names_every_command_and_unknown_ones_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert memtrain.main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(re.search(rf"^  {name} +\S", shown, re.MULTILINE) for name in command_names())
     assert memtrain.main(["pretrian"]) == 2
-    assert "'pretrian' is no command; did you mean 'pretrain'?" in capsys.readouterr().err
+    assert "'pretrian' is not a command; did you mean 'pretrain'?" in capsys.readouterr().err
     assert memtrain.main(["xyz"]) == 2
-    assert "'xyz' is no command; the commands are ablation" in capsys.readouterr().err
+    assert "'xyz' is not a command; the commands are ablation" in capsys.readouterr().err
 
 
 def test_configurations_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +133,7 @@ def test_installed_commands_start_anywhere_and_speak_of_themselves(environment: 
     assert run([program, "--version"], tmp_path).stdout == f"memtrain {__version__}\n"
     shown = run([program, "pretrain", "--help"], tmp_path).stdout
     assert "memtrain pretrain --config quickstart" in shown
-    assert "deepspeed --num_gpus 2 --module launchers.pretrain --config quickstart" in shown
+    assert "deepspeed -q --num_gpus 2 --module launchers.pretrain --config quickstart" in shown
     assert "python launchers/" not in shown
     done = run([program, "pretrain", "--config", "quickstart", "--print-config"], tmp_path)
     assert done.returncode == 0, done.stderr

@@ -39,7 +39,7 @@ def drawn_spans(draw: st.DrawFn) -> tuple[list[SegmentSpan], Tensor]:
 def test_sequences_are_the_mask(drawn: tuple[list[SegmentSpan], Tensor], seed: int) -> None:
     cut, documents = drawn
     config = tiny(attention_span=cut[0].attention_span)
-    attention = Attention(config, build_model(config).layout)
+    attention = Attention(config, build_model(config).parallel)
     for span in cut:
         generator = torch.Generator().manual_seed(seed)
         shapes = ((2, span.length, 4, 4), *[(2, span.cached + span.length, 2, 4)] * 2)
@@ -47,7 +47,7 @@ def test_sequences_are_the_mask(drawn: tuple[list[SegmentSpan], Tensor], seed: i
         direction = torch.randn(2, span.length, 16, generator=generator)
         results = []
         for cuts in (None, sequences(span, documents)):
-            out = attention.attend(*inputs, replace(span, cuts=cuts))
+            out = attention.attend(inputs[0], inputs[1], inputs[2], replace(span, cuts=cuts))
             results.append((out, *torch.autograd.grad(out, inputs, direction)))
         for found, expected in zip(*results, strict=True):
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

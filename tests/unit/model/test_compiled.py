@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -102,11 +103,16 @@ def test_the_number_of_documents_compiles_nothing_again(recompute: Recompute, on
 def test_what_stays_eager_is_said(changes: dict, phase: int, reason: str | None, caplog) -> None:
     config = tiny_config(training__compile="on", **changes)
     with caplog.at_level(logging.INFO, "memtrain"):
-        found = compiles(config, config.phases[phase], SimpleNamespace(device=torch.device("cpu")))
+        found = compiles(config, config.phases[phase], at("cpu"))
     assert found == (reason is None) and (reason or "are compiled") in caplog.text
+
+
+def at(device: str) -> Any:
+    """As much of a topology as is asked for."""
+    return SimpleNamespace(device=torch.device(device))
 
 
 def test_auto_compiles_on_a_gpu_only() -> None:
     config = tiny_config()
-    where = [compiles(config, config.phases[1], SimpleNamespace(device=torch.device(d))) for d in ("cpu", "cuda")]
+    where = [compiles(config, config.phases[1], at(d)) for d in ("cpu", "cuda")]
     assert where == [False, True]

@@ -7,6 +7,7 @@ without CUDA cannot fake a GPU, and it is made to take the branches of one.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from model import LanguageModel
 from model.config import ExplicitConfig
 from model.explicit import References, write
-from model.memory.interface import wiped
+from model.memory.interface import ablated
 from model.rope import _table
 from model.stages import flat_layers
 from tests.reference.small import KINDS, tiny
@@ -60,8 +61,9 @@ def zeros(*shape: int) -> Tensor:
 def micro_batch(length: int, references: bool = False) -> MicroBatch:
     """As the loader hands it over, then moved."""
     ids, chunks = torch.zeros(2, length, dtype=torch.int64), length // EXPLICIT.chunk_length
-    found = (ids.new_zeros(2, chunks, EXPLICIT.reference_length), ids.new_zeros(2, chunks, 2)) if references else ()
-    return MicroBatch(ids, ids.new_zeros(2, length + 1), ids, torch.zeros(2, length), *found).to(DEVICE)
+    shapes = ((2, chunks, EXPLICIT.reference_length), (2, chunks), (2, chunks)) if references else ()
+    explicit: Any = [ids.new_zeros(shape) for shape in shapes]
+    return MicroBatch(ids, ids.new_zeros(2, length + 1), ids, torch.zeros(2, length), *explicit).to(DEVICE)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -72,8 +74,8 @@ def test_a_stream_in_parts(kind: str, packed: bool) -> None:
         out = net(zeros(2, length), zeros(2, length) if packed else None, state)
         state = out.state.select(zeros(2))
         assert out.logits.device == DEVICE
-    with wiped(net, [0]):
-        net(zeros(2, 8))
+    with ablated(net, [0]):
+        assert net(zeros(2, 8)).logits.device == DEVICE
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,7 +92,7 @@ def test_attention_over_sequences_reads_no_number(kind: str, span: int, monkeypa
     monkeypatch.setattr("model.preparation.serves_varlen", lambda *_: True)
     net = net_of(kind, attention_span=span)
     LossModel(net, LossGuard())(replace(micro_batch(16), changes=3)).backward()
-    net(zeros(2, 14))
+    assert net(zeros(2, 14)).logits.device == DEVICE
     with pytest.raises(RuntimeError):  # the documents must be counted
         net(zeros(2, 14), zeros(2, 14))
 
@@ -100,18 +102,20 @@ def test_explicit_memory(kind: str, heads: str | tuple[int, ...]) -> None:
     explicit = EXPLICIT.model_copy(update={"kv_heads": heads})
     net = net_of(kind, explicit=explicit, num_layers=2)
     LossModel(net, LossGuard())(micro_batch(16, references=True)).backward()
+    assert all(p.grad is not None and p.grad.device == DEVICE for p in net.parameters())
     memories = write(net, zeros(12, EXPLICIT.reference_length), zeros(12)).unflatten(0, (2, 6))
     found = References(zeros(2, 6), memories=memories, documents=zeros(2, 6), window=3)
     out = net(zeros(2, 11), zeros(2, 11), references=found)
-    net(zeros(2, 1), None, out.state)
+    after = net(zeros(2, 1), None, out.state)
+    assert {memories.device, out.logits.device, after.logits.device} == {DEVICE}
 
 
 @pytest.mark.parametrize("kind", ["lm2", "lm2-depth"])
 def test_the_stages_of_a_pipeline(kind: str) -> None:
     config = tiny(KINDS[kind], num_layers=1)
     parts: tuple[Tensor, ...] | Tensor = micro_batch(config.segment_length).pipeline_item[0]
-    net = LanguageModel(config)  # for its layout
-    for layer in flat_layers(config, net.layout, memory_on=True):
+    net = LanguageModel(config)  # for its parallel context
+    for layer in flat_layers(config, net.parallel, memory_on=True):
         stage = layer.type(*layer.arguments)
         moved(stage)
         parts = stage(parts)

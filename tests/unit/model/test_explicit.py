@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -47,13 +48,15 @@ def some_references(seed: int, each: int = 1, window: int = 3, documents: Tensor
     return References(lengths, tokens, documents=documents, each=each, window=window)
 
 
-def as_found(references: References, row: int) -> list[slow.Found]:
+def as_lists(references: References, row: int) -> list[slow.ChunkReference]:
     assert references.tokens is not None
-    found = []
+    chunk_references = []
     for m, length in enumerate(references.lengths[row].tolist()):
-        owner = None if references.documents is None else int(references.documents[row, m])
-        found.append(slow.Found(references.tokens[row, m, :length].tolist(), m // references.each, owner))
-    return found
+        document = None if references.documents is None else int(references.documents[row, m])
+        chunk_references.append(
+            slow.ChunkReference(references.tokens[row, m, :length].tolist(), m // references.each, document)
+        )
+    return chunk_references
 
 
 def stored(net: LanguageModel, references: References) -> References:
@@ -71,11 +74,13 @@ def distance(a: Tensor, b: Tensor) -> float:
 def test_values_and_gradients_are_the_slow_references(variant):
     net, ids = net_of(variant), random_ids(3, BATCH, LENGTH)
     documents = torch.tensor([[0] * 5 + [1] * 6, [0] * LENGTH])
-    owners = torch.tensor([[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 0]])  # the second row's fourth is another document's
-    references = some_references(4, documents=owners)
+    document_ids = torch.tensor(
+        [[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 0]]
+    )  # the second row's fourth is another document's
+    references = some_references(4, documents=document_ids)
     logits = net(ids, documents, references=references).logits
     expected = torch.stack(
-        [slow.forward(net, ids[b].tolist(), documents[b].tolist(), as_found(references, b), 3)[0] for b in range(BATCH)]
+        [slow.forward(net, ids[b].tolist(), documents[b].tolist(), as_lists(references, b), 3)[0] for b in range(BATCH)]
     )
     torch.testing.assert_close(logits.double(), expected, atol=2e-4, rtol=0)
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(5)).double()
@@ -90,7 +95,7 @@ def test_several_references_a_chunk_are_the_slow_references():
     net, ids, references = net_of(), random_ids(3, BATCH, LENGTH), some_references(6, each=2, window=1)
     logits = net(ids, references=references).logits
     for b in range(BATCH):
-        expected, _ = slow.forward(net, ids[b].tolist(), [0] * LENGTH, as_found(references, b), 1)
+        expected, _ = slow.forward(net, ids[b].tolist(), [0] * LENGTH, as_lists(references, b), 1)
         torch.testing.assert_close(logits[b].double(), expected, atol=2e-4, rtol=0)
 
 
@@ -100,7 +105,7 @@ def test_what_is_written_is_what_the_formula_says(variant):
     config, heads = net.config, net.config.explicit.heads(net.config.num_kv_heads)
     written = write(net, references.tokens[0], references.lengths[0])
     assert tuple(written.shape[1:]) == memory_shape(config)
-    _, kept = slow.forward(net, [0], [0], as_found(references, 0), 3)
+    _, kept = slow.forward(net, [0], [0], as_lists(references, 0), 3)
     for m, layers in enumerate(kept):
         count = min(int(references.lengths[0, m]), 2)
         for layer, entries in enumerate(layers):
@@ -166,8 +171,8 @@ def test_streaming_is_one_call(kinds, cuts, each_and_window, from_a_bank, packed
     net, ids = net_of(*kinds), random_ids(seed, BATCH, LENGTH)
     each, window = each_and_window
     documents = torch.tensor([[7] * 5 + [8] * 6, [7] * 9 + [9] * 2]) if packed else None
-    owners = torch.randint(7, 10, (BATCH, CHUNKS * each), generator=torch.Generator().manual_seed(seed))
-    references = some_references(seed, each, window, owners if packed else None)
+    document_ids = torch.randint(7, 10, (BATCH, CHUNKS * each), generator=torch.Generator().manual_seed(seed))
+    references = some_references(seed, each, window, document_ids if packed else None)
     references = stored(net, references) if from_a_bank else references
     whole = net(ids, documents, references=references)
     state, parts = None, []
@@ -183,11 +188,11 @@ def test_streaming_is_one_call(kinds, cuts, each_and_window, from_a_bank, packed
 def test_only_the_own_documents_references_are_seen():
     net, ids = net_of(), random_ids(1, BATCH, LENGTH)
     documents = torch.tensor([[0] * 5 + [1] * 6] * BATCH)
-    owners = torch.tensor([[0, 0, 0, 1, 1, 1]] * BATCH)
-    references = some_references(3, documents=owners)
-    others = some_references(4, documents=owners)
-    mixed = {
-        name: torch.where((owners == 0).view(BATCH, CHUNKS, *[1] * (a.dim() - 2)), a, b)
+    document_ids = torch.tensor([[0, 0, 0, 1, 1, 1]] * BATCH)
+    references = some_references(3, documents=document_ids)
+    others = some_references(4, documents=document_ids)
+    mixed: dict[str, Any] = {
+        name: torch.where((document_ids == 0).view(BATCH, CHUNKS, *[1] * (a.dim() - 2)), a, b)
         for name, a, b in [(n, getattr(references, n), getattr(others, n)) for n in ("tokens", "lengths")]
     }
     one = net(ids, documents, references=references).logits
@@ -214,7 +219,8 @@ def test_off_is_off_and_without_references_only_the_sink_is_new():
     off, on = build_model(config, seed=1, memory_on=False), build_model(config, seed=1)
     assert [n for n, _ in off.named_parameters()] == [n for n, _ in on.named_parameters()]
     assert torch.equal(off(ids).logits, plain)
-    nothing = some_references(1).none_found()
+    references = some_references(1)
+    nothing = replace(references, lengths=torch.zeros_like(references.lengths))
     sink = on(ids).logits
     assert distance(sink, plain) > 1e-3  # one more key in every softmax
     assert distance(on(ids, references=nothing).logits, sink) < 1e-5
@@ -276,7 +282,7 @@ WRONG = {
     "too few": (lambda r: replace(r, lengths=r.lengths[:, :4], tokens=r.tokens[:, :4]), "4 bundles of 1 for the 6"),
     "wide": (lambda r: replace(r, tokens=r.tokens[..., :3]), "references.tokens: shape"),
     "foreign": (lambda r: replace(r, tokens=r.tokens + VOCAB), "model.vocab_size is 23"),
-    "owners": (lambda r: replace(r, documents=r.lengths[:, :2]), "references.documents: shape"),
+    "documents": (lambda r: replace(r, documents=r.lengths[:, :2]), "references.documents: shape"),
 }
 
 

@@ -15,8 +15,8 @@ from tests.unit.data_prep.references_folder import write_store
 from training.batches import Prefetcher, Share, read
 from training.config import parse_config
 from training.errors import ConfigError
-from training.preflight import open_references
 from training.references import ReferenceReader, explained, with_bos
+from training.streams import open_references
 
 pytestmark = pytest.mark.memory3
 LENGTH, CHUNKS, REFERENCES = 256, 4, 50
@@ -25,7 +25,7 @@ EXPLICIT = ExplicitConfig(bos=(1, 2), reference_length=12, tokens=3)
 
 @pytest.fixture(scope="module")
 def stream(prepared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TokenStream:
-    """Reference r is r + 1 tokens of the id r, up to 10; some chunks have found none."""
+    """Reference r is r + 1 tokens of the id r, up to 10; some chunks retrieved none."""
     data = TokenStream(prepared_data, sequence_length=LENGTH, seed=0).manifest
     folder = tmp_path_factory.mktemp("references") / "store"
     folder.mkdir()
@@ -33,8 +33,8 @@ def stream(prepared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Tok
     texts = [[r] * min(r + 1, 10) for r in range(REFERENCES)]
     store = write_store(folder, [texts], length=10, tokenizer=data.tokenizer)
     generator = np.random.default_rng(0)
-    found = {e.file: generator.integers(-1, REFERENCES, chunks_in(e), dtype=np.int32) for e in data.shards}
-    write_table(store, data, LENGTH, found)
+    retrieved = {e.file: generator.integers(-1, REFERENCES, chunks_in(e), dtype=np.int32) for e in data.shards}
+    write_table(store, data, LENGTH, retrieved)
     return TokenStream(prepared_data, sequence_length=LENGTH, seed=0, references=folder)
 
 
@@ -44,22 +44,24 @@ def reader(stream: TokenStream, causal: bool) -> ReferenceReader:
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_each_chunk_brings_what_it_or_the_one_before_found(stream: TokenStream, causal: bool) -> None:
+def test_each_chunk_brings_what_it_or_the_one_before_retrieved(stream: TokenStream, causal: bool) -> None:
     batch = stream.batch(range(30))
     micro_batches = read(stream, range(30), 2, references=reader(stream, causal)).micro_batches
-    tokens, found = (torch.cat([getattr(m, name) for m in micro_batches]) for name in ("references", "found"))
-    assert tokens.shape == (30, CHUNKS, 12) and found.shape == (30, CHUNKS, 2)
+    names = ("references", "reference_lengths", "reference_document_ids")
+    tokens, lengths, document_ids = (torch.cat([getattr(m, name) for m in micro_batches]) for name in names)
+    assert tokens.shape == (30, CHUNKS, 12) and lengths.shape == document_ids.shape == (30, CHUNKS)
+    assert lengths.dtype == document_ids.dtype == torch.int64
     neighbours = batch.neighbours
     assert neighbours is not None and (neighbours == -1).any()
     for row in range(30):
         for chunk in range(CHUNKS):
-            finder = chunk - 1 if causal else chunk
-            reference = int(neighbours[row, finder]) if finder >= 0 else -1
+            asking = chunk - 1 if causal else chunk  # the chunk whose tokens retrieved the reference
+            reference = int(neighbours[row, asking]) if asking >= 0 else -1
             length = 0 if reference < 0 else min(reference + 1, 10)
-            assert found[row, chunk, 0] == length
+            assert lengths[row, chunk] == length
             assert tokens[row, chunk].tolist() == [max(reference, 0)] * length + [0] * (12 - length)
-            owner = batch.document_ids[row, 64 * finder + 63] if finder >= 0 else -1
-            assert found[row, chunk, 1] == owner
+            document = batch.document_ids[row, 64 * asking + 63] if asking >= 0 else -1
+            assert document_ids[row, chunk] == document
 
 
 def test_references_are_read_only_where_they_are_wanted(stream: TokenStream) -> None:
@@ -112,7 +114,7 @@ def test_references_can_be_left_again() -> None:
     "changes, message",
     [
         ({"data__references": None}, r"data\.references is missing"),
-        ({"model__explicit__chunk_length": 32}, "every 64 tokens found; set it to 64"),
+        ({"model__explicit__chunk_length": 32}, "for every 64 tokens; set it to 64"),
         ({"phases__1__trains": "memory"}, "no parameters of its own"),
     ],
 )

@@ -67,7 +67,7 @@ def test_bf16_keeps_its_types_and_sums_blocks_in_fp32() -> None:
     hidden, weight, labels, weights = inputs(torch.bfloat16)
     found = torch.autograd.grad(HeadLoss(TensorParallel(), block=V)(hidden, weight, labels, weights), (hidden, weight))
     exact = [x.detach().float().requires_grad_() for x in (hidden, weight)]
-    wanted = torch.autograd.grad(at_once(*exact, labels, weights), exact)
+    wanted = torch.autograd.grad(at_once(exact[0], exact[1], labels, weights), exact)
     for gradient, other in zip(found, wanted, strict=True):
         assert gradient.dtype == torch.bfloat16
         torch.testing.assert_close(gradient.float(), other, atol=0.02, rtol=0.02)

@@ -94,9 +94,7 @@ def assert_close(found: list[Tensor], expected: list[Tensor], tolerance: float) 
         ("entering", "last", "bank", "keys", "values", "beta", "decay"), found, expected, strict=True
     ):
         scale = max(1.0, float(b.abs().max()))
-        torch.testing.assert_close(
-            a.double() / scale, b / scale, atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(a.double() / scale, b / scale, atol=tolerance, rtol=0, msg=f"{{}} {name}".format)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -41,7 +41,7 @@ def test_logits_and_gradients_equal_the_loops(kind, layout, length):
     expected = gradients(net, slow, labels)
     for name, gradient in gradients(net, fast, labels).items():
         assert expected[name].any(), f"{name}: no gradient to compare"
-        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4, msg=f"{{}} {name}".format)
 
 
 def test_top_k_slots_equal_the_loops():

@@ -1,5 +1,7 @@
 """LM2's memory through time: the fast path is the equations, where a memory sits, and what it carries."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,7 +34,7 @@ def assert_equals_reference(net: LanguageModel, ids: Tensor, documents: Tensor |
     expected = gradients(net, slow, labels)
     for name, gradient in gradients(net, fast, labels).items():
         assert expected[name].abs().max() > 1e-4, f"{name}: too small for the tolerance to mean anything"
-        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-5, msg=f"{{}} {name}".format)
 
 
 def tensors_of(state: StreamState) -> list[Tensor]:
@@ -99,7 +101,7 @@ def test_the_carried_state_is_fp32_and_holds_no_graph():
 
 def test_recorded_gates_are_the_means_since_they_were_last_taken():
     net = new_net()
-    memory = memories(net)[0]
+    memory: Any = memories(net)[0]
     torch.nn.init.zeros_(memory.gate_out.weight)
     for bias in (1.0, -3.0):
         torch.nn.init.constant_(memory.gate_out_bias, bias)

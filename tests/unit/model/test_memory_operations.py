@@ -20,14 +20,14 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 @examples
 @given(
-    batch=small, segments=st.integers(1, 6), rows=small, width=small, matrices=st.booleans(), seed=st.integers(0, 99)
+    batch=small, segments=st.integers(1, 6), slots=small, width=small, matrices=st.booleans(), seed=st.integers(0, 99)
 )
 def test_scan_is_its_recurrence_in_values_and_gradients(
-    batch: int, segments: int, rows: int, width: int, matrices: bool, seed: int
+    batch: int, segments: int, slots: int, width: int, matrices: bool, seed: int
 ) -> None:
-    bank = drawn(batch, 2, rows, width, seed=seed)
-    transition = drawn(batch, segments, 2, rows, rows if matrices else 1, seed=seed + 1)
-    added = drawn(batch, segments, 2, rows, width, seed=seed + 2)
+    bank = drawn(batch, 2, slots, width, seed=seed)
+    transition = drawn(batch, segments, 2, slots, slots if matrices else 1, seed=seed + 1)
+    added = drawn(batch, segments, 2, slots, width, seed=seed + 2)
     entering, last = scan(bank, transition, added)
     expected = bank
     for s in range(segments):
@@ -39,13 +39,13 @@ def test_scan_is_its_recurrence_in_values_and_gradients(
 
 
 @examples
-@given(tokens=st.integers(1, 6), rows=small, seed=st.integers(0, 99))
-def test_fading_keys_are_the_products_of_later_forgetting(tokens: int, rows: int, seed: int) -> None:
-    keys, strength = drawn(2, tokens, rows, seed=seed), drawn(2, tokens, 1, seed=seed + 1)
-    faded, kept = decayed_keys(keys, strength)
+@given(tokens=st.integers(1, 6), slots=small, seed=st.integers(0, 99))
+def test_decayed_keys_are_the_products_of_later_forgetting(tokens: int, slots: int, seed: int) -> None:
+    keys, strength = drawn(2, tokens, slots, seed=seed), drawn(2, tokens, 1, seed=seed + 1)
+    decayed, kept = decayed_keys(keys, strength)
     factor = (-strength * keys.square()).exp()
     for t in range(tokens):
-        torch.testing.assert_close(faded[:, t], keys[:, t] * factor[:, t + 1 :].prod(dim=1))
+        torch.testing.assert_close(decayed[:, t], keys[:, t] * factor[:, t + 1 :].prod(dim=1))
     torch.testing.assert_close(kept, factor.prod(dim=1, keepdim=True))
     assert gradcheck(decayed_keys, (keys, strength))
 

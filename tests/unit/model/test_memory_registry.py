@@ -4,7 +4,7 @@ import ast
 import importlib.metadata
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import ValidationError
@@ -68,7 +68,14 @@ def test_an_unknown_kind_names_the_known_ones() -> None:
 @pytest.mark.parametrize("kind", choices())
 def test_a_file_with_the_fields_of_all_kinds_still_opens(kind: str) -> None:
     """As resolved configurations and checkpoints were written when all kinds had one class."""
-    old = {"kind": "none", "flow": None, "slots": None, "heads": 4, "top_k": None, "bptt_segments": None}
+    old: dict[str, Any] = {
+        "kind": "none",
+        "flow": None,
+        "slots": None,
+        "heads": 4,
+        "top_k": None,
+        "bptt_segments": None,
+    }
     old |= {"rmt_open": 0.0, "sparse_writes": False, "layers": "all"}
     selects = choices()[kind].selects
     assert tiny(memory=old | selects) == tiny(memory=dict(selects))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from model import LanguageModel, ModelError, StreamState, build_model
 from model.cost import count_parameters
-from model.memory.interface import memories, wiped
+from model.memory.interface import ablated, memories
 from tests.reference.small import KINDS, PAIRS, SEGMENT, TESTED, VOCAB, awake, random_ids, tiny
 from tests.reference.small import one_thread as one_thread
 
@@ -97,9 +98,9 @@ def is_causal(reading: Reading, begin: int, future_ids: Tensor, future_documents
 
 def is_isolated(reading: Reading, document: int, other_ids: Tensor) -> bool:
     """Whether the document's logits are the same to the last bit beside other documents of the same lengths."""
-    own = reading.documents == document
+    own: Any = reading.documents == document
     now = logits_of(reading.net, reading.ids, reading.documents)
-    then = logits_of(reading.net, torch.where(own, reading.ids, other_ids), reading.documents)
+    then = logits_of(reading.net, reading.ids.where(own, other_ids), reading.documents)
     return torch.equal(now[own], then[own])
 
 
@@ -111,7 +112,7 @@ def leaky_output_gate(net: LanguageModel) -> Iterator[None]:
         return lambda query, gate, *rest: output(query, gate + gate.mean(dim=(1, 2), keepdim=True), *rest)
 
     for memory in memories(net):
-        memory._output = leaky(memory._output)  # type: ignore[attr-defined]
+        memory._output = leaky(memory._output)  # type: ignore[assignment, arg-type]
     yield
     for memory in memories(net):
         del memory._output  # type: ignore[attr-defined]
@@ -284,10 +285,10 @@ def test_the_first_step_opens_the_closed_output(kind):
 
 
 @pytest.mark.parametrize("kind", MEMORIES)
-def test_wiping_the_memory_changes_what_follows_the_first_segment(kind):
+def test_ablating_the_memory_changes_what_follows_the_first_segment(kind):
     net, ids = new_net(kind), random_ids(9, BATCH, 16)
     remembering = logits_of(net, ids)
-    with wiped(net):
+    with ablated(net):
         forgetful = logits_of(net, ids)
     assert torch.equal(remembering[:, :SEGMENT], forgetful[:, :SEGMENT])
     assert (remembering - forgetful)[:, SEGMENT:].abs().amax(dim=-1).min() > 1e-5
@@ -295,18 +296,18 @@ def test_wiping_the_memory_changes_what_follows_the_first_segment(kind):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MEMORIES if not KINDS[kind].sequential])
-def test_a_wiped_memory_is_no_memory(kind):
+def test_an_ablated_memory_is_no_memory(kind):
     net, ids = new_net(kind), random_ids(9, BATCH, 16)
     plain = build_model(net.config, seed=1, memory_on=False)
-    with wiped(net):
+    with ablated(net):
         assert torch.equal(logits_of(net, ids), logits_of(plain, ids))
 
 
-def test_a_wipe_ends_with_an_error_too():
+def test_an_ablation_ends_with_an_error_too():
     net = new_net()
-    with pytest.raises(RuntimeError), wiped(net):
+    with pytest.raises(RuntimeError), ablated(net):
         raise RuntimeError
-    assert not any(memory.wiped for memory in memories(net))
+    assert not any(memory.ablated for memory in memories(net))
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_generation_holds_no_graph_and_leaves_gradients_on():
     tokens = generate(net, random_ids(3, 1, 6), 3, GREEDY)
     next(tokens)
     assert net(random_ids(3, 1, 6), state=state).logits.requires_grad
-    tokens.close()
+    tokens.close()  # type: ignore[attr-defined]  # a generator
 
 
 def test_asking_for_no_token_gives_none():

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tests.reference.small import LM2, NONE, SEGMENT, VOCAB, awake, random_ids, 
 from tests.reference.small import one_thread as one_thread
 
 SCALED = RopeScaling(factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=64)
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "grouped queries": {},
     "one key head": {"num_kv_heads": 1},
     "all key heads": {"num_kv_heads": 4},
@@ -249,7 +250,7 @@ def test_a_configuration_is_what_it_was_made_of():
     assert ModelConfig(**config.model_dump()) == config
     assert ModelConfig.model_validate_json(config.model_dump_json()) == config
     with pytest.raises(ValueError, match="frozen"):
-        config.num_layers = 3
+        config.num_layers = 3  # type: ignore[misc]
     assert tiny().memory == MemoryConfig(kind="none")
 
 

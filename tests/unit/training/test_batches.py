@@ -134,7 +134,8 @@ def test_pipeline_pulls_inputs_then_labels(stream: TokenStream) -> None:
 
 def test_scaled_weights_stay_in_page_locked_memory(stream: TokenStream, monkeypatch: pytest.MonkeyPatch) -> None:
     """From any other a GPU copies only once it has done all before: with several micro-batches it would run dry."""
-    micro, pinned = read(stream, range(2), 2).micro_batches[0], []
+    micro = read(stream, range(2), 2).micro_batches[0]
+    pinned: list[torch.Tensor] = []
     assert torch.equal(micro.scaled(0.5).weights, micro.weights * 0.5)
     monkeypatch.setattr(torch.Tensor, "is_pinned", lambda x: x is micro.weights or any(x is y for y in pinned))
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x) or x)

@@ -150,7 +150,7 @@ class _Evil:
 def test_metadata_that_would_run_code_is_refused_and_runs_nothing(folder: Path, tmp_path: Path, where: str) -> None:
     path, target = folder / "step-00000020", tmp_path / "owned"
     evil = _Evil(target)
-    content = evil if where == "alone" else Metadata({}, **{where: {"x": evil}})
+    content = evil if where == "alone" else Metadata({}, **{where: {"x": evil}})  # type: ignore[arg-type]
     (path / METADATA).write_bytes(pickle.dumps(content))
     write_manifest(path, entries(path))  # whoever makes a checkpoint makes its manifest too
     verify(path)

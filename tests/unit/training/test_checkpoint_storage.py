@@ -20,6 +20,7 @@ from training.checkpoint import folder as checkpoint_folder
 from training.checkpoint import storage as checkpoint_storage
 from training.checkpoint import writer as checkpoint_writer
 from training.checkpoint.manifest import FileEntry
+from training.checkpoint.safe_reader import SafeReader
 from training.checkpoint.shards import SharePlanner, TensorShard
 from training.checkpoint.storage import HashedFile, Storage
 from training.errors import TrainingError
@@ -114,8 +115,11 @@ def test_where_there_is_a_gpu_nothing_waits_for_it(tmp_path: Path, monkeypatch: 
     """The share is in CPU memory; DCP's loader for GPUs would wait for all of training's work, tensor by tensor."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(filesystem, "_OverlappingCpuLoader", None)
-    share = [TensorShard("weight", torch.Size([3, 4]), torch.Size([0, 0]), torch.ones(3, 4))]
+    share = [TensorShard("weight", torch.Size([3, 4]), torch.Size([0, 0]), torch.arange(12.0).view(3, 4))]
     dcp.save({}, storage_writer=Storage(tmp_path / "made"), planner=SharePlanner(share), no_dist=True)
+    found = {"weight": torch.zeros(3, 4)}
+    dcp.load(found, storage_reader=SafeReader(tmp_path / "made"), no_dist=True)
+    assert torch.equal(found["weight"], share[0].values)
 
 
 def test_the_thread_is_on_the_gpu_of_its_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

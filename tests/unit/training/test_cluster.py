@@ -9,7 +9,7 @@ import yaml
 
 from tests.e2e.commands import ROOT
 from training.cluster.hostlist import expand
-from training.cluster.nodes import Wanted, judge, local_problem
+from training.cluster.nodes import NodeRequirements, judge, local_problem
 from training.cluster.profile import ClusterProfile, load_profile, mebibytes, minutes
 from training.cluster.script import RunJob, evaluation_script, preparation_script, training_script
 from training.config import load_config
@@ -41,8 +41,10 @@ def test_shipped_profiles_load_and_make_scripts_that_bash_can_read(path: Path, t
         evaluation_script(run, profile, ("--tasks", "mmlu")),
         preparation_script(run, profile, tmp_path / "data.slurm", 8),
     ]
-    for script in scripts:
-        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    for script, command in zip(scripts, ("pretrain", "evaluate", "prepare_data"), strict=True):
+        assert f"launchers/{command}.py" in script
+        checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+        assert (checked.returncode, checked.stderr) == (0, "")
 
 
 def test_gpu_script_reads_as_a_person_would_write_it(tmp_path: Path) -> None:
@@ -112,18 +114,18 @@ def test_a_password_comes_into_no_script(tmp_path: Path) -> None:
     [
         ({"partitoin": "gpu"}, "cluster.partitoin: unknown key; did you mean 'partition'"),
         ({"time": None}, "cluster.time: missing"),
-        ({"time": "tomorrow"}, "cluster.time: 'tomorrow' is no time limit"),
-        ({"memory": "much"}, "cluster.memory: 'much' is no amount of memory"),
+        ({"time": "tomorrow"}, "cluster.time: 'tomorrow' is not a time limit"),
+        ({"memory": "much"}, "cluster.memory: 'much' is not an amount of memory"),
         ({"partition": "a\n#SBATCH --uid=0"}, "holds a line break"),
         ({"ranks_per_node": 16}, "cluster.ranks_per_node: 16 ranks on 8 GPUs"),
-        ({"container": {"image": "x.sif"}}, "cluster.venv: set beside container"),
-        ({"time": "5", "signal_seconds": 300}, "cluster.signal_seconds: 300 is not less than time 5"),
+        ({"container": {"image": "x.sif"}}, "cluster.venv: set together with container"),
+        ({"time": "5", "signal_seconds": 300}, "cluster.signal_seconds: 300 must be less than time 5"),
         ({"variables": {"A-B": "1"}}, "cluster.variables: 'A-B' cannot be the name"),
         ({"variables": {"URI": "https://me:pw@host"}}, "cluster.variables.URI: holds a password"),
         ({"sbatch": ["END"]}, "cluster.sbatch: 'END' is no option"),
         ({"nodes": 0}, "cluster.nodes: 0 is refused"),
         ({"exclude": ["n[1-3"]}, "cluster.exclude: 'n[1-3' has brackets that do not match"),
-        ({"exclude": "n1,n[3-1]"}, "has the range 3-1, whose end is before its begin; write 1-3"),
+        ({"exclude": "n1,n[3-1]"}, "has the range 3-1, whose end is before its start; write 1-3"),
     ],
 )
 def test_profiles_are_refused_with_field_rule_and_way_out(tmp_path: Path, values: dict[str, Any], said: str) -> None:
@@ -223,8 +225,14 @@ def test_of_two_that_differ_nobody_is_blamed() -> None:
 
 def test_what_a_node_lacks(tmp_path: Path) -> None:
     def lacks(**values: Any) -> str:
-        usual = {"gpus": 0, "memory_gib": 0.01, "disk_gib": 0.001, "folders": [tmp_path], "clock_skew": 5.0}
-        return local_problem(Wanted(**(usual | {"all_reduce_mib": 1, "timeout": 5.0} | values)))
+        usual: dict[str, Any] = {
+            "gpus": 0,
+            "memory_gib": 0.01,
+            "disk_gib": 0.001,
+            "folders": [tmp_path],
+            "clock_skew": 5.0,
+        }
+        return local_problem(NodeRequirements(**(usual | {"all_reduce_mib": 1, "timeout": 5.0} | values)))
 
     assert lacks() == ""
     assert "GiB of memory available, 1e+06 needed" in lacks(memory_gib=1e6)

@@ -141,13 +141,13 @@ def test_world_that_does_not_fit_is_told_what_would(tensor: int, world: int, fit
     ("change", "words"),
     [
         ({"parallel__segment": 2, "data__sequence_length": 48}, "set data.sequence_length to 32 or another multiple"),
-        ({"parallel__segment": 2, "model__attention_span": 2}, "attention would cross ranks"),
+        ({"parallel__segment": 2, "model__attention_span": 2}, "attention would need segments of another rank"),
         ({"parallel__segment": 2, "model__memory": {"kind": "rmt"}}, "with memory rmt"),
         (
             {"parallel__tensor": 2, "parallel__sequence": True, "model__memory": {"kind": "rmt"}},
             "parallel.sequence: on",
         ),
-        ({"training__offload": "all"}, "needs training.zero_stage=3"),
+        ({"training__offload": "all"}, "needs training.zero_stage 3"),
         ({"training__offload": "optimizer", "parallel__pipeline": 2}, "training.offload=none or parallel.pipeline=1"),
     ],
 )
@@ -160,6 +160,8 @@ def test_ways_of_sharing_that_do_not_fit(change: dict[str, Any], words: str) -> 
 def test_world_that_fits(tensor: int, pipeline: int, world: int) -> None:
     config = parse_config(changed(parallel__tensor=tensor, parallel__pipeline=pipeline))
     check_world(config, RankInfo(0, world, 0))
+    with pytest.raises(ConfigError, match=r"phases\.0\.tokens_per_step: 256 are 4 samples"):
+        check_world(config, RankInfo(0, 3 * world, 0))  # three times as many cannot share 4 samples
 
 
 @pytest.mark.parametrize(("world", "micro", "multiple"), [(3, 1, 192), (1, 3, 192), (2, 4, 512), (8, 1, 512)])
@@ -168,7 +170,7 @@ def test_batch_that_the_ranks_cannot_share(world: int, micro: int, multiple: int
     with pytest.raises(ConfigError) as caught:
         check_world(config, RankInfo(0, world, 0))
     (line,) = str(caught.value).split("\n")
-    assert line.startswith("phases.0.tokens_per_step: 256 are 4 samples of 64")
+    assert line.startswith("phases.0.tokens_per_step: 256 tokens are 4 samples of 64 tokens")
     assert f"{micro} x {world} data-parallel ranks" in line
     assert f"a multiple of {multiple}," in line
     fitting = changed(training__micro_batch_size=micro)

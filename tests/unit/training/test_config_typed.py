@@ -76,8 +76,8 @@ def test_an_override_has_no_comment(file: Path) -> None:
         ("run.output_dir=a/" + "n" * 300, "run.output_dir: "),
         ("data.path=" + "n" * 300, "data.path: "),
         ("tracking.experiment=" + "e" * 501, "at most 500 characters"),
-        ("run.output_dir=~nobody-here/x", "the home of a user who is not there"),
-        ("run.name=\udcff", "UTF-8 cannot write"),
+        ("run.output_dir=~nobody-here/x", "the home of an unknown user"),
+        ("run.name=\udcff", "UTF-8 cannot represent"),
     ],
 )
 def test_what_was_typed_is_refused_with_its_rule(file: Path, override: str, said: str) -> None:
@@ -202,4 +202,5 @@ def test_missing_file_and_folder_in_its_place(tmp_path: Path) -> None:
 def test_key_that_is_there_twice_is_refused(tmp_path: Path, file: Path) -> None:
     path = tmp_path / "twice.yaml"
     path.write_text(file.read_text(encoding="utf-8") + "\nrun: {name: other}\n", encoding="utf-8")
-    refused(path)
+    (line,) = refused(path)
+    assert line.startswith(f"--config: {path}") and "key 'run' stands there twice" in line

@@ -47,7 +47,7 @@ def test_a_log_file_gets_exactly_these_lines() -> None:
     assert stream.getvalue() == (
         "phase memory: 240 steps\n"
         + LINE
-        + "memory  eval   120/480  tokens   983,040  valid loss 3.9876  memory wiped 4.2012 (+0.2136)\n"
+        + "memory  eval   120/480  tokens   983,040  valid loss 3.9876  memory ablated 4.2012 (+0.2136)\n"
         + "memory  eval   120/480  tokens   983,040  valid loss 3.9876\n"
     )
 
@@ -112,7 +112,7 @@ def test_a_narrow_terminal_shows_every_line_whole_and_a_bar_that_fits(
     shown = [part for part in re.split(r"[\r\n]+", plain) if part]
     assert shown.count(LINE.rstrip("\n")) == 2
     assert "phase memory " + "x" * 100 in shown
-    assert "memory  eval   120/480  tokens   983,040  valid loss 3.9876  memory wiped 4.2012 (+0.2136)" in shown
+    assert "memory  eval   120/480  tokens   983,040  valid loss 3.9876  memory ablated 4.2012 (+0.2136)" in shown
     bars = [part for part in shown if "━" in part]
     assert any("memory" in bar and "step 120/480" in bar and "3:21 left" in bar for bar in bars)
     assert max(len(bar) for bar in bars) <= 60
@@ -196,8 +196,12 @@ def test_a_command_survives_its_console(how: str, tmp_path: Path) -> None:
 SPEAK = """
 import logging, sys, warnings
 from pathlib import Path
-from training.logs import setup_logging
+from training.logs import hold_warnings, setup_logging
+hold_warnings()
 deepspeed = logging.getLogger("DeepSpeed")
+warnings.warn("at import")
+logging.getLogger("py.warnings").info("announced at import")
+logging.getLogger("megatron.core.utils").warning("a fork")
 setup_logging(Path(sys.argv[1]), int(sys.argv[2]))
 logger = setup_logging(Path(sys.argv[1]), int(sys.argv[2]))
 deepspeed.addHandler(logging.StreamHandler(sys.stdout))  # as its import does, after us
@@ -205,7 +209,6 @@ logger.info("loaded")
 logging.getLogger("memtrain.tracking").warning("careful")
 deepspeed.info("chatter")
 deepspeed.error("broken")
-warnings.warn("Transformer Engine and Apex are not installed. Falling back to Torch optimizers.")
 warnings.warn("look here")
 logging.getLogger("alembic.runtime.migration").info("upgrade")
 """
@@ -214,24 +217,31 @@ logging.getLogger("alembic.runtime.migration").info("upgrade")
 @pytest.mark.parametrize("rank", [0, 3])
 def test_each_rank_logs_to_its_file_and_only_rank_0_speaks(rank: int, tmp_path: Path) -> None:
     command = [sys.executable, "-c", SPEAK, str(tmp_path), str(rank)]
-    lives = [
+    attempts = [
         subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
         for _ in range(2)
     ]
-    for life in lives:
-        assert life.stdout == ""
-        lines = life.stderr.splitlines()
-        heard = [line for line in lines if line.startswith(("WARNING", "ERROR"))]
-        if rank == 0:
-            assert heard == ["WARNING: careful", "ERROR: broken"]  # Python's warnings go to the file
-        else:
-            assert lines == []
+    for attempt in attempts:
+        assert attempt.stdout == ""
+        lines = attempt.stderr.splitlines()
+        # what libraries warn of goes to the file alone
+        assert lines == (["warning: careful", "error: broken"] if rank == 0 else [])
     text = (tmp_path / "log" / f"rank-{rank}.log").read_text()
-    for said in ("loaded", "careful", "chatter", "broken", "UserWarning: look here"):
-        assert text.count(said) == 2, said  # once a life: the second appended, the repeated call doubled nothing
-    assert "Transformer Engine" not in text
+    imports = ("UserWarning: at import", "announced at import", "a fork")
+    for said in ("loaded", "careful", "chatter", "broken", "UserWarning: look here", *imports):
+        assert text.count(said) == 2, said  # once an attempt: the second appended, the repeated call doubled nothing
     assert "upgrade" not in text
-    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ INFO    memtrain  loaded\n", text)
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ INFO    memtrain  loaded$", text, re.MULTILINE)
+
+
+def test_warnings_of_a_start_that_has_no_log_are_printed_at_its_end() -> None:
+    speak = SPEAK[: SPEAK.index("setup_logging(")]
+    done = subprocess.run(
+        [sys.executable, "-c", speak], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]
+    )
+    assert "warning: " in done.stderr and "UserWarning: at import" in done.stderr
+    assert "warning: a fork" in done.stderr
+    assert "announced" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from training.engine import cpu_products
 from training.engine.cpu_products import FILE, choose_cpu_products, measure
 
 ONEDNN, DEFAULT = "oneDNN;", "torch's default BLAS;"
-ALONE = SimpleNamespace(device=torch.device("cpu"), info=SimpleNamespace(rank=0))
+ALONE: Any = SimpleNamespace(device=torch.device("cpu"), info=SimpleNamespace(rank=0))
 
 pytestmark = pytest.mark.skipif(not choose_library(onednn=True), reason="this torch has no oneDNN")
 
@@ -93,14 +94,14 @@ def test_a_folder_that_cannot_be_written_costs_a_measurement_alone(
 
 def test_other_ranks_take_what_rank_0_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_products, "broadcast", lambda own: own or f"{DEFAULT} as rank 0 measured")
-    other = SimpleNamespace(device=torch.device("cpu"), info=SimpleNamespace(rank=1))
+    other: Any = SimpleNamespace(device=torch.device("cpu"), info=SimpleNamespace(rank=1))
     assert choose_cpu_products(tiny_config(), other) is not None
     assert not takes_onednn()
 
 
 def test_there_is_a_choice_in_fp32_on_a_cpu_alone() -> None:
     assert choose_cpu_products(tiny_config(training__precision="bf16"), ALONE) is None
-    gpu = SimpleNamespace(device=torch.device("cuda"), info=SimpleNamespace(rank=0))
+    gpu: Any = SimpleNamespace(device=torch.device("cuda"), info=SimpleNamespace(rank=0))
     assert choose_cpu_products(tiny_config(), gpu) is None
 
 

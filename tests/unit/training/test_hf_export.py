@@ -130,7 +130,7 @@ def read_into(net: LanguageModel, folder: Path) -> None:
     ("call", "said"),
     [
         ({"attention_mask": torch.tensor([[1, 1, 0]]), "use_cache": True}, "padding_side='left'"),
-        ({"attention_mask": torch.tensor([[0, 1, 0]])}, "not both"),
+        ({"attention_mask": torch.tensor([[0, 1, 0]])}, "all come before its tokens, or all after them"),
         ({"attention_mask": torch.tensor([[0, 0, 0]])}, "a token in each row"),
         ({"output_attentions": True}, "output_attentions"),
     ],
@@ -157,7 +157,7 @@ def test_another_batch_and_padding_in_what_goes_on_are_refused(pair):
         theirs(random_ids(0, 1, 1), past_key_values=cache)
     with pytest.raises(ValueError, match="cannot be padded"):
         theirs(random_ids(0, 2, 2), past_key_values=cache, attention_mask=torch.tensor([[1] * 5, [1, 1, 1, 0, 1]]))
-    with pytest.raises(ValueError, match="cannot forget"):
+    with pytest.raises(ValueError, match="cannot be removed from a memory"):
         cache.crop(2)
 
 
@@ -237,7 +237,7 @@ def test_a_folder_that_is_not_the_model_is_not_left(tmp_path):
         spoilt.final_norm.weight.data[0] = float("nan")
         export(trained(spoilt), tmp_path / "out", None)
     (tmp_path / "there").mkdir()
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         export(trained(net), tmp_path / "there", None)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 

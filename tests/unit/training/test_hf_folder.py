@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from model import ModelConfig, ModelError, build_model
 from model.llama_config import from_llama, to_llama
-from tests.e2e.commands import ROOT, Done, run_warm
+from tests.e2e.commands import ROOT, Done, run_warm, tree
 from tests.reference.small import DELTA, LM2, NONE, awake, tiny
 from tests.reference.small import one_thread as one_thread
 from tests.unit.training.exported import trained
@@ -94,7 +94,7 @@ def test_the_command_prints_the_difference_and_fails_above_the_tolerance(llama_1
     done = command(str(llama_1b), "--prove", "--length", "64", "--tolerance", "-1")
     assert done.code == 1 and "largest logit difference to Transformers' Llama" in done.out and "above -1" in done.err
     done = command(str(llama_1b), "--segment-length", "0")
-    assert done.code == 2 and done.err.startswith("model.segment_length: ")
+    assert done.code == 2 and done.err.startswith("error: model.segment_length: ")
 
 
 def test_the_section_is_yaml_that_a_run_takes(llama_1b: Path) -> None:
@@ -221,7 +221,9 @@ def test_what_shapes_cannot_tell_is_compared(tmp_path: Path, values: dict[str, o
 def test_a_fitting_folder_passes(tmp_path: Path) -> None:
     check_folder(save(tmp_path), tiny(LM2), WHERE)
     (tmp_path / "config.json").unlink()  # then only the weights are compared
-    check_folder(tmp_path, tiny(NONE), WHERE)
+    check_folder(tmp_path, tiny(NONE, rope_theta=1e4), WHERE)
+    with pytest.raises(ModelError, match=r"mlp\.gate_proj\.weight"):
+        check_folder(tmp_path, tiny(NONE, ffn_size=32), WHERE)
 
 
 def test_another_shape_is_named(tmp_path: Path) -> None:
@@ -233,13 +235,15 @@ def test_another_shape_is_named(tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00not json")
-    with pytest.raises(ConfigError, match=r"phases.0.init_from: .*model.safetensors is no readable"):
+    with pytest.raises(ConfigError, match=r"phases.0.init_from: .*model.safetensors is not a readable"):
         check_folder(tmp_path, tiny(NONE), WHERE)
 
 
 def test_other_files_beside_the_model_are_left_alone(tmp_path: Path) -> None:
-    save_file({"anything": torch.ones(1)}, save(tmp_path) / "consolidated.safetensors")
+    (save(tmp_path) / "consolidated.safetensors").write_bytes(b"no tensors: reading it would raise")
+    before = tree(tmp_path)
     check_folder(tmp_path, tiny(NONE), WHERE)
+    assert tree(tmp_path) == before
 
 
 def test_an_index_that_leads_out_or_to_nothing_is_refused(tmp_path: Path) -> None:
@@ -251,7 +255,7 @@ def test_an_index_that_leads_out_or_to_nothing_is_refused(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match=r"lacks model-00002\.safetensors"):
         check_folder(folder, tiny(NONE), WHERE)
     index.write_text("[]")
-    with pytest.raises(ConfigError, match="is no JSON object"):
+    with pytest.raises(ConfigError, match="is not a JSON object"):
         check_folder(folder, tiny(NONE), WHERE)
 
 
@@ -264,7 +268,7 @@ def test_nothing_in_the_folder_is_executed(tmp_path: Path) -> None:
     export(trained(awake(build_model(tiny(LM2)))), tmp_path / "ours", None)
     (tmp_path / "ours" / "modeling_memtrain.py").write_text(f"open({str(tmp_path / 'touched')!r}, 'w')\n")
     check_folder(tmp_path / "ours", tiny(LM2), WHERE)
-    with pytest.raises(ConfigError, match="an export with code of its own"):
+    with pytest.raises(ConfigError, match=r"written by launchers/export\.py"):
         prove(tmp_path / "ours", 4)
     assert not (tmp_path / "touched").exists()
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.e2e.commands import environment, free_port
+from tests.distributed.spawn import free_port
+from tests.e2e.commands import environment
 from training.distributed import meeting
 from training.distributed.meeting import meet
 from training.distributed.ranks import RankInfo

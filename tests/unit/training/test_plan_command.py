@@ -6,14 +6,14 @@ import time
 from pathlib import Path
 
 import pytest
-from matplotlib.image import imread
 
+from tests.pictures import coloured
 from tests.reference.small import one_thread
 from training.config import load_config
 from training.errors import ConfigError
 from training.planning import summary
 from training.planning.devices import DEVICES
-from training.planning.scale import SCALE, parse_scale
+from training.planning.scale import IDEAL, SCALE, SPEED, parse_scale
 
 __all__ = ["one_thread"]  # measuring a CPU sets the number of threads
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 LARGE, SMALL = ROOT / "configs" / "lm2_1.7b.yaml", ROOT / "configs" / "quickstart.yaml"
 
 
-def plan(*arguments: str) -> int:
+def plan(*arguments: str | Path) -> int:
     main = runpy.run_path(str(ROOT / "launchers" / "plan.py"), run_name="plan")["main"]
     return int(main([str(argument) for argument in arguments]))
 
@@ -109,7 +109,8 @@ def test_scale_draws_what_can_be_planned(tmp_path: Path, capsys: pytest.CaptureF
     assert plan("--config", SMALL, "--devices", "a100", "--scale", "1,2,4,7", "--out", tmp_path / "plans") == 0
     out = capsys.readouterr().out
     assert "left out: --devices: 7" in out
-    assert imread(tmp_path / "plans" / "plan-quickstart.png").size > 0
+    picture = tmp_path / "plans" / "plan-quickstart.png"
+    assert coloured(picture, SPEED) > 1000 and coloured(picture, IDEAL) > 500
     assert [path.name for path in (tmp_path / "plans").iterdir()] == ["plan-quickstart.png"]
 
 
@@ -129,9 +130,9 @@ def test_scales() -> None:
 
 def test_a_run_begins_with_a_few_lines_at_once() -> None:
     config = load_config(LARGE)
-    begin = time.perf_counter()
+    begin = time.process_time()
     lines = summary(config, 64, DEVICES["h200"])
-    assert time.perf_counter() - begin < 0.2
+    assert time.process_time() - begin < 0.2
     assert 2 <= len(lines) <= 4
     assert "1,638.8 M parameters" in lines[0]
     assert "planned memory" in lines[1]

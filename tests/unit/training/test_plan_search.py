@@ -121,10 +121,10 @@ def test_devices_that_are_none(text: str) -> None:
 
 def test_an_impossible_topology_is_told_the_nearest(large: RunConfig) -> None:
     (message,) = topology_problems(copy_of(large, parallel={"tensor": 8}), 12, H200)
-    assert "12 is no multiple of parallel.tensor 8" in message
+    assert "12 is not a multiple of parallel.tensor 8" in message
     assert "nearest are 8 or 16 devices, or parallel.tensor=4" in message
     (message,) = topology_problems(large, 48, H200)
-    assert "128 samples, no multiple of training.micro_batch_size 2 x 48" in message
+    assert "128 samples, which is not a multiple of training.micro_batch_size 2 x 48" in message
     assert "nearest are 32 or 64 devices" in message
 
 
@@ -139,5 +139,5 @@ def test_what_cannot_fit_names_the_largest_part_and_what_would_do(large: RunConf
         large.model_dump(mode="json")
         | {"model": large.model.model_dump() | {"hidden_size": 32768, "num_layers": 480, "ffn_size": 28672}}
     )
-    with pytest.raises(ConfigError, match=r"no topology of 1 A100 fits.* needs [\d.]+ GiB .* most of it .*would do"):
+    with pytest.raises(ConfigError, match=r"no topology of 1 A100 fits.* needs [\d.]+ GiB .* most of it .*suffice"):
         best_plan(huge, 1, A100)

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from tests.pictures import coloured
 from training.monitoring import plots
 from training.monitoring.records import EvalRecord, MetricsFile, StepRecord
 
@@ -24,8 +25,8 @@ def write_run(folder: Path, steps: int, bad_step: int = 0) -> Path:
             shown = math.nan if step == bad_step else loss
             metrics.write(StepRecord(step, step * 1000, phase, shown, 1.0, 1e-3, 100.0))
             if step % max(1, steps // 10) == 0:
-                wiped = loss + 0.5 if phase == "memory" else None
-                metrics.write(EvalRecord(step, step * 1000, phase, loss + 0.1, wiped))
+                ablated = loss + 0.5 if phase == "memory" else None
+                metrics.write(EvalRecord(step, step * 1000, phase, loss + 0.1, ablated))
     return path
 
 
@@ -48,6 +49,8 @@ def test_the_picture_shows_phases_curves_and_units(tmp_path: Path, figures: list
     out.write_bytes(b"old picture")
     plots.plot_loss(write_run(tmp_path / "lm2-small", 200), out)
     assert imread(out).shape[1] > 1000
+    assert coloured(out, plots.TRAIN) > 2000 and coloured(out, plots.VALID) > 500
+    assert all(coloured(out, span) > 300_000 for span in plots.SPANS[:2])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lm2-small", "loss.png"]
     top, bottom, right = figures[0].axes
     assert figures[0].get_suptitle() == "lm2-small"
@@ -58,11 +61,11 @@ def test_the_picture_shows_phases_curves_and_units(tmp_path: Path, figures: list
         "gradient norm",
     )
     assert [text.get_text() for text in top.texts] == ["warmup", "memory"]
-    assert top.get_legend_handles_labels()[1] == ["training", "validation", "validation, memory wiped"]
+    assert top.get_legend_handles_labels()[1] == ["training", "validation", "validation, memory ablated"]
     lines = {line.get_label(): line for line in top.lines}
     assert list(np.asarray(lines["validation"].get_xdata())) == [20_000.0 * part for part in range(1, 11)]
-    wiped = np.asarray(lines["validation, memory wiped"].get_ydata(), dtype=float)
-    assert np.isnan(wiped).tolist() == [True] * 5 + [False] * 5
+    ablated = np.asarray(lines["validation, memory ablated"].get_ydata(), dtype=float)
+    assert np.isnan(ablated).tolist() == [True] * 5 + [False] * 5
     begin, end = (patch.get_extents().transformed(top.transData.inverted()) for patch in top.patches)
     assert (begin.x0, begin.x1, end.x1) == pytest.approx((0, 100_000, 200_000), abs=1e-3)
     assert begin.x1 == pytest.approx(end.x0)
@@ -87,8 +90,13 @@ def test_smoothing_follows_the_curve_and_steps_over_a_hole() -> None:
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 30])
 def test_short_runs_and_losses_that_are_not_numbers(steps: int, tmp_path: Path) -> None:
-    plots.plot_loss(write_run(tmp_path, steps, bad_step=1), tmp_path / "loss.png")
-    assert imread(tmp_path / "loss.png").size > 0
+    out = tmp_path / "loss.png"
+    plots.plot_loss(write_run(tmp_path, steps, bad_step=1), out)
+    spans = [coloured(out, span) > 300_000 for span in plots.SPANS[:2]]
+    assert spans == [steps > 0, steps > 1]  # a phase is there from its first step
+    assert (coloured(out, plots.VALID) > 100) == (steps > 0)
+    curve = coloured(out, plots.TRAIN)
+    assert curve > 2000 if steps == 30 else curve < 300  # nothing, or its line in the legend
 
 
 def test_phases_of_the_same_name_are_two_spans() -> None:
@@ -111,4 +119,5 @@ def test_names_are_no_formulas(tmp_path: Path, name: str, figures: list[Figure])
     with MetricsFile.open(folder / "metrics.jsonl", 0) as metrics:
         metrics.write(StepRecord(1, 1000, name, 2.0, 1.0, 1e-3, 100.0))
     plots.plot_loss(folder / "metrics.jsonl", tmp_path / "loss.png")
-    assert imread(tmp_path / "loss.png").size > 0
+    assert figures[0].get_suptitle() == name and figures[0].axes[0].texts[0].get_text() == name
+    assert coloured(tmp_path / "loss.png", plots.SPANS[0]) > 300_000

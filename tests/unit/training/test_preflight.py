@@ -9,7 +9,7 @@ from rich.console import Console
 from data_prep import DataError, PrepareConfig, SourceConfig, TokenizerConfig, prepare
 from tests.unit.training.config_case import TINY
 from training.config import RunConfig, parse_config
-from training.preflight import open_stream, open_validation
+from training.streams import open_stream, open_validation
 
 
 def test_held_out_documents_are_evaluated_unless_none_was_to_be(prepared_data: Path, tmp_path: Path) -> None:
@@ -24,11 +24,11 @@ def test_held_out_documents_are_evaluated_unless_none_was_to_be(prepared_data: P
             data["prepare"] = {"sources": [{"kind": "python-stdlib"}], "valid_fraction": valid_fraction}
         return parse_config(TINY | {"data": data})
 
-    for fraction in (0, None):
+    for fraction in (0.0, None):
         assert open_validation(config(tmp_path / "data", fraction)) is None
         assert len(open_stream(config(tmp_path / "data", fraction), "train")) > 0
     with pytest.raises(DataError, match="has 0 tokens: no document was held out"):
         open_validation(config(tmp_path / "data", 0.1))
-    for fraction in (0, 0.2, None):  # documents that are there are evaluated, whatever the configuration says
+    for fraction in (0.0, 0.2, None):  # documents that are there are evaluated, whatever the configuration says
         valid = open_validation(config(prepared_data, fraction))
         assert valid is not None and valid.split == "valid"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.monitoring.records import EvalRecord, MetricsFile, StepRecord, read_metrics
+from training.monitoring.records import EvalRecord, MetricsFile, StepRecord, last_lines, read_metrics
 
 
 def step(number: int, loss: float = 2.0, **other: Any) -> StepRecord:
@@ -21,7 +21,7 @@ def step(number: int, loss: float = 2.0, **other: Any) -> StepRecord:
 
 
 def write(path: Path, steps: range, resume_step: int) -> None:
-    """One life of a run: opens the file, writes `steps`, ends."""
+    """One attempt of a run: opens the file, writes `steps`, ends."""
     with MetricsFile.open(path, resume_step) as metrics:
         for number in steps:
             metrics.write(step(number))
@@ -56,8 +56,19 @@ def test_the_lines_have_exactly_the_promised_keys(tmp_path: Path) -> None:
         "tokens": 16384,
         "phase": "memory",
         "valid_loss": 2.5,
-        "wiped_valid_loss": 2.75,
+        "ablated_valid_loss": 2.75,
     }
+
+
+def test_a_file_of_an_earlier_version_is_read_and_resumed_under_todays_names(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    line = {"step": 2, "tokens": 16384, "phase": "memory", "valid_loss": 2.5}
+    path.write_text(json.dumps(line | {"wiped_valid_loss": 2.75}) + "\n")
+    expected = line | {"ablated_valid_loss": 2.75}
+    assert read_metrics(path) == ([], [expected])
+    assert last_lines(path) == [expected]
+    MetricsFile.open(path, 2).close()
+    assert [json.loads(text) for text in path.read_text().splitlines()] == [expected]
 
 
 def test_a_line_is_in_the_file_before_the_next_step(tmp_path: Path) -> None:
@@ -128,12 +139,12 @@ def test_a_missing_file_reads_as_empty(tmp_path: Path) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(lives=st.lists(st.tuples(st.integers(1, 8), st.integers(0, 8), st.integers(0, 400)), min_size=1, max_size=5))
-def test_every_step_is_there_once_after_any_kills(lives: list[tuple[int, int, int]]) -> None:
-    """A life makes some steps, saves a checkpoint somewhere on the way, and loses the end of its file."""
+@given(attempts=st.lists(st.tuples(st.integers(1, 8), st.integers(0, 8), st.integers(0, 400)), min_size=1, max_size=5))
+def test_every_step_is_there_once_after_any_kills(attempts: list[tuple[int, int, int]]) -> None:
+    """An attempt makes some steps, saves a checkpoint somewhere on the way, and loses the end of its file."""
     with tempfile.TemporaryDirectory() as folder:
         path, saved = Path(folder) / "metrics.jsonl", 0
-        for steps, since_checkpoint, torn in lives:
+        for steps, since_checkpoint, torn in attempts:
             write(path, range(saved + 1, saved + steps + 1), saved)
             kept = saved + max(0, steps - since_checkpoint)
             lines = path.read_bytes().splitlines(keepends=True)

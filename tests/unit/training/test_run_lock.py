@@ -20,9 +20,9 @@ from tests.e2e.fault_locks import locks
 from training.cluster.job_state import Job
 from training.monitoring import run_owner
 from training.monitoring.run_lock import LostLockError, OwnedError, RunLock, Timing, owner_of
-from training.monitoring.run_owner import RunOwner, life_of
+from training.monitoring.run_owner import RunOwner, liveness_of
 
-QUICK = Timing(renew=0.1, lease=0.8, watch=0.2)
+QUICK = Timing(renew=0.1, lease=3, watch=0.2)
 SILENT = Timing(renew=60, lease=0.4, watch=0.2)  # an owner that gives no sign of life
 
 
@@ -108,14 +108,14 @@ def test_a_killed_owner_is_followed_at_once(reaped: bool, run: Path) -> None:
 
 def test_another_process_with_the_same_number_is_not_the_owner(run: Path) -> None:
     me = RunOwner.this_process()
-    assert life_of(me, me) == "alive"
-    assert life_of(replace(me, process_start=me.process_start - 1), me) == "dead"
+    assert liveness_of(me, me) == "alive"
+    assert liveness_of(replace(me, process_start=me.process_start - 1), me) == "dead"
 
 
 def test_numbers_of_another_container_say_nothing() -> None:
     me = RunOwner.this_process()
-    assert life_of(replace(me, pid_namespace="pid:[1]", pid=2**22), me) == "unknown"
-    assert life_of(replace(me, boot_id="", pid=2**22), me) == "unknown"
+    assert liveness_of(replace(me, pid_namespace="pid:[1]", pid=2**22), me) == "unknown"
+    assert liveness_of(replace(me, boot_id="", pid=2**22), me) == "unknown"
 
 
 def test_an_owner_elsewhere_is_refused_while_it_gives_signs_of_life(run: Path) -> None:
@@ -146,7 +146,11 @@ def test_an_owner_elsewhere_that_falls_silent_is_followed_after_the_lease_and_no
 def test_an_owner_elsewhere_that_ends_while_it_is_watched_is_followed(run: Path) -> None:
     lock = RunLock.take(run, elsewhere(), SILENT)
     threading.Timer(0.2, lock.release).start()
-    RunLock.take(run, timing=Timing(renew=60, lease=100)).release()
+    began = time.monotonic()
+    follower = RunLock.take(run, timing=Timing(renew=60, lease=100))
+    assert time.monotonic() - began < 50  # it did not wait for the lease to end
+    assert owner_of(run) == follower.owner
+    follower.release()
 
 
 def test_clocks_of_machines_do_not_matter(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +172,7 @@ def test_clocks_of_machines_do_not_matter(run: Path, monkeypatch: pytest.MonkeyP
 def test_a_start_of_the_same_slurm_job_follows_its_predecessor(
     mine: dict[str, object], theirs: dict[str, object], expected: str
 ) -> None:
-    assert life_of(elsewhere(**theirs), replace(RunOwner.this_process(), **mine)) == expected  # type: ignore[arg-type]
+    assert liveness_of(elsewhere(**theirs), replace(RunOwner.this_process(), **mine)) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -184,14 +188,14 @@ def test_slurm_tells_whether_an_owner_in_another_job_can_live(
     state: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_owner, "job_state", lambda job: state and Job(job, state))
-    assert life_of(elsewhere(slurm_job="5"), RunOwner.this_process()) == expected
+    assert liveness_of(elsewhere(slurm_job="5"), RunOwner.this_process()) == expected
 
 
 def test_a_job_of_another_cluster_is_not_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_owner, "job_state", lambda job: Job(job, "COMPLETED"))
     mine = replace(RunOwner.this_process(), slurm_cluster="a")
-    assert life_of(elsewhere(slurm_job="5", slurm_cluster="b"), mine) == "unknown"
-    assert life_of(elsewhere(slurm_job="5", slurm_cluster="a"), mine) == "dead"
+    assert liveness_of(elsewhere(slurm_job="5", slurm_cluster="b"), mine) == "unknown"
+    assert liveness_of(elsewhere(slurm_job="5", slurm_cluster="a"), mine) == "dead"
 
 
 def at_once(calls: list[Callable[[], RunLock]]) -> tuple[list[RunLock], list[OwnedError]]:

@@ -21,7 +21,8 @@ from training.config import dump_yaml, parse_config
 from training.errors import ConfigError
 from training.faults.watchdog import Beat
 from training.monitoring.status import Status, status_of
-from training.monitoring.status_screen import duration, screen
+from training.monitoring.status_screen import screen
+from training.monitoring.units import duration
 from training.tracking import facts
 
 STEPS, TOKENS = 20, 256
@@ -109,7 +110,7 @@ def test_a_training_run(run: Path) -> None:
         "5.2000",
         "512 tokens/s",
         "6 s left",
-        "since the first start in steps that count",
+        "since the first start were steps that count",
         "step 6,",
         "2 of 2 alive",
     ):
@@ -134,11 +135,11 @@ def test_a_killed_run_is_dead_at_once_on_its_own_machine(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ended", "state"), [(("KILLED", "stopped after step 8, saved; run the same again"), "stopped"),
+    ("ended", "state"), [(("KILLED", "stopped after step 8, saved; run the same command again"), "stopped"),
                          (("FAILED", "failed after step 8: OSError: disk"), "failed")],
 )  # fmt: skip
 def test_how_it_ended_is_told_until_it_starts_again(run: Path, ended: tuple[str, str], state: str) -> None:
-    facts.write_end(run, facts.End(*ended, exit_code=75))
+    facts.write_end(run, facts.End(*ended, exit_code=75))  # type: ignore[arg-type]
     status = status_of(run)
     assert status.state == state
     assert status.about.startswith(ended[1])
@@ -185,7 +186,7 @@ def test_the_command_prints_a_screen_or_json_and_refuses_another_folder(run: Pat
     assert "8 of 20" in status(str(run)).stdout
     refused = status(str(tmp_path))
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "is no run's folder" in refused.stderr
+    assert "is not a run's folder" in refused.stderr
 
 
 def test_it_loads_no_torch() -> None:
@@ -254,7 +255,7 @@ class TestJob:
         assert "n7, not used again" in shown(status)
 
     def test_what_is_no_number_is_not_asked_for(self) -> None:
-        with pytest.raises(ValueError, match="no Slurm job's number"):
+        with pytest.raises(ValueError, match="not a Slurm job's number"):
             job_state("12; reboot")
 
 

@@ -1,6 +1,6 @@
-"""Lives of a run: real ranks of the main job, forked from a process that has the imports, to be killed and followed.
+"""Attempts of a run: real ranks of the main job, forked from a process that has the imports, to be killed and followed.
 
-A life differs from `deepspeed launchers/pretrain.py` in who starts the ranks, and in that a test may put a fault in.
+An attempt differs from `deepspeed launchers/pretrain.py` in who starts the ranks, and in that a test may inject faults.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 import yaml
 
-from tests.distributed.spawn import PRELOADED
-from tests.e2e.commands import PRETRAIN, environment, free_port
+from tests.distributed.spawn import PRELOADED, free_port
+from tests.e2e.commands import PRETRAIN, environment
 from training.checkpoint.manifest import latest_checkpoint
 from training.checkpoint.safe_reader import SafeReader, read_metadata
 
@@ -75,7 +75,7 @@ class Site:
 
 
 @dataclass
-class Life:
+class Attempt:
     """One start of a run on several ranks."""
 
     site: Site
@@ -132,10 +132,10 @@ class Life:
 
 
 @contextlib.contextmanager
-def life(
+def attempt(
     site: Site, name: str, *overrides: str, ranks: int = 2, fault: Fault | None = None, output: str = ""
-) -> Iterator[Life]:
-    """A life of run `name`; its processes are gone afterwards.  What they print is in files named after `output`."""
+) -> Iterator[Attempt]:
+    """Run an attempt of run `name`; its processes are gone afterwards. Their output is in files that `output` names."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     port, outputs, processes = free_port(), [], []
@@ -147,7 +147,7 @@ def life(
         processes.append(context.Process(target=_rank, args=(site.folder, arguments, env, outputs[-1], fault)))
     for process in processes:
         process.start()
-    started = Life(site, name, processes, outputs)
+    started = Attempt(site, name, processes, outputs)
     try:
         yield started
     finally:
@@ -172,11 +172,11 @@ def _rank(folder: Path, arguments: list[str], env: dict[str, str], output: Path,
 
 def through(
     site: Site, name: str, *overrides: str, ranks: int = 2, fault: Fault | None = None, output: str = ""
-) -> Life:
-    """A life to its own end."""
-    with life(site, name, *overrides, ranks=ranks, fault=fault, output=output) as lived:
-        lived.follow()
-        return lived
+) -> Attempt:
+    """Run an attempt to its own end."""
+    with attempt(site, name, *overrides, ranks=ranks, fault=fault, output=output) as started:
+        started.follow()
+        return started
 
 
 def steps_so_far(run_folder: Path) -> int:
