@@ -132,7 +132,9 @@ def make_block(
                 turns = story(task, material, rng, stage.simulated)
                 if stage.facts is not None:
                     turns = turns[: rng.randint(2, stage.facts)]
-                noise = writer.noise(_noise_tokens(stage, rng), rng)
+                room = length + 1 - filled - len(writer.story(turns, [], rng)[0])
+                # noise must not push a story's last questions, the hardest, out of the row
+                noise = writer.noise(min(_noise_tokens(stage, rng), room), rng)
                 ids, told = writer.story(turns, noise, rng)
                 made[task] += (len(ids) - sum(map(len, noise))) / dict(stage.tasks)[task]
                 end = min(length + 1, filled + len(ids))
