@@ -7,7 +7,7 @@ was stopped goes on with the rows it would have had.
 import random
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -23,6 +23,9 @@ from experiments.babilong_parts.training import Rows
 from experiments.babilong_parts.workers import begin
 
 BLOCK = 32  # steps made at once
+WAITING = 16  # stories that wait for a row at most
+FEW = 40  # tokens at a row's end that take a story's beginning
+Exercise = tuple[list[int], list[bool]]  # ids, and which of them are answers'
 
 
 @dataclass(frozen=True)
@@ -121,28 +124,52 @@ def make_block(
 ) -> list[Rows]:
     """`BLOCK` steps of `batch` rows of `length` + 1 tokens; key: (seed, block)."""
     rng = random.Random(f"{stage.name}/{key[0]}/{key[1]}")
-    made = dict.fromkeys(dict(stage.tasks), 0.0)  # tokens of facts and questions of each task so far, over its share
+    stories = _stories(writer, material, stage, rng, length + 1)
     size = (BLOCK, batch, length + 1)
     tokens, documents, answers = np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size, bool)
+    waiting: list[Exercise] = []
     for step in range(BLOCK):
         for row in range(batch):
             filled, number = 0, 0
             while filled <= length:
-                task = min(made, key=lambda name: (made[name], rng.random()))
-                turns = story(task, material, rng, stage.simulated)
-                if stage.facts is not None:
-                    turns = turns[: rng.randint(2, stage.facts)]
-                room = length + 1 - filled - len(writer.story(turns, [], rng)[0])
-                # noise must not push a story's last questions, the hardest, out of the row
-                noise = writer.noise(min(_noise_tokens(stage, rng), room), rng)
-                ids, told = writer.story(turns, noise, rng)
-                made[task] += (len(ids) - sum(map(len, noise))) / dict(stage.tasks)[task]
+                ids, told = _next(waiting, stories, length + 1 - filled)
                 end = min(length + 1, filled + len(ids))
                 tokens[step, row, filled:end] = ids[: end - filled]
                 answers[step, row, filled:end] = told[: end - filled]
                 documents[step, row, filled:end] = number
                 filled, number = end, number + 1
     return [Rows(tokens[i], documents[i, :, :-1], answers[i]) for i in range(BLOCK)]
+
+
+def _stories(writer: Writer, material: Material, stage: Stage, rng: random.Random, longest: int) -> Iterator[Exercise]:
+    """Stories without end, each task with its share of the tokens of facts and questions."""
+    made = dict.fromkeys(dict(stage.tasks), 0.0)  # such tokens of each task so far, over its share
+    while True:
+        task = min(made, key=lambda name: (made[name], rng.random()))
+        turns = story(task, material, rng, stage.simulated)
+        if stage.facts is not None:
+            turns = turns[: rng.randint(2, stage.facts)]
+        alone = len(writer.story(turns, [], rng)[0])
+        noise = writer.noise(min(_noise_tokens(stage, rng), longest - alone), rng)
+        made[task] += min(alone, longest) / dict(stage.tasks)[task]
+        yield writer.story(turns, noise, rng)
+
+
+def _next(waiting: list[Exercise], stories: Iterator[Exercise], room: int) -> Exercise:
+    """The first story that fits into `room` tokens; one that does not waits for the next row.
+
+    A story's last questions are its hardest: what a row's end cuts off would not be learned.  Only a row's last few
+    tokens take the beginning of a story.
+    """
+    for place, exercise in enumerate(waiting):
+        if len(exercise[0]) <= room:
+            return waiting.pop(place)
+    while len(waiting) < WAITING:
+        exercise = next(stories)
+        if len(exercise[0]) <= room or room < FEW:
+            return exercise
+        waiting.append(exercise)
+    return waiting.pop(0)
 
 
 def _noise_tokens(stage: Stage, rng: random.Random) -> int:

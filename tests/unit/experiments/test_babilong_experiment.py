@@ -15,7 +15,7 @@ from evaluation.babilong.world import OPPOSITE, answer
 from experiments.babilong_parts.kinds import KINDS, SETTINGS, Shape, model_config
 from experiments.babilong_parts.measuring import Asked, right_answers
 from experiments.babilong_parts.race import by_errors
-from experiments.babilong_parts.rows import BLOCK, Stage, Writer, make_block
+from experiments.babilong_parts.rows import BLOCK, FEW, Stage, Writer, _next, make_block
 from experiments.babilong_parts.stories import TASKS, Material, story
 from experiments.babilong_parts.training import Learner, Recipe, Rows, load_weights, save_weights
 from model import build_model
@@ -93,7 +93,18 @@ def test_rows_are_a_function_of_their_key_and_learn_answers_alone(material, writ
         assert row.answers[row.tokens == eos].all()
         inner = row.answers[:, :-1] & ~row.answers[:, 1:]
         assert (row.tokens[:, :-1][inner] == eos).all()
-        assert 0.02 < row.answers.mean() < 0.4
+    assert 0.02 < np.mean([row.answers.mean() for row in rows]) < 0.4
+
+
+def test_a_story_that_does_not_fit_waits_for_the_next_row():
+    made = [([1] * size, [False] * size) for size in (700, 90, 300, 50)]
+    stories, waiting = iter(made), []
+    assert _next(waiting, stories, 1000) is made[0]
+    assert _next(waiting, stories, 300) is made[1]
+    assert _next(waiting, stories, 210) is made[3]  # 300 tokens do not fit
+    assert waiting == [made[2]]
+    assert _next(waiting, stories, 1000) is made[2]  # the next row begins with it
+    assert _next(waiting, iter(made), FEW - 1) is made[0]  # the last few tokens take a story's beginning
 
 
 def test_kinds_have_equal_parameters():
