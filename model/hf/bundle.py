@@ -16,7 +16,7 @@ from model.memory.registry import BUILT_IN
 from model.memory.spec import MemoryConfig
 
 MODELING, CONFIGURATION = "modeling_memtrain", "configuration_memtrain"
-PACKAGES = ("torch", "transformers", "pydantic")  # imports of the written files beside the standard library
+PACKAGES = ("torch", "transformers", "pydantic", "numpy")  # imports of the written files beside the standard library
 
 _NAMES = {"model.hf.modeling": MODELING, "model.hf.configuration": CONFIGURATION}
 _KINDS = "model.memory.entry_points"

@@ -138,7 +138,7 @@ def test_places_that_hold_nothing_say_why(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no \*\.jsonl, .* \(left out: 1 hidden\); check path and kind"):
         list_files(tmp_path, ENDINGS)
     (tmp_path / "away").symlink_to("nowhere")
-    with pytest.raises(DataError, match=r"away is a link to nowhere, which is not there"):
+    with pytest.raises(DataError, match=r"away is a link to nowhere, which does not exist"):
         list_files(tmp_path / "away", ENDINGS)
     with pytest.raises(DataError, match=r"\(.*away: is a link to nowhere"):
         list_files(tmp_path, ENDINGS)

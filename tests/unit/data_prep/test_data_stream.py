@@ -165,7 +165,7 @@ BAD_MIXES = {
     "nan": ({"web": math.nan}, "weight of 'web' is nan"),
     "zero": ({"web": 0.0}, "all weights are 0"),
     "empty": ({}, "all weights are 0"),
-    "no window": ({"web": 1.0, "notes": 1.0}, "'notes' has weight 1.0, but no 17 tokens"),
+    "no window": ({"web": 1.0, "notes": 1.0}, "'notes' has weight 1.0, but no shard with 17 tokens"),
     "late": ([(5, None)], "the first must be 0"),
     "order": ([(0, None), (9, None), (9, None)], "the rest increase"),
 }

@@ -186,7 +186,7 @@ def test_paths(monkeypatch: pytest.MonkeyPatch) -> None:
         "~nobody-here/x": "an unknown user",
         "a/" + 256 * "x" + "/b": "a name in it has 256 bytes",
         "a/" + 128 * "é" + "/b": "a name in it has 256 bytes",
-        50 * ("x" * 99 + "/"): "all of it 4,999",
+        50 * ("x" * 99 + "/"): "the whole path 4,999",
     }.items():
         with pytest.raises(ValueError, match=said):
             local_path(path)

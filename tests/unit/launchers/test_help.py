@@ -133,6 +133,7 @@ def test_errors_have_one_form_and_their_exit_code(capsys: pytest.CaptureFixture[
 def test_ctrl_c_ends_a_command_without_a_traceback() -> None:
     code = (
         "import os, signal, sys\nfrom launchers._cli import run\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it\n"
         "def main():\n    os.kill(os.getpid(), signal.SIGINT)\n    return 0\nsys.exit(run(main))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

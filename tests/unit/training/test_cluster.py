@@ -49,7 +49,7 @@ def test_shipped_profiles_load_and_make_scripts_that_bash_can_read(path: Path, t
 
 def test_gpu_script_reads_as_a_person_would_write_it(tmp_path: Path) -> None:
     script = training_script(job(tmp_path), load_profile(GPU))
-    head = script.partition("# ---- from here")[0].splitlines()
+    head = script.partition("# ---- the same for every run")[0].splitlines()
     for line in (
         "#!/bin/bash -l",
         "#SBATCH --partition=gpu",
@@ -87,7 +87,7 @@ def test_every_value_arrives_in_bash_as_it_was_and_none_is_executed(tmp_path: Pa
     folder.mkdir()
     profile = change(LOCAL, tmp_path, variables={"GREETING": EVIL})
     run = job(folder, EVIL, f"run.name={EVIL}", "tracking.experiment=x y")
-    settings = training_script(run, profile).partition("# ---- from here")[0]
+    settings = training_script(run, profile).partition("# ---- the same for every run")[0]
     shown = 'printf "%s\\0" "$run" "$script" "$GREETING" "${overrides[@]}" "$PWD"'
     done = subprocess.run(["bash", "-c", settings + shown], cwd=tmp_path, capture_output=True, text=True, check=True)
     expected = [str(run.run), str(run.script), EVIL, f"run.name={EVIL}", "tracking.experiment=x y", str(folder)]
@@ -122,7 +122,7 @@ def test_a_password_comes_into_no_script(tmp_path: Path) -> None:
         ({"time": "5", "signal_seconds": 300}, "cluster.signal_seconds: 300 must be less than time 5"),
         ({"variables": {"A-B": "1"}}, "cluster.variables: 'A-B' cannot be the name"),
         ({"variables": {"URI": "https://me:pw@host"}}, "cluster.variables.URI: holds a password"),
-        ({"sbatch": ["END"]}, "cluster.sbatch: 'END' is no option"),
+        ({"sbatch": ["END"]}, "cluster.sbatch: 'END' is not an option"),
         ({"nodes": 0}, "cluster.nodes: 0 is refused"),
         ({"exclude": ["n[1-3"]}, "cluster.exclude: 'n[1-3' has brackets that do not match"),
         ({"exclude": "n1,n[3-1]"}, "has the range 3-1, whose end is before its start; write 1-3"),
@@ -244,7 +244,7 @@ def test_what_a_node_lacks(tmp_path: Path) -> None:
 def count_starts(run: Path, starts: int) -> list[str]:
     """What `job.sh` says when it counts so many starts, as long as it goes on."""
     text = (ROOT / "training" / "cluster" / "job.sh").read_text(encoding="utf-8")
-    functions = text[text.index("say()") : text.index("# one process a node")]
+    functions = text[text.index("say()") : text.index("# one process on each node")]
     settings = f"run={run} state={run}/slurm max_attempts=2 job=1 SLURM_JOB_NODELIST=n1\n"
     done = subprocess.run(
         ["bash", "-uc", settings + functions + "count_attempt\n" * starts], capture_output=True, text=True

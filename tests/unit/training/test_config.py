@@ -160,7 +160,7 @@ def test_ways_of_sharing_that_do_not_fit(change: dict[str, Any], words: str) -> 
 def test_world_that_fits(tensor: int, pipeline: int, world: int) -> None:
     config = parse_config(changed(parallel__tensor=tensor, parallel__pipeline=pipeline))
     check_world(config, RankInfo(0, world, 0))
-    with pytest.raises(ConfigError, match=r"phases\.0\.tokens_per_step: 256 are 4 samples"):
+    with pytest.raises(ConfigError, match=r"phases\.0\.tokens_per_step: 256 tokens are 4 samples"):
         check_world(config, RankInfo(0, 3 * world, 0))  # three times as many cannot share 4 samples
 
 

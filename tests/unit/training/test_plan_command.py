@@ -55,7 +55,7 @@ def test_documents_leave_less_of_attention(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("h200:8", "0"), "0 must be 1 or more"), (("cpu:1", "700"), "attention on a CPU computes what documents hide")],
+    [(("h200:8", "0"), "0 must be at least 1"), (("cpu:1", "700"), "attention on a CPU computes also what documents hide")],
 )
 def test_documents_that_cannot_be_planned(
     arguments: tuple[str, str], message: str, capsys: pytest.CaptureFixture[str]
@@ -63,7 +63,7 @@ def test_documents_that_cannot_be_planned(
     devices, documents = arguments
     assert plan("--config", SMALL, "--devices", devices, "--document-tokens", documents) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("--document-tokens: ") and message in err
+    assert out == "" and err.startswith("error: --document-tokens: ") and message in err
 
 
 def test_a_small_models_checkpoint_is_told_in_megabytes(capsys: pytest.CaptureFixture[str]) -> None:
