@@ -5,7 +5,6 @@ python experiments/babilong_report.py experiments/results/babilong-h200-2026-11-
 
 import argparse
 import json
-import math
 import re
 import sys
 from dataclasses import dataclass
@@ -20,13 +19,13 @@ import matplotlib.pyplot as plt
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from evaluation.babilong.lengths import tokens_of
+from evaluation.intervals import wilson
 from experiments.babilong_parts.kinds import OURS, TITLES
 from experiments.babilong_parts.stories import TASKS
 
 GOALS = {"rmt": 0.371, "llama-full": 0.863}  # LM2's own claim, relative (arXiv 2502.06049)
 # ARMT paper (arXiv 2407.04841), table 1: fine-tuned per task, 137 to 145 M parameters, trained on up to 16 K tokens
 PUBLISHED = {"ARMT, 145 M, a model a task": {"64k": 0.979, "128k": 0.969}, "RMT, 137 M": {"64k": 0.728, "128k": 0.633}}
-Z95 = 1.96  # standard normal quantile of a two-sided 95 % interval
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,12 @@ class Curve:
         return mean({length: mean(by_task) for length, by_task in self.scores.items()})
 
     def reach(self, length: str) -> float | None:
-        """Half of the 95 % interval of the mean over the tasks; None where the samples are unknown."""
-        count, shares = self.samples[length], self.scores[length].values()
+        """Half of Wilson's 95 % interval of all tasks' questions together; None where the samples are unknown."""
+        count = self.samples[length] * len(TASKS)
         if not count:
             return None
-        return Z95 * math.sqrt(sum(share * (1 - share) / count for share in shares)) / len(shares)
+        low, high = wilson(round(mean(self.scores[length]) * count), count)
+        return (high - low) / 2
 
 
 def main() -> None:
