@@ -55,7 +55,10 @@ def test_documents_leave_less_of_attention(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("h200:8", "0"), "0 must be at least 1"), (("cpu:1", "700"), "attention on a CPU computes also what documents hide")],
+    [
+        (("h200:8", "0"), "0 must be at least 1"),
+        (("cpu:1", "700"), "attention on a CPU computes also what documents hide"),
+    ],
 )
 def test_documents_that_cannot_be_planned(
     arguments: tuple[str, str], message: str, capsys: pytest.CaptureFixture[str]
