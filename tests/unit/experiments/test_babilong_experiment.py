@@ -98,7 +98,8 @@ def test_rows_are_a_function_of_their_key_and_learn_answers_alone(material, writ
 
 def test_a_story_that_does_not_fit_waits_for_the_next_row():
     made = [([1] * size, [False] * size) for size in (700, 90, 300, 50)]
-    stories, waiting = iter(made), []
+    stories = iter(made)
+    waiting: list[tuple[list[int], list[bool]]] = []
     assert _next(waiting, stories, 1000) is made[0]
     assert _next(waiting, stories, 300) is made[1]
     assert _next(waiting, stories, 210) is made[3]  # 300 tokens do not fit
