@@ -5,8 +5,9 @@
     python experiments/babilong.py --kinds delta+sparse rmt:128:3e-4 …   KIND[+sparse][+spanN][:SEGMENT[:LEARNING RATE]]
 
 Rows of exercises are made while the models train: bAbI's training facts (names exchanged) and simulated ones, questions
-of every kind a story answers after any fact, book sentences between them in the last stage.  Questions to evaluate with
-are those of bAbI's held-out files, hidden in every fifth book, which no training row is made of.
+of every kind a story answers after any fact (of qa4 one a story), book sentences between them in the last stage.
+Questions to evaluate with are those of bAbI's held-out files, hidden in every fifth book, which no training row is made
+of.
 On a CPU a run that was stopped goes on by the same command, from its last evaluation.  Every line of what was measured
 is in FOLDER/log.jsonl.
 """
@@ -78,12 +79,12 @@ def main() -> int:
 
 
 def groups(options: argparse.Namespace) -> Iterator[list[Entry]]:
-    """Entries that train side by side; without those whose every length is in the log."""
+    """Entries that train side by side; without those whose every length is in the log with as many samples."""
     done = measured(options.work / "log.jsonl")
 
     def missing(entry: Entry) -> bool:
         names = [entry.name + suffix for suffix in readings(entry)]
-        return any((name, length) not in done for name in names for length, _ in options.lengths)
+        return any((name, *wanted) not in done for name in names for wanted in options.lengths)
 
     left = iter([entry for entry in options.entries if missing(entry)])
     while together := list(islice(left, options.side_by_side)):

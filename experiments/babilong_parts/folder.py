@@ -44,9 +44,9 @@ def open_log(path: Path) -> Log:
     return log
 
 
-def measured(path: Path) -> set[tuple[str, str]]:
-    """(entry, length) of every result in the log; empty where there is no log."""
+def measured(path: Path) -> set[tuple[str, str, int]]:
+    """(entry, length, samples a task) of every result in the log; empty where there is no log."""
     if not path.is_file():
         return set()
     lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return {(line["entry"], line["length"]) for line in lines if "length" in line}
+    return {(line["entry"], line["length"], line.get("samples", 0)) for line in lines if "length" in line}

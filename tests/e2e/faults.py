@@ -23,6 +23,7 @@ from rich.console import Console
 from benchmarks.claims import claim
 from tests.e2e.attempts import LENGTH, SAMPLES, Attempt, Site, attempt, difference, steps_so_far, through
 from tests.e2e.commands import losses, reproducible, steps_of
+from tests.e2e.damage import flip, lose, remove, truncate
 from tests.e2e.fault_locks import locks
 from tests.e2e.injected import FullDisk, Hang, NoRoom, OutOfMemory, Scaled, ShortFiles, Slow, SlowDisk
 from training.checkpoint.manifest import latest_checkpoint, step_of
@@ -124,37 +125,6 @@ def kill_somewhere(bench: Bench, running: Attempt, where: str) -> int:
 
 
 # -- damage on disk --------------------------------------------------------------------------------------------------
-
-
-def flip(chance: random.Random, checkpoint: Path) -> str:
-    path = any_file(chance, checkpoint)
-    content = bytearray(path.read_bytes())
-    place = chance.randrange(len(content))
-    content[place] ^= 1 << chance.randrange(8)
-    path.write_bytes(content)
-    return f"a bit of {path.name} flipped"
-
-
-def truncate(chance: random.Random, checkpoint: Path) -> str:
-    path = any_file(chance, checkpoint)
-    content = path.read_bytes()
-    path.write_bytes(content[: chance.randrange(len(content))])
-    return f"{path.name} cut short"
-
-
-def remove(chance: random.Random, checkpoint: Path) -> str:
-    path = any_file(chance, checkpoint)
-    path.unlink()
-    return f"{path.name} deleted"
-
-
-def lose(chance: random.Random, checkpoint: Path) -> str:
-    shutil.rmtree(checkpoint)
-    return "the pointer names a deleted checkpoint"
-
-
-def any_file(chance: random.Random, checkpoint: Path) -> Path:
-    return chance.choice(sorted(path for path in checkpoint.iterdir() if path.stat().st_size))
 
 
 def damage(bench: Bench, count: int, claims: list[bool]) -> None:
