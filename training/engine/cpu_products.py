@@ -1,7 +1,7 @@
 """Chooses the library of fp32 products on a CPU by a measurement at a run's start, which later starts here reuse.
 
-The results of the libraries differ in the last bits. So rank 0 chooses for all ranks, and a later start uses the same
-library without measuring again.
+The results of the libraries differ in the last bits. So rank 0 chooses for all ranks, and the measurement is kept in
+the run's folder, so that a continued run computes as before, and in the cache folder, for other runs on this machine.
 """
 
 import contextlib
@@ -36,17 +36,18 @@ def choose_cpu_products(config: RunConfig, topology: Topology) -> str | None:
 
 def _line(config: RunConfig) -> str:
     rows, inner, outer = _size(config)
-    size, path = f"[{rows}, {inner}] x [{inner}, {outer}]", cache_folder() / FILE
+    size = f"[{rows}, {inner}] x [{inner}, {outer}]"
     key = f"{_processor()}; torch {torch.__version__}; {torch.get_num_threads()} threads; {size}"
-    kept = _read(path)
-    known = key in kept
-    ratio = kept[key] if known else measure(rows, inner, outer)
-    if not known:
+    places = config.run.folder / FILE, cache_folder() / FILE  # the run's own counts first
+    known = next((path for path in places if key in _read(path)), None)
+    ratio = _read(known)[key] if known else measure(rows, inner, outer)
+    for path in places:
         with contextlib.suppress(OSError):  # the folder cannot be written: the next start measures again
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(_read(path) | {key: ratio}, indent=1))
+            if key not in (kept := _read(path)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_text(path, json.dumps(kept | {key: ratio}, indent=1))
     library = "oneDNN" if ratio * MARGIN > 1 else "torch's default BLAS"
-    source = f"as {path} has it" if known else "measured now"
+    source = f"as {known} has it" if known else "measured now"
     return f"{library}; the default takes {ratio:.2f} of oneDNN's time for {size}, {source}"
 
 

@@ -1,6 +1,7 @@
 """The library of fp32 products on a CPU: what is measured is what is taken, said and kept."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from model.linear import choose_library, linear
-from tests.distributed.training_case import tiny_config
+from tests.distributed.training_case import tiny_config as any_config
+from training.config import RunConfig
 from training.engine import cpu_products
 from training.engine.cpu_products import FILE, choose_cpu_products, measure
 
@@ -27,6 +29,11 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(cpu_products, "broadcast", lambda text: text)
     yield
     choose_library(onednn=True)
+
+
+def tiny_config(**changes: Any) -> RunConfig:
+    """A run whose folder is beside the cache, both in the test's own folder."""
+    return any_config(**{"run__output_dir": os.environ["MEMTRAIN_CACHE"]} | changes)
 
 
 def takes_onednn() -> bool:
@@ -66,11 +73,24 @@ def test_a_later_start_takes_the_same_without_measuring(tmp_path: Path, monkeypa
     choose_cpu_products(tiny_config(), ALONE)
     choose_library(onednn=True)
     ratio_is(3.0, monkeypatch)
-    line = choose_cpu_products(tiny_config(), ALONE)
+    line = choose_cpu_products(tiny_config(run__name="later"), ALONE)
     assert line is not None and DEFAULT in line and str(tmp_path / FILE) in line and not takes_onednn()
     wider = choose_cpu_products(tiny_config(model__ffn_size=80), ALONE)  # another size, which was not measured
     assert wider is not None and ONEDNN in wider
     assert sorted(json.loads((tmp_path / FILE).read_text()).values()) == [0.5, 3.0]
+
+
+def test_a_continued_run_takes_what_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ratio_is(0.5, monkeypatch)
+    choose_cpu_products(tiny_config(), ALONE)
+    monkeypatch.setenv("MEMTRAIN_CACHE", str(tmp_path / "of another container"))
+    ratio_is(3.0, monkeypatch)
+    other, same = (
+        choose_cpu_products(tiny_config(run__output_dir=str(tmp_path), run__name=name), ALONE)
+        for name in ("other", "tiny")
+    )
+    assert other is not None and ONEDNN in other
+    assert same is not None and DEFAULT in same  # although this container's cache says otherwise
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"a": "b"}', "null"])
