@@ -35,7 +35,7 @@ from training.monitoring import plots
 
 def test_run_folder_has_the_promised_layout(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
-    told = {"environment.txt", "starts.jsonl", "ended.json", "lock"}
+    told = {"environment.txt", "starts.jsonl", "ended.json", "lock", "products.json"}
     assert names == {"config.yaml", "metrics.jsonl", "loss.png", "log", "checkpoints"} | told
     assert [path.name for path in (finished / "log").iterdir()] == ["rank-0.log"]
     resolved = yaml.safe_load((finished / "config.yaml").read_text(encoding="utf-8"))
