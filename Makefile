@@ -38,7 +38,7 @@ quickstart-short:
 
 # files are shared out to one process a core, the longest first (tests/conftest.py); a core computes one test at a time
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 # the whole matrix of topologies against one rank: 486 cells, some seconds each on 2 cores
 parity: $(READY)

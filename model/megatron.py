@@ -9,8 +9,11 @@ import warnings
 import torch.distributed as dist
 from torch import nn
 
+from model.library_imports import without_compiler
+
 logging.getLogger("megatron").addHandler(logging.NullHandler())  # a run's log gets what it says, a console does not
-with warnings.catch_warnings(record=True) as announced:
+# its fused activations, which it compiles while it is imported, are not used here
+with without_compiler(), warnings.catch_warnings(record=True) as announced:
     warnings.simplefilter("default")
     from megatron.core import ModelParallelConfig
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding

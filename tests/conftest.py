@@ -11,6 +11,7 @@ TOKENIZER_PIECES = 512
 # The files that take longest, by CPU time: begun first, so that no worker is left with one of them at the end.
 LONGEST = (
     "distributed/test_parity",
+    "distributed/test_parity_sharded",
     "e2e/test_pretrain",
     "e2e/test_own_memory",
     "e2e/test_starts",

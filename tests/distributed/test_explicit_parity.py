@@ -8,8 +8,8 @@ import torch
 
 from model import LanguageModel, build_model
 from model.explicit import References, write
+from tests.distributed.parity_case import assert_same
 from tests.distributed.spawn import run_ranks
-from tests.distributed.test_parity import assert_same
 from tests.distributed.training_case import SAMPLES, tiny_config, train
 from training.config import RunConfig
 from training.distributed.topology import RankInfo, initialize

@@ -1,34 +1,13 @@
 """The same numbers on any topology: loss, gradient norm, every weight and moment (fp32)."""
 
-from functools import lru_cache
-from typing import Any
-
 import pytest
 
+from tests.distributed.parity_case import MEMORIES, STEPS, assert_same, one_rank, one_rank_with
 from tests.distributed.spawn import run_ranks
 from tests.distributed.training_case import tiny_config, train
 from training.errors import ConfigError
 
 TOPOLOGIES = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (1, 2, 2)]  # tensor, pipeline, data
-STEPS = 6
-
-
-@lru_cache
-def one_rank(phase: int, tied: bool) -> dict[str, Any]:
-    return run_ranks(train, 1, tiny_config(model__tie_embeddings=tied), phase, STEPS)[0]
-
-
-def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert found["loss"] == pytest.approx(expected["loss"], rel=2e-6)
-    assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
-    assert found["valid"] == pytest.approx(expected["valid"], rel=2e-6)
-    assert found["ablated"] == pytest.approx(expected["ablated"], rel=2e-6)
-    assert found["gates"] == pytest.approx(expected["gates"], rel=1e-3)
-    assert found["weights"].keys() == expected["weights"].keys()
-    for name, value in expected["weights"].items():
-        difference = (found["weights"][name] - value).abs().max().item()
-        # AdamW divides by the square root of tiny second moments: a weight may move by a share of the learning rate
-        assert difference < (3e-4 if "/" not in name else 1e-4), f"{name} differs by {difference}"
 
 
 @pytest.mark.parametrize("tensor, pipeline, data", TOPOLOGIES)
@@ -37,23 +16,6 @@ def test_memory_phase_equals_one_rank(tensor: int, pipeline: int, data: int, tie
     config = tiny_config(model__tie_embeddings=tied, parallel={"tensor": tensor, "pipeline": pipeline})
     for found in run_ranks(train, tensor * pipeline * data, config, 1, STEPS):
         assert_same(found, one_rank(1, tied))
-
-
-MEMORIES: dict[str, dict[str, Any]] = {
-    "delta": {"model__memory": {"kind": "delta", "heads": 2}},
-    "lm2-depth": {"model__memory": {"kind": "lm2", "flow": "depth", "heads": 2}},
-    # the pipeline takes one segment a sample of the published LM2
-    "lm2-depth, one segment": {
-        "model__memory": {"kind": "lm2", "flow": "depth", "heads": 2},
-        "model__segment_length": 32,
-    },
-    "rmt": {"model__memory": {"kind": "rmt", "slots": 2, "rmt_open": 1.0}},
-}
-
-
-@lru_cache
-def one_rank_with(memory: str) -> dict[str, Any]:
-    return run_ranks(train, 1, tiny_config(**MEMORIES[memory]), 1, STEPS)[0]
 
 
 @pytest.mark.parametrize(
@@ -91,29 +53,6 @@ def test_activation_checkpointing_changes_nothing(how: str, tensor: int, pipelin
     assert_same(run_ranks(train, tensor * pipeline, config, 1, STEPS)[0], one_rank(1, False))
 
 
-@pytest.mark.parametrize("tensor, data", [(1, 2), (2, 1)])
-def test_zero_2_equals_one_rank(tensor: int, data: int) -> None:
-    config = tiny_config(training__zero_stage=2, parallel={"tensor": tensor})
-    assert_same(run_ranks(train, tensor * data, config, 1, STEPS)[0], one_rank(1, False))
-
-
-@pytest.mark.parametrize("tensor, data", [(1, 1), (1, 2), (2, 1), (1, 4), (2, 2)])
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_zero_3_equals_one_rank(tensor: int, data: int, tied: bool) -> None:
-    config = tiny_config(training__zero_stage=3, model__tie_embeddings=tied, parallel={"tensor": tensor})
-    if data == 4:
-        config = config.model_copy(update={"training": config.training.model_copy(update={"micro_batch_size": 1})})
-    for found in run_ranks(train, tensor * data, config, 1, STEPS):
-        assert_same(found, one_rank(1, tied))
-
-
-@pytest.mark.parametrize("stage, offload", [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")])
-def test_offload_changes_nothing(stage: int, offload: str) -> None:
-    config = tiny_config(training__zero_stage=stage, training__offload=offload)
-    for found in run_ranks(train, 2, config, 1, STEPS):
-        assert_same(found, one_rank(1, False))
-
-
 def test_the_memory_is_used_after_training() -> None:
     found = one_rank(1, False)
     assert abs(found["ablated"] - found["valid"]) > 1e-3  # a hundred times what topologies may differ by
@@ -125,28 +64,6 @@ def test_a_phase_without_memory_holds_nothing_of_it() -> None:
     assert on["memory_optimizer_state"] == 2 * on["memory_parameters"] > 0
     assert off["parameters"] == on["parameters"] and off["optimizer_state"] == on["optimizer_state"]
     assert not [name for name in one_rank(0, False)["weights"] if ".memory." in name]
-
-
-@pytest.mark.parametrize("memory", ["lm2", "delta"])
-@pytest.mark.parametrize("tensor, pipeline", [(2, 1), (2, 2)])
-def test_sequence_parallelism_equals_one_rank(memory: str, tensor: int, pipeline: int) -> None:
-    changes = MEMORIES.get(memory, {})
-    config = tiny_config(**changes, parallel={"tensor": tensor, "pipeline": pipeline, "sequence": True})
-    expected = one_rank_with(memory) if changes else one_rank(1, False)
-    for found in run_ranks(train, tensor * pipeline, config, 1, STEPS):
-        assert_same(found, expected)
-
-
-@pytest.mark.parametrize("memory", ["lm2", "delta"])
-@pytest.mark.parametrize(
-    "segment, tensor, pipeline, data", [(2, 1, 1, 1), (4, 1, 1, 1), (2, 2, 1, 1), (2, 1, 1, 2), (2, 1, 2, 1)]
-)
-def test_segment_parallelism_equals_one_rank(memory: str, segment: int, tensor: int, pipeline: int, data: int) -> None:
-    changes = MEMORIES.get(memory, {})
-    config = tiny_config(**changes, parallel={"tensor": tensor, "pipeline": pipeline, "segment": segment})
-    expected = one_rank_with(memory) if changes else one_rank(1, False)
-    for found in run_ranks(train, segment * tensor * pipeline * data, config, 1, STEPS):
-        assert_same(found, expected)
 
 
 @pytest.mark.parametrize("memory, pipeline", [("lm2", 2), pytest.param("delta", 1, marks=pytest.mark.slow)])

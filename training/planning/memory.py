@@ -1,5 +1,6 @@
 """Bytes that each rank holds: weights and training state as DeepSpeed keeps them, activations, buffers."""
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -152,10 +153,10 @@ def _stage_memory(config: RunConfig, stage: Stage, shape: Shape, ranks: Ranks, m
         config.training.activation_checkpointing,
         min(micro_batches, ranks.pipeline - stage.index),
     )
-    layers = {role: layer_kept(shape, role) for role in set(stage.decoders)}
-    kept = sum(layers[role].after(checkpointing) for role in stage.decoders)
-    banks = sum(layers[role].banks for role in stage.decoders) if checkpointing == "none" else 0.0
-    widest = max(layer_transient(shape, layer, checkpointing) for layer in layers.values())
+    layers = [(layer_kept(shape, role), count) for role, count in Counter(stage.decoders).items()]
+    kept = sum(layer.after(checkpointing) * count for layer, count in layers)
+    banks = sum(layer.banks * count for layer, count in layers) if checkpointing == "none" else 0.0
+    widest = max(layer_transient(shape, layer, checkpointing) for layer, _ in layers)
     logits = 0.0
     if stage.has_head:
         logits = head_kept(shape)

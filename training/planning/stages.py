@@ -1,5 +1,6 @@
 """Cuts the flat list of layers into pipeline stages."""
 
+import math
 from collections.abc import Sequence
 
 from training.errors import ConfigError
@@ -30,14 +31,24 @@ def cut_stages(costs: Sequence[float], stages: int) -> list[int]:
         before.append(before[-1] + cost)
     best = {0: (0.0, [0])}  # end of the last stage so far -> (cost of the most expensive stage, boundaries)
     for _ in range(stages - 1):
-        best = {
-            end: min(_extended(best[begin], before, end) for begin in best if begin < end)
-            for end in range(max(2, min(best) + 1), layers + 1)
-        }
-    return min(_extended(found, before, len(costs)) for found in best.values())[1]
+        best = {end: _best_cut(best, before, end) for end in range(max(2, min(best) + 1), layers + 1)}
+    return _best_cut(best, before, len(costs))[1]
 
 
-def _extended(found: tuple[float, list[int]], before: Sequence[float], end: int) -> tuple[float, list[int]]:
-    """Return the cut `found` with one more stage up to `end`; before: cost of all layers before each boundary."""
-    worst, cut = found
-    return max(worst, before[end] - before[cut[-1]]), [*cut, end]
+def _best_cut(
+    shorter: dict[int, tuple[float, list[int]]], before: Sequence[float], end: int
+) -> tuple[float, list[int]]:
+    """Return the best cut up to `end` that is one of `shorter` and one more stage.
+
+    before: cost of all layers before each boundary.
+    """
+    best: tuple[float, list[int]] = (math.inf, [])
+    for begin in reversed(shorter):  # ends in rising order
+        if begin >= end:
+            continue
+        last = before[end] - before[begin]
+        if last > best[0]:
+            break  # a stage that begins earlier costs more
+        worst, cut = shorter[begin]
+        best = min(best, (max(worst, last), cut))
+    return best[0], [*best[1], end]
