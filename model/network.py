@@ -203,6 +203,7 @@ def _stream(
             f"input_ids: {input_ids.dtype} {list(input_ids.shape)}, but it must be int64 [batch, length], not empty"
         )
     config, one_by_one = net.config, net.is_sequential
+    # not on a GPU, where reading the ids would wait for the device
     if input_ids.device.type == "cpu" and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < config.vocab_size:
         raise ModelError(
             f"input_ids: from {int(input_ids.min())} to {int(input_ids.max())}, but model.vocab_size is "

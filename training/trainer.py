@@ -6,6 +6,7 @@ It depends neither on how the model is parallelised nor on what the model comput
 import importlib.metadata
 import logging
 import signal
+import statistics
 import time
 from collections import deque
 from pathlib import Path
@@ -265,7 +266,6 @@ class Trainer:
         if peak:
             flops = flops_per_token(self.config.model, phase.memory) * speed / self.topology.info.world_size
             mfu = flops / peak
-        average = len(self.speeds) / sum(1 / s for s in self.speeds)
         self.reporter.step(
             StepRecord(
                 step=self.step,
@@ -279,7 +279,7 @@ class Trainer:
                 gates=result.gates,
                 data_wait=waited / seconds,
                 seconds=seconds,
-                eta_seconds=(self.config.total_tokens - at.tokens) / average,
+                eta_seconds=(self.config.total_tokens - at.tokens) / statistics.harmonic_mean(self.speeds),
             )
         )
 

@@ -84,7 +84,7 @@ def memories() -> Picture:
     _through_time(p, matrix, "d×d")
     bank = _grid(p, 24, 260, "lm2, flow: depth (as published)", "one bank through the blocks, then to the next segment")
     _through_depth(p, bank, AMBER[1])
-    vectors = _grid(p, 490, 260, "rmt", "memory vectors among the tokens; the last ones start the next segment")
+    vectors = _grid(p, 490, 260, "rmt", "memory vectors among the tokens; the last go to the next segment")
     _through_depth(p, vectors, LINE)
     p.text(24, 456, "Amber: what is carried. Its size does not depend on the number of segments.", at="start", size=13)
     return p
@@ -224,7 +224,7 @@ def rooms() -> Picture:
         ("model", "decoder layers and their memories", 500, 322, AMBER),
     )
     for name, what, x, y, colour in places:
-        p.box(x, y, 360, 46, f"{name}\n{what}", colour, 12)
+        p.box(x, y, 360, 46, f"{name}\n{what}", colour, 14)
     for x, inwards in ((240, 1), (680, -1)):
         p.arrow((x, 98), (x + inwards * 80, 140))  # launchers and experiments to evaluation
         p.arrow((x - inwards * 140, 98), (x - inwards * 140, 320))  # and to data_prep and model
@@ -253,7 +253,7 @@ def token() -> Picture:
             "ids, labels, weights [B, L], documents [B, 1 + L]",
             GREEN,
             (
-                ("sample numbers of this rank", "training/batches.py"),
+                ("this rank's samples", "training/batches.py"),
                 ("source of sample g", "stream/mixing.py"),
                 ("window of the source", "stream/windows.py"),
                 ("micro-batches of B rows", "training/batches.py"),
@@ -284,15 +284,15 @@ def token() -> Picture:
     )
     for number, (when, between, colour, steps) in enumerate(rows):
         y = 40 + number * 116
-        p.text(54, y - 12, when, at="start", bold=True, size=13)
+        p.text(54, y - 12, when, at="start", bold=True, size=14)
         for i, (what, file) in enumerate(steps):
             x = 24 + i * 226
-            p.box(x, y, 196, 50, f"{what}\n{file}", colour, 12)
+            p.box(x, y, 196, 50, f"{what}\n{file}", colour, 13)
             if i:
                 p.arrow((x - 30, y + 25), (x - 2, y + 25))
         if between:
             p.arrow((800, y + 50), (800, y + 70), (40, y + 70), (40, y + 114))
-            p.text(461, y + 64, between, size=12, colour=PALE)
+            p.text(461, y + 64, between, size=13, colour=PALE)
     return p
 
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.loss import HeadLoss
-from model.memory.interface import ablated, memories
+from model.memory.interface import GATES, ablated, memories
 from model.network import is_memory_name
 from training.batches import StepBatch
 from training.config import Phase, RunConfig
@@ -148,15 +148,14 @@ class Engine(ABC):
         """Return the mean of each gate over all layers, micro-batches and ranks; empty without memory.  Collective."""
         if not self.phase.memory:
             return {}
-        local = [m.take_gates() for m in memories(self.module)]
-        names = ("in", "forget", "out")
-        found = [[g[n] for g in local if n in g] for n in names]
-        sums = torch.zeros(len(names), 2, device=self.topology.device)
+        local = [memory.take_gates() for memory in memories(self.module)]
+        found = [[gates[name] for gates in local if name in gates] for name in GATES]
+        sums = torch.zeros(len(GATES), 2, device=self.topology.device)
         for row, gates in zip(sums, found, strict=True):
             if gates:  # summed on the device, so that only the total is waited for
                 row.copy_(torch.stack((torch.stack(gates).sum(), row.new_tensor(len(gates)))))
         dist.all_reduce(sums)
-        return {n: total / count for n, (total, count) in zip(names, sums.tolist(), strict=True) if count}
+        return {name: total / count for name, (total, count) in zip(GATES, sums.tolist(), strict=True) if count}
 
     def _groups(self) -> list[dict[str, Any]]:
         """Return AdamW's parameter groups, by family (backbone, memory) and by whether weight decay applies.

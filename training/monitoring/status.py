@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import socket
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -130,8 +131,8 @@ def _until(run_folder: Path, state: str) -> float:
     """Return the present time; for a run that has ended, when it last wrote a file (seconds since the epoch)."""
     if state in ("training", "hanging", "waiting", "starting"):
         return time.time()
-    said = [run_folder / name for name in ("metrics.jsonl", facts.STARTS_FILE, facts.END_FILE)]
-    return max((path.stat().st_mtime for path in said if path.is_file()), default=time.time())
+    files = [run_folder / name for name in ("metrics.jsonl", facts.STARTS_FILE, facts.END_FILE)]
+    return max((path.stat().st_mtime for path in files if path.is_file()), default=time.time())
 
 
 def _where(config: RunConfig | None, step: int) -> tuple[str, int]:
@@ -201,7 +202,7 @@ def _state(
 def _speed(steps: Sequence[dict[str, Any]]) -> float | None:
     """Return the mean tokens per second over the time of these steps; None when it is unknown."""
     speeds = [line["tokens_per_second"] for line in steps if line.get("tokens_per_second")]
-    return len(speeds) / sum(1 / speed for speed in speeds) if speeds else None
+    return statistics.harmonic_mean(speeds) if speeds else None
 
 
 def _job_of(run_folder: Path, starts: Sequence[dict[str, Any]]) -> Job | None:
