@@ -44,7 +44,7 @@ class StepResult:
 
 
 class Engine(ABC):
-    """One phase's model, optimizer and DeepSpeed engine on this rank.  Building one is collective.
+    """One phase's model, optimizer and DeepSpeed engine on this rank. Building one is collective.
 
     loaded_later: names of parameters that a checkpoint sets next; no initial values are drawn for them.
     """
@@ -70,7 +70,7 @@ class Engine(ABC):
         # shapes on this tensor-parallel rank, kept because ZeRO 3 replaces the parameters with empty ones
         self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
         # fp32 weights, moments and step counts of parameters that this phase does not train; they are saved again
-        # unchanged.  One data-parallel rank keeps each tensor; the others have None.
+        # unchanged. One data-parallel rank keeps each tensor; the others have None.
         self._untrained: dict[str, Tensor | None] = {}
         self._untrained_steps: dict[str, float] = {}
         if phase.trains == "memory":
@@ -97,21 +97,21 @@ class Engine(ABC):
 
     @abstractmethod
     def _forward_backward(self, batch: StepBatch) -> Tensor:
-        """Run forward and backward of all micro-batches and the optimizer step.  Collective.
+        """Run forward and backward of all micro-batches and the optimizer step. Collective.
 
         Returns the mean loss over micro-batches and data-parallel ranks, a scalar tensor.
         """
 
     @abstractmethod
     def _forward(self, batch: StepBatch) -> Tensor:
-        """Return the mean loss over micro-batches and data-parallel ranks, a scalar tensor.  Collective."""
+        """Return the mean loss over micro-batches and data-parallel ranks, a scalar tensor. Collective."""
 
     def _mpu(self) -> Any:
         """Return DeepSpeed's view of the process groups; None where its engine brings its own."""
         return None
 
     def train_step(self, batch: StepBatch, learning_rate: float) -> StepResult:
-        """Take one optimizer step on the global batch, of which `batch` is this rank's share.  Collective."""
+        """Take one optimizer step on the global batch, of which `batch` is this rank's share. Collective."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         for memory in memories(self.module):
@@ -121,7 +121,7 @@ class Engine(ABC):
         return StepResult(float(loss), float(self.ds.get_global_grad_norm() or 0.0), self._reduce_gate_means())
 
     def evaluate(self, batch: StepBatch, ablate_memory: bool = False) -> float:
-        """Return the loss in nats per token over all ranks' batches, equal on all ranks.  Collective.
+        """Return the loss in nats per token over all ranks' batches, equal on all ranks. Collective.
 
         ablate_memory: every read finds the initial memory, and no token sees a reference.
         """
@@ -145,7 +145,7 @@ class Engine(ABC):
         return StepBatch([micro.scaled(scale) for micro in batch.micro_batches])
 
     def _reduce_gate_means(self) -> dict[str, float]:
-        """Return the mean of each gate over all layers, micro-batches and ranks; empty without memory.  Collective."""
+        """Return the mean of each gate over all layers, micro-batches and ranks; empty without memory. Collective."""
         if not self.phase.memory:
             return {}
         local = [memory.take_gates() for memory in memories(self.module)]
@@ -229,7 +229,7 @@ class Engine(ABC):
                 yield f"{name}/{moment}", self.state.read(parameter, moment)
 
     def _untrained_value(self, key: str, index: int) -> Tensor:
-        """Return the untrained tensor `key`, which one data-parallel rank keeps.  Collective over these ranks."""
+        """Return the untrained tensor `key`, which one data-parallel rank keeps. Collective over these ranks."""
         group, value = self.topology.data_parallel_group, self._untrained[key]
         if value is None:
             value = torch.empty(self.shapes[key.partition("/")[0]], device=self.topology.device)
@@ -311,7 +311,7 @@ class Engine(ABC):
                     self._untrained[name] = values[name].clone() if index % size == rank else None
 
     def optimizer_steps(self) -> dict[str, float]:
-        """Return the number of AdamW steps of each family (`backbone`, `memory`) of all stages.  Collective."""
+        """Return the number of AdamW steps of each family (`backbone`, `memory`) of all stages. Collective."""
         own = self._untrained_steps | {name: float(state["step"]) for name, state in self.state.partitions()}
         everywhere: list[Any] = [None] * self.topology.info.world_size
         dist.all_gather_object(everywhere, own)

@@ -82,7 +82,7 @@ class Status:
 
 
 def status_of(run_folder: Path) -> Status:
-    """Return the status of the run in `run_folder`.  Raises `ConfigError` when it is not a run's folder."""
+    """Return the status of the run in `run_folder`. Raises `ConfigError` when it is not a run's folder."""
     path, starts = run_folder / "config.yaml", facts.read_starts(run_folder)
     job = _job_of(run_folder, starts)
     if not path.is_file() and job is None:
