@@ -171,7 +171,8 @@ class Trainer:
         kind, _, path = phase.init_from.partition(":")
         if at.phase_step > 0:
             assert self.last is not None
-        if at.phase_step > 0 or kind == "previous":
+            return self.last
+        if kind == "previous":
             return self.last
         if kind != "checkpoint":
             return None

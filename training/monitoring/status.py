@@ -140,9 +140,8 @@ def _where(config: RunConfig | None, step: int) -> tuple[str, int]:
     if config is None:
         return "", 0
     at = position(config.phases, config.data.sequence_length, max(0, min(step, config.total_steps) - 1))
-    return config.phases[at.phase_index].name, at.tokens + (
-        config.phases[at.phase_index].tokens_per_step if step else 0
-    )
+    phase = config.phases[at.phase_index]
+    return phase.name, at.tokens + (phase.tokens_per_step if step else 0)
 
 
 def _latest(run_folder: Path) -> tuple[Path | None, list[str]]:

@@ -148,10 +148,8 @@ def memory_of(config: RunConfig, phase: Phase, ranks: Ranks, device: Device) -> 
 
 def _stage_memory(config: RunConfig, stage: Stage, shape: Shape, ranks: Ranks, micro_batches: int) -> Memory:
     state = state_bytes(config, stage.parameters, stage.trained, ranks.shards)
-    checkpointing, in_flight = (
-        config.training.activation_checkpointing,
-        min(micro_batches, ranks.pipeline - stage.index),
-    )
+    checkpointing = config.training.activation_checkpointing
+    in_flight = min(micro_batches, ranks.pipeline - stage.index)  # micro-batches whose activations the stage keeps
     layers = {role: layer_kept(shape, role) for role in set(stage.decoders)}
     kept = sum(layers[role].after(checkpointing) for role in stage.decoders)
     banks = sum(layers[role].banks for role in stage.decoders) if checkpointing == "none" else 0.0
