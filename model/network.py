@@ -63,9 +63,9 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, StreamState]:
         """Return the normalised last hidden [B, L, D] of input_ids int64 [B, L], and the next state.
 
-        Arguments, collectives and errors are those of `forward`; and changes: how often, at most, a token of a row
-        belongs to another document than the token before it. None: on a GPU in half precision it is counted, which
-        waits for the device once a call; a call that is captured into a CUDA graph uses a mask instead.
+        Arguments, collectives and errors are those of `forward`. One more argument, changes, is at most how often a
+        token of a row belongs to another document than the token before it. With None, a GPU in half precision counts
+        it, which waits for the device once a call; a call that is captured into a CUDA graph uses a mask instead.
         """
         cut, documents, last_document = _stream(self, input_ids, document_ids, state)
         reading = self._reading(input_ids, document_ids, state, references)
