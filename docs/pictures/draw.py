@@ -243,7 +243,7 @@ def token() -> Picture:
             GREEN,
             (
                 ("read documents", "data_prep/sources/"),
-                ("keep or leave out", "sources/filters.py"),
+                ("keep or leave out", "data_prep/sources/filters.py"),
                 ("text to token ids", "data_prep/tokenizers/"),
                 ("Arrow shards, manifest", "data_prep/shards/"),
             ),
@@ -254,8 +254,8 @@ def token() -> Picture:
             GREEN,
             (
                 ("this rank's samples", "training/batches.py"),
-                ("source of sample g", "stream/mixing.py"),
-                ("window of the source", "stream/windows.py"),
+                ("source of sample g", "data_prep/stream/mixing.py"),
+                ("window of the source", "data_prep/stream/windows.py"),
                 ("micro-batches of B rows", "training/batches.py"),
             ),
         ),
@@ -286,10 +286,10 @@ def token() -> Picture:
         y = 40 + number * 116
         p.text(54, y - 12, when, at="start", bold=True, size=14)
         for i, (what, file) in enumerate(steps):
-            x = 24 + i * 226
-            p.box(x, y, 196, 50, f"{what}\n{file}", colour, 13)
+            x = 18 + i * 226
+            p.box(x, y, 206, 50, f"{what}\n{file}", colour, 13)
             if i:
-                p.arrow((x - 30, y + 25), (x - 2, y + 25))
+                p.arrow((x - 20, y + 25), (x - 2, y + 25))
         if between:
             p.arrow((800, y + 50), (800, y + 70), (40, y + 70), (40, y + 114))
             p.text(461, y + 64, between, size=13, colour=PALE)
