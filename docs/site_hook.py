@@ -1,6 +1,6 @@
 """What MkDocs generates from the code: fields of a configuration, help of the commands, the Python API.
 
-MkDocs loads this file as a hook.  Nothing it makes is in the repository, so nothing can be out of date.
+MkDocs loads this file as a hook. Nothing it makes is in the repository, so nothing can be out of date.
 """
 
 import contextlib

@@ -140,9 +140,8 @@ def _explicit_products(config: ModelConfig, role: Role) -> float:
     width, length = config.num_heads * config.head_width, explicit.reference_length
     attention, feed_forward = _backbone_weights(config)
     projections = config.hidden_size * config.head_width * (config.num_heads + 2 * config.num_kv_heads)
-    passing = (
-        attention + feed_forward + width * length
-    )  # a token attends to half of the reference: scores and weighted sum
+    # scores and weighted sum take width * length, because a token attends to half of the reference
+    passing = attention + feed_forward + width * length
     each: float = projections if role.references == "keys" else passing
     reads = 0.0
     if role.reads:

@@ -42,9 +42,8 @@ class Sampling:
             logits = logits.masked_fill(logits < least, float("-inf"))
         if self.top_p is not None:
             ordered, order = logits.sort(dim=-1, descending=True)
-            before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(
-                dim=-1
-            )  # probability of the likelier tokens
+            probability = ordered.softmax(dim=-1)
+            before = probability.cumsum(dim=-1) - probability  # of all likelier tokens together
             ordered = ordered.masked_fill(before >= self.top_p, float("-inf"))
             logits = torch.full_like(logits, float("-inf")).scatter(-1, order, ordered)
         return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).squeeze(-1)

@@ -1,7 +1,7 @@
 """Move torch's CPU generator, a Mersenne Twister MT19937, past many numbers without computing them.
 
 Every bit of the twister's words s is a linear recurrence over GF(2) with one characteristic polynomial phi of degree
-19937 (Matsumoto and Nishimura 1998).  With p(x) = x^n mod phi, s[j + n] is the sum, an XOR, of those s[j + i] for which
+19937 (Matsumoto and Nishimura 1998). With p(x) = x^n mod phi, s[j + n] is the sum, an XOR, of those s[j + i] for which
 p has the term x^i (Haramoto et al. 2008, "Efficient jump ahead for F2-linear random number generators").
 """
 

@@ -63,9 +63,9 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, StreamState]:
         """Return the normalised last hidden [B, L, D] of input_ids int64 [B, L], and the next state.
 
-        Arguments, collectives and errors are those of `forward`; and changes: how often, at most, a token of a row
-        belongs to another document than the token before it. None: on a GPU in half precision it is counted, which
-        waits for the device once a call; a call that is captured into a CUDA graph uses a mask instead.
+        Arguments, collectives and errors are those of `forward`. One more argument, changes, is at most how often a
+        token of a row belongs to another document than the token before it. With None, a GPU in half precision counts
+        it, which waits for the device once a call; a call that is captured into a CUDA graph uses a mask instead.
         """
         cut, documents, last_document = _stream(self, input_ids, document_ids, state)
         reading = self._reading(input_ids, document_ids, state, references)
@@ -203,6 +203,7 @@ def _stream(
             f"input_ids: {input_ids.dtype} {list(input_ids.shape)}, but it must be int64 [batch, length], not empty"
         )
     config, one_by_one = net.config, net.is_sequential
+    # not on a GPU, where reading the ids would wait for the device
     if input_ids.device.type == "cpu" and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < config.vocab_size:
         raise ModelError(
             f"input_ids: from {int(input_ids.min())} to {int(input_ids.max())}, but model.vocab_size is "

@@ -74,7 +74,6 @@ class ParallelContext:
 
 def _run(recomputed: bool, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     if recomputed and torch.is_grad_enabled():
-        return checkpoint(
-            function, *arguments, use_reentrant=False, preserve_rng_state=False
-        )  # layers draw no random numbers
+        # layers draw no random numbers, so their state need not be kept
+        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
     return function(*arguments)

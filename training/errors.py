@@ -24,7 +24,7 @@ def output_folder(folder: Path, option: str) -> Path:
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on, for example because of a damaged checkpoint.  The last whole checkpoint stays."""
+    """Training cannot go on, for example because of a damaged checkpoint. The last whole checkpoint stays."""
 
 
 class RankError(TrainingError):

@@ -3,8 +3,6 @@
 The other ranks write no warnings to the screen, because the same line from hundreds of ranks hides the cause.
 """
 
-from __future__ import annotations
-
 import logging
 import logging.handlers
 import os

@@ -38,7 +38,7 @@ LAST_WORD = 1.0  # seconds that a rank which lost another one waits, so that the
 
 
 def run(config: RunConfig, local_rank: int | None = None) -> int:
-    """Train the run of `config`, or continue it; return the exit code.  Collective.
+    """Train the run of `config`, or continue it; return the exit code. Collective.
 
     Raises:
         ConfigError, DataError, ModelError: the run cannot start; nothing was written.
@@ -79,7 +79,7 @@ def _command() -> str:
 
 
 def _meet_others(config: RunConfig, info: RankInfo) -> Topology:
-    """Start torch.distributed.  Collective.
+    """Start torch.distributed. Collective.
 
     When the port is taken by another start of this run, the error names that start instead of the port.
     """
@@ -94,7 +94,7 @@ def _meet_others(config: RunConfig, info: RankInfo) -> Topology:
 def _train(
     config: RunConfig, topology: Topology, lock: RunLock | None, tracker: Tracker | None, signal: StopSignal
 ) -> int:
-    """Train under a watchdog; return the exit code.  Collective.
+    """Train under a watchdog; return the exit code. Collective.
 
     Errors of libraries (out of memory, full disk, lost rank) become a `TrainingError` that says what to do.
     """
@@ -163,7 +163,7 @@ def _explained_failure(
 
 
 def _take_run(config: RunConfig, info: RankInfo) -> tuple[RunLock | None, Tracker | None]:
-    """Let rank 0 take the run's lock, open the MLflow run and write the run's folder.  Collective.
+    """Let rank 0 take the run's lock, open the MLflow run and write the run's folder. Collective.
 
     Returns the lock and the tracker on rank 0, (None, None) elsewhere. Raises `ConfigError` on every rank when rank 0
     failed.

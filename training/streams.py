@@ -8,7 +8,7 @@ from training.schedule import position
 
 
 def open_stream(config: RunConfig, split: str) -> TokenStream:
-    """Open the stream of `split`: train (mixed by phase, shuffled) or valid (in order).  Raises `DataError`."""
+    """Open the stream of `split`: train (mixed by phase, shuffled) or valid (in order). Raises `DataError`."""
     data, length, seed = config.data, config.data.sequence_length, config.run.seed
     checksums = data.checksums == "first touch"
     references = data.references.path if data.references else None

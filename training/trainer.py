@@ -6,6 +6,7 @@ It depends neither on how the model is parallelised nor on what the model comput
 import importlib.metadata
 import logging
 import signal
+import statistics
 import time
 from collections import deque
 from pathlib import Path
@@ -41,7 +42,7 @@ log = logging.getLogger("memtrain")
 
 
 class Trainer:
-    """The training of one run on one rank, from its last checkpoint to its end.  Building one is collective.
+    """The training of one run on one rank, from its last checkpoint to its end. Building one is collective.
 
     Args:
         config: the run.
@@ -81,7 +82,7 @@ class Trainer:
         self.speeds: deque[float] = deque(maxlen=20)
 
     def run(self) -> int:
-        """Train until the last step, a signal or `training.stop_after_steps`; return the exit code.  Collective.
+        """Train until the last step, a signal or `training.stop_after_steps`; return the exit code. Collective.
 
         Raises `TrainingError` when training cannot go on.
         """
@@ -126,7 +127,7 @@ class Trainer:
         self.watchdog.beat(self.step if step is None else step, phase.name if phase else "", doing)
 
     def _run_phase(self, at: Position) -> None:
-        """Build the phase's engine, load its state at `at`, and train.  Collective.
+        """Build the phase's engine, load its state at `at`, and train. Collective.
 
         It ends at the phase's end, at a stop, or when the run went back to a checkpoint.
         """
@@ -150,7 +151,7 @@ class Trainer:
         self.engine = None
 
     def _after_step(self, engine: Engine, phase: Phase, at_end: bool) -> None:
-        """Evaluate and save when a step count or the phase's end asks for it.  Collective."""
+        """Evaluate and save when a step count or the phase's end asks for it. Collective."""
         eval_every = self.config.training.eval_every_steps
         if self.valid is not None and (at_end or (eval_every and self.step % eval_every == 0)):
             self._beat("evaluation", phase)
@@ -163,14 +164,15 @@ class Trainer:
                 self.checkpoints.wait()
 
     def _origin(self, phase: Phase, at: Position) -> Path | None:
-        """Return the checkpoint that the phase's engine loads at `at`; None when it loads none.  Collective.
+        """Return the checkpoint that the phase's engine loads at `at`; None when it loads none. Collective.
 
         Raises `TrainingError` when a checkpoint named in `init_from` is damaged.
         """
         kind, _, path = phase.init_from.partition(":")
         if at.phase_step > 0:
             assert self.last is not None
-        if at.phase_step > 0 or kind == "previous":
+            return self.last
+        if kind == "previous":
             return self.last
         if kind != "checkpoint":
             return None
@@ -179,7 +181,7 @@ class Trainer:
         return origin
 
     def _bring_in_weights(self, engine: Engine, phase: Phase, at: Position, origin: Path | None) -> None:
-        """Load the weights, and on a resume also optimizer and random state, into the engine.  Collective."""
+        """Load the weights, and on a resume also optimizer and random state, into the engine. Collective."""
         kind, _, path = phase.init_from.partition(":")
         if origin is not None:
             resumes = at.phase_step > 0 or kind == "previous"
@@ -188,7 +190,7 @@ class Trainer:
             load_folder(engine.parameters, Path(path), self.config.model, self.topology.tensor, engine.write_weights)
 
     def _train_step(self, engine: Engine, phase: Phase) -> bool:
-        """Take one step, or pass one over; return False when the run went back to its last checkpoint.  Collective."""
+        """Take one step, or pass one over; return False when the run went back to its last checkpoint. Collective."""
         if self.step + 1 in self.skipped:
             self.step += 1
             self.reporter.passed_over(self.step)
@@ -228,7 +230,7 @@ class Trainer:
         )
 
     def _roll_back(self, loss: float) -> None:
-        """Go back to the last checkpoint, and record the steps that led to the spike as skipped.  Collective.
+        """Go back to the last checkpoint, and record the steps that led to the spike as skipped. Collective.
 
         Later attempts of the run skip them too.
         """
@@ -265,7 +267,6 @@ class Trainer:
         if peak:
             flops = flops_per_token(self.config.model, phase.memory) * speed / self.topology.info.world_size
             mfu = flops / peak
-        average = len(self.speeds) / sum(1 / s for s in self.speeds)
         self.reporter.step(
             StepRecord(
                 step=self.step,
@@ -279,12 +280,12 @@ class Trainer:
                 gates=result.gates,
                 data_wait=waited / seconds,
                 seconds=seconds,
-                eta_seconds=(self.config.total_tokens - at.tokens) / average,
+                eta_seconds=(self.config.total_tokens - at.tokens) / statistics.harmonic_mean(self.speeds),
             )
         )
 
     def _evaluate(self, engine: Engine, valid: TokenStream, phase: Phase, at_phase_end: bool) -> None:
-        """Measure the validation loss, at the end of a memory phase also with the memory ablated.  Collective."""
+        """Measure the validation loss, at the end of a memory phase also with the memory ablated. Collective."""
         training, topology = self.config.training, self.topology
         samples = min(training.eval_samples, len(valid))
         share = evaluation_shares(samples, topology.data_rank, topology.data_size, training.micro_batch_size)
@@ -295,7 +296,7 @@ class Trainer:
         self.reporter.evaluation(EvalRecord(self.step, self._position().tokens, phase.name, loss, ablated))
 
     def _save(self, engine: Engine, phase: Phase) -> None:
-        """Start writing a checkpoint of the present step.  Collective."""
+        """Start writing a checkpoint of the present step. Collective."""
         at = self._position()
         state = RunState(
             step=self.step,

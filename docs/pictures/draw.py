@@ -84,7 +84,7 @@ def memories() -> Picture:
     _through_time(p, matrix, "d×d")
     bank = _grid(p, 24, 260, "lm2, flow: depth (as published)", "one bank through the blocks, then to the next segment")
     _through_depth(p, bank, AMBER[1])
-    vectors = _grid(p, 490, 260, "rmt", "memory vectors among the tokens; the last ones start the next segment")
+    vectors = _grid(p, 490, 260, "rmt", "memory vectors among the tokens; the last go to the next segment")
     _through_depth(p, vectors, LINE)
     p.text(24, 456, "Amber: what is carried. Its size does not depend on the number of segments.", at="start", size=13)
     return p
@@ -211,7 +211,92 @@ def checkpoints() -> Picture:
     return p
 
 
-PICTURES = {p.__name__: p for p in (block, memories, phases, parallelism, checkpoints)}
+def rooms() -> Picture:
+    """The packages, and which imports which: the importing one is drawn above."""
+    p = Picture(920, 384, "The packages, and which imports which")
+    p.text(24, 30, "An arrow means: imports. Every arrow points down.", at="start", size=14)
+    places = (
+        ("launchers", "the commands that people type", 60, 52, GREY),
+        ("experiments", "models trained to be compared", 500, 52, GREY),
+        ("evaluation", "BABILong, MMLU, perplexity, reports", 280, 142, ROSE),
+        ("training", "configuration, engine, trainer, checkpoints", 280, 232, BLUE),
+        ("data_prep", "documents to token shards, shards to batches", 60, 322, GREEN),
+        ("model", "decoder layers and their memories", 500, 322, AMBER),
+    )
+    for name, what, x, y, colour in places:
+        p.box(x, y, 360, 46, f"{name}\n{what}", colour, 14)
+    for x, inwards in ((240, 1), (680, -1)):
+        p.arrow((x, 98), (x + inwards * 80, 140))  # launchers and experiments to evaluation
+        p.arrow((x - inwards * 140, 98), (x - inwards * 140, 320))  # and to data_prep and model
+        p.arrow((x + inwards * 120, 278), (x, 320))  # training to data_prep and model
+    p.arrow((460, 188), (460, 230))
+    return p
+
+
+def token() -> Picture:
+    """The way of a token from a file to the loss, with the files that do the work and the shapes between them."""
+    p = Picture(920, 486, "The way of a token from a file to the loss")
+    rows = (
+        (
+            "once: prepare_data",
+            "rows of uint16 or uint32 tokens, a document a row",
+            GREEN,
+            (
+                ("read documents", "data_prep/sources/"),
+                ("keep or leave out", "data_prep/sources/filters.py"),
+                ("text to token ids", "data_prep/tokenizers/"),
+                ("Arrow shards, manifest", "data_prep/shards/"),
+            ),
+        ),
+        (
+            "each step, in a thread",
+            "ids, labels, weights [B, L], documents [B, 1 + L]",
+            GREEN,
+            (
+                ("this rank's samples", "training/batches.py"),
+                ("source of sample g", "data_prep/stream/mixing.py"),
+                ("window of the source", "data_prep/stream/windows.py"),
+                ("micro-batches of B rows", "training/batches.py"),
+            ),
+        ),
+        (
+            "each micro-batch: forward",
+            "hidden [B, L, D]",
+            AMBER,
+            (
+                ("cut into segments", "model/segments.py"),
+                ("embedding", "model/network.py"),
+                ("n decoder layers", "model/decoder.py"),
+                ("final norm", "model/network.py"),
+            ),
+        ),
+        (
+            "then: loss and update",
+            "",
+            BLUE,
+            (
+                ("head, cross entropy", "model/loss.py"),
+                ("backward", "training/engine/zero.py"),
+                ("clip, AdamW", "training/engine/base.py"),
+                ("report, evaluate, save", "training/trainer.py"),
+            ),
+        ),
+    )
+    for number, (when, between, colour, steps) in enumerate(rows):
+        y = 40 + number * 116
+        p.text(54, y - 12, when, at="start", bold=True, size=14)
+        for i, (what, file) in enumerate(steps):
+            x = 18 + i * 226
+            p.box(x, y, 206, 50, f"{what}\n{file}", colour, 13)
+            if i:
+                p.arrow((x - 20, y + 25), (x - 2, y + 25))
+        if between:
+            p.arrow((800, y + 50), (800, y + 70), (40, y + 70), (40, y + 114))
+            p.text(461, y + 64, between, size=13, colour=PALE)
+    return p
+
+
+PICTURES = {p.__name__: p for p in (block, memories, phases, parallelism, checkpoints, rooms, token)}
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from model.errors import ModelError
 from model.memory.reading import MemoryReading, Tape
 from model.segments import SegmentSpan
 
-GATES = ("in", "forget", "out")
+GATES = ("in", "forget", "out")  # the gates whose mean opening training reports
 
 
 class Memory(nn.Module, ABC):
@@ -31,7 +31,12 @@ class Memory(nn.Module, ABC):
         self._compiled_gates: dict[str, Tensor | None] = dict.fromkeys(GATES)  # a compiled graph cannot add keys
 
     def record_gate(self, name: str, gate: Tensor) -> None:
-        """Add the mean of a gate's values in this forward to the means that `take_gates` returns."""
+        """Add the mean of a gate's values in this forward to the means that `take_gates` returns.
+
+        Raises `ModelError` for a name that is not in `GATES`.
+        """
+        if name not in GATES:
+            raise ModelError(f"record_gate: {name!r} is a gate that training does not report; use {', '.join(GATES)}")
         mean = gate.detach().mean()
         if torch.compiler.is_compiling():
             self._compiled_gates[name] = mean

@@ -48,6 +48,18 @@ def test_every_path_of_the_page_exists() -> None:
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
+def test_the_page_has_its_three_pictures_whose_paths_exist() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"\(docs/pictures/(\w+)\.svg\)", page))
+    assert {"rooms", "block", "token"} <= shown
+    way = (ROOT / "docs/pictures/token.svg").read_text(encoding="utf-8")
+    paths = re.findall(r">((?:data_prep|model|training)/[\w./]+)<", way)
+    assert len(paths) == 16
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    rooms = (ROOT / "docs/pictures/rooms.svg").read_text(encoding="utf-8")
+    assert set(PACKAGES) <= set(re.findall(r">(\w+)<", rooms))
+
+
 @pytest.mark.parametrize("package", list(ALLOWED))
 def test_no_import_points_upwards(package: str) -> None:
     forbidden = set(PACKAGES) | {"benchmarks", "tests"}

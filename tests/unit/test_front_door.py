@@ -89,6 +89,14 @@ def test_links_to_files_lead_somewhere(path: Path) -> None:
             assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_paths_that_pages_name_exist(path: Path) -> None:
+    folders = "data_prep|model|training|evaluation|experiments|launchers|benchmarks|tests|docs|configs|examples"
+    named = re.findall(rf"`((?:{folders})/[\w./-]+)", path.read_text(encoding="utf-8"))
+    placeholder = re.compile(r"\b(?:PACKAGE|NAME|COMMAND|KIND)\b|test_FILE|XXXX")
+    assert [name for name in named if not placeholder.search(name) and not (ROOT / name).exists()] == []
+
+
 def test_make_targets_of_the_pages_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z][\w-]*):", makefile, re.MULTILINE))

@@ -54,7 +54,7 @@ __all__ = [
 
 
 class CheckpointFolder:
-    """The folder `checkpoints/` of one run.  Every method is collective unless it says otherwise."""
+    """The folder `checkpoints/` of one run. Every method is collective unless it says otherwise."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class CheckpointFolder:
         keep: tuple[int, int | None] | None = None,
         confirm: Callable[[], None] = lambda: None,
     ) -> None:
-        """Open a run's checkpoints; write nothing.  Collective.
+        """Open a run's checkpoints; write nothing. Collective.
 
         Args:
             folder: `checkpoints/` of the run.
@@ -81,7 +81,7 @@ class CheckpointFolder:
         self.held = 0.0  # seconds that training has waited for the copies of the last checkpoint
 
     def save(self, engine: Engine, state: RunState) -> Path:
-        """Write `step-XXXXXXXX` and make it the latest; return its path when it is on disk.  Collective."""
+        """Write `step-XXXXXXXX` and make it the latest; return its path when it is on disk. Collective."""
         self.start(engine, state)
         path = self.wait()
         assert path is not None
@@ -134,7 +134,7 @@ class CheckpointFolder:
         return path
 
     def _parts(self, engine: Engine) -> Iterator[Part]:
-        """Yield the parts that this rank writes; a tensor that several ranks have is written by one.  Collective."""
+        """Yield the parts that this rank writes; a tensor that several ranks have is written by one. Collective."""
         elsewhere = self._written_by_earlier_stages(engine)
         for key, start, values in engine.own_state():
             name = key.partition("/")[0]
@@ -152,7 +152,7 @@ class CheckpointFolder:
             yield TensorShard(RNG_KEY, rng.size(), torch.Size([0]), rng)
 
     def _written_by_earlier_stages(self, engine: Engine) -> set[str]:
-        """Return the names of tied weights that an earlier pipeline stage writes.  Collective.
+        """Return the names of tied weights that an earlier pipeline stage writes. Collective.
 
         Only one stage writes them, because ZeRO cuts them differently on each stage.
         """
@@ -164,7 +164,7 @@ class CheckpointFolder:
         return {name for other, names in everywhere if other < stage for name in names}
 
     def latest(self) -> Path | None:
-        """Return the newest checkpoint whose files exist with the right sizes, or None.  Not collective."""
+        """Return the newest checkpoint whose files exist with the right sizes, or None. Not collective."""
         return latest_checkpoint(self.folder)
 
     def choose(self) -> Path | None:
@@ -191,7 +191,7 @@ class CheckpointFolder:
         return None
 
     def check(self, path: Path) -> None:
-        """Check every byte of another run's checkpoint.  Raises `TrainingError` when it is damaged.  Collective."""
+        """Check every byte of another run's checkpoint. Raises `TrainingError` when it is damaged. Collective."""
         if problem := self._problem(path):
             raise TrainingError(
                 f"init_from: {problem}; copy the checkpoint again, or use another; if it was fetched from an address, "
@@ -199,7 +199,7 @@ class CheckpointFolder:
             )
 
     def _problem(self, path: Path) -> str:
-        """Return what is wrong with a checkpoint, empty when it is whole.  Collective: each rank reads some files."""
+        """Return what is wrong with a checkpoint, empty when it is whole. Collective: each rank reads some files."""
         own = ""
         try:
             files = check_sizes(path)
@@ -220,5 +220,5 @@ class CheckpointFolder:
         self._writer.prune(keep_last, keep_every)
 
     def close(self) -> None:
-        """Wait for the thread to finish writing, and end it.  Not collective."""
+        """Wait for the thread to finish writing, and end it. Not collective."""
         self._pool.shutdown(wait=True)

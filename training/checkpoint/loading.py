@@ -23,7 +23,7 @@ RNG_KEY = "rng"
 
 
 def restore(engine: Engine, checkpoint: Path, topology: Topology, moments: bool, rng: bool) -> None:
-    """Load the parameters of `engine` that `checkpoint` has; the others keep their initial values.  Collective.
+    """Load the parameters of `engine` that `checkpoint` has; the others keep their initial values. Collective.
 
     Each rank reads only its own share of the fp32 state, directly into the optimizer's memory. The weights that the
     model computes with are then gathered from all shares.
@@ -61,7 +61,7 @@ def _own_share(engine: Engine, stored: set[str], topology: Topology, moments: bo
 
 
 def load_boxes(wanted: list[TensorShard], checkpoint: Path) -> None:
-    """Fill the boxes' values in place from `checkpoint`, on this rank alone.  Raises `TrainingError` when it cannot."""
+    """Fill the boxes' values in place from `checkpoint`, on this rank alone. Raises `TrainingError` when it cannot."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # DCP warns about typed storage and about a single process
@@ -72,7 +72,7 @@ def load_boxes(wanted: list[TensorShard], checkpoint: Path) -> None:
 
 
 def load_tensors(values: dict[str, Tensor], checkpoint: Path) -> None:
-    """Fill whole tensors in place, by key.  Raises `TrainingError` when it cannot."""
+    """Fill whole tensors in place, by key. Raises `TrainingError` when it cannot."""
     load_boxes([_whole(key, value) for key, value in values.items()], checkpoint)
 
 

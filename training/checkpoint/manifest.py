@@ -58,7 +58,7 @@ def write_manifest(folder: Path, files: dict[str, FileEntry]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, FileEntry]:
-    """Return the files that a checkpoint must have.  Raises `DamagedError` when the manifest is missing or changed."""
+    """Return the files that a checkpoint must have. Raises `DamagedError` when the manifest is missing or changed."""
     path = folder / MANIFEST
     try:
         text = path.read_text(encoding="utf-8")
@@ -95,7 +95,7 @@ def check_sizes(folder: Path) -> dict[str, FileEntry]:
 
 
 def check_files(folder: Path, files: dict[str, FileEntry], names: Iterable[str]) -> None:
-    """Read the files `names` and compare their checksums.  Raises `DamagedError` naming the first that differs."""
+    """Read the files `names` and compare their checksums. Raises `DamagedError` naming the first that differs."""
     for name in names:
         try:
             found = file_checksum(folder / name)

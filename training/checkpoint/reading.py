@@ -42,7 +42,7 @@ class BoxPlanner(DefaultLoadPlanner):
             self._boxes[box.key].append(box)
 
     def create_local_plan(self) -> LoadPlan:
-        """Return the list of reads.  Raises `DamagedError` when a tensor is missing or has another shape."""
+        """Return the list of reads. Raises `DamagedError` when a tensor is missing or has another shape."""
         items: list[ReadItem] = []
         stored: dict[str, Any] = self.metadata.state_dict_metadata  # type: ignore[union-attr]
         for key, boxes in self._boxes.items():
@@ -63,7 +63,7 @@ class BoxPlanner(DefaultLoadPlanner):
 
 
 class BoxReader(SafeReader):
-    """DCP's reader for the parts of stored boxes in a plan.  Raises `DamagedError` when a file has no such tensor."""
+    """DCP's reader for the parts of stored boxes in a plan. Raises `DamagedError` when a file has no such tensor."""
 
     def set_up_storage_reader(self, metadata: Metadata, *args: Any, **kwargs: Any) -> None:
         super().set_up_storage_reader(metadata, *args, **kwargs)
@@ -162,7 +162,7 @@ def runs(sizes: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]) -
 
 
 def _read(descriptor: int, view: memoryview, offset: int) -> None:
-    """Fill `view` with the file's bytes from `offset`.  Raises `DamagedError` when the file ends too early."""
+    """Fill `view` with the file's bytes from `offset`. Raises `DamagedError` when the file ends too early."""
     done = 0
     while done < len(view):
         count = os.preadv(descriptor, [view[done:]], offset + done)

@@ -28,7 +28,7 @@ class RunState:
 
 
 def read_run_state(checkpoint: Path) -> RunState:
-    """Read the JSON part of a checkpoint.  Raises `ConfigError` when the folder is not a checkpoint."""
+    """Read the JSON part of a checkpoint. Raises `ConfigError` when the folder is not a checkpoint."""
     path = checkpoint / STATE_FILE
     try:
         return RunState(**json.loads(path.read_text(encoding="utf-8")))
@@ -47,7 +47,7 @@ class ResumePoint:
 
     @classmethod
     def of(cls, run_folder: Path) -> "ResumePoint":
-        """Find the latest checkpoint of a run.  Raises `TrainingError` when there are checkpoints and none is whole."""
+        """Find the latest checkpoint of a run. Raises `TrainingError` when there are checkpoints and none is whole."""
         latest = latest_checkpoint(run_folder / "checkpoints")
         return cls(latest, read_run_state(latest) if latest else None)
 

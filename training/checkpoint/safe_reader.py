@@ -55,7 +55,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class SafeReader(dcp.FileSystemReader):
-    """DCP's reader for checkpoints of tensors only.  `read_metadata` raises `DamagedError` for anything else."""
+    """DCP's reader for checkpoints of tensors only. `read_metadata` raises `DamagedError` for anything else."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:
         """Return the checkpoint's list of tensors, checked by `read_metadata`."""
@@ -65,7 +65,7 @@ class SafeReader(dcp.FileSystemReader):
 
 
 def read_metadata(folder: Path) -> metadata.Metadata:
-    """Return the list of a checkpoint's tensors and their places.  Raises `DamagedError` for anything but tensors."""
+    """Return the list of a checkpoint's tensors and their places. Raises `DamagedError` for anything but tensors."""
     path = folder / METADATA
     try:
         if path.stat().st_size > _LARGEST:

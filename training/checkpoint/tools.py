@@ -45,7 +45,7 @@ class Listed:
 
 
 def listed(run: Path) -> Iterator[Listed]:
-    """Yield the checkpoints of a run's folder, oldest first.  Raises `ConfigError` when it has none."""
+    """Yield the checkpoints of a run's folder, oldest first. Raises `ConfigError` when it has none."""
     folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
     if not steps_of(folder):
         raise ConfigError(f"{run}: has no checkpoints; pass a run's folder such as runs/NAME")

@@ -39,7 +39,7 @@ _SPARE = 64 << 20  # bytes that must stay free for logs and metrics
 
 
 class Writer:
-    """Writes checkpoints into `folder`.  Its methods are collective over `group`, except where they say otherwise."""
+    """Writes checkpoints into `folder`. Its methods are collective over `group`, except where they say otherwise."""
 
     def __init__(self, folder: Path, group: dist.ProcessGroup, confirm: Callable[[], None] = lambda: None) -> None:
         """Open no file yet.
@@ -51,7 +51,7 @@ class Writer:
         self._step = 0  # of the checkpoint being written
 
     def write(self, share: Callable[[], list[TensorShard]], step: int, state: dict[str, Any]) -> Path:
-        """Write the checkpoint of step `step` and make it the latest; return its folder.  Collective.
+        """Write the checkpoint of step `step` and make it the latest; return its folder. Collective.
 
         Args:
             share: returns this rank's tensors; called once, before anything else.
@@ -124,11 +124,11 @@ class Writer:
         point(self.folder, final)
 
     def _on_main(self, action: Callable[[], None]) -> None:
-        """Call `action` on the main rank; raise `TrainingError` on all ranks when it fails.  Collective."""
+        """Call `action` on the main rank; raise `TrainingError` on all ranks when it fails. Collective."""
         self._together(action if self.is_main else lambda: None)
 
     def _together(self, action: Callable[[], Any]) -> list[Any]:
-        """Call `action` on every rank and return the results of all ranks, by rank.  Collective.
+        """Call `action` on every rank and return the results of all ranks, by rank. Collective.
 
         Raises the same `TrainingError` on every rank when it failed on any.
         """

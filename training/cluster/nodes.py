@@ -43,7 +43,7 @@ class NodeRequirements:
 
 
 def check_node(wanted: NodeRequirements, results: Path) -> str:
-    """Check this node alone and then with the others; return its result, also written to `results/NODE`.  Collective.
+    """Check this node alone and then with the others; return its result, also written to `results/NODE`. Collective.
 
     The result begins with `ok`, with `bad` when this node is at fault, or with `unclear` when nodes disagree or cannot
     reach each other.
@@ -101,7 +101,7 @@ def _disk_problem(folder: Path, wanted_gib: float) -> str:
 
 
 def _meet(node: str, wanted: NodeRequirements) -> str:
-    """Compare clocks and versions of all nodes, and test an all-reduce over them; return the result.  Collective."""
+    """Compare clocks and versions of all nodes, and test an all-reduce over them; return the result. Collective."""
     info = RankInfo.discover()
     cuda = wanted.gpus > 0 and torch.cuda.is_available()
     connect(info, "cpu:gloo,cuda:nccl" if cuda else "gloo", wanted.timeout)

@@ -23,7 +23,7 @@ _MIB = {"M": 1, "G": 1024, "T": 1024 * 1024}
 
 
 def one_line(text: str) -> str:
-    """Return `text`.  Raises `ValueError` when it has a control character, which could end a line of a script."""
+    """Return `text`. Raises `ValueError` when it has a control character, which could end a line of a script."""
     if _CONTROL.search(text):
         raise ValueError("holds a line break or another control character; remove it")
     return text
@@ -200,7 +200,7 @@ class ClusterProfile(Section):
 
 
 def load_profile(path: Path, overrides: Sequence[str] = ()) -> ClusterProfile:
-    """Read a profile and apply overrides `cluster.KEY=VALUE`.  Raises `ConfigError` that lists every problem."""
+    """Read a profile and apply overrides `cluster.KEY=VALUE`. Raises `ConfigError` that lists every problem."""
     try:
         raw = read_yaml(path)
     except ConfigError as error:

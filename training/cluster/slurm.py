@@ -40,7 +40,7 @@ def has_slurm() -> bool:
 
 
 def ask(*command: str, script: str | None = None) -> str:
-    """Run a command of Slurm and return its output.  Raises `ConfigError` with its message when it fails.
+    """Run a command of Slurm and return its output. Raises `ConfigError` with its message when it fails.
 
     script: standard input of the command.
     """
@@ -145,7 +145,7 @@ def _unfit(node: Node, profile: ClusterProfile, cpus: int, excluded: set[str]) -
 
 
 def let_sbatch_check(script: str) -> None:
-    """Let sbatch check a script's options (account, qos, limits).  Raises `ConfigError` with sbatch's message."""
+    """Let sbatch check a script's options (account, qos, limits). Raises `ConfigError` with sbatch's message."""
     ask("sbatch", "--test-only", script=script)
 
 

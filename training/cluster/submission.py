@@ -67,7 +67,7 @@ def submit_run(job: RunJob, profile: ClusterProfile, wish: SubmitOptions) -> lis
 
 
 def _check_run(job: RunJob, profile: ClusterProfile, wish: SubmitOptions) -> None:
-    """Make the checks that the ranks would make.  Raises one of `BAD_INPUT`."""
+    """Make the checks that the ranks would make. Raises one of `BAD_INPUT`."""
     from training.distributed.topology import check_world
     from training.preflight import check
 
@@ -81,7 +81,7 @@ def _check_run(job: RunJob, profile: ClusterProfile, wish: SubmitOptions) -> Non
 
 
 def _ask_cluster(profile: ClusterProfile, script: str, dry_run: bool) -> list[str]:
-    """Let Slurm check the request; return lines worth knowing.  Raises `ConfigError`."""
+    """Let Slurm check the request; return lines worth knowing. Raises `ConfigError`."""
     if dry_run and not slurm.has_slurm():
         return ["not compared with a cluster: this machine has no Slurm"]
     lines = slurm.check_possible(profile)

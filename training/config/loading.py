@@ -61,7 +61,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_config(raw: dict[str, Any]) -> RunConfig:
-    """Validate a configuration given as nested dictionaries.  Raises `ConfigError` that lists every problem."""
+    """Validate a configuration given as nested dictionaries. Raises `ConfigError` that lists every problem."""
     try:
         return RunConfig.model_validate(fit(raw, RunConfig))
     except ValidationError as error:
@@ -100,7 +100,7 @@ def _has(node: Any, part: int | str) -> bool:
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
-    """Set the value that `section.key=value` names in nested dictionaries and lists.  Raises `ConfigError`."""
+    """Set the value that `section.key=value` names in nested dictionaries and lists. Raises `ConfigError`."""
     key, equals, text = override.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):

@@ -21,7 +21,7 @@ from training.config.tracking import TrackingConfig
 
 
 class RunConfig(Section):
-    """The configuration of a run.  Validation raises one error that lists every broken rule."""
+    """The configuration of a run. Validation raises one error that lists every broken rule."""
 
     run: RunSection
     data: DataConfig

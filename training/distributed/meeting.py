@@ -24,7 +24,7 @@ _SHOWN = 8  # number of missing ranks that a message names
 
 
 def meet(info: RankInfo, seconds: float) -> dist.Store:
-    """Wait until all ranks of this start have connected; return the store that they share.  Collective.
+    """Wait until all ranks of this start have connected; return the store that they share. Collective.
 
     Rank 0 listens on `info.master_port`; under torchrun, torchrun's agent listens. While ranks are missing, rank 0 and
     the ranks that cannot reach it print on standard error which ranks they wait for, where and since when.

@@ -136,7 +136,7 @@ def divisors(n: int) -> list[int]:
 
 
 def initialize(config: RunConfig, info: RankInfo) -> Topology:
-    """Start torch.distributed and build the device mesh.  Collective.
+    """Start torch.distributed and build the device mesh. Collective.
 
     Raises:
         ConfigError: the port is taken, or another process has this rank.
@@ -163,7 +163,7 @@ def initialize(config: RunConfig, info: RankInfo) -> Topology:
 
 
 def connect(info: RankInfo, backend: str, seconds: float, meeting_seconds: float | None = None) -> None:
-    """Start torch.distributed.  Collective.
+    """Start torch.distributed. Collective.
 
     Args:
         info: rank, world size and meeting point of this process.
@@ -191,7 +191,7 @@ def connect(info: RankInfo, backend: str, seconds: float, meeting_seconds: float
 
 
 def broadcast(value: str) -> str:
-    """Return rank 0's `value` on every rank.  Collective."""
+    """Return rank 0's `value` on every rank. Collective."""
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.loss import HeadLoss
-from model.memory.interface import ablated, memories
+from model.memory.interface import GATES, ablated, memories
 from model.network import is_memory_name
 from training.batches import StepBatch
 from training.config import Phase, RunConfig
@@ -44,7 +44,7 @@ class StepResult:
 
 
 class Engine(ABC):
-    """One phase's model, optimizer and DeepSpeed engine on this rank.  Building one is collective.
+    """One phase's model, optimizer and DeepSpeed engine on this rank. Building one is collective.
 
     loaded_later: names of parameters that a checkpoint sets next; no initial values are drawn for them.
     """
@@ -70,7 +70,7 @@ class Engine(ABC):
         # shapes on this tensor-parallel rank, kept because ZeRO 3 replaces the parameters with empty ones
         self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
         # fp32 weights, moments and step counts of parameters that this phase does not train; they are saved again
-        # unchanged.  One data-parallel rank keeps each tensor; the others have None.
+        # unchanged. One data-parallel rank keeps each tensor; the others have None.
         self._untrained: dict[str, Tensor | None] = {}
         self._untrained_steps: dict[str, float] = {}
         if phase.trains == "memory":
@@ -97,21 +97,21 @@ class Engine(ABC):
 
     @abstractmethod
     def _forward_backward(self, batch: StepBatch) -> Tensor:
-        """Run forward and backward of all micro-batches and the optimizer step.  Collective.
+        """Run forward and backward of all micro-batches and the optimizer step. Collective.
 
         Returns the mean loss over micro-batches and data-parallel ranks, a scalar tensor.
         """
 
     @abstractmethod
     def _forward(self, batch: StepBatch) -> Tensor:
-        """Return the mean loss over micro-batches and data-parallel ranks, a scalar tensor.  Collective."""
+        """Return the mean loss over micro-batches and data-parallel ranks, a scalar tensor. Collective."""
 
     def _mpu(self) -> Any:
         """Return DeepSpeed's view of the process groups; None where its engine brings its own."""
         return None
 
     def train_step(self, batch: StepBatch, learning_rate: float) -> StepResult:
-        """Take one optimizer step on the global batch, of which `batch` is this rank's share.  Collective."""
+        """Take one optimizer step on the global batch, of which `batch` is this rank's share. Collective."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         for memory in memories(self.module):
@@ -121,7 +121,7 @@ class Engine(ABC):
         return StepResult(float(loss), float(self.ds.get_global_grad_norm() or 0.0), self._reduce_gate_means())
 
     def evaluate(self, batch: StepBatch, ablate_memory: bool = False) -> float:
-        """Return the loss in nats per token over all ranks' batches, equal on all ranks.  Collective.
+        """Return the loss in nats per token over all ranks' batches, equal on all ranks. Collective.
 
         ablate_memory: every read finds the initial memory, and no token sees a reference.
         """
@@ -145,18 +145,17 @@ class Engine(ABC):
         return StepBatch([micro.scaled(scale) for micro in batch.micro_batches])
 
     def _reduce_gate_means(self) -> dict[str, float]:
-        """Return the mean of each gate over all layers, micro-batches and ranks; empty without memory.  Collective."""
+        """Return the mean of each gate over all layers, micro-batches and ranks; empty without memory. Collective."""
         if not self.phase.memory:
             return {}
-        local = [m.take_gates() for m in memories(self.module)]
-        names = ("in", "forget", "out")
-        found = [[g[n] for g in local if n in g] for n in names]
-        sums = torch.zeros(len(names), 2, device=self.topology.device)
+        local = [memory.take_gates() for memory in memories(self.module)]
+        found = [[gates[name] for gates in local if name in gates] for name in GATES]
+        sums = torch.zeros(len(GATES), 2, device=self.topology.device)
         for row, gates in zip(sums, found, strict=True):
             if gates:  # summed on the device, so that only the total is waited for
                 row.copy_(torch.stack((torch.stack(gates).sum(), row.new_tensor(len(gates)))))
         dist.all_reduce(sums)
-        return {n: total / count for n, (total, count) in zip(names, sums.tolist(), strict=True) if count}
+        return {name: total / count for name, (total, count) in zip(GATES, sums.tolist(), strict=True) if count}
 
     def _groups(self) -> list[dict[str, Any]]:
         """Return AdamW's parameter groups, by family (backbone, memory) and by whether weight decay applies.
@@ -230,7 +229,7 @@ class Engine(ABC):
                 yield f"{name}/{moment}", self.state.read(parameter, moment)
 
     def _untrained_value(self, key: str, index: int) -> Tensor:
-        """Return the untrained tensor `key`, which one data-parallel rank keeps.  Collective over these ranks."""
+        """Return the untrained tensor `key`, which one data-parallel rank keeps. Collective over these ranks."""
         group, value = self.topology.data_parallel_group, self._untrained[key]
         if value is None:
             value = torch.empty(self.shapes[key.partition("/")[0]], device=self.topology.device)
@@ -312,7 +311,7 @@ class Engine(ABC):
                     self._untrained[name] = values[name].clone() if index % size == rank else None
 
     def optimizer_steps(self) -> dict[str, float]:
-        """Return the number of AdamW steps of each family (`backbone`, `memory`) of all stages.  Collective."""
+        """Return the number of AdamW steps of each family (`backbone`, `memory`) of all stages. Collective."""
         own = self._untrained_steps | {name: float(state["step"]) for name, state in self.state.partitions()}
         everywhere: list[Any] = [None] * self.topology.info.world_size
         dist.all_gather_object(everywhere, own)

@@ -12,7 +12,7 @@ from training.engine.zero import PlainEngine
 def build_engine(
     config: RunConfig, phase: Phase, topology: Topology, loaded_later: Container[str] = frozenset()
 ) -> Engine:
-    """Return the engine of one phase.  Collective.
+    """Return the engine of one phase. Collective.
 
     loaded_later: names of parameters that hold NaN until a checkpoint is loaded into them.
     """

@@ -26,7 +26,7 @@ ROUNDS = 5
 
 
 def choose_cpu_products(config: RunConfig, topology: Topology) -> str | None:
-    """Choose the library of this process; return a line that says which and why, None without a choice.  Collective."""
+    """Choose the library of this process; return a line that says which and why, None without a choice. Collective."""
     if topology.device.type != "cpu" or config.training.precision != "fp32" or not choose_library(onednn=True):
         return None
     line = broadcast(_line(config) if topology.info.rank == 0 else "")

@@ -44,7 +44,7 @@ class FlatState:
         return ((name, self.optimizer.state[partition]) for name, partition in self._partitions())
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
-        """Return the whole weight in the precision that the model computes with.  Collective with ZeRO 3."""
+        """Return the whole weight in the precision that the model computes with. Collective with ZeRO 3."""
         return parameter.detach()
 
     def held(self, parameter: nn.Parameter) -> int:
@@ -52,7 +52,7 @@ class FlatState:
         return parameter.numel()
 
     def read(self, parameter: nn.Parameter, moment: str | None = None) -> Tensor:
-        """Return the whole fp32 weight, or the whole `moment`.  Collective over the data-parallel ranks."""
+        """Return the whole fp32 weight, or the whole `moment`. Collective over the data-parallel ranks."""
         if moment is None:
             return safe_get_full_fp32_param(parameter)
         return safe_get_full_optimizer_state(parameter, moment)
@@ -68,13 +68,13 @@ class FlatState:
         return mapping.lp_fragment_address.start, mapping.get_hp_fragment(moment)
 
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Set the whole weight and its fp32 copy.  Collective over the data-parallel ranks."""
+        """Set the whole weight and its fp32 copy. Collective over the data-parallel ranks."""
         parameter.copy_(value)
         if parameter.requires_grad:
             safe_set_full_fp32_param(parameter, value)
 
     def update_weights(self) -> None:
-        """Copy the fp32 weights into the weights that the model computes with.  Collective over data parallel."""
+        """Copy the fp32 weights into the weights that the model computes with. Collective over data parallel."""
         self.zero.update_lp_params()
 
 
@@ -90,7 +90,7 @@ class PartitionedState(FlatState):
             yield groups[self.zero.sub_group_to_group_id[index]]["family"], partition
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
-        """Return the whole weight, gathered from its slices.  Collective over the data-parallel ranks."""
+        """Return the whole weight, gathered from its slices. Collective over the data-parallel ranks."""
         with GatheredParameters([parameter]):
             return parameter.detach().clone()
 
@@ -107,14 +107,14 @@ class PartitionedState(FlatState):
         return start, values[: max(0, min(size, parameter.ds_numel - start))]  # type: ignore[attr-defined]
 
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Set the whole weight and this rank's fp32 slice.  Collective over the data-parallel ranks."""
+        """Set the whole weight and this rank's fp32 slice. Collective over the data-parallel ranks."""
         with GatheredParameters([parameter], modifier_rank=0):  # the weight is partitioned again at the block's end
             parameter.copy_(value)
         if parameter.requires_grad:
             safe_set_local_fp32_param(parameter, self._slice(parameter, value))
 
     def update_weights(self) -> None:
-        """Copy the fp32 slices into the weights' slices.  Collective over the data-parallel ranks."""
+        """Copy the fp32 slices into the weights' slices. Collective over the data-parallel ranks."""
         zero = self.zero  # private methods, called as DeepSpeed's step calls them; persistent weights are gathered
         zero._partition_all_parameters()
         for group in range(len(zero.fp32_partitioned_groups_flat)):

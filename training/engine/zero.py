@@ -57,7 +57,7 @@ class PlainEngine(Engine):
         return self._mean(torch.stack(losses).sum(), batch)
 
     def _mean(self, total: Tensor, batch: StepBatch) -> Tensor:
-        """Return the mean over micro-batches and data-parallel ranks, given this rank's sum.  Collective."""
+        """Return the mean over micro-batches and data-parallel ranks, given this rank's sum. Collective."""
         dist.all_reduce(total, group=self.topology.data_parallel_group)
         return total / (len(batch.micro_batches) * self.topology.data_parallel_group.size())
 

@@ -79,7 +79,7 @@ class AnomalyDetector:
         self._losses.clear()
 
     def decide(self, step: int, loss: float, grad_norm: float, stop: int) -> StepDecision:
-        """Combine what all ranks know of the step just taken into one decision.  Collective.
+        """Combine what all ranks know of the step just taken into one decision. Collective.
 
         Args:
             step: number of the step, from 1.

@@ -19,7 +19,7 @@ _FULL = ("out of memory", "can't allocate memory", "not enough memory")
 def gather_nonfinite_report(
     step: int, phase: str, result: StepResult, guard: LossGuard, share: range, config: RunConfig, topology: Topology
 ) -> str:
-    """Return a sentence that names, for every rank, the samples whose loss was not finite.  Collective.
+    """Return a sentence that names, for every rank, the samples whose loss was not finite. Collective.
 
     share: numbers of the samples that this rank computed in the step.
     """

@@ -43,7 +43,7 @@ class StragglerDetector:
             self._seconds += time.perf_counter() - self._started
 
     def compare_ranks(self) -> str:
-        """Return a sentence that names the slow ranks, every `EVERY` steps; empty otherwise.  Collective."""
+        """Return a sentence that names the slow ranks, every `EVERY` steps; empty otherwise. Collective."""
         self._steps += 1
         if self._steps < EVERY:
             return ""

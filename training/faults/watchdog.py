@@ -58,7 +58,7 @@ def read_beat(path: Path) -> Beat | None:
 
 
 class Watchdog:
-    """The watching thread of one rank.  `beat` only sets fields; the thread writes the file."""
+    """The watching thread of one rank. `beat` only sets fields; the thread writes the file."""
 
     def __init__(
         self,

@@ -37,7 +37,6 @@ class WeightFolder:
 
     def __init__(self, folder: Path, field: str) -> None:
         self.folder, self.field = folder, field
-        self.ours = False
         self._files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._kinds: dict[str, str] = {}  # safetensors' names of dtypes
@@ -47,7 +46,7 @@ class WeightFolder:
                     part = file.get_slice(name)
                     self._files[name], self.shapes[name] = path, tuple(part.get_shape())
                     self._kinds[name] = part.get_dtype()
-        self.ours = f"{OURS}embedding.weight" in self.shapes
+        self.ours = f"{OURS}embedding.weight" in self.shapes  # written by launchers/export.py
 
     def __enter__(self) -> "WeightFolder":
         self._stack = ExitStack()

@@ -3,8 +3,6 @@
 A log file gets plain text. On a terminal the lines scroll above the bar; a narrow window wraps them.
 """
 
-from __future__ import annotations
-
 import errno
 import io
 import logging
@@ -34,7 +32,7 @@ class _Terminal(rich.console.Console):
 
 
 class Console:
-    """Prints records.  Call `close` in a `finally`, because the progress bar hides the terminal's cursor."""
+    """Prints records. Call `close` in a `finally`, because the progress bar hides the terminal's cursor."""
 
     def __init__(self, total_steps: int, total_tokens: int, stream: TextIO | None = None) -> None:
         """Print to `stream` (default: standard output), with a progress bar where it is a capable terminal."""

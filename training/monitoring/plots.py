@@ -1,7 +1,5 @@
 """The plot of a run: loss over tokens with the phases, and below it learning rate and gradient norm."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import pairwise

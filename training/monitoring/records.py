@@ -4,8 +4,6 @@ The file is strict JSON, one object a line, so that pandas, jq and a shell loop 
 step line has `loss`, an evaluation line has `valid_loss`.
 """
 
-from __future__ import annotations
-
 import glob
 import json
 import math
@@ -111,7 +109,7 @@ class MetricsFile:
         self._kept = kept
 
     @classmethod
-    def open(cls, path: Path, resume_step: int, confirm: Callable[[], None] = lambda: None) -> MetricsFile:
+    def open(cls, path: Path, resume_step: int, confirm: Callable[[], None] = lambda: None) -> "MetricsFile":
         """Open `path` to append, after removing the lines that a resume at `resume_step` will write again.
 
         Lines of later steps, a line torn by a kill, and lines that are not records are dropped. The rest is written to
@@ -150,7 +148,7 @@ class MetricsFile:
         """Close the file; calling it again does nothing."""
         self._stream.close()
 
-    def __enter__(self) -> MetricsFile:
+    def __enter__(self) -> "MetricsFile":
         """Return the file itself."""
         return self
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import socket
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class Status:
 
 
 def status_of(run_folder: Path) -> Status:
-    """Return the status of the run in `run_folder`.  Raises `ConfigError` when it is not a run's folder."""
+    """Return the status of the run in `run_folder`. Raises `ConfigError` when it is not a run's folder."""
     path, starts = run_folder / "config.yaml", facts.read_starts(run_folder)
     job = _job_of(run_folder, starts)
     if not path.is_file() and job is None:
@@ -130,8 +131,8 @@ def _until(run_folder: Path, state: str) -> float:
     """Return the present time; for a run that has ended, when it last wrote a file (seconds since the epoch)."""
     if state in ("training", "hanging", "waiting", "starting"):
         return time.time()
-    said = [run_folder / name for name in ("metrics.jsonl", facts.STARTS_FILE, facts.END_FILE)]
-    return max((path.stat().st_mtime for path in said if path.is_file()), default=time.time())
+    files = [run_folder / name for name in ("metrics.jsonl", facts.STARTS_FILE, facts.END_FILE)]
+    return max((path.stat().st_mtime for path in files if path.is_file()), default=time.time())
 
 
 def _where(config: RunConfig | None, step: int) -> tuple[str, int]:
@@ -139,9 +140,8 @@ def _where(config: RunConfig | None, step: int) -> tuple[str, int]:
     if config is None:
         return "", 0
     at = position(config.phases, config.data.sequence_length, max(0, min(step, config.total_steps) - 1))
-    return config.phases[at.phase_index].name, at.tokens + (
-        config.phases[at.phase_index].tokens_per_step if step else 0
-    )
+    phase = config.phases[at.phase_index]
+    return phase.name, at.tokens + (phase.tokens_per_step if step else 0)
 
 
 def _latest(run_folder: Path) -> tuple[Path | None, list[str]]:
@@ -201,7 +201,7 @@ def _state(
 def _speed(steps: Sequence[dict[str, Any]]) -> float | None:
     """Return the mean tokens per second over the time of these steps; None when it is unknown."""
     speeds = [line["tokens_per_second"] for line in steps if line.get("tokens_per_second")]
-    return len(speeds) / sum(1 / speed for speed in speeds) if speeds else None
+    return statistics.harmonic_mean(speeds) if speeds else None
 
 
 def _job_of(run_folder: Path, starts: Sequence[dict[str, Any]]) -> Job | None:

@@ -128,7 +128,7 @@ MOST_DEVICES = 1_000_000
 
 
 def parse_devices(text: str) -> tuple[str, int]:
-    """Return the lower-case name and the count of `NAME:COUNT`.  Raises `ConfigError` for another form or name."""
+    """Return the lower-case name and the count of `NAME:COUNT`. Raises `ConfigError` for another form or name."""
     name, colon, count = text.lower().partition(":")
     names = [*DEVICES, "cpu"]
     if name not in names or not (

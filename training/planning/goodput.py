@@ -25,7 +25,7 @@ RESTART = 300.0  # seconds to notice a failure, get machines, start the processe
 
 
 def parse_mtbf(text: str) -> float:
-    """Return the seconds of a text in hours; `MTBF` for an empty text.  Raises `ConfigError`."""
+    """Return the seconds of a text in hours; `MTBF` for an empty text. Raises `ConfigError`."""
     if not text:
         return MTBF
     try:

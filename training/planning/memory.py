@@ -149,10 +149,8 @@ def memory_of(config: RunConfig, phase: Phase, ranks: Ranks, device: Device) -> 
 
 def _stage_memory(config: RunConfig, stage: Stage, shape: Shape, ranks: Ranks, micro_batches: int) -> Memory:
     state = state_bytes(config, stage.parameters, stage.trained, ranks.shards)
-    checkpointing, in_flight = (
-        config.training.activation_checkpointing,
-        min(micro_batches, ranks.pipeline - stage.index),
-    )
+    checkpointing = config.training.activation_checkpointing
+    in_flight = min(micro_batches, ranks.pipeline - stage.index)  # micro-batches whose activations the stage keeps
     layers = [(layer_kept(shape, role), count) for role, count in Counter(stage.decoders).items()]
     kept = sum(layer.after(checkpointing) * count for layer, count in layers)
     banks = sum(layer.banks * count for layer, count in layers) if checkpointing == "none" else 0.0

@@ -21,7 +21,7 @@ TIME, SPEED, IDEAL, INK, GRID = "#d1495b", "#2f6db3", "#999999", "#333333", "#e3
 
 
 def parse_scale(text: str) -> list[int]:
-    """Return the numbers of devices in a text such as `8,16,32`; `SCALE` for an empty one.  Raises `ConfigError`."""
+    """Return the numbers of devices in a text such as `8,16,32`; `SCALE` for an empty one. Raises `ConfigError`."""
     parts = [part.strip() for part in text.split(",")] if text else [str(n) for n in SCALE]
     if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
         raise ConfigError(f"--scale: '{text}' must be numbers of devices with commas between, such as 8,64,512")

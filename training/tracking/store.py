@@ -1,10 +1,8 @@
-"""An MLflow store.  Only this file imports mlflow, inside functions because the import takes seconds.
+"""An MLflow store. Only this file imports mlflow, inside functions because the import takes seconds.
 
 Every error of MLflow, SQLAlchemy or requests becomes one of two: `AwayError`, which may succeed later, or
-`RefusedError`, which will not.  Neither contains a password.
+`RefusedError`, which will not. Neither contains a password.
 """
-
-from __future__ import annotations
 
 import contextlib
 import functools
@@ -83,15 +81,15 @@ class Known:
 
 
 class Store:
-    """The MLflow store at an address.  Methods raise `AwayError` or `RefusedError`."""
+    """The MLflow store at an address. Methods raise `AwayError` or `RefusedError`."""
 
     def __init__(self, uri: str) -> None:
         """Keep the address; the store is first asked by another method."""
         self.uri, self._address = without_secret(uri), uri
 
     @functools.cached_property
-    def _client(self) -> MlflowClient:
-        """MLflow's client.  Raises `RefusedError` for an address of an unknown kind."""
+    def _client(self) -> "MlflowClient":
+        """MLflow's client. Raises `RefusedError` for an address of an unknown kind."""
         with _translated(always=RefusedError):
             from mlflow import MlflowClient
 
@@ -116,7 +114,7 @@ class Store:
             return str(self._client.create_run(found.experiment_id, tags=dict(tags), run_name=name).info.run_id)
 
     def look(self, run_id: str) -> Known:
-        """Return what the store knows of a run.  Raises `MissingError` when it does not exist or was deleted."""
+        """Return what the store knows of a run. Raises `MissingError` when it does not exist or was deleted."""
         with _translated():
             run: Run = self._client.get_run(run_id)
         if run.info.lifecycle_stage != "active":
@@ -144,7 +142,7 @@ class Store:
                 self._client.log_batch(run_id, params=every[start : start + MAX_PARAMS])
 
     def points(self, run_id: str, points: Sequence[Point]) -> None:
-        """Log at most `MAX_BATCH` values.  Sending a point again with the same timestamp adds nothing."""
+        """Log at most `MAX_BATCH` values. Sending a point again with the same timestamp adds nothing."""
         from mlflow.entities import Metric
 
         with _translated():

@@ -1,6 +1,4 @@
-"""Rank 0's tracker, which training calls.  Its methods append an entry to the outbox and return; a thread sends it."""
-
-from __future__ import annotations
+"""Rank 0's tracker, which training calls. Its methods append an entry to the outbox and return; a thread sends it."""
 
 import contextlib
 import logging
@@ -40,7 +38,7 @@ CLOSE_SECONDS: dict[Status, float] = {"FINISHED": 60.0, "FAILED": 15.0, "KILLED"
 
 
 class Tracker:
-    """An open MLflow run.  All methods except `start` and `close` return at once and never raise."""
+    """An open MLflow run. All methods except `start` and `close` return at once and never raise."""
 
     run_id: str
     uri: str  # without a password
@@ -84,7 +82,7 @@ class Tracker:
         params: Mapping[str, Any],
         tags: Mapping[str, str],
         confirm: Callable[[], None] = lambda: None,
-    ) -> Tracker:
+    ) -> "Tracker":
         """Open a new MLflow run, or continue `run_id`; with `enabled: false` return a tracker that does nothing.
 
         A new run needs its store. A continued run does not: when the store cannot be reached or refuses the run (a
@@ -150,7 +148,7 @@ class Tracker:
             self._outbox.put({"step": step, "time": now_ms(), "metrics": finite})
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Upload the file at `path` to the run.  It is read later, by the thread, so it must stay there."""
+        """Upload the file at `path` to the run. It is read later, by the thread, so it must stay there."""
         self._outbox.put({"artifact": os.path.relpath(path, self._delivery.folder), "folder": folder})
 
     def tags(self, tags: Mapping[str, str]) -> None:

@@ -111,9 +111,8 @@ class _Factors(torch.autograd.Function):
         log_gamma = log_alpha.cumsum(dim=-2)  # [..., C, 1]
         last = log_gamma[..., -1:, :]
         gamma, rest = log_gamma.exp(), (last - log_gamma).exp()
-        decay = (
-            (log_gamma - log_gamma.mT).clamp_(max=0.0).exp_().tril_(-1)
-        )  # clamped: above the diagonal it would overflow
+        # clamped, because exp would overflow above the diagonal
+        decay = (log_gamma - log_gamma.mT).clamp_(max=0.0).exp_().tril_(-1)
         alike = keys @ keys.mT
         x = inverse(decay.mul(alike).mul_(beta))
         z = x.mT @ (rest * keys)

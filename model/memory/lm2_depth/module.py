@@ -86,9 +86,9 @@ class LM2DepthMemory(SequentialMemory):
 
     def initial_value(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         match name:
-            case (
-                "norm.weight" | "gate_forget_bias"
-            ):  # forget bias 1 as in the released code: slots last through the blocks
+            case "norm.weight":
+                return torch.ones(shape)
+            case "gate_forget_bias":  # as in the released code: slots last through the blocks
                 return torch.ones(shape)
             case "scale":
                 return torch.zeros(shape)

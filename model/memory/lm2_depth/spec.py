@@ -62,10 +62,9 @@ class LM2DepthConfig(MemoryConfig):
 
     def parameters(self, model: BackboneConfig, first: bool) -> tuple[int, int]:
         size = model.hidden_size
-        return (
-            3 * size * size,
-            3 * size * size + 3 * size,
-        )  # split: W_Q, W_K, W_V; whole: three gates, and norm, forget bias, scale
+        split = 3 * size * size  # W_Q, W_K, W_V
+        whole = 3 * size * size + 3 * size  # three gates; norm, forget bias, scale
+        return split, whole
 
     def weights(self, model: BackboneConfig) -> int:
         return 6 * model.hidden_size**2  # query, key, value and three gates

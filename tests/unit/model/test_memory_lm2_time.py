@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import LanguageModel, MemoryConfig, StreamState, build_model
+from model.errors import ModelError
 from model.memory.interface import memories
 from tests.reference import lm2_time
 from tests.reference.small import LM2, awake, random_ids, tiny
@@ -111,6 +112,11 @@ def test_recorded_gates_are_the_means_since_they_were_last_taken():
     assert float(gates["out"]) == pytest.approx((torch.tensor([1.0, -3.0]).sigmoid().mean()).item())
     assert all(0 < float(mean) < 1 and not mean.requires_grad for mean in gates.values())
     assert memory.take_gates() == {}
+
+
+def test_a_gate_that_training_does_not_report_is_refused():
+    with pytest.raises(ModelError, match="'write' is a gate that training does not report; use in, forget, out"):
+        memories(new_net())[0].record_gate("write", torch.ones(2))
 
 
 def test_an_incomplete_segment_is_not_written():

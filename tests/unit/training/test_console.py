@@ -1,7 +1,5 @@
 """What a person sees: exact lines in a log file, whole lines and a bar on a terminal, and quiet libraries."""
 
-from __future__ import annotations
-
 import errno
 import io
 import math

@@ -1,7 +1,5 @@
 """The loss picture: it is a whole PNG, it shows what the file says, and survives what real files contain."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """metrics.jsonl: strict JSON, whole lines, and every step exactly once whatever a run went through."""
 
-from __future__ import annotations
-
 import json
 import math
 import tempfile
