@@ -40,7 +40,7 @@ from experiments.babilong_parts.measuring import Asked
 from experiments.babilong_parts.race import Entry, Racer, described, race
 from experiments.babilong_parts.rows import Feed, Places
 from experiments.babilong_parts.samples import Cell, make_cells
-from experiments.babilong_parts.stories import TASKS
+from evaluation.babilong.dense import TASKS
 from experiments.babilong_parts.training import save_weights
 
 SIZES = {

@@ -11,7 +11,7 @@ from evaluation.babilong.encoding import Turn
 from evaluation.babilong.lengths import tokens_of
 from evaluation.babilong.parallel import in_order
 from evaluation.babilong.randomness import Keyed
-from evaluation.babilong.recipe import ExerciseMaker, Places, Recipe, open_maker
+from evaluation.babilong.recipe import SHORT, ExerciseMaker, Places, Recipe, open_maker
 
 MANIFEST = "babilong.json"
 MIXED = "mixed"  # a length: the recipe's noise determines how long exercises are
@@ -37,13 +37,15 @@ def write_exercises(
 
     Exercises of a length have any number of tokens between the next shorter length and it (`exact`: all the same), as
     in the benchmark's curriculum, so that facts and questions lie anywhere in a segment. With the length `MIXED` they
-    have the recipe's noise. An exercise is a pure function of recipe, files, seed, task, length and number, so the
+    have the recipe's noise; those of the length `SHORT` have 2 to 5 facts. An exercise is a pure function of recipe, files, seed, task, length and number, so the
     written files do not depend on the number of processes.
 
     Args: lengths: ascending; advance: called with the number of exercises written since the last call.
     Returns the number of exercises of each file. Raises `DataError` when a file is missing or no story fits a length.
     """
-    spans = list(zip(lengths if exact else [lengths[0], *lengths], lengths, strict=False))
+    tokens = [length for length in lengths if length != SHORT]
+    spans = list(zip(tokens if exact else [*tokens[:1], *tokens], tokens, strict=False))
+    spans = [(SHORT, SHORT)] * (SHORT in lengths) + spans
     files = [(task, *span) for task in recipe.tasks for span in spans]
     for task, least, length in files:  # raises for what cannot be made before anything is written
         _lines(places, recipe, task, least, length, seed, 0, 1)
@@ -81,7 +83,9 @@ def _lines(
     for number in range(first, first + count):
         rng = Keyed("exercise", seed, task, length, number)
         if length == MIXED:
-            turns = maker.turns(rng, task)
+            turns = maker.turns(task, rng)
+        elif length == SHORT:
+            turns = maker.short_turns(task, rng)
         else:
             turns = maker.turns_of_length(task, tokens_of(least), tokens_of(length), rng)
         rows.append(json.dumps(as_record(turns), ensure_ascii=False) + "\n")

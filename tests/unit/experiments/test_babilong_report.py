@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from evaluation.intervals import wilson
-from experiments.babilong_parts.stories import TASKS
+from evaluation.babilong.dense import TASKS
 from experiments.babilong_report import best, mean, print_table
 
 
