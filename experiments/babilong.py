@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_prep.errors import DataError
 from data_prep.tokenizers.tokenizer import train_sentencepiece
 from evaluation.babilong.background import open_background
+from evaluation.babilong.dense import TASKS
 from evaluation.babilong.generator import Generator
 from evaluation.babilong.lengths import tokens_of
 from evaluation.babilong.randomness import Keyed
@@ -40,7 +41,6 @@ from experiments.babilong_parts.measuring import Asked
 from experiments.babilong_parts.race import Entry, Racer, described, race
 from experiments.babilong_parts.rows import Feed, Places
 from experiments.babilong_parts.samples import Cell, make_cells
-from evaluation.babilong.dense import TASKS
 from experiments.babilong_parts.training import save_weights
 
 SIZES = {

@@ -86,12 +86,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """Write the files and print what is in them.  Raises `DataError` before anything is written."""
     from data_prep import DataError
+    from evaluation.babilong.recipe import SHORT
     from evaluation.babilong.tasks import find_tasks
     from evaluation.options import check_positive, parse_lengths
 
     check_positive(samples=options.samples)
     tasks = [task.name for task in find_tasks(options.tasks.split(","))]
-    lengths = parse_lengths(options.lengths)
+    names = [name.strip() for name in options.lengths.split(",")]
+    short = (SHORT,) if SHORT in names and options.part == "train" else ()
+    lengths = short + parse_lengths(",".join(name for name in names if name not in short))
     if options.part == "train":
         if options.permute and not options.babi:
             raise DataError("--permute: exchanges names in the stories of bAbI's files; pass --babi, or leave it out")
@@ -113,14 +116,14 @@ def write_train(options: argparse.Namespace, tasks: list[str], lengths: tuple[st
 
     from data_prep.preparation.tokenize import available_cores
     from evaluation.babilong.exercises import MIXED, write_exercises
-    from evaluation.babilong.recipe import Places, open_maker
+    from evaluation.babilong.recipe import SHORT, Places, open_maker
     from evaluation.options import check_positive
 
     workers = available_cores() if options.workers is None else options.workers
     check_positive(workers=workers)
     lengths = (MIXED,) if options.noise else lengths
     recipe = recipe_of(options, tasks)
-    noisy = any(recipe.noise) if options.noise else lengths != ("0k",)
+    noisy = any(recipe.noise) if options.noise else not set(lengths) <= {SHORT, "0k"}
     places = Places(tokenizer_path(options), options.babi, tuple(options.background) if noisy else None)
     console = Console(soft_wrap=True)
     with Progress(console=console) as progress:
@@ -149,7 +152,7 @@ def recipe_of(options: argparse.Namespace, tasks: list[str]) -> "Recipe":
         raise DataError(f"--noise: {wrong[0]!r} is not a number of tokens; write 0=0.5,600=0.5")
     simulated = (0.0 if options.babi else 1.0) if options.simulated is None else options.simulated
     return Recipe(
-        dict.fromkeys(tasks, 1.0),
+        tuple(tasks),
         cast("dict[Form, float]", forms),
         simulated,
         options.permute,

@@ -52,9 +52,7 @@ def asked_densely(
     return Story(tuple(items))
 
 
-def _allowed(
-    facts: Sequence[str], questions: Sequence[str], world: World, unwanted: Container[int]
-) -> list[Asked]:
+def _allowed(facts: Sequence[str], questions: Sequence[str], world: World, unwanted: Container[int]) -> list[Asked]:
     """Return those of the questions that the world answers and that are not unwanted after these facts."""
     answers = [(question, world.ask(question)) for question in questions]
     return [

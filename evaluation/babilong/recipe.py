@@ -98,24 +98,25 @@ class ExerciseMaker:
                 return self._hidden(story, 0, rng)
         raise DataError(f"--lengths: {SHORT} has no story of {task}; use --form dense, or leave this length out")
 
-    def turns_of_length(self, task: str, least: int, most: int, rng: Keyed) -> list[Turn]:
+    def turns_of_length(self, task: str, least: int, most: int, longest: int, rng: Keyed) -> list[Turn]:
         """Return an exercise with as much noise as a sample of `least` … `most` tokens has in the evaluation.
 
-        A story's earlier questions and answers count like facts. Stories are whole, as the last questions are the
-        hardest; one that is too long for `most` is left out. most 0: a story of any length without noise.
+        A story's earlier questions and answers count like facts. Stories are whole, because their last questions are
+        the hardest: one that is too long for `most` tokens is left out. most 0: a story without noise, which is not too
+        long for `longest` tokens (0: of any length).
 
         Raises:
             DataError: no story fits.
         """
-        if most == 0:
-            return self._hidden(self._story(task, rng), 0, rng)
-        tokens = context_tokens(least + rng.below(most - least + 1))
+        tokens, limit = context_tokens(least + rng.below(most - least + 1)), context_tokens(most or longest)
         for _ in range(_TRIES):
             story = self._story(task, rng)
             size = self._size(story)
-            if size <= context_tokens(most):
+            if size <= limit or not limit:
                 return self._hidden(story, tokens - size, rng)
-        raise DataError(f"--lengths: no story of {task} fits into {most} tokens; leave the shortest lengths out")
+        raise DataError(
+            f"--lengths: no story of {task} fits into {most or longest} tokens; leave the shortest lengths out"
+        )
 
     def _size(self, story: Story) -> int:
         """Return the number of a story's tokens before its last question."""
@@ -135,7 +136,9 @@ class ExerciseMaker:
             story = self._tried(task, drawn(self.recipe.forms, rng), rng)
             if story.items:
                 return story
-        raise DataError(f"--babi: the test and valid files of {task} have all questions of its stories; use other files")
+        raise DataError(
+            f"--babi: the test and valid files of {task} have all questions of its stories; use other files"
+        )
 
     def _tried(self, task: str, form: Form, rng: Keyed) -> Story:
         recipe, held_out, draws = self.recipe, self.material.held_out, random.Random(rng.below(1 << 53))

@@ -102,7 +102,9 @@ def permuted(story: Story, task: str, rng: random.Random) -> Story:
     def exchange(text: str) -> str:
         return _WORD.sub(lambda word: exchanged.get(word[0], word[0]), text)
 
-    return Story(tuple(exchange(item) if isinstance(item, str) else Asked(*map(exchange, item)) for item in story.items))
+    return Story(
+        tuple(exchange(item) if isinstance(item, str) else Asked(*map(exchange, item)) for item in story.items)
+    )
 
 
 def single(story: Story, rng: Keyed) -> Story:
