@@ -13,10 +13,10 @@ FACTS = 100  # approximate number of tokens of a sample's facts, for the progres
 FORMS = ("single", "story", "dense")
 
 EXAMPLES = """\
-  python launchers/babilong.py --part train --tokenizer corpora/babilong/tokenizer.model --babi data/babi \\
-      --background data/books --form dense --permute --simulated 0.5 --lengths short,0k,1300 --samples 20000 \\
-      --output corpora/babilong/exercises
-      exercises for configs/babilong.yaml: {"turns": [{"context": …, "question": …, "answer": …}, …]} a line
+  python launchers/babilong.py --part train --data corpora/babilong --babi data/babi \\
+      --background data/books --form dense --permute --simulated 0.5 --lengths short,0k,1300 \\
+      --samples 20000 --output corpora/babilong/exercises
+      exercises for configs/babilong.yaml: {"turns": [{"context": …, "question": …, …}, …]} a line
   python launchers/babilong.py --part test --data data/mine --babi data/babi \\
       --background data/test-books --lengths 4k,128k,1M --output corpora/babilong-test
       samples for launchers/evaluate.py --released
