@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -32,7 +33,11 @@ from evaluation.babilong.recipe import ExerciseMaker, Form, Places, Recipe
 from evaluation.babilong.simulator import HELD_OUT, tell_story
 from evaluation.babilong.stories import Asked, Story, permuted, single, stories_of, story_of
 from evaluation.babilong.world import World, answer
+from launchers import babilong
 from tests.unit.evaluation.babilong_material import TASKS, told
+from training.config import load_config
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def dense(task: str, seed: int) -> Story:
@@ -266,3 +271,21 @@ class TestExercises:
             assert counts == {f"{length}/{task}.jsonl": 260 for task in ("qa2", "qa5") for length in lengths}
         for name in [*counts, "babilong.json"]:
             assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+    def test_of_the_documented_command_are_those_of_the_configuration(
+        self, places: Places, tokenizer: Tokenizer, tmp_path: Path
+    ) -> None:
+        documented = re.search(r"--form dense .*--lengths \S+", (ROOT / "docs" / "evaluation.md").read_text())
+        assert documented
+        given = ["--part", "train", "--tokenizer", str(places.tokenizer), "--babi", str(places.babi), "--workers", "1"]
+        given += ["--samples", "40", "--output", str(tmp_path), "--background", *(places.books or ())]
+        assert babilong.main([*given, *documented[0].split()]) == 0
+        data = load_config(ROOT / "configs" / "babilong.yaml").data
+        assert data.prepare
+        for source in data.prepare.sources:
+            assert source.kind == "task"
+            path = tmp_path.joinpath(*Path(str(source.path)).parts[-2:])
+            reader = DocumentReader(SourceConfig(kind="task", path=path))
+            sizes = [len(done.tokens) for done in tokenize(reader.read(Problems("fail")), tokenizer, "uint16", None)]
+            assert len(sizes) == 40
+            assert max(sizes) <= data.sequence_length
