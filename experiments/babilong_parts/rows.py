@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from evaluation.babilong.dense import TASKS, asked_densely, simulated_facts
 from evaluation.babilong.encoding import SentenceEncoder
 from evaluation.babilong.material import Material, load_material
 from evaluation.babilong.randomness import Keyed
+from evaluation.babilong.recipe import Places
 from evaluation.babilong.stories import Story, permuted
 from experiments.babilong_parts.training import Rows
 from experiments.babilong_parts.workers import begin
@@ -35,7 +35,7 @@ Exercise = tuple[list[int], list[bool]]  # ids, and which of them are answers'
 class Stage:
     """A part of the curriculum.
 
-    tasks: each with its share of the tokens of facts and questions (a story of qa4 is a fifth as long as one of qa3).
+    tasks: each with its share of the tokens of facts and questions (a story of qa3 is 20 times as long as one of qa4).
     noise: book tokens among a story's facts, as (share of the stories, most tokens); what is left of the shares is
     without.  facts: most facts of a story, which is cut after 2 to so many; None: stories are whole.
     """
@@ -45,15 +45,6 @@ class Stage:
     noise: tuple[tuple[float, int], ...] = ()
     simulated: float = 0.5
     facts: int | None = None
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the material is. books: those to train on."""
-
-    babi: Path
-    books: tuple[str, ...]
-    tokenizer: Path
 
 
 class Writer:
@@ -183,7 +174,7 @@ _worker: dict[str, tuple[Writer, Material]] = {}  # what a worker process has re
 def _begin(places: Places) -> None:
     begin(5)
     background = open_background(list(places.books)) if places.books else None
-    _worker["it"] = Writer(load_tokenizer(places.tokenizer), background), load_material(str(places.babi), TASKS)
+    _worker["it"] = Writer(load_tokenizer(places.tokenizer), background), load_material(places.babi, TASKS)
 
 
 def _make(path: str, stage: Stage, key: tuple[int, int], batch: int, length: int) -> str:
