@@ -30,17 +30,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_prep.errors import DataError
 from data_prep.tokenizers.tokenizer import train_sentencepiece
 from evaluation.babilong.background import open_background
+from evaluation.babilong.dense import TASKS
 from evaluation.babilong.generator import Generator
 from evaluation.babilong.lengths import tokens_of
 from evaluation.babilong.randomness import Keyed
+from evaluation.babilong.recipe import Places
 from evaluation.babilong.sources import Generated
 from experiments.babilong_parts.folder import Log, keep_settings, measured, open_log
 from experiments.babilong_parts.kinds import KINDS, LLAMAS, SETTINGS, Kind, Shape
 from experiments.babilong_parts.measuring import Asked
 from experiments.babilong_parts.race import Entry, Racer, described, race
-from experiments.babilong_parts.rows import Feed, Places
+from experiments.babilong_parts.rows import Feed
 from experiments.babilong_parts.samples import Cell, make_cells
-from experiments.babilong_parts.stories import TASKS
 from experiments.babilong_parts.training import save_weights
 
 SIZES = {
@@ -98,7 +99,7 @@ def train(
     for racer in racers:
         racer.resume()
         log(described(racer))
-    places = Places(options.babi, options.books, options.tokenizer)
+    places = Places(options.tokenizer, str(options.babi), options.books)
     length = SIZES[options.size].row_length
     feed = Feed(places, 0, options.batch, length, options.workers, 2 * options.workers, options.keep)
     try:

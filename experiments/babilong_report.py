@@ -18,10 +18,10 @@ import matplotlib.pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from evaluation.babilong.dense import TASKS
 from evaluation.babilong.lengths import tokens_of
 from evaluation.intervals import wilson
 from experiments.babilong_parts.kinds import OURS, TITLES
-from experiments.babilong_parts.stories import TASKS
 
 GOALS = {"rmt": 0.371, "llama-full": 0.863}  # LM2's own claim, relative (arXiv 2502.06049)
 # ARMT paper (arXiv 2407.04841), table 1: fine-tuned per task, 137 to 145 M parameters, trained on up to 16 K tokens

@@ -18,11 +18,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_prep.errors import DataError
+from evaluation.babilong.dense import TASKS
 from evaluation.intervals import wilson
 from experiments.babilong import SIZES, split_books, train_tokenizer
 from experiments.babilong_parts.race import Entry, configuration, shares
 from experiments.babilong_parts.samples import Cell, make_cells
-from experiments.babilong_parts.stories import TASKS
 from experiments.babilong_parts.training import load_weights
 from model import build_model
 

@@ -13,21 +13,22 @@ FACTS = 100  # approximate number of tokens of a sample's facts, for the progres
 FORMS = ("single", "story", "dense")
 
 EXAMPLES = """\
-  python launchers/babilong.py --part train --data data/mine --babi data/babi \\
-      --background data/books --lengths 0k,1k,2k,4k --samples 10000 --output corpora/babilong
-      exercises for launchers/prepare_data.py: {"context": …, "question": …, "answer": …} a line
+  python launchers/babilong.py --part train --data corpora/babilong --babi data/babi \\
+      --background data/books --form dense --permute --simulated 0.5 --lengths short,0k,1300 \\
+      --samples 20000 --output corpora/babilong/exercises
+      exercises for configs/babilong.yaml: {"turns": [{"context": …, "question": …, …}, …]} a line
   python launchers/babilong.py --part test --data data/mine --babi data/babi \\
       --background data/test-books --lengths 4k,128k,1M --output corpora/babilong-test
       samples for launchers/evaluate.py --released
 """
 MORE = """\
-Training exercises are corpora/babilong/1k/qa1.jsonl and so on: a source of kind task for each length, whose weights
-in the phases' mixes are the curriculum (docs/evaluation.md shows a whole configuration).  Tasks are those of bAbI's
-*_train.txt.  Test samples are corpora/babilong-test/qa1/4k.json and so on.
+Training exercises are LENGTH/TASK.jsonl in the output folder: sources of kind task, whose weights in the phases' mixes
+are the curriculum.  Tasks are those of bAbI's *_train.txt.  Of the length short are the first 2 to 5 facts of stories,
+of 0k whole stories, of 1300 whole stories among book sentences, together up to 1,000 tokens (300 of every length are
+kept for question and prompt).  A story that is too long for the longest length is left out.
+Test samples are corpora/babilong-test/qa1/4k.json and so on.
 
-  python launchers/babilong.py --part train --tokenizer tokenizer.model --babi data/babi --background data/books \\
-      --form dense=3,single=1 --permute --simulated 0.5 --noise 0=0.45,200=0.15,600=0.4 --samples 20000 \\
-      --output corpora/babilong
+  … --form dense=3,single=1 --permute --simulated 0.5 --noise 0=0.45,200=0.15,600=0.4 --output corpora/babilong
       corpora/babilong/mixed/qa1.jsonl and so on: stories with questions of every kind after any fact, a quarter with
       one question at the end; half of the facts from files with names, rooms and objects exchanged, half simulated;
       no book sentences for 45 %, 0 to 200 tokens of them for 15 %, 0 to 600 for 40 %
@@ -54,7 +55,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--tasks", default="qa1,qa2,qa3,qa4,qa5", metavar="NAME,…", help="default qa1 to qa5")
     long = parser.add_mutually_exclusive_group()
     long.add_argument(
-        "--lengths", default="0k,1k,2k,4k", metavar="L,…", help="0k, 4k, 128k, 1M or tokens (default 0k,1k,2k,4k)"
+        "--lengths", default="0k,1k,2k,4k", metavar="L,…", help="0k, 4k, 1M, tokens; train: short (default 0k,1k,2k,4k)"
     )
     long.add_argument("--noise", metavar="N=SHARE,…", help=more("train, instead: 0 to N tokens of books for a share"))
     add("--samples", type=number, default=1000, metavar="N", help="of each task and length (default 1000)")
@@ -71,7 +72,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--workers", type=number, metavar="N",
         help=more("train: processes (default all cores); never changes the output"))  # fmt: skip
     add("--exact", action="store_true", help=more("train: every exercise as long as its length, not up to it"))
-    add("--seed", type=seed, default=0, metavar="N", help=more("same seed, same text everywhere (default 0)"))
+    add("--seed", type=seed, default=0, metavar="N", help=more("same seed, same text (default 0)"))
     return parser.parse_args(argv)
 
 
@@ -86,12 +87,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """Write the files and print what is in them.  Raises `DataError` before anything is written."""
     from data_prep import DataError
+    from evaluation.babilong.recipe import SHORT
     from evaluation.babilong.tasks import find_tasks
     from evaluation.options import check_positive, parse_lengths
 
     check_positive(samples=options.samples)
     tasks = [task.name for task in find_tasks(options.tasks.split(","))]
-    lengths = parse_lengths(options.lengths)
+    names = [name.strip() for name in options.lengths.split(",")]
+    short = (SHORT,) if SHORT in names and options.part == "train" else ()
+    lengths = short + parse_lengths(",".join(name for name in names if name not in short))
     if options.part == "train":
         if options.permute and not options.babi:
             raise DataError("--permute: exchanges names in the stories of bAbI's files; pass --babi, or leave it out")
@@ -113,14 +117,14 @@ def write_train(options: argparse.Namespace, tasks: list[str], lengths: tuple[st
 
     from data_prep.preparation.tokenize import available_cores
     from evaluation.babilong.exercises import MIXED, write_exercises
-    from evaluation.babilong.recipe import Places, open_maker
+    from evaluation.babilong.recipe import SHORT, Places, open_maker
     from evaluation.options import check_positive
 
     workers = available_cores() if options.workers is None else options.workers
     check_positive(workers=workers)
     lengths = (MIXED,) if options.noise else lengths
     recipe = recipe_of(options, tasks)
-    noisy = any(recipe.noise) if options.noise else lengths != ("0k",)
+    noisy = any(recipe.noise) if options.noise else not set(lengths) <= {SHORT, "0k"}
     places = Places(tokenizer_path(options), options.babi, tuple(options.background) if noisy else None)
     console = Console(soft_wrap=True)
     with Progress(console=console) as progress:
@@ -149,7 +153,7 @@ def recipe_of(options: argparse.Namespace, tasks: list[str]) -> "Recipe":
         raise DataError(f"--noise: {wrong[0]!r} is not a number of tokens; write 0=0.5,600=0.5")
     simulated = (0.0 if options.babi else 1.0) if options.simulated is None else options.simulated
     return Recipe(
-        dict.fromkeys(tasks, 1.0),
+        tuple(tasks),
         cast("dict[Form, float]", forms),
         simulated,
         options.permute,

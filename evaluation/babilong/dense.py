@@ -1,155 +1,95 @@
-"""Dense stories: after any fact may follow a question of any kind that the facts so far answer."""
+"""Dense stories: after any fact may follow a question of any kind that the facts so far answer.
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from itertools import pairwise
+One question a story teaches little. With a question after every second fact, the easy questions (where is a person)
+teach the first step of the harder ones (where is an object that a person carries).
+"""
 
-import xxhash
+import random
+from collections.abc import Container, Sequence
 
-from evaluation.babilong.randomness import Keyed
-from evaluation.babilong.simulator import HELD_OUT, SCRIPTS, event, relation
+from evaluation.babilong.facts import Question
+from evaluation.babilong.simulator import simulate
 from evaluation.babilong.stories import Asked, Story
-from evaluation.babilong.tasks import ROOMS
 from evaluation.babilong.world import OPPOSITE, World
 
+TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
 ASKED = 0.5  # share of the facts that a question follows
-_MOVED = 0.5  # least share of questions about an object that was carried to another room
-_RECENT = 4  # last gifts that questions are about
-_TRIES = 20
-Kind = Callable[[World, Keyed], str | None]
-# least and most facts of a simulated story
-FACTS = {"qa1": (4, 16), "qa2": (6, 48), "qa3": (8, 100), "qa4": (2, 5), "qa5": (6, 60)}
+RELATIONS = 1  # questions of a story of qa4, as in bAbI: an answer given helps with the next ones
+_RECENT = 2  # last gifts that questions are about
+_GIFTS = (
+    "What did {giver} give to {receiver}?",
+    "What did {giver} give to {receiver}?",  # twice as frequent, as in bAbI
+    "Who gave the {thing}?",
+    "Who gave the {thing} to {receiver}?",
+    "Who received the {thing}?",
+    "Who did {giver} give the {thing} to?",
+)
 
 
-def simulated(task: str, rng: Keyed, unwanted: Container[int] = (), share: float = ASKED) -> Story:
-    """Return a simulated story of the task's world with dense questions.
-
-    No question, with the facts before it, is in `unwanted` or among those that the simulator keeps for evaluation.
-    """
-    least, most = FACTS[task]
-    count = least + rng.below(most - least + 1)
-    facts = _neighbours(count, rng) if task == "qa4" else _events(task, count, rng)
-    return asked_densely(facts, task, rng, unwanted, True, share)
+def simulated_facts(task: str, rng: random.Random) -> tuple[str, ...]:
+    """Return the facts of a simulated story; half of qa1's have qa2's events, in which people also carry objects."""
+    if task == "qa1" and rng.random() < 0.5:
+        task = "qa2"
+    return next(simulate(task, rng.getrandbits(62), "train")).facts
 
 
 def asked_densely(
-    facts: Iterable[str], task: str, rng: Keyed, unwanted: Container[int], held_out: bool, share: float = ASKED
+    facts: Sequence[str], task: str, rng: random.Random, unwanted: Container[int] = (), share: float = ASKED
 ) -> Story:
-    """Return the facts, with a question of a random kind after a share of them, up to the last question.
+    """Return all facts, with a question after a share of them; of qa4's with `RELATIONS` questions at the end.
 
-    unwanted, held_out: questions that are left out, see `Story.without`.
+    unwanted: identities of questions that are left out.
     """
-    world, text, items = World(), "", list[str | Asked]()
-    kinds, end = KINDS[task], 0
+    if task == "qa4":
+        return _relations(facts, rng, unwanted)
+    world, items, told = World(), list[str | Asked](), list[str]()
     for fact in facts:
         world.tell(fact)
+        told.append(fact)
         items.append(fact)
-        text += fact + "\n"
-        if rng.share() < share:
-            question = _allowed_question(world, kinds, text, rng, unwanted, held_out)
-            if question is not None:
-                items.append(Asked(question, str(world.ask(question))))
-                end = len(items)
-    return Story(tuple(items[:end]))
+        if rng.random() < share and (question := _question(task, world, rng)):
+            items += _allowed(told, [question], world, unwanted)
+    return Story(tuple(items))
 
 
-def _allowed_question(
-    world: World, kinds: Sequence[Kind], text: str, rng: Keyed, unwanted: Container[int], held_out: bool
-) -> str | None:
-    """Return a question of a random kind that the world answers, or None when no allowed one is found."""
-    for _ in range(_TRIES):
-        kind = rng.choice(kinds)
-        question = kind(world, rng)
-        if question is None:
-            possible = [other for other in kinds if other(world, rng) is not None]
-            if not possible:
-                return None
-            question = rng.choice(possible)(world, rng)
-        if question is not None and world.ask(question) is not None:
-            identity = xxhash.xxh3_64_intdigest((text + question).encode())
-            if identity not in unwanted and not (held_out and identity % HELD_OUT == 0):
-                return question
-    return None
+def _allowed(facts: Sequence[str], questions: Sequence[str], world: World, unwanted: Container[int]) -> list[Asked]:
+    """Return those of the questions that the world answers and that are not unwanted after these facts."""
+    answers = [(question, world.ask(question)) for question in questions]
+    return [
+        Asked(question, answer)
+        for question, answer in answers
+        if answer is not None and Question(tuple(facts), question, answer).identity not in unwanted
+    ]
 
 
-def _events(task: str, count: int, rng: Keyed) -> Iterator[str]:
-    script, world = SCRIPTS[task], World()
-    for _ in range(count):
-        fact = event(script, world, rng)
+def _question(task: str, world: World, rng: random.Random) -> str | None:
+    """Return a question of a random kind among those the world can answer; half of the time of the task's own kind."""
+    people = [person for person in world.may_be if world.room(person)]
+    things = [thing for thing, rooms in world.been.items() if rooms]
+    moved = [thing for thing in things if len(world.been[thing]) > 1]
+    gifts = world.gifts if task == "qa5" else []
+    there = {"qa1": people, "qa2": things, "qa3": moved, "qa5": gifts}
+    possible = [kind for kind, subjects in there.items() if subjects]
+    if not possible:
+        return None
+    kind = task if there[task] and rng.random() < 0.5 else rng.choice(possible)
+    if kind == "qa1":
+        return f"Where is {rng.choice(people)}?"
+    if kind == "qa2":  # at least half of the time about an object that was carried to another room
+        return f"Where is the {rng.choice(moved if moved and rng.random() < 0.5 else things)}?"
+    if kind == "qa3":
+        thing = rng.choice(moved)
+        return f"Where was the {thing} before the {rng.choice(world.been[thing][1:])}?"
+    giver, thing, receiver = rng.choice(gifts[-_RECENT:])
+    return rng.choice(_GIFTS).format(giver=giver, thing=thing, receiver=receiver)
+
+
+def _relations(facts: Sequence[str], rng: random.Random, unwanted: Container[int]) -> Story:
+    world, questions = World(), list[str]()
+    for fact in facts:
         world.tell(fact)
-        yield fact
-
-
-def _neighbours(count: int, rng: Keyed) -> list[str]:
-    """Return facts about rooms on a path that does not cross itself, each about two neighbours, in random order."""
-    steps = {"north": (0, 1), "south": (0, -1), "east": (1, 0), "west": (-1, 0)}
-    rooms = [ROOMS[index] for index in rng.order(len(ROOMS))[: count + 1]]
-    place, used, facts = (0, 0), {(0, 0)}, list[str]()
-    for before, room in pairwise(rooms):
-        free = [d for d, (x, y) in steps.items() if (place[0] + x, place[1] + y) not in used]
-        if not free:
-            break
-        direction = rng.choice(free)
-        place = place[0] + steps[direction][0], place[1] + steps[direction][1]
-        used.add(place)
-        facts.append(relation(room, direction, before, rng))
-    return [facts[index] for index in rng.order(len(facts))]
-
-
-def _person(world: World, rng: Keyed) -> str | None:
-    people = [person for person, rooms in world.may_be.items() if len(rooms) == 1]
-    return f"Where is {rng.choice(people)}?" if people else None
-
-
-def _object(world: World, rng: Keyed) -> str | None:
-    """Ask at least half of the time about an object that was carried to another room, when there is one."""
-    known = [thing for thing, rooms in world.been.items() if rooms]
-    if not known:
-        return None
-    moved = [thing for thing, rooms in world.been.items() if len(rooms) > 1]
-    return f"Where is the {rng.choice(moved if moved and rng.share() < _MOVED else known)}?"
-
-
-def _before(world: World, rng: Keyed) -> str | None:
-    moved = [thing for thing, rooms in world.been.items() if len(rooms) > 1]
-    if not moved:
-        return None
-    thing = rng.choice(moved)
-    return f"Where was the {thing} before the {rng.choice(world.been[thing][1:])}?"
-
-
-def _gift(form: str) -> Kind:
-    def ask(world: World, rng: Keyed) -> str | None:
-        if not world.gifts:
-            return None
-        giver, thing, receiver = world.gifts[-1 - rng.below(min(_RECENT, len(world.gifts)))]
-        return form.format(giver=giver, thing=thing, receiver=receiver)
-
-    return ask
-
-
-def _relation(form: str) -> Kind:
-    """Return a kind of question; form: the answer lies {to} of {room}, and {back} is the opposite direction."""
-
-    def ask(world: World, rng: Keyed) -> str | None:
-        one, direction, other = rng.choice(world.relations)
-        if rng.share() < 0.5:
-            return form.format(room=other, to=direction, back=OPPOSITE[direction])
-        return form.format(room=one, to=OPPOSITE[direction], back=direction)
-
-    return ask
-
-
-_GIFTS = (
-    _gift("What did {giver} give to {receiver}?"),
-    _gift("Who gave the {thing}?"),
-    _gift("Who gave the {thing} to {receiver}?"),
-    _gift("Who received the {thing}?"),
-    _gift("Who did {giver} give the {thing} to?"),
-)
-KINDS: dict[str, tuple[Kind, ...]] = {
-    "qa1": (_person,),
-    "qa2": (_person, _object),
-    "qa3": (_person, _object, _before),
-    "qa4": (_relation("What is {to} of the {room}?"), _relation("What is the {room} {back} of?")),
-    "qa5": (_person, _object, _before, *_GIFTS),
-}
+    for one, direction, other in world.relations:
+        questions += [f"What is {direction} of the {other}?", f"What is the {one} {direction} of?"]
+        questions += [f"What is {OPPOSITE[direction]} of the {one}?", f"What is the {other} {OPPOSITE[direction]} of?"]
+    rng.shuffle(questions)
+    return Story((*facts, *_allowed(facts, questions, world, unwanted)[:RELATIONS]))

@@ -11,7 +11,7 @@ from evaluation.babilong.encoding import Turn
 from evaluation.babilong.lengths import tokens_of
 from evaluation.babilong.parallel import in_order
 from evaluation.babilong.randomness import Keyed
-from evaluation.babilong.recipe import ExerciseMaker, Places, Recipe, open_maker
+from evaluation.babilong.recipe import SHORT, ExerciseMaker, Places, Recipe, open_maker
 
 MANIFEST = "babilong.json"
 MIXED = "mixed"  # a length: the recipe's noise determines how long exercises are
@@ -37,21 +37,26 @@ def write_exercises(
 
     Exercises of a length have any number of tokens between the next shorter length and it (`exact`: all the same), as
     in the benchmark's curriculum, so that facts and questions lie anywhere in a segment. With the length `MIXED` they
-    have the recipe's noise. An exercise is a pure function of recipe, files, seed, task, length and number, so the
-    written files do not depend on the number of processes.
+    have the recipe's noise; with the length `SHORT` they are the first facts of stories. All other stories are whole,
+    and none of 0k is too long for the longest length, so that a row of that many tokens holds any exercise. An exercise
+    is a pure function of recipe, files, seed, task, lengths and number, so the written files do not depend on the
+    number of processes.
 
-    Args: lengths: ascending; advance: called with the number of exercises written since the last call.
+    Args: lengths: ascending, after SHORT; advance: called with the number of exercises written since the last call.
     Returns the number of exercises of each file. Raises `DataError` when a file is missing or no story fits a length.
     """
-    spans = list(zip(lengths if exact else [lengths[0], *lengths], lengths, strict=False))
-    files = [(task, *span) for task in recipe.tasks for span in spans]
-    for task, least, length in files:  # raises for what cannot be made before anything is written
-        _lines(places, recipe, task, least, length, seed, 0, 1)
+    named = [length for length in lengths if length not in (SHORT, MIXED)]
+    spans = list(zip(named if exact else [*named[:1], *named], named, strict=False))
+    others = [(length, length) for length in lengths if length not in named]
+    longest = tokens_of(named[-1]) if named else 0
+    files = [(task, *span, longest) for task in recipe.tasks for span in others + spans]
+    for kind in files:  # raises for what cannot be made before anything is written
+        _lines(places, recipe, *kind, seed, 0, 1)
     about = described(open_maker(places, recipe), places, recipe, seed)
     blocks = [(first, min(_BLOCK, count - first)) for first in range(0, count, _BLOCK)]
-    work = ((places, recipe, *file, seed, *block) for file in files for block in blocks)
+    work = ((places, recipe, *kind, seed, *block) for kind in files for block in blocks)
     texts, written = in_order(_lines, work, min(workers, len(files) * len(blocks))), dict[str, int]()
-    for task, _, length in files:
+    for task, _, length, _ in files:
         name = f"{length}/{task}.jsonl"
         (folder / length).mkdir(parents=True, exist_ok=True)
         with replacing(folder / name) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -74,16 +79,18 @@ def described(maker: ExerciseMaker, places: Places, recipe: Recipe, seed: int) -
 
 
 def _lines(
-    places: Places, recipe: Recipe, task: str, least: str, length: str, seed: int, first: int, count: int
+    places: Places, recipe: Recipe, task: str, least: str, length: str, longest: int, seed: int, first: int, count: int
 ) -> str:
     """Return exercises `first` … first + count - 1 of a task and length, one in each line."""
     maker, rows = open_maker(places, recipe), list[str]()
     for number in range(first, first + count):
         rng = Keyed("exercise", seed, task, length, number)
         if length == MIXED:
-            turns = maker.turns(rng, task)
+            turns = maker.turns(task, rng)
+        elif length == SHORT:
+            turns = maker.short_turns(task, rng)
         else:
-            turns = maker.turns_of_length(task, tokens_of(least), tokens_of(length), rng)
+            turns = maker.turns_of_length(task, tokens_of(least), tokens_of(length), longest, rng)
         rows.append(json.dumps(as_record(turns), ensure_ascii=False) + "\n")
     return "".join(rows)
 

@@ -1,4 +1,4 @@
-"""Stories to train on, without the questions of the evaluation."""
+"""Stories to train on, and the questions of the evaluation, which no exercise may have."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from evaluation.babilong.stories import Story, stories_of
 class Material:
     """The sources of exercises beside the simulator.
 
-    stories: task -> stories of its training file; a task without them has only simulated ones.
+    stories: task -> whole stories of its training file; a task without them has only simulated ones.
     held_out: identities of all questions of the evaluation files, which no exercise has.
     left_out: task -> number of questions of its training file that are held out.
     """
@@ -46,11 +46,8 @@ def load_material(babi: str | None, tasks: Sequence[str]) -> Material:
         for split in splits.keys() & set(SPLITS["test"]):
             held_out |= {question.identity for question in splits[split]()}
         read[task] = stories_of(splits["train"]())
-    stories, left_out = dict[str, list[Story]](), dict[str, int]()
-    for task, originals in read.items():
-        allowed = [story.without(held_out) for story in originals]
-        left_out[task] = sum(len(story.questions) for story in originals) - sum(
-            len(story.questions) for story in allowed
-        )
-        stories[task] = [story for story in allowed if story.questions]
-    return Material(stories, frozenset(held_out), left_out)
+    left_out = {
+        task: sum(question.identity in held_out for story in stories for question in story.questions)
+        for task, stories in read.items()
+    }
+    return Material(read, frozenset(held_out), left_out)

@@ -1,5 +1,6 @@
 """Make exercises by a recipe: stories of several forms, among book sentences or alone."""
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -9,7 +10,7 @@ from typing import Any, Literal, TypeVar
 from data_prep import load_tokenizer
 from data_prep.errors import DataError
 from evaluation.babilong.background import Background, open_background
-from evaluation.babilong.dense import ASKED, KINDS, asked_densely, simulated
+from evaluation.babilong.dense import ASKED, TASKS, asked_densely, simulated_facts
 from evaluation.babilong.encoding import SentenceEncoder, Turn, turns_of
 from evaluation.babilong.lengths import context_tokens
 from evaluation.babilong.material import Material, load_material
@@ -20,6 +21,8 @@ from evaluation.babilong.stories import Story, permuted, single, story_of
 
 Form = Literal["single", "story", "dense"]
 T = TypeVar("T")
+SHORT = "short"  # a length: the beginnings of stories, to learn from first
+_SHORT = 5  # most facts of such a beginning
 _TRIES = 1000  # stories that are tried for one that fits
 
 
@@ -27,30 +30,27 @@ _TRIES = 1000  # stories that are tried for one that fits
 class Recipe:
     """The composition of exercises. Shares need not add up to 1.
 
-    tasks: task -> share. share_of: in rows, where tasks are mixed, it is a share of the exercises or of their tokens;
-        qa3's stories are 20 times as long as qa4's, and have 15 times as many dense questions.
     forms: form -> share. single: one question at a story's end; story: all of a story's own questions; dense:
         questions of every kind after any fact.
     simulated: share of simulated stories; the others are those of bAbI's training files.
-    permute: exchange people, rooms and objects, and draw verbs, in the files' stories (`stories.permuted`).
+    permute: exchange people, rooms and objects in the files' stories (`stories.permuted`).
     noise: N -> share: among facts and questions are book sentences of 0 … N tokens, evenly drawn.
     asked: in dense stories, the share of facts after which a question follows.
     """
 
-    tasks: dict[str, float]
+    tasks: tuple[str, ...]
     forms: dict[Form, float] = field(default_factory=lambda: {"dense": 1.0})
     simulated: float = 0.5
     permute: bool = True
     noise: dict[int, float] = field(default_factory=lambda: {0: 1.0})
     asked: float = ASKED
-    share_of: Literal["exercises", "tokens"] = "exercises"
 
     def __hash__(self) -> int:
         return hash(repr(self))
 
     def __post_init__(self) -> None:
         """Raise `DataError` for invalid shares, and for tasks without dense stories."""
-        given: dict[str, Mapping[Any, float]] = {"tasks": self.tasks, "forms": self.forms, "noise": self.noise}
+        given: dict[str, Mapping[Any, float]] = {"forms": self.forms, "noise": self.noise}
         for name, shares in given.items():
             if not sum(shares.values()) > 0 or min(shares.values()) < 0:
                 raise DataError(f"{name}: shares are {shares}; none may be below 0 and one must be above")
@@ -59,7 +59,7 @@ class Recipe:
                 raise DataError(f"{name}: is {share}; a share is from 0 to 1")
         if self.forms.get("dense") and not self.asked:
             raise DataError("asked: is 0; a dense story needs questions: raise it, or leave out the form dense")
-        if self.forms.get("dense") and (without := [task for task in self.tasks if task not in KINDS]):
+        if self.forms.get("dense") and (without := [task for task in self.tasks if task not in TASKS]):
             raise DataError(f"tasks: {without[0]} has no dense stories; leave it out, or the form dense")
 
 
@@ -81,39 +81,48 @@ class ExerciseMaker:
         self.material, self.encoder, self.background = material, encoder, background
         self.recipe, self._noise = recipe, Noise(background, encoder) if background else None
 
-    def turns(self, rng: Keyed, task: str | None = None) -> list[Turn]:
-        """Return an exercise's turns, with the recipe's noise; task None: one of the recipe's."""
-        story = self._story(task or drawn(self.recipe.tasks, rng), rng)
+    def turns(self, task: str, rng: Keyed) -> list[Turn]:
+        """Return an exercise's turns, with the recipe's noise."""
+        story = self._story(task, rng)
         return self._hidden(story, rng.below(drawn(self.recipe.noise, rng) + 1), rng)
 
-    def turns_of_length(self, task: str, least: int, most: int, rng: Keyed) -> list[Turn]:
+    def short_turns(self, task: str, rng: Keyed) -> list[Turn]:
+        """Return the first 2 to 5 facts of a story, with their questions and without noise.
+
+        Raises:
+            DataError: no story of the recipe's forms has a question so early.
+        """
+        for _ in range(_TRIES):
+            story = self._story(task, rng).beginning(2 + rng.below(_SHORT - 1)).without(())
+            if story.items:
+                return self._hidden(story, 0, rng)
+        raise DataError(f"--lengths: {SHORT} has no story of {task}; use --form dense, or leave this length out")
+
+    def turns_of_length(self, task: str, least: int, most: int, longest: int, rng: Keyed) -> list[Turn]:
         """Return an exercise with as much noise as a sample of `least` … `most` tokens has in the evaluation.
 
-        A story's earlier questions and answers count like facts. A story that is too long for `most` ends with the last
-        question that fits. most 0: the whole story without noise.
+        A story's earlier questions and answers count like facts. Stories are whole, because their last questions are
+        the hardest: one that is too long for `most` tokens is left out. most 0: a story without noise, which is not too
+        long for `longest` tokens (0: of any length).
 
         Raises:
             DataError: no story fits.
         """
-        if most == 0:
-            return self._hidden(self._story(task, rng), 0, rng)
-        tokens = context_tokens(least + rng.below(most - least + 1))
+        tokens, limit = context_tokens(least + rng.below(most - least + 1)), context_tokens(most or longest)
         for _ in range(_TRIES):
-            story, size = self._shortened(self._story(task, rng), context_tokens(most))
-            if story.items:
+            story = self._story(task, rng)
+            size = self._size(story)
+            if size <= limit or not limit:
                 return self._hidden(story, tokens - size, rng)
-        raise DataError(f"--lengths: no story of {task} fits into {most} tokens; leave the shortest lengths out")
+        raise DataError(
+            f"--lengths: no story of {task} fits into {most or longest} tokens; leave the shortest lengths out"
+        )
 
-    def _shortened(self, story: Story, tokens: int) -> tuple[Story, int]:
-        """Return the story up to the last question with at most `tokens` tokens before it, and the number of these."""
+    def _size(self, story: Story) -> int:
+        """Return the number of a story's tokens before its last question."""
         turns = turns_of(story, (), [0] * (len(story.items) - 1))
         _, answers = self.encoder.exercise(turns)
-        ends = [place for place, item in enumerate(story.items, start=1) if not isinstance(item, str)]
-        for turn, (begin, _), end in zip(reversed(turns), reversed(answers), reversed(ends), strict=True):
-            size = begin - 1 - len(self.encoder.alone(f"\n{turn.question}\n"))
-            if size <= tokens:
-                return Story(story.items[:end]), size
-        return Story(()), 0
+        return answers[-1][0] - 1 - len(self.encoder.alone(f"\n{turns[-1].question}\n"))
 
     def _hidden(self, story: Story, tokens: int, rng: Keyed) -> list[Turn]:
         """Return the story's turns with book sentences of `tokens` tokens, all before the last question."""
@@ -123,23 +132,24 @@ class ExerciseMaker:
 
     def _story(self, task: str, rng: Keyed) -> Story:
         """Return a story with at least one question."""
-        story = Story(())
-        while not story.items:  # all questions of a story may be held out
+        for _ in range(_TRIES):  # all questions of a story may be held out
             story = self._tried(task, drawn(self.recipe.forms, rng), rng)
-        return story
+            if story.items:
+                return story
+        raise DataError(
+            f"--babi: the test and valid files of {task} have all questions of its stories; use other files"
+        )
 
     def _tried(self, task: str, form: Form, rng: Keyed) -> Story:
-        recipe, held_out = self.recipe, self.material.held_out
+        recipe, held_out, draws = self.recipe, self.material.held_out, random.Random(rng.below(1 << 53))
         own = None if recipe.simulated and rng.share() < recipe.simulated else self.material.story(task, rng)
+        if own is not None and recipe.permute:
+            own = permuted(own, task, draws)
         if form == "dense":
-            if own is None:
-                return simulated(task, rng, held_out, recipe.asked)
-            if recipe.permute:
-                own = permuted(own, task, rng)
-            return asked_densely(own.facts, task, rng, held_out, False, recipe.asked)
-        story = story_of(tell_story(task, rng)) if own is None else own
-        if recipe.permute and own is not None:
-            story = permuted(story, task, rng)
+            facts = simulated_facts(task, draws) if own is None else own.facts
+            story = asked_densely(facts, task, draws, held_out, recipe.asked)
+        else:
+            story = story_of(tell_story(task, rng)) if own is None else own
         story = story.without(held_out, own is None)
         return single(story, rng) if form == "single" and story.questions else story
 
@@ -170,5 +180,5 @@ class Places:
 def open_maker(places: Places, recipe: Recipe) -> ExerciseMaker:
     """Return a process's exercise maker, which is opened once. Raises `DataError` when a file is missing."""
     background = None if places.books is None else open_background(places.books)
-    material = load_material(places.babi, list(recipe.tasks))
+    material = load_material(places.babi, recipe.tasks)
     return ExerciseMaker(recipe, material, SentenceEncoder(load_tokenizer(places.tokenizer)), background)

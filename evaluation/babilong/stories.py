@@ -1,5 +1,6 @@
 """Whole stories: facts and questions in order."""
 
+import random
 import re
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,7 @@ from evaluation.babilong.facts import Question
 from evaluation.babilong.randomness import Keyed
 from evaluation.babilong.simulator import HELD_OUT, SCRIPTS
 from evaluation.babilong.tasks import OBJECTS
-from evaluation.babilong.world import DROPS, GIVES, MOVES, TAKES
 
-_VERBS = re.compile(rf"\b(?:{'|'.join((*MOVES, *TAKES, *DROPS, *GIVES))})\b(?= the )")
 _WORD = re.compile(r"[A-Za-z]+")
 
 
@@ -48,17 +47,21 @@ class Story:
 
         held_out: also leave out those that the simulator keeps for evaluation.
         """
-        asked = {question.identity for question in self.questions}
-        gone = {identity for identity in asked if identity in unwanted or (held_out and identity % HELD_OUT == 0)}
-        if not gone:
-            return self
         kept, questions = list[str | Asked](), iter(self.questions)
         for item in self.items:
-            if isinstance(item, str) or next(questions).identity not in gone:
-                kept.append(item)
+            if not isinstance(item, str):
+                identity = next(questions).identity
+                if identity in unwanted or (held_out and identity % HELD_OUT == 0):
+                    continue
+            kept.append(item)
         while kept and isinstance(kept[-1], str):
             kept.pop()
         return Story(tuple(kept))
+
+    def beginning(self, facts: int) -> "Story":
+        """Return the first `facts` facts, with the questions that are asked before the next one."""
+        places = [place for place, item in enumerate(self.items) if isinstance(item, str)]
+        return Story(self.items[: places[facts]]) if facts < len(places) else self
 
 
 def story_of(questions: Sequence[Question]) -> Story:
@@ -83,35 +86,25 @@ def stories_of(questions: Iterable[Question]) -> list[Story]:
 
 
 def _goes_on(earlier: Question, later: Question) -> bool:
-    return len(later.facts) > len(earlier.facts) and later.facts[: len(earlier.facts)] == earlier.facts
+    return later.facts[: len(earlier.facts)] == earlier.facts
 
 
-def permuted(story: Story, task: str, rng: Keyed, verbs: bool = True) -> Story:
-    """Return the story with people, rooms and objects of the task's world permuted, each kind among itself.
+def permuted(story: Story, task: str, rng: random.Random) -> Story:
+    """Return the story with people, objects and rooms of the task's world permuted, each kind among itself.
 
     Questions and answers are permuted too, so that the answers stay right.
-    verbs: draw every fact's verb among those of equal meaning ("took", "grabbed", …).
     """
     exchanged = dict[str, str]()
     world = SCRIPTS.get(task, SCRIPTS["qa1"])  # qa4 has only rooms, those of qa1
-    for names in (world.people, world.rooms, OBJECTS):
-        exchanged |= {name: names[place] for name, place in zip(names, rng.order(len(names)), strict=True)}
-    items = list[str | Asked]()
-    for item in story.items:
-        if isinstance(item, str):
-            fact = _exchange(item, exchanged)
-            items.append(_VERBS.sub(lambda verb: rng.choice(_meaning(verb[0])), fact) if verbs else fact)
-        else:
-            items.append(Asked(_exchange(item.question, exchanged), _exchange(item.answer, exchanged)))
-    return Story(tuple(items))
+    for names in (world.people, OBJECTS, world.rooms):
+        exchanged |= zip(names, rng.sample(names, len(names)), strict=True)
 
+    def exchange(text: str) -> str:
+        return _WORD.sub(lambda word: exchanged.get(word[0], word[0]), text)
 
-def _exchange(text: str, exchanged: dict[str, str]) -> str:
-    return _WORD.sub(lambda word: exchanged.get(word[0], word[0]), text)
-
-
-def _meaning(verb: str) -> tuple[str, ...]:
-    return next(verbs for verbs in (MOVES, TAKES, DROPS, GIVES) if verb in verbs)
+    return Story(
+        tuple(exchange(item) if isinstance(item, str) else Asked(*map(exchange, item)) for item in story.items)
+    )
 
 
 def single(story: Story, rng: Keyed) -> Story:

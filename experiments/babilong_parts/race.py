@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
+from evaluation.babilong.dense import TASKS
 from experiments.babilong_parts.folder import Log
 from experiments.babilong_parts.kinds import Kind, Shape, model_config
 from experiments.babilong_parts.measuring import Asked, right_answers
 from experiments.babilong_parts.rows import Feed, Stage
-from experiments.babilong_parts.stories import TASKS
 from experiments.babilong_parts.training import Learner, Recipe
 from model import ModelConfig, build_model
 from model.cost import count_parameters

@@ -7,18 +7,21 @@ was stopped goes on with the rows it would have had.
 import random
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 
 import numpy as np
 
 from data_prep import Tokenizer, load_tokenizer
 from evaluation.babilong.background import Background, open_background
+from evaluation.babilong.dense import TASKS, asked_densely, simulated_facts
+from evaluation.babilong.encoding import SentenceEncoder
+from evaluation.babilong.material import Material, load_material
 from evaluation.babilong.randomness import Keyed
-from experiments.babilong_parts.stories import Material, Turn, load_material, story
+from evaluation.babilong.recipe import Places
+from evaluation.babilong.stories import Story, permuted
 from experiments.babilong_parts.training import Rows
 from experiments.babilong_parts.workers import begin
 
@@ -32,7 +35,7 @@ Exercise = tuple[list[int], list[bool]]  # ids, and which of them are answers'
 class Stage:
     """A part of the curriculum.
 
-    tasks: each with its share of the tokens of facts and questions (a story of qa4 is a fifth as long as one of qa3).
+    tasks: each with its share of the tokens of facts and questions (a story of qa3 is 20 times as long as one of qa4).
     noise: book tokens among a story's facts, as (share of the stories, most tokens); what is left of the shares is
     without.  facts: most facts of a story, which is cut after 2 to so many; None: stories are whole.
     """
@@ -44,43 +47,16 @@ class Stage:
     facts: int | None = None
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where the material is. books: those to train on."""
-
-    babi: Path
-    books: tuple[str, ...]
-    tokenizer: Path
-
-
 class Writer:
-    """Stories as token ids; every sentence is encoded once."""
+    """Stories as token ids."""
 
     def __init__(self, tokenizer: Tokenizer, background: Background | None) -> None:
-        self.tokenizer, self.background = tokenizer, background
-        self._known: dict[str, list[int]] = {}
+        self.tokenizer, self.background, self._encoder = tokenizer, background, SentenceEncoder(tokenizer)
         self._anchor = tokenizer.encode("a")
-        self._noise: list[list[int]] = []
-
-    def fact(self, sentence: str) -> list[int]:
-        """A sentence of the text, as it is encoded after another."""
-        return self._after(f" {sentence}")
-
-    def question(self, question: str) -> list[int]:
-        """A question on a line of its own, up to where its answer begins."""
-        return self._after(f"\n{question}\n")
 
     def answer(self, answer: str) -> list[int]:
         """An answer and what ends it."""
-        return [*self._after("\n" + answer)[len(self._after("\n")) :], self.tokenizer.eos_id]
-
-    def _after(self, text: str) -> list[int]:
-        """Ids of `text` where it stands after other text."""
-        if text not in self._known:
-            ids = self.tokenizer.encode("a" + text)
-            assert ids[: len(self._anchor)] == self._anchor, f"{text!r} is joined with what stands before it"
-            self._known[text] = ids[len(self._anchor) :]
-        return self._known[text]
+        return [*self._encoder.alone(answer), self.tokenizer.eos_id]
 
     def _first(self, ids: list[int]) -> list[int]:
         """A sentence at the beginning of a text: without the space before it."""
@@ -102,20 +78,22 @@ class Writer:
                 break
         return found
 
-    def story(self, turns: Sequence[Turn], noise: list[list[int]], rng: random.Random) -> tuple[list[int], list[bool]]:
+    def story(self, story: Story, noise: list[list[int]], rng: random.Random) -> Exercise:
         """bos and a story -> ids, and which of them are answers' (with their ends)."""
-        gaps = sorted(rng.randrange(len(noise) + 1) for _ in turns)
+        gaps = iter(sorted(rng.randrange(len(noise) + 1) for _ in story.facts))
         ids, answers, used = [self.tokenizer.bos_id], [False], 0
-        for turn, gap in zip(turns, gaps, strict=True):
-            for part in (*noise[used:gap], self.fact(turn.fact)):
-                part = self._first(part) if len(ids) == 1 else part
-                ids += part
-                answers += [False] * len(part)
-            used = max(used, gap)
-            for question, answer in turn.asked:
-                before, after = self.question(question), self.answer(answer)
-                ids += before + after
-                answers += [False] * len(before) + [True] * len(after)
+        for item in story.items:
+            if isinstance(item, str):
+                gap = next(gaps)
+                for part in (*noise[used:gap], self._encoder.after(f" {item}").tolist()):
+                    ids += self._first(part) if len(ids) == 1 else part
+                used = gap
+                answers += [False] * (len(ids) - len(answers))
+            else:
+                ids += self._encoder.after(f"\n{item.question}\n")
+                answers += [False] * (len(ids) - len(answers))
+                ids += self.answer(item.answer)
+                answers += [True] * (len(ids) - len(answers))
         return ids, answers
 
 
@@ -146,13 +124,22 @@ def _stories(writer: Writer, material: Material, stage: Stage, rng: random.Rando
     made = dict.fromkeys(dict(stage.tasks), 0.0)  # such tokens of each task so far, over its share
     while True:
         task = min(made, key=lambda name: (made[name], rng.random()))
-        turns = story(task, material, rng, stage.simulated)
+        story = _story(task, material, rng, stage.simulated)
         if stage.facts is not None:
-            turns = turns[: rng.randint(2, stage.facts)]
-        alone = len(writer.story(turns, [], rng)[0])
+            story = story.beginning(rng.randint(2, stage.facts))
+        alone = len(writer.story(story, [], rng)[0])
         noise = writer.noise(min(_noise_tokens(stage, rng), longest - alone), rng)
         made[task] += min(alone, longest) / dict(stage.tasks)[task]
-        yield writer.story(turns, noise, rng)
+        yield writer.story(story, noise, rng)
+
+
+def _story(task: str, material: Material, rng: random.Random, simulated: float) -> Story:
+    """A dense story; a share `simulated` of them the simulator's, the others' facts bAbI's with names exchanged."""
+    if rng.random() < simulated:
+        facts = simulated_facts(task, rng)
+    else:
+        facts = permuted(rng.choice(material.stories[task]), task, rng).facts
+    return asked_densely(facts, task, rng, material.held_out)
 
 
 def _next(waiting: list[Exercise], stories: Iterator[Exercise], room: int) -> Exercise:
@@ -187,7 +174,7 @@ _worker: dict[str, tuple[Writer, Material]] = {}  # what a worker process has re
 def _begin(places: Places) -> None:
     begin(5)
     background = open_background(list(places.books)) if places.books else None
-    _worker["it"] = Writer(load_tokenizer(places.tokenizer), background), load_material(places.babi)
+    _worker["it"] = Writer(load_tokenizer(places.tokenizer), background), load_material(places.babi, TASKS)
 
 
 def _make(path: str, stage: Stage, key: tuple[int, int], batch: int, length: int) -> str:

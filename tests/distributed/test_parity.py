@@ -4,7 +4,7 @@ import pytest
 
 from tests.distributed.parity_case import MEMORIES, STEPS, assert_same, one_rank, one_rank_with
 from tests.distributed.spawn import run_ranks
-from tests.distributed.training_case import tiny_config, train
+from tests.distributed.training_case import tiny_config, train, train_compiled
 from training.errors import ConfigError
 
 TOPOLOGIES = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (1, 2, 2)]  # tensor, pipeline, data
@@ -70,5 +70,5 @@ def test_a_phase_without_memory_holds_nothing_of_it() -> None:
 def test_compiled_layers_change_nothing(memory: str, pipeline: int) -> None:
     model = {} if memory == "lm2" else MEMORIES[memory]
     config = tiny_config(**model, parallel={"pipeline": pipeline}, training__compile="on")
-    for found in run_ranks(train, pipeline, config, 1, STEPS):
+    for found in run_ranks(train_compiled, pipeline, config, 1, STEPS):
         assert_same(found, one_rank(1, False) if memory == "lm2" else one_rank_with(memory))

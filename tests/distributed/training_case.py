@@ -1,6 +1,7 @@
 """What the ranks of the distributed tests run: a few steps of a tiny model on fixed random tokens."""
 
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,13 @@ def train(config: RunConfig, phase_index: int, steps: int) -> dict[str, Any]:
         "weights": whole_weights(engine, topology),
         "counts": engine.counts(),
     }
+
+
+def train_compiled(config: RunConfig, phase_index: int, steps: int) -> dict[str, Any]:
+    """`train` with graphs that are made and differentiated as always, and run by torch instead of being lowered to C++,
+    which takes a minute: tests/unit/model/test_compiled.py does that."""
+    torch.compile = partial(torch.compile, backend="aot_eager")  # type: ignore[assignment]  # a rank's process ends here
+    return train(config, phase_index, steps)
 
 
 def switch(first: RunConfig, second: RunConfig, folder: str, steps: int) -> dict[str, Any]:

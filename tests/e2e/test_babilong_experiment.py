@@ -9,11 +9,11 @@ from pydoc_data.topics import topics
 
 import pytest
 
+from evaluation.babilong.dense import TASKS
 from evaluation.babilong.randomness import Keyed
 from evaluation.babilong.simulator import tell_story
 from evaluation.babilong.stories import story_of
 from experiments.babilong import parse_arguments
-from experiments.babilong_parts.stories import TASKS
 from tests.unit.evaluation.babilong_material import as_babi
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -352,7 +352,7 @@ def test_exercises_are_longer_from_length_to_length(tmp_path: Path, sentencepiec
     for number in range(2):
         (tmp_path / f"{number}.txt").write_text(books().text(number))
     places = Places(sentencepiece.path, None, (str(tmp_path),))
-    recipe = Recipe({"qa1": 1, "qa6": 1}, {"single": 1}, simulated=1)
+    recipe = Recipe(("qa1", "qa6"), {"single": 1}, simulated=1)
     written = write_exercises(places, recipe, tmp_path, ["0k", "1k", "2k"], 30)
     assert written == {f"{length}/{task}.jsonl": 30 for task in ("qa1", "qa6") for length in ("0k", "1k", "2k")}
     rows = {name: [json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in written}

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from evaluation.babilong.dense import TASKS
 from evaluation.intervals import wilson
-from experiments.babilong_parts.stories import TASKS
 from experiments.babilong_report import best, mean, print_table
 
 
