@@ -44,7 +44,7 @@ def gradients(net: LanguageModel, ids: Tensor, documents: Tensor) -> tuple[Tenso
     return logits.detach(), {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
 
 
-# of two kinds the graphs of a second span are made and differentiated, but not lowered to C++, which takes half a minute
+# Of two kinds the graphs of a second span are made and differentiated, but not lowered to C++, which takes longest.
 @pytest.mark.parametrize(
     ("kind", "span", "backend"),
     [
