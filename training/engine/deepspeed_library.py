@@ -10,7 +10,7 @@ import torch
 from model.library_imports import without_compiler, without_module
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-# The autotuner would import MLflow, and the optimizer Muon the compiler: two seconds for every rank. Neither is used.
+# The autotuner would import MLflow, and the optimizer Muon the compiler: three seconds for every rank. Neither is used.
 with without_module("mlflow"), without_compiler(), contextlib.redirect_stdout(io.StringIO()):  # it prints a banner
     import deepspeed
     from deepspeed.ops import __compatible_ops__
