@@ -189,6 +189,7 @@ def exit_code(
 def run(main: Callable[..., int], *arguments: list[str]) -> int:
     """Call `main` and return its exit code; 130 after Ctrl-C, 141 when the reader of its output is gone.
 
+    When the end of the output cannot be written, 0 becomes 1.
     Characters that the console's encoding lacks are written as escapes. A closed standard stream is opened to
     /dev/null, because the next file that is opened would otherwise take its number and get what libraries print.
     """
@@ -203,12 +204,29 @@ def run(main: Callable[..., int], *arguments: list[str]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = main(*arguments)
-        sys.stdout.flush()
+        code = _written(main(*arguments))
     except KeyboardInterrupt:
         say_error("interrupted")
         code = EXIT_INTERRUPTED
     except BrokenPipeError:
         code = EXIT_PIPE_ENDED
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python's last flush would fail and print an error
+        _drop_output()
     return code
+
+
+def _written(code: int) -> int:
+    """Return `code`, or 1 instead of 0 when the last of the output cannot be written, for example to a full disk."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        say_error(f"standard output: {error.strerror}; its end is lost, all else is done")
+        code = code or 1
+        _drop_output()
+    return code
+
+
+def _drop_output() -> None:
+    """Send what is left of standard output nowhere: Python's own last flush would fail and print a traceback."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

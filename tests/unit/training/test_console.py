@@ -170,8 +170,9 @@ def test_characters_that_a_console_lacks_are_escapes(terminal: bool, monkeypatch
     assert "run n\\xe4me \\u2013 \\u03b2" in text and "ph\\xe4se" in text
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("how", ["| head -n 1", ">&-", ">&- 2>&-", ">/dev/full"])
-def test_a_command_survives_its_console(how: str, tmp_path: Path) -> None:
+def test_a_command_survives_its_console(how: str, unbuffered: str, tmp_path: Path) -> None:
     """Through a shell, as people start it: its own end must not fail on the console either."""
     script = tmp_path / "run.py"
     script.write_text(
@@ -183,12 +184,25 @@ def test_a_command_survives_its_console(how: str, tmp_path: Path) -> None:
         "sys.exit(run(main))\n"
     )
     command = f"set -o pipefail; '{sys.executable}' '{script}' '{tmp_path}/done' {how}"
-    environment = dict(os.environ) | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    environment = dict(os.environ) | {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONIOENCODING": "ascii",
+        "PYTHONUNBUFFERED": unbuffered,
+    }
     done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
     assert (tmp_path / "done").read_text() == "done", done.stderr
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
-    if how != ">/dev/full":
-        assert done.returncode == 75, done.stderr
+    assert done.returncode == 75, done.stderr
+
+
+def test_a_result_that_cannot_be_written_is_no_success(tmp_path: Path) -> None:
+    program = "import sys; from launchers._cli import run; sys.exit(run(lambda: print('a result') or 0))"
+    environment = dict(os.environ) | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output: No space left on device; its end is lost, all else is done\n"
 
 
 SPEAK = """
