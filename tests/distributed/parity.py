@@ -9,6 +9,7 @@ gradient norms, every updated weight and the greedily generated text.  fp32, glo
 """
 
 import argparse
+import hashlib
 import json
 import math
 import platform
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ from training.errors import ConfigError
 WARMUP, STEPS, RATE = 3, 10, 3e-3
 TOLERANCE = {"loss": 1e-5, "grad_norm": 1e-5, "weights": 1e-4}  # relative, relative, absolute
 TEXT = 16  # tokens generated
+FOLDERS = ("model", "training", "tests/distributed")
 FAILED = {
     "loss": math.inf,
     "grad_norm": math.inf,
@@ -244,21 +247,28 @@ def table(results: dict[Cell, dict[str, float]]) -> Table:
     return out
 
 
+@cache
 def code() -> str:
-    """The commit that is measured, with a mark where files of it were edited."""
-    return subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    """What is measured: git's ids of the folders with the code when the matrix began, and which files were edited."""
+
+    def answer(*command: str) -> str:
+        return subprocess.run(["git", *command], capture_output=True, text=True, check=True).stdout
+
+    ids = answer("rev-parse", *(f"HEAD:{folder}" for folder in FOLDERS))
+    edited = answer("status", "--porcelain", "--", *FOLDERS)
+    return hashlib.sha256((ids + edited).encode()).hexdigest()[:12] + (" edited" if edited else "")
 
 
 def measured(path: Path) -> dict[str, dict[str, float]]:
-    """Cells that an earlier run of the same commit left in `path`, by name."""
+    """Cells that an earlier run of the same code left in `path`, by name."""
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    same = record.get("commit") == code() and record.get("torch") == torch.__version__
+    same = record.get("code") == code() and record.get("torch") == torch.__version__
     return {cell.pop("cell"): cell for cell in record["cells"]} if same else {}
 
 
 def save(results: dict[Cell, dict[str, float]], path: Path) -> None:
     """What was measured so far."""
-    record = {"commit": code(), "torch": torch.__version__, "machine": platform.machine(), "tolerance": TOLERANCE}
+    record = {"code": code(), "torch": torch.__version__, "machine": platform.machine(), "tolerance": TOLERANCE}
     path.parent.mkdir(parents=True, exist_ok=True)
     differences = [{"cell": str(cell), **difference} for cell, difference in results.items()]
     write_text(path, json.dumps(record | {"cells": differences}, indent=0) + "\n")
