@@ -66,9 +66,16 @@ def test_a_phase_without_memory_holds_nothing_of_it() -> None:
     assert not [name for name in one_rank(0, False)["weights"] if ".memory." in name]
 
 
-@pytest.mark.parametrize("memory, pipeline", [("lm2", 2), pytest.param("delta", 1, marks=pytest.mark.slow)])
-def test_compiled_layers_change_nothing(memory: str, pipeline: int) -> None:
+@pytest.mark.parametrize(
+    "memory, pipeline, backend",
+    [
+        ("lm2", 2, "aot_eager"),
+        pytest.param("lm2", 2, "inductor", marks=pytest.mark.slow),
+        pytest.param("delta", 1, "inductor", marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_layers_change_nothing(memory: str, pipeline: int, backend: str) -> None:
     model = {} if memory == "lm2" else MEMORIES[memory]
     config = tiny_config(**model, parallel={"pipeline": pipeline}, training__compile="on")
-    for found in run_ranks(train_compiled, pipeline, config, 1, STEPS):
+    for found in run_ranks(train_compiled, pipeline, config, 1, STEPS, backend):
         assert_same(found, one_rank(1, False) if memory == "lm2" else one_rank_with(memory))

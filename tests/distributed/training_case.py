@@ -140,10 +140,10 @@ def train(config: RunConfig, phase_index: int, steps: int) -> dict[str, Any]:
     }
 
 
-def train_compiled(config: RunConfig, phase_index: int, steps: int) -> dict[str, Any]:
-    """`train` with graphs that are made and differentiated as always, and run by torch instead of being lowered to C++,
-    which takes a minute: tests/unit/model/test_compiled.py does that."""
-    torch.compile = partial(torch.compile, backend="aot_eager")  # type: ignore[assignment]  # a rank's process ends here
+def train_compiled(config: RunConfig, phase_index: int, steps: int, backend: str) -> dict[str, Any]:
+    """`train` with a backend of torch.compile: "inductor" lowers the graphs to C++, which takes a minute; "aot_eager"
+    makes and differentiates the same graphs, and leaves their operations to torch."""
+    torch.compile = partial(torch.compile, backend=backend)  # type: ignore[assignment]  # in this rank's process only
     return train(config, phase_index, steps)
 
 
