@@ -23,7 +23,10 @@ def without_compiler() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_module(name: str) -> Iterator[None]:
-    """A library finds no module `name`, which it can do without; nothing changes if that is imported already."""
+    """A library that is imported meanwhile does not find the module `name`, unless that module is imported already.
+
+    Only for a module that the library can do without.
+    """
     if name in sys.modules:
         yield
         return

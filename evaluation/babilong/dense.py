@@ -36,7 +36,7 @@ def simulated_facts(task: str, rng: random.Random) -> tuple[str, ...]:
 def asked_densely(
     facts: Sequence[str], task: str, rng: random.Random, unwanted: Container[int] = (), share: float = ASKED
 ) -> Story:
-    """Return all facts, with a question after a share of them; of qa4's with `RELATIONS` questions at the end.
+    """Return a story of all facts, with a question after a share of them; in qa4 `RELATIONS` questions follow the last.
 
     unwanted: identities of questions that are left out.
     """

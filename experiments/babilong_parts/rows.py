@@ -79,7 +79,7 @@ class Writer:
         return found
 
     def story(self, story: Story, noise: list[list[int]], rng: random.Random) -> Exercise:
-        """bos and a story -> ids, and which of them are answers' (with their ends)."""
+        """The ids of bos and a story, and which of them belong to answers, with the token that ends an answer."""
         gaps = iter(sorted(rng.randrange(len(noise) + 1) for _ in story.facts))
         ids, answers, used = [self.tokenizer.bos_id], [False], 0
         for item in story.items:
