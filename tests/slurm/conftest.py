@@ -92,8 +92,18 @@ class Site:
 
         until(past, 240, f"step {step} of {name}")
 
+    def restarts(self, job: str) -> int:
+        """How often Slurm requeued the job."""
+        return int(self.box.job(job).get("Restarts", 0))
+
     def until_restarts(self, job: str, count: int) -> None:
-        until(lambda: self.box.job(job).get("Restarts") == str(count), 60, f"restart {count} of job {job}")
+        """The job was requeued `count` times or more: a node that comes back can cost another start."""
+        try:
+            until(lambda: self.restarts(job) >= count, 120, f"restart {count} of job {job}")
+        except TimeoutError as error:
+            logs = sorted(self.folder.glob(f"runs/*/log/slurm-{job}*.out"))
+            printed = "".join(path.read_text() for path in logs)[-4000:]
+            raise TimeoutError(f"{error}: {self.box.job(job)}\n{printed}") from error
 
     def end(self, job: str, seconds: float = 240) -> str:
         """Wait for the job's end; how it ended, such as COMPLETED."""

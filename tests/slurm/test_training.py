@@ -82,15 +82,16 @@ def test_every_interruption_is_survived_in_one_run(
     box.start_node("n2")
 
     site.until_step(name, 85, job)
+    before = site.restarts(job)
     box.ask("scontrol", "requeue", job)
-    site.until_restarts(job, 4)
+    site.until_restarts(job, before + 1)
 
     assert site.end(job) == "COMPLETED", site.output(name)
     assert reproducible(site.run(name)) == reproducible(uninterrupted)
     (tracked,) = server.runs(name)
     assert tracked["info"]["status"] == "FINISHED"
     tags = {tag["key"]: tag["value"] for tag in tracked["data"]["tags"]}
-    assert tags["restarts"] == "4"
+    assert 4 <= int(tags["restarts"]) <= site.restarts(job)
     curve = server.history(tracked["info"]["run_id"], "train/loss")
     assert {int(point["step"]): point["value"] for point in curve} == losses(uninterrupted)
     assert len(curve) == STEPS
