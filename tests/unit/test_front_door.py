@@ -24,10 +24,14 @@ PAGES += [*DOCS, ROOT / "examples" / "README.md"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def fenced(text: str) -> list[tuple[str, str]]:
+    """Language ("" where none is named) and content of every fenced block."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
 def code_blocks(text: str, language: str = "") -> list[str]:
     """Contents of the fenced blocks of a language; "" for those that name none."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    return [block for name, block in found if name == language]
+    return [block for name, block in fenced(text) if name == language]
 
 
 def commands(path: Path) -> Iterator[list[str]]:
