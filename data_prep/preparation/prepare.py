@@ -139,6 +139,11 @@ class Preparation:
         """Makes the folder from the finished tasks, and prints a summary."""
         manifest = merge(self.config, self.work, plan, self.folder, self.console)
         print_summary(self.console, manifest, self.folder)
+        if self.config.valid_fraction and not any(shard.split == "valid" for shard in manifest.shards):
+            self.console.print(
+                f"no document was held out: raise data.prepare.valid_fraction above {self.config.valid_fraction:g} and "
+                "prepare again, or set it to 0 to train without evaluation"
+            )
         return manifest
 
     def drop_if_nothing_is_done(self) -> None:

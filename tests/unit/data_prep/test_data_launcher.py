@@ -36,6 +36,17 @@ def test_prepare_then_verify_then_damage(tmp_path: Path, capsys: pytest.CaptureF
         run(data, verify=True)
 
 
+def test_a_corpus_of_which_nothing_is_held_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one.txt").write_text("A book. " * 2000)
+    source = SourceConfig(kind="text", path=tmp_path / "one.txt")
+    for fraction in (1e-6, 0.0):
+        tokenizer = TokenizerConfig(vocab_size=270, train_bytes=50_000)
+        settings = PrepareConfig(sources=[source], tokenizer=tokenizer, valid_fraction=fraction, workers=1)
+        run(DataConfig(path=tmp_path / f"data-{fraction}", sequence_length=8, prepare=settings), verify=False)
+        words = " ".join(capsys.readouterr().out.split())
+        assert ("raise data.prepare.valid_fraction above 1e-06" in words) == (fraction > 0)
+
+
 def test_config_without_a_prepare_section(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.prepare is missing"):
         run(DataConfig(path=tmp_path, sequence_length=8), verify=False)
