@@ -37,9 +37,9 @@ quickstart-short:
 	@$(MAKE) --no-print-directory quickstart OVERRIDES="$(SHORT)"
 
 # files are shared out to one process a core, the longest first (tests/conftest.py); a core computes one test at a time
-# more workers than cores: a test that starts ranks or commands waits for them
+# one worker more than two cores: a test that starts ranks or commands waits for them
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # the whole matrix of topologies against one rank: 486 cells, some seconds each on 2 cores
 parity: $(READY)

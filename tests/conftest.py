@@ -1,5 +1,6 @@
 """What several test folders share."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+gc.disable()  # until all tests are imported: nothing of what is made meanwhile can be collected
 TOKENIZER_PIECES = 512
 # The files that take longest, by CPU time: begun first, so that no worker is left with one of them at the end.
 LONGEST = (
@@ -39,6 +41,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first; within a file the order stays."""
     places = {Path(__file__).parent / f"{name}.py": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.freeze()  # later collections pass over the imported modules
 
 
 @pytest.fixture(scope="session")
