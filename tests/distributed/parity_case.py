@@ -8,7 +8,7 @@ import pytest
 from tests.distributed.spawn import run_ranks
 from tests.distributed.training_case import tiny_config, train
 
-STEPS = 4
+STEPS = 3
 MEMORIES: dict[str, dict[str, Any]] = {
     "delta": {"model__memory": {"kind": "delta", "heads": 2}},
     "lm2-depth": {"model__memory": {"kind": "lm2", "flow": "depth", "heads": 2}},
