@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.explicit.attend import Extra
-from model.parallel import ColumnParallel, RowParallel
+from model.parallel import InterleavedColumnParallel, RowParallel
 from model.parallel_context import ParallelContext
 from model.rope import rotate
 from model.sdpa import sdpa, varlen
@@ -21,9 +21,8 @@ class Attention(nn.Module):
         self.config, self.parallel, tp = config, parallel, parallel.tensor
         self.group = config.num_heads // config.num_kv_heads  # query heads per key/value head
         # rows are ordered [Hkv, group + 2, d], so that splitting dim 0 splits by key/value heads
-        self.qkv = ColumnParallel(
-            config.hidden_size, (config.num_heads + 2 * config.num_kv_heads) * config.head_width, tp
-        )
+        parts = (self.group, 1, 1)
+        self.qkv = InterleavedColumnParallel(config.hidden_size, config.num_kv_heads, parts, config.head_width, tp)
         self.out = RowParallel(config.num_heads * config.head_width, config.hidden_size, tp)
 
     def forward(self, h: Tensor, span: SegmentSpan, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,8 +49,7 @@ class Attention(nn.Module):
 
     def split(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """h [B, n, D] -> q [B, n, H, d], k and v [B, n, Hkv, d] of this rank, without rotary embedding."""
-        qkv = self.qkv(h).unflatten(-1, (-1, self.group + 2, self.config.head_width))  # [B, n, Hkv, group+2, d]
-        q, k, v = qkv.split((self.group, 1, 1), dim=3)
+        q, k, v = self.qkv(h)  # [B, n, Hkv, group or 1, d]
         return q.flatten(2, 3), k.squeeze(3), v.squeeze(3)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, span: SegmentSpan, extra: Extra | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from model.explicit.memory import Memory
 from model.explicit.reading import Reading
 from model.memory.interface import RecurrentMemory
 from model.memory.sequential import SequentialMemory
-from model.parallel import ColumnParallel, RMSNorm, RowParallel, TensorParallel, VocabParallel
+from model.parallel import InterleavedColumnParallel, RMSNorm, RowParallel, TensorParallel, VocabParallel
 from model.parallel_context import ParallelContext
 from model.segments import SegmentSpan
 from model.state import LayerState
@@ -27,12 +27,12 @@ class SwiGLU(nn.Module):
     def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
         super().__init__()
         # rows are ordered [ffn, 2] (gate, up), so that splitting dim 0 splits by neurons
-        self.gate_up = ColumnParallel(config.hidden_size, 2 * config.ffn_size, tp)
+        self.gate_up = InterleavedColumnParallel(config.hidden_size, config.ffn_size, (1, 1), 1, tp)
         self.down = RowParallel(config.ffn_size, config.hidden_size, tp)
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, L, D] -> this rank's partial [B, L, D]."""
-        gate, up = self.gate_up(h).unflatten(-1, (-1, 2)).unbind(-1)
+        gate, up = (part.flatten(-3) for part in self.gate_up(h))
         return self.down(F.silu(gate) * up)
 
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from model.linear import linear
 from model.megatron import ColumnWeight, RowWeight, TableWeight, copy_to_region, reduce_from_region
 
+_SEPARATE_ROWS = 64  # with fewer rows one product is faster
+
 
 @dataclass(frozen=True)
 class TensorParallel:
@@ -163,6 +165,30 @@ class ColumnParallel(ColumnWeight):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return linear(x, self.weight)
+
+
+class InterleavedColumnParallel(ColumnParallel):
+    """Several maps of one input in one weight, whose rows are ordered [N, sum(parts), width].
+
+    So each rank's rows are the same share of every map.  Arguments: parts: rows of each map in one of N; width: of
+    what a part counts.
+    """
+
+    def __init__(self, in_size: int, groups: int, parts: tuple[int, ...], width: int, tp: TensorParallel) -> None:
+        super().__init__(in_size, groups * sum(parts) * width, tp)
+        self.parts, self.width = parts, width
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """X [B, L, in] -> [B, L, N/tp, part, width] for each part."""
+        shape = (-1, sum(self.parts), self.width)
+        if x.device.type != "cpu" or x.shape[:-1].numel() < _SEPARATE_ROWS or torch.compiler.is_compiling():
+            return super().forward(x).unflatten(-1, shape).split(self.parts, dim=-2)
+        # On a CPU the passes over parts that lie between others cost more than products of their own
+        weights = self.weight.unflatten(0, shape).split(self.parts, dim=1)
+        return tuple(
+            linear(x, weight.flatten(0, 2).contiguous()).unflatten(-1, (-1, part, self.width))
+            for weight, part in zip(weights, self.parts, strict=True)
+        )
 
 
 class RowParallel(RowWeight):
