@@ -36,8 +36,8 @@ SHORT := run.name=quickstart-short phases.0.tokens=163840 phases.0.lr.warmup_tok
 quickstart-short:
 	@$(MAKE) --no-print-directory quickstart OVERRIDES="$(SHORT)"
 
-# files are shared out to one process a core, the longest first (tests/conftest.py); a core computes one test at a time
-# one worker more than two cores: a test that starts ranks or commands waits for them
+# three workers for two cores, because a test that starts ranks or commands waits for them; each takes whole files, the
+# longest first (tests/conftest.py)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 

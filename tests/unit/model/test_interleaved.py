@@ -1,4 +1,4 @@
-"""Maps whose rows lie between each other's in one weight: products of their own and one product are the same."""
+"""`InterleavedColumnParallel`: a product for each map and one product for all give the same values and gradients."""
 
 import pytest
 import torch
@@ -29,10 +29,10 @@ def test_separate_products_equal_one(
     with torch.no_grad():
         layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))
     layer = layer.to(dtype)
-    x = torch.randn(2, 40, 16, generator=generator).to(dtype)  # [B, L, D]
+    x = torch.randn(2, 128, 16, generator=generator).to(dtype)  # [B, L, D]
     assert x.shape[:-1].numel() >= parallel._SEPARATE_ROWS
     found, gradients = parts_of(layer, x)
-    monkeypatch.setattr(parallel, "_SEPARATE_ROWS", 1000)
+    monkeypatch.setattr(parallel, "_SEPARATE_ROWS", x.numel())
     expected, expected_gradients = parts_of(layer, x)
     atol, rtol = (1e-5, 1e-5) if dtype is torch.float32 else (0.05, 0.02)
     rows = layer.weight.detach().unflatten(0, (groups, sum(parts), width)).split(parts, dim=1)
