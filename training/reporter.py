@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from training.tracking import Tracker, facts
 from training.tracking.names import DISCARDED, PASSED_OVER, metrics_of
 
 log = logging.getLogger("memtrain")
+_DRAWING_SHARE = 0.01  # of the time: training waits while rank 0 draws
 
 
 class Reporter:
@@ -41,6 +43,7 @@ class Reporter:
         self._metrics = MetricsFile.open(self.folder / "metrics.jsonl", resume_step, self.confirm)
         self._goodput = Goodput(self.folder)
         self._console = Console(config.total_steps, config.total_tokens)
+        self._next_drawing = 0.0  # seconds of the monotonic clock
 
     def confirm(self) -> None:
         """Raise `LostLockError` when another process has taken the run over; call it before the run's files change."""
@@ -66,14 +69,15 @@ class Reporter:
             self._tracker.tags(_phase_tags(self._config, record.step - 1))
 
     def evaluation(self, record: EvalRecord) -> None:
-        """Record one evaluation, and draw the plot again."""
+        """Record one evaluation; draw the plot again, unless that was done a moment ago."""
         if not self.active:
             return
         self.confirm()
         self._metrics.write(record)
         self._console.evaluation(record)
         self._tracker.metrics(record.step, metrics_of(record.to_json()), always=True)
-        self._plot()
+        if time.monotonic() >= self._next_drawing:
+            self._plot()
 
     def rewind(self, step: int, spike: int, loss: float) -> None:
         """Remove the records of steps after `step`, to which the run went back because of a spike.
@@ -105,12 +109,14 @@ class Reporter:
 
     def _plot(self) -> None:
         """Draw loss.png; a failure to draw it is logged and does not end the run."""
-        picture = self.folder / "loss.png"
+        picture, began = self.folder / "loss.png", time.monotonic()
         try:
             plot_loss(self.folder / "metrics.jsonl", picture)
             self._tracker.artifact(picture)
         except Exception as error:  # a full disk, or anything that matplotlib and its libraries raise
             log.warning("%s cannot be drawn (%s: %s)", picture, type(error).__name__, one_line(error))
+        ended = time.monotonic()
+        self._next_drawing = ended + (ended - began) / _DRAWING_SHARE
 
     def close(self, end: facts.End, step: int) -> None:
         """Draw the plot, end the MLflow run with `end.status`, close the console.

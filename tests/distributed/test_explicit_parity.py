@@ -10,13 +10,13 @@ from model import LanguageModel, build_model
 from model.explicit import References, write
 from tests.distributed.parity_case import assert_same
 from tests.distributed.spawn import run_ranks
-from tests.distributed.training_case import SAMPLES, tiny_config, train
+from tests.distributed.training_case import MICRO_BATCHES, SAMPLES, tiny_config, train
 from training.config import RunConfig
 from training.distributed.topology import RankInfo, initialize
 from training.errors import ConfigError
 
 pytestmark = pytest.mark.memory3
-STEPS, LENGTH = 4, 256
+STEPS, LENGTH = 3, 256
 MEMORIES: dict[str, dict[str, Any]] = {"none": {"kind": "none"}, "lm2": {"kind": "lm2", "slots": 4, "heads": 2}}
 
 
@@ -52,7 +52,7 @@ TOPOLOGIES = [  # memory, tensor, pipeline, data, training
 
 @pytest.mark.parametrize("memory, tensor, pipeline, data, training", TOPOLOGIES)
 def test_explicit_memory_equals_one_rank(memory, tensor, pipeline, data, training):
-    training = {"micro_batch_size": 2} | training
+    training = {"micro_batch_size": SAMPLES // MICRO_BATCHES // data} | training
     config = config_with(memory, training=training, parallel={"tensor": tensor, "pipeline": pipeline})
     for found in run_ranks(train, tensor * pipeline * data, config, 1, STEPS):
         assert_same(found, one_rank(memory))

@@ -4,7 +4,7 @@ import pytest
 
 from tests.distributed.parity_case import MEMORIES, STEPS, assert_same, one_rank, one_rank_with
 from tests.distributed.spawn import run_ranks
-from tests.distributed.training_case import tiny_config, train, train_compiled
+from tests.distributed.training_case import micro_batches_of, tiny_config, train, train_compiled
 from training.errors import ConfigError
 
 TOPOLOGIES = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (1, 2, 2)]  # tensor, pipeline, data
@@ -13,7 +13,8 @@ TOPOLOGIES = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (1, 2, 2)]  # tensor, 
 @pytest.mark.parametrize("tensor, pipeline, data", TOPOLOGIES)
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_memory_phase_equals_one_rank(tensor: int, pipeline: int, data: int, tied: bool) -> None:
-    config = tiny_config(model__tie_embeddings=tied, parallel={"tensor": tensor, "pipeline": pipeline})
+    parallel = {"tensor": tensor, "pipeline": pipeline}
+    config = tiny_config(model__tie_embeddings=tied, parallel=parallel, **micro_batches_of(data))
     for found in run_ranks(train, tensor * pipeline * data, config, 1, STEPS):
         assert_same(found, one_rank(1, tied))
 

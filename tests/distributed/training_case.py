@@ -14,6 +14,7 @@ from training.distributed.topology import RankInfo, Topology, initialize
 from training.engine import Engine, build_engine
 
 LENGTH, SAMPLES, VOCABULARY = 32, 8, 64
+MICRO_BATCHES = 2  # a step of every data-parallel rank
 
 
 def tiny_config(**changes: Any) -> RunConfig:
@@ -36,7 +37,7 @@ def tiny_config(**changes: Any) -> RunConfig:
             {"name": name, "memory": on, "tokens": 4096, "tokens_per_step": SAMPLES * LENGTH, "lr": {"peak": 3e-3}}
             for name, on in (("warmup", False), ("memory", True))
         ],
-        "training": {"micro_batch_size": 2},
+        "training": {"micro_batch_size": SAMPLES // MICRO_BATCHES},
         "parallel": {},
     }
     for key, value in changes.items():
@@ -46,6 +47,11 @@ def tiny_config(**changes: Any) -> RunConfig:
             node = node[int(part) if isinstance(node, list) else part]
         node[last] = value
     return parse_config(raw)
+
+
+def micro_batches_of(data: int) -> dict[str, Any]:
+    """A change for `tiny_config`: as many micro-batches a step with `data` data-parallel ranks as with one."""
+    return {"training__micro_batch_size": SAMPLES // MICRO_BATCHES // data}
 
 
 def step_batch(

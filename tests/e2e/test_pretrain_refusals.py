@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from tests.e2e.commands import (
     GENERATE,
     PRETRAIN,
+    Done,
     plain,
     run,
     run_warm,
@@ -23,14 +25,15 @@ from tests.e2e.place import STEPS, Place, assert_refused
 def refuse(place: Place, words: list[str], *overrides: str, ranks: int = 1, name: str = "refused") -> None:
     """The main job refuses `overrides` on every one of `ranks` ranks; only rank 0 says why."""
     before = tree(place.folder)
-    for rank in range(ranks):
+
+    def rank_ends(rank: int) -> Done:
         launched = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)} if ranks > 1 else {}
-        done = run_warm(PRETRAIN, *place.arguments(name, *overrides), cwd=place.folder, extra=launched)
-        if rank == 0:
-            assert_refused(place, done, before, words)
-        else:
-            assert (done.code, done.out, done.err) == (2, "", "")
-            assert tree(place.folder) == before
+        return run_warm(PRETRAIN, *place.arguments(name, *overrides), cwd=place.folder, extra=launched)
+
+    with ThreadPoolExecutor(ranks) as pool:
+        first, *others = pool.map(rank_ends, range(ranks))
+    assert_refused(place, first, before, words)
+    assert [(done.code, done.out, done.err) for done in others] == [(2, "", "")] * (ranks - 1)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel
 
 from launchers._cli import command_names, config_file
+from tests.e2e.commands import run_warm
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "ARCHITECTURE.md")]
@@ -136,33 +137,31 @@ def test_pictures_are_what_their_script_draws() -> None:
 # -- examples --------------------------------------------------------------------------------------------------------
 
 
-def example(name: str, *arguments: str) -> str:
-    command = [sys.executable, str(ROOT / "examples" / name), *arguments]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=280)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def example(folder: Path, name: str, *arguments: str) -> str:
+    done = run_warm(ROOT / "examples" / name, *arguments, cwd=folder)
+    assert done.code == 0, done.err
+    return done.out
 
 
 def test_example_looks_into_a_memory(tmp_path: Path) -> None:
     from PIL import Image
 
-    said = example("look_into_memory.py", "--steps", "30", "--output", str(tmp_path / "memory.png"))
+    said = example(tmp_path, "look_into_memory.py", "--steps", "12", "--output", "memory.png")
     assert "right answers: " in said
     picture = Image.open(tmp_path / "memory.png").convert("RGB")
     assert len(set(picture.resize((60, 40)).getdata())) > 50, "a heatmap has many colours"
 
 
-def test_example_reads_with_a_state_that_does_not_grow() -> None:
-    said = example("million_tokens.py", "--tokens", "40960")
+def test_example_reads_with_a_state_that_does_not_grow(tmp_path: Path) -> None:
+    said = example(tmp_path, "million_tokens.py", "--tokens", "40960")
     sizes = re.findall(r"^ *[\d,]+ +(\d+) KiB", said, re.MULTILINE)
     assert len(sizes) == 16
     assert len(set(sizes)) == 1
     assert "40,960" in said
 
 
-def test_example_gives_a_llama_a_memory() -> None:
-    said = example("llama_with_memory.py", "--steps", "60")
+def test_example_gives_a_llama_a_memory(tmp_path: Path) -> None:
+    said = example(tmp_path, "llama_with_memory.py", "--steps", "60")
     difference = float(re.findall(r"difference to the Llama: (\S+)", said)[0])
     before, after = (float(x) for x in re.findall(r"second segment .*: ([\d.]+)$", said, re.MULTILINE))
     assert difference < 1e-4

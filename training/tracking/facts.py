@@ -106,7 +106,8 @@ def _git(*arguments: str) -> str | None:
 
 def environment_text() -> str:
     """Return Python's version, the platform and all installed distributions, in the form of `pip freeze`."""
-    every = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    found = [distribution.metadata for distribution in importlib.metadata.distributions()]  # parses a file each time
+    every = {metadata["Name"]: metadata["Version"] for metadata in found if metadata["Name"]}
     lines = [f"# python {platform.python_version()}, {platform.platform()}"]
     lines += [f"{name}=={every[name]}" for name in sorted(every, key=str.lower)]
     return "\n".join(lines) + "\n"

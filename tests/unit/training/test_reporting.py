@@ -38,6 +38,23 @@ def test_a_picture_that_cannot_be_drawn_ends_nothing(
     assert facts.read_end(reporter.folder) == ("FAILED", "failed")
 
 
+def test_drawing_takes_a_hundredth_of_the_time(reporter: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, clock = [], [0.0]
+
+    def draw(*_: Any) -> None:
+        drawn.append(clock[0])
+        clock[0] += 0.5
+
+    monkeypatch.setattr(reporting, "plot_loss", draw)
+    monkeypatch.setattr(reporting.time, "monotonic", lambda: clock[0])
+    for now in (1.0, 2.0, 51.0, 52.0, 60.0):
+        clock[0] = now
+        reporter.evaluation(EvalRecord(1, 256, "warmup", 2.0))
+    assert drawn == [1.0, 52.0]
+    reporter.close(facts.End("FINISHED", "finished", 0), 1)
+    assert drawn == [1.0, 52.0, 60.0], "the last one shows the whole run"
+
+
 def test_a_full_disk_does_not_hide_why_a_run_ends(
     reporter: Reporter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
