@@ -76,6 +76,18 @@ def prepared_data(shared_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def empty_store(shared_folder: Path) -> Path:
+    """A database of MLflow without a run, to be copied: MLflow makes the tables of a new one by all its migrations."""
+    from mlflow import MlflowClient
+
+    path = shared_folder / "empty-mlflow.db"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(scope="session")
 def code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Transformers copies the code of exported folders here, not into the user's cache.
 

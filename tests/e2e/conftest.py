@@ -21,7 +21,7 @@ from tests.e2e.place import EVERY, LENGTH, PHASE_STEPS, SEGMENT, STEPS, TOKENS_P
 
 
 @pytest.fixture(scope="session")
-def place(prepared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+def place(prepared_data: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("pretrain")
 
     def phase(name: str, memory: bool, **lr: Any) -> dict[str, Any]:
@@ -51,6 +51,8 @@ def place(prepared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Plac
         "tracking": {"enabled": False},
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    (folder / "runs").mkdir()
+    shutil.copy(empty_store, folder / "runs" / "mlflow.db")
     return Place(folder)
 
 

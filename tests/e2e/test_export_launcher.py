@@ -1,6 +1,7 @@
 """From a run to a Hugging Face folder and back into a run, by the commands."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,11 @@ PROMPT = "def main():\n    return self.path\n"  # more than a segment
 
 
 @pytest.fixture(scope="module")
-def site(prepared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Site:
+def site(prepared_data: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Site:
     """Run `whole` has its memory trained and is recorded in MLflow; run `early` ends before the memory joins."""
     made = Site.make(tmp_path_factory.mktemp("export"), prepared_data, STEPS)
+    (made.folder / "runs").mkdir()
+    shutil.copy(empty_store, made.folder / "runs" / "mlflow.db")
     assert through(made, "whole", "tracking.enabled=true", ranks=1).codes == [0]
     assert through(made, "early", "training.stop_after_steps=4", ranks=1).codes == [75]
     return made

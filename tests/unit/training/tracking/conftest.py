@@ -1,5 +1,6 @@
 """A folder of runs, and a real MLflow server that comes and goes."""
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,20 +11,24 @@ from tests.unit.training.tracking.case import Serving
 
 
 @pytest.fixture(scope="package")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs, a space and an @ in its path; the first test that uses it makes its database."""
-    return tmp_path_factory.mktemp("tracking") / "my runs@home"
+def runs(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with their database, a space and an @ in its path."""
+    folder = tmp_path_factory.mktemp("tracking") / "my runs@home"
+    folder.mkdir()
+    shutil.copy(empty_store, folder / "mlflow.db")
+    return folder
 
 
 @pytest.fixture
 def server(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    empty_store: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Serving]]:
     """Starts a server, anew on a port that one had; what it keeps outlives it."""
     from mlflow.server import app
     from werkzeug.serving import make_server
 
     folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_store, folder / "mlflow.db")
     monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{folder}/mlflow.db")
     monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", "mlflow-artifacts:/")
     monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", str(folder / "artifacts"))
