@@ -22,8 +22,9 @@ MEMORIES: dict[str, dict[str, Any]] = {
 
 
 @lru_cache
-def one_rank(phase: int, tied: bool) -> dict[str, Any]:
-    return run_ranks(train, 1, tiny_config(model__tie_embeddings=tied), phase, STEPS)[0]
+def one_rank(phase: int, tied: bool, layers: int = 4) -> dict[str, Any]:
+    config = tiny_config(model__tie_embeddings=tied, model__num_layers=layers)
+    return run_ranks(train, 1, config, phase, STEPS)[0]
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
