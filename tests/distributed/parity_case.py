@@ -8,7 +8,7 @@ import pytest
 from tests.distributed.spawn import run_ranks
 from tests.distributed.training_case import tiny_config, train
 
-STEPS = 3
+STEPS = 2  # losses and moments after an update, weights after two; `make parity` makes ten
 MEMORIES: dict[str, dict[str, Any]] = {
     "delta": {"model__memory": {"kind": "delta", "heads": 2}},
     "lm2-depth": {"model__memory": {"kind": "lm2", "flow": "depth", "heads": 2}},
