@@ -3,6 +3,7 @@
 python experiments/memory3.py                 under an hour on 2 CPU cores
 python experiments/memory3.py --small         2 minutes, to try it: too short to learn anything
 python experiments/memory3.py --only facts    one part: facts or text
+python experiments/memory3.py --folder F      works in F; the same command again goes on where it ended
 
 facts: people who do not exist. Pages ask about them; the answers stand in references alone, so nothing but reading
     can know them. A warm-up on pages that state the facts first, then the same steps with references and without, from
@@ -39,7 +40,7 @@ SMALL = 60  # times fewer
 
 def base_settings() -> dict[str, Any]:
     settings: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "memory3_small.yaml").read_text())
-    settings["checkpoint"] = {"every_steps": 10_000, "keep_last": 1}
+    settings["checkpoint"] = {"every_steps": 50, "keep_last": 1}
     return settings
 
 
@@ -67,8 +68,11 @@ def facts(work: Path, share: int) -> None:
     runs = two_stages(settings, work, warmup, continual, mixes)
     compare(runs, "facts")
     rows = answer(runs["with"], work, load_questions(work / "corpus" / "questions.jsonl"))
-    closed, memory = share_of(rows, "closed book"), share_of(rows, "explicit memory")
-    claim("facts: answers with explicit memory over closed book", memory - closed, "> 0", memory > closed)
+    closed, told, memory = (share_of(rows, mode) for mode in ("closed book", "text in prompt", "explicit memory"))
+    claim("facts: right answers with explicit memory less twice the closed book's", memory - 2 * closed, ">= 0",
+          memory >= 2 * closed)  # fmt: skip
+    claim("facts: right answers with explicit memory less those with references as text", memory - told, "> 0",
+          memory > told)  # fmt: skip
 
 
 _PAGES = ("open", "closed")
@@ -82,7 +86,7 @@ def text(work: Path, share: int) -> None:
     questions = load_questions(Path(folder) / "nq_oracle") if folder else []
     if folder:
         passages = work / "passages"
-        passages.mkdir(parents=True)
+        passages.mkdir(parents=True, exist_ok=True)
         for number, question in enumerate(questions):
             (passages / f"{number:05d}.txt").write_text(f"{question.title}\n{question.passage}\n")
         sources = [
@@ -130,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="2 minutes, to try it")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="parts (default: all)")
-    parser.add_argument("--folder", type=Path, help="where to work and leave everything (default: temporary)")
+    parser.add_argument("--folder", type=Path, help="where to work, leave everything, and go on (default: temporary)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.folder or Path(temporary)).resolve()
