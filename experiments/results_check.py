@@ -38,7 +38,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         books, held_out = split_books(options.background)
-        entry, published = read(options.log, options.lengths)
+        entry, published = read_log(options.log, options.lengths)
     except DataError as error:
         parser.exit(2, f"{error}\n")
     net = build_model(configuration(entry, SIZES["cpu"]), seed=entry.seed)
@@ -58,7 +58,7 @@ def main() -> int:
     return min(1, outside)
 
 
-def read(path: Path, lengths: list[str]) -> tuple[Entry, dict[str, Any]]:
+def read_log(path: Path, lengths: list[str]) -> tuple[Entry, dict[str, Any]]:
     """The last entry of a log, and its line for each of `lengths`.  Raises `DataError` when one is missing."""
     if not path.is_file():
         raise DataError(f"--log: {path} does not exist; name the log.jsonl of experiments/babilong.py")
