@@ -31,11 +31,9 @@ from evaluation.babilong.templates import FINETUNED_LAYOUT, fill
 from evaluation.interpret.plots import shown
 from evaluation.interpret.reading import read
 from evaluation.interpret.retrieval import retrieved
-from experiments.babilong import SIZES, split_books, train_tokenizer
-from experiments.babilong_parts.race import configuration
-from experiments.babilong_parts.training import load_weights
-from experiments.results_check import RESULTS, read_log
-from model import LanguageModel, build_model
+from experiments.babilong import split_books, train_tokenizer
+from experiments.results_check import RESULTS, kept_model, read_log
+from model import LanguageModel
 
 BOOK, OTHER_FACT, SUPPORT, QUESTION = range(4)  # what a token belongs to
 NAMES = ("books", "other facts", "the fact that answers", "the question")
@@ -69,8 +67,7 @@ def main() -> int:
         entry, _ = read_log(options.log, [])
     except DataError as error:
         parser.exit(2, f"{error}\n")
-    net = build_model(configuration(entry, SIZES["cpu"]), seed=entry.seed)
-    load_weights(net, options.log.parent / f"{entry.name}.safetensors")
+    net = kept_model(entry, options.log)
     with tempfile.TemporaryDirectory() as folder:
         train_tokenizer(Path(folder) / "tokenizer.model", options.babi, books)
         tokenizer = load_tokenizer(Path(folder) / "tokenizer.model")

@@ -24,7 +24,7 @@ from experiments.babilong import SIZES, split_books, train_tokenizer
 from experiments.babilong_parts.race import Entry, configuration, shares
 from experiments.babilong_parts.samples import Cell, make_cells
 from experiments.babilong_parts.training import load_weights
-from model import build_model
+from model import LanguageModel, build_model
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -41,9 +41,7 @@ def main() -> int:
         entry, published = read_log(options.log, options.lengths)
     except DataError as error:
         parser.exit(2, f"{error}\n")
-    net = build_model(configuration(entry, SIZES["cpu"]), seed=entry.seed)
-    load_weights(net, options.log.parent / f"{entry.name}.safetensors")
-    outside = 0
+    net, outside = kept_model(entry, options.log), 0
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Path(folder) / "tokenizer.model"
         train_tokenizer(tokenizer, options.babi, books)
@@ -56,6 +54,13 @@ def main() -> int:
             print(f"{cell.task} {cell.length}: {found:.3f}, published {before:.3f}, interval {low:.3f} to {high:.3f}")
     print("all inside their intervals" if not outside else f"{outside} outside")
     return min(1, outside)
+
+
+def kept_model(entry: Entry, log: Path) -> LanguageModel:
+    """The model of an entry, from the weights beside its log."""
+    net = build_model(configuration(entry, SIZES["cpu"]), seed=entry.seed)
+    load_weights(net, log.parent / f"{entry.name}.safetensors")
+    return net
 
 
 def read_log(path: Path, lengths: list[str]) -> tuple[Entry, dict[str, Any]]:
