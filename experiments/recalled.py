@@ -2,8 +2,9 @@
 
     python experiments/recalled.py --babi BABI --background BOOKS
 
-Counts over questions of qa1 in 1K of book sentences: how strongly the memory writes the facts' tokens and the books',
-and where what it reads before the answer was written.  Draws one short question.  Some minutes on one core.
+It counts, over questions of qa1 in 1K tokens of books, how strongly the memory writes the tokens of facts and those of
+books, and which tokens wrote what the memory reads before the answer.  It draws one short question.
+A minute on one core.
 """
 
 import argparse
@@ -87,7 +88,7 @@ def looks(net: LanguageModel, tokenizer: Tokenizer, source: Generated) -> Iterat
 
 
 def look(net: LanguageModel, tokenizer: Tokenizer, sample: Sample) -> Seen:
-    """Read the context and the question, and what the memories recorded."""
+    """Let the model read a sample's context and question, and keep what its memories recorded."""
     text = fill(FINETUNED_LAYOUT, sample.context, sample.question)
     ids = [tokenizer.bos_id, *tokenizer.encode(text)]
     readings, logits = read(net, ids)

@@ -77,7 +77,7 @@ def prepared_data(shared_folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def empty_store(shared_folder: Path) -> Path:
-    """A database of MLflow without a run, to be copied: MLflow makes the tables of a new one by all its migrations."""
+    """An MLflow database without runs, for tests to copy: MLflow runs all its migrations to create one."""
     from mlflow import MlflowClient
 
     path = shared_folder / "empty-mlflow.db"

@@ -63,7 +63,7 @@ def test_state_is_what_the_engine_holds(world: int, zero_stage: int, precision: 
     kept = ITEM[precision] * stage.parameters if bucket else 0
     planned = plan.weights + plan.gradients + plan.optimizer
     given_back = kept if zero_stage == 1 else 0
-    if most > 1.1 * (planned + kept):  # a copy of the bf16 weights is then now and then still held: the least of two
+    if most > 1.1 * (planned + kept):  # sometimes a copy of the bf16 weights is still held: count again
         most = min(most, run_ranks(held, world, zero_stage, precision)[0][0])
     assert 0.9 * (planned + kept - given_back) <= most <= 1.1 * (planned + kept)
     assert plan.optimizer == pytest.approx(1.5 * FP32 * moments, rel=0.01)  # the master copy beside the two moments
